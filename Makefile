@@ -1,0 +1,47 @@
+# Every target sets up all it needs in .venv; a second time that takes no time.
+PYTHON ?= python3
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+export DAGSTER_HOME := $(CURDIR)/deploy/dagster
+export DAGSTER_EVENT_BATCH_SIZE ?= 500
+export PYTHONDONTWRITEBYTECODE := 1
+
+SAMPLE_START := 2026-10-05
+SAMPLE_END := 2026-11-01
+
+.PHONY: run ui test lint format lock bench setup
+
+run: setup ## Set up, run the batch lane on the sample data, print the result
+	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
+
+ui: setup ## Set up, then the Dagster UI with its daemon at http://127.0.0.1:3000
+	@exec $(BIN)/python -m dagster dev --workspace workspace.yaml
+
+test: setup ## Set up and run all tests
+	@$(BIN)/python -m pytest
+
+lint: setup ## Formatting, rules of style, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+bench: setup ## Side-by-side measurements; writes docs/benchmarks.md
+	@$(BIN)/python -m benchmarks
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --quiet $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: ## Lock every version, for all platforms
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --extra dev --output-file requirements.lock pyproject.toml

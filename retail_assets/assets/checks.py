@@ -1,0 +1,265 @@
+"""Asset checks: what the audits made sure of before publishing, asked of the published tables.
+
+One factory makes the checks of every table from its entry in `tables.py`. A run's checks look at
+the days of that run; a check that is run by itself looks at the whole table.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import dagster as dg
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.lake import days as ledger
+from retail_assets.lake.io_manager import describe_failures
+from retail_assets.lake.resource import LakeResource
+from retail_assets.transforms import orders, revenue
+
+UNUSUAL_RATIO = 0.5
+"""How far a day's orders may be from the mean of the same weekday before, as a share of it."""
+
+WEEKS_COMPARED = 4
+
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The rows that a check looks at: some days of a table, or (None) all of it."""
+
+    connection: duckdb.DuckDBPyConnection
+    table: tables.Table
+    first: date | None
+    last: date | None
+
+    def rows(self, table: tables.Table, day: str | None = None, *, open_end: bool = False) -> Any:
+        """The rows of a table in these days, as a relation."""
+        relation = self.connection.table(f"lake.{table.name}")
+        if self.first is None or table.day is None:
+            return relation
+        window = f"{day or table.day} >= DATE '{self.first}'"
+        return relation.filter(
+            window if open_end else f"{window} AND {day or table.day} <= DATE '{self.last}'"
+        )
+
+
+Check = Callable[[Scope], dg.AssetCheckResult]
+
+
+def schema_matches(scope: Scope) -> dg.AssetCheckResult:
+    """The table has the columns and types that `tables.py` says."""
+    relation = scope.connection.table(f"lake.{scope.table.name}")
+    found = dict(zip(relation.columns, map(str, relation.types), strict=True))
+    expected = dict(scope.table.types)
+    return dg.AssetCheckResult(
+        passed=found == expected, metadata={"differences": str(set(found.items()) ^ set(expected.items()))}
+    )
+
+
+def key_is_unique(scope: Scope) -> dg.AssetCheckResult:
+    """No two rows share their key."""
+    keys = ", ".join(scope.table.key)
+    found = (
+        scope.rows(scope.table)
+        .aggregate(f"{keys}, count(*) AS n", keys)
+        .filter("n > 1")
+        .limit(5)
+        .fetchall()
+    )
+    return dg.AssetCheckResult(
+        passed=not found, metadata={"key": keys, "examples": str(found) if found else "none"}
+    )
+
+
+def required_values_are_there(scope: Scope) -> dg.AssetCheckResult:
+    """No column that must have a value is null."""
+    required = [column.name for column in scope.table.columns if not column.nullable]
+    counts = scope.rows(scope.table).aggregate(
+        ", ".join(f"count(*) FILTER ({name} IS NULL)" for name in required)
+    ).fetchone()
+    missing = {name: n for name, n in zip(required, counts, strict=True) if n}
+    return dg.AssetCheckResult(passed=not missing, metadata={"missing": missing})
+
+
+def rows_add_up(scope: Scope) -> dg.AssetCheckResult:
+    """Rows in each export = raw + rejected."""
+    where, parameters = "", []
+    if scope.first is not None:
+        where, parameters = "WHERE e.export_date BETWEEN ? AND ?", [scope.first, scope.last]
+    found = scope.connection.execute(
+        "SELECT e.export_date, rows_in, coalesce(r.n, 0) AS raw, coalesce(j.n, 0) AS rejected"
+        " FROM lake.export_files AS e LEFT JOIN (SELECT export_date, count(*) AS n FROM"
+        " lake.raw_orders GROUP BY ALL) AS r USING (export_date) LEFT JOIN (SELECT export_date,"
+        f" count(*) AS n FROM lake.rejected_orders GROUP BY ALL) AS j USING (export_date) {where}",
+        parameters,
+    ).fetchall()
+    wrong = [row for row in found if row[1] != row[2] + row[3]]
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        metadata={
+            "rows_in": sum(row[1] for row in found),
+            "raw": sum(row[2] for row in found),
+            "rejected": sum(row[3] for row in found),
+            "days_at_fault": str([str(row[0]) for row in wrong]),
+        },
+    )
+
+
+def volume_is_usual(scope: Scope) -> dg.AssetCheckResult:
+    """The number of orders of each day is near that of the same weekday in the weeks before."""
+    found = dict(
+        scope.connection.execute(
+            "SELECT export_date, raw_rows FROM lake.export_files WHERE ?::DATE IS NULL OR"
+            f" export_date BETWEEN ?::DATE - {7 * WEEKS_COMPARED} AND ?::DATE",
+            [scope.first, scope.first, scope.last],
+        ).fetchall()
+    )
+    unusual: dict[str, str] = {}
+    for day, count in sorted(found.items()):
+        before = [
+            found[earlier]
+            for week in range(1, WEEKS_COMPARED + 1)
+            if (earlier := day - timedelta(weeks=week)) in found
+        ]
+        if (scope.first is not None and day < scope.first) or not before:
+            continue
+        usual = sum(before) / len(before)
+        if abs(count - usual) > UNUSUAL_RATIO * usual:
+            unusual[str(day)] = f"{count} orders, usually about {usual:.0f}"
+    return dg.AssetCheckResult(
+        passed=not unusual, severity=dg.AssetCheckSeverity.WARN, metadata={"unusual_days": unusual}
+    )
+
+
+def completed_reconcile_with_raw(scope: Scope) -> dg.AssetCheckResult:
+    """Raw orders of each day = completed + excluded by reason, in number and in money."""
+    raw = nw.from_native(scope.rows(tables.RAW_ORDERS, open_end=True))
+    published = nw.from_native(scope.rows(tables.COMPLETED_ORDERS))
+    behind = set(ledger.stale_days(scope.connection, tables.COMPLETED_ORDERS, tables.RAW_ORDERS))
+    days = {
+        day
+        for (day,) in scope.rows(tables.PUBLISHED_DAYS, "day")
+        .filter(f"table_name = '{tables.COMPLETED_ORDERS.name}'")
+        .project("day")
+        .fetchall()
+    } - behind
+    wrong = [
+        row
+        for row in orders.unreconciled_days(published, raw).to_native().fetchall()
+        if row[0] in days
+    ]
+    excluded: dict[str, int] = {}
+    for day, reason, count, _ in orders.exclusions(raw).to_native().fetchall():
+        if day in days and reason is not None:
+            excluded[reason] = excluded.get(reason, 0) + count
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        metadata={
+            "excluded": excluded,
+            "days_at_fault": str([str(row[0]) for row in wrong]),
+            "days_to_be_restated": str([str(day) for day in sorted(behind)]),
+        },
+    )
+
+
+def references_are_known(scope: Scope) -> dg.AssetCheckResult:
+    """The product and customer of each completed order are in the reference data."""
+    (count, products, customers) = (
+        scope.rows(tables.COMPLETED_ORDERS)
+        .aggregate(
+            f"count(*), count(*) FILTER (product_category = '{orders.UNKNOWN}'),"
+            f" count(*) FILTER (customer_segment = '{orders.UNKNOWN}')"
+        )
+        .fetchone()
+    )
+    return dg.AssetCheckResult(
+        passed=not (products or customers),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"orders": count, "unknown_product": products, "unknown_customer": customers},
+    )
+
+
+def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
+    """Revenue and order count of each day = those of its completed orders."""
+    wrong = (
+        revenue.unreconciled_days(
+            nw.from_native(scope.rows(scope.table)),
+            nw.from_native(scope.rows(tables.COMPLETED_ORDERS)),
+        )
+        .to_native()
+        .fetchall()
+    )
+    (total,) = scope.rows(scope.table).aggregate("coalesce(sum(total_revenue), 0)").fetchone()
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        metadata={
+            "total_revenue": float(total),
+            "days_at_fault": str([str(row[0]) for row in wrong]),
+        },
+    )
+
+
+GENERAL: tuple[Check, ...] = (schema_matches, key_is_unique, required_values_are_there)
+SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
+    tables.RAW_ORDERS: (rows_add_up, volume_is_usual),
+    tables.COMPLETED_ORDERS: (completed_reconcile_with_raw, references_are_known),
+    tables.DAILY_REVENUE: (revenue_reconciles_with_orders,),
+    tables.DAILY_REVENUE_BY_CATEGORY: (revenue_reconciles_with_orders,),
+}
+CHECKED = (
+    tables.PRODUCTS,
+    tables.CUSTOMERS,
+    tables.RAW_ORDERS,
+    tables.REJECTED_ORDERS,
+    tables.COMPLETED_ORDERS,
+    tables.DAILY_REVENUE,
+    tables.DAILY_REVENUE_BY_CATEGORY,
+)
+
+
+def table_checks(table: tables.Table) -> dg.AssetChecksDefinition:
+    """The checks of a table, all in one step.
+
+    For a table of days the step fails, and with it the run, where a day of the run failed: so a
+    backfill with a bad day is seen to have failed, though the other days are published.
+    """
+    checks = {check.__name__: check for check in (*GENERAL, *SPECIAL.get(table, ()))}
+
+    @dg.multi_asset_check(
+        name=f"{table.name}_checks",
+        specs=[
+            dg.AssetCheckSpec(name, asset=table.name, description=check.__doc__)
+            for name, check in checks.items()
+        ],
+        can_subset=True,
+    )
+    def run_checks(
+        context: dg.AssetCheckExecutionContext, lake: LakeResource
+    ) -> Iterator[dg.AssetCheckResult]:
+        first, last = _run_days(context)
+        with lake.get_connection() as connection:
+            scope = Scope(connection, table, first, last)
+            for key in context.selected_asset_check_keys:
+                yield checks[key.name](scope)._replace(
+                    asset_key=key.asset_key, check_name=key.name
+                )
+            if table.day is not None and first is not None and last is not None:
+                days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+                failed = ledger.failures(connection, table, days)
+                if failed:
+                    raise dg.Failure(describe_failures(failed), allow_retries=False)
+
+    return run_checks
+
+
+def _run_days(context: dg.AssetCheckExecutionContext) -> tuple[date | None, date | None]:
+    tags = context.run.tags
+    first = tags.get(RANGE_START) or tags.get("dagster/partition")
+    last = tags.get(RANGE_END) or tags.get("dagster/partition")
+    if first is None or last is None:
+        return None, None
+    return date.fromisoformat(first), date.fromisoformat(last)

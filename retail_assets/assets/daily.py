@@ -1,0 +1,116 @@
+"""`daily_asset`: an asset whose partitions are days and whose rows are a table of the lake."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import wraps
+from typing import Any
+
+import dagster as dg
+import duckdb
+import narwhals as nw
+
+from retail_assets.lake.io_manager import OPEN_END, Draft, column_schema
+from retail_assets.tables import Table
+
+OWNERS = ["team:analytics"]
+KINDS = {"duckdb", "ducklake", "parquet"}
+TAGS = {"domain": "orders"}
+
+RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+"""For what a second try may mend, such as a busy catalog; bad data are never retried."""
+
+Rule = Callable[..., nw.LazyFrame]
+
+
+def freshness(timezone: str) -> dg.FreshnessPolicy:
+    """Yesterday must be there when people come to work."""
+    return dg.FreshnessPolicy.cron(
+        deadline_cron="0 8 * * *", lower_bound_delta=timedelta(hours=8), timezone=timezone
+    )
+
+
+def table_spec(table: Table, *, code_version: str) -> dict[str, Any]:
+    """What every asset says of itself, from its table."""
+    return {
+        "key": dg.AssetKey(table.name),
+        "description": table.description,
+        "group_name": table.group,
+        "owners": OWNERS,
+        "kinds": KINDS,
+        "tags": TAGS,
+        "code_version": code_version,
+        "metadata": {
+            "dagster/column_schema": column_schema(table),
+            "dagster/table_name": f"lake.main.{table.name}",
+        },
+    }
+
+
+@dataclass(frozen=True)
+class DailyAsset:
+    """A rule with what Dagster must know of it; `build` makes the asset for a set of partitions."""
+
+    rule: Rule
+    table: Table
+    code_version: str
+    audit: Callable[..., nw.LazyFrame] | None
+    open_end: tuple[str, ...]
+    describe: Callable[[duckdb.DuckDBPyConnection], Mapping[str, Any]] | None
+    automation_condition: dg.AutomationCondition[Any] | None
+
+    def build(
+        self, partitions_def: dg.PartitionsDefinition[str], timezone: str
+    ) -> dg.AssetsDefinition:
+        """Return the asset."""
+
+        @wraps(self.rule)
+        def compute(**inputs: nw.LazyFrame) -> Draft:
+            audit = self.audit
+            return Draft(
+                self.rule(**inputs),
+                audit=(lambda staged: audit(staged, **inputs)) if audit else None,
+                only_days=bool(self.open_end),
+                describe=self.describe,
+            )
+
+        compute.__annotations__ = {**self.rule.__annotations__, "return": Draft}
+        return dg.asset(
+            **table_spec(self.table, code_version=self.code_version),
+            partitions_def=partitions_def,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            ins={name: dg.AssetIn(metadata={OPEN_END: True}) for name in self.open_end},
+            automation_condition=self.automation_condition,
+            freshness_policy=freshness(timezone),
+            retry_policy=RETRIES,
+            io_manager_key="lake_io",
+        )(compute)
+
+
+def daily_asset(
+    *,
+    table: Table,
+    code_version: str = "1",
+    audit: Callable[..., nw.LazyFrame] | None = None,
+    open_end: tuple[str, ...] = (),
+    describe: Callable[[duckdb.DuckDBPyConnection], Mapping[str, Any]] | None = None,
+    automation_condition: dg.AutomationCondition[Any] | None = None,
+) -> Callable[[Rule], DailyAsset]:
+    """Make an asset of a rule: a function that takes the frames of its upstream assets.
+
+    Args:
+        table: what the rule returns, column by column.
+        code_version: change it with the rule, so that Dagster shows what was made by an older one.
+        audit: takes the staged rows and the rule's inputs (by name), returns a row for each day
+            that must not be published.
+        open_end: inputs that are given from the first day of the run on, without an end.
+        describe: more metadata for the newest day.
+        automation_condition: when Dagster is to materialize it unasked.
+    """
+
+    def decorate(rule: Rule) -> DailyAsset:
+        return DailyAsset(
+            rule, table, code_version, audit, open_end, describe, automation_condition
+        )
+
+    return decorate

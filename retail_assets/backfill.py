@@ -1,0 +1,136 @@
+"""A backfill from the command line: the batch job over a range of days, in this process."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import dagster as dg
+
+from retail_assets import automation, partitions, tables
+from retail_assets.definitions import build_definitions
+from retail_assets.ingest.pending import pending_exports
+from retail_assets.lake import days as ledger
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a backfill: how many days were due, the problem of each that failed, and what
+    else went wrong."""
+
+    days: int
+    failed: Mapping[date, str]
+    problems: tuple[str, ...]
+
+
+def run_backfill(
+    settings: Settings,
+    first: date,
+    last: date,
+    *,
+    everything: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Bring the days of a range up to date, and with them the earlier days that they change.
+
+    The run is entered in the Dagster instance that DAGSTER_HOME names, if it does.
+
+    Args:
+        settings: the data folder and its lake.
+        first: first day.
+        last: last day, included.
+        everything: recompute the days that are up to date as well.
+        say: told what is being done.
+
+    Raises:
+        UsageError: if the range has days that are no partitions.
+    """
+    days = partitions.check_range(settings, first, last)
+    definitions = build_definitions(settings)
+    with _instance() as instance:
+        say("Taking in products and customers")
+        problems = []
+        reference = _run(definitions, instance, automation.REFERENCE, {})
+        if not reference.success:
+            # Orders go on: what is not known of them is counted, and put right once it is.
+            problems.append(_problem(reference))
+        due = days if everything else _due(settings, days)
+        failed: dict[date, str] = {}
+        if due:
+            say(f"Running {len(due)} days, {due[0]} to {due[-1]}")
+            failed |= _run_days(settings, definitions, instance, automation.BATCH, due, problems)
+        stale = [day for day in automation.stale_days(settings) if day not in failed]
+        if stale:
+            say(f"Recomputing {len(stale)} days that these have changed")
+            failed |= _run_days(
+                settings, definitions, instance, automation.RESTATE, stale, problems
+            )
+        return Outcome(len(due), failed, tuple(problems))
+
+
+def _instance() -> dg.DagsterInstance:
+    return dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else (
+        dg.DagsterInstance.ephemeral()
+    )
+
+
+def _due(settings: Settings, days: list[date]) -> list[date]:
+    """The days whose file is new or whose numbers are missing or behind."""
+    due = set(pending_exports(settings)) | set(automation.stale_days(settings))
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        done = ledger.published(connection, tables.DAILY_REVENUE_BY_CATEGORY, days)
+        failed = ledger.failures(connection, tables.RAW_ORDERS, days)
+    return [day for day in days if day in due or day not in done or day in failed]
+
+
+def _run_days(
+    settings: Settings,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    days: list[date],
+    problems: list[str],
+) -> dict[date, str]:
+    """Run a job over the stretch from the first to the last of some days; returns what failed."""
+    tags = {
+        automation.RANGE_START: days[0].isoformat(),
+        automation.RANGE_END: days[-1].isoformat(),
+    }
+    result = _run(definitions, instance, job, tags)
+    stretch = partitions.days_between(days[0], days[-1])
+    failed: dict[date, str] = {}
+    with Lake.from_settings(settings).connect() as connection:
+        for table in (tables.RAW_ORDERS, *automation.RESTATED):
+            for day, problem in ledger.failures(connection, table, stretch).items():
+                failed.setdefault(day, problem)
+    if not result.success and not failed:
+        problems.append(f"the run {result.run_id} failed: {_problem(result)}")
+    return failed
+
+
+def _run(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    tags: Mapping[str, str],
+) -> dg.ExecuteInProcessResult:
+    return definitions.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        tags=dict(tags),
+        raise_on_error=False,
+        # What failed is told in the end, by day; the log of the run is in the instance.
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+
+
+def _problem(result: dg.ExecuteInProcessResult) -> str:
+    failures = [event for event in result.all_events if event.is_step_failure]
+    return "; ".join(
+        f"{event.step_key}: {event.step_failure_data.user_failure_data.description}"
+        if event.step_failure_data.user_failure_data
+        else f"{event.step_key}: {event.step_failure_data.error_display_string}"
+        for event in failures
+    )

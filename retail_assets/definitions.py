@@ -1,0 +1,51 @@
+"""The code location: every asset, check, job, schedule and sensor, for one set of settings."""
+
+import dagster as dg
+
+from retail_assets import automation, partitions
+from retail_assets.assets import checks, orders
+from retail_assets.lake.io_manager import LakeIOManager
+from retail_assets.lake.resource import LakeResource
+from retail_assets.settings import Settings, load_settings
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """Assemble the platform for a data folder; tests and production run the same graph."""
+    days = partitions.daily_partitions(settings)
+    lake = LakeResource.from_settings(settings)
+    return dg.Definitions(
+        assets=[
+            orders.products,
+            orders.customers,
+            orders.order_exports_assets(days, settings.timezone),
+            *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
+        ],
+        asset_checks=[checks.table_checks(table) for table in checks.CHECKED],
+        jobs=automation.jobs(days),
+        schedules=automation.schedules(settings),
+        sensors=[
+            *automation.sensors(settings),
+            dg.AutomationConditionSensorDefinition(
+                "automation",
+                target=dg.AssetSelection.all(),
+                default_status=dg.DefaultSensorStatus.RUNNING,
+            ),
+        ],
+        resources={
+            "lake": lake,
+            "lake_io": LakeIOManager(lake=lake),
+            "source_folders": orders.SourceFolders(
+                exports_dir=str(settings.exports_dir),
+                reference_dir=str(settings.reference_dir),
+                late_days=settings.late_days,
+            ),
+        },
+        # A step in a process of its own costs seconds; the work of a day, milliseconds.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What `dagster` loads: the platform for the settings in the environment."""
+    return build_definitions(load_settings())

@@ -1,0 +1,172 @@
+"""An order export as a file: where it is, what its bytes hash to, and whether it is whole."""
+
+import csv
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import IO
+
+from retail_assets import partitions
+from retail_assets.engines.duckdb import REQUIRED
+from retail_assets.errors import RetailAssetsError
+
+CHUNK_BYTES = 1 << 20
+
+GZIP_RATIO = 8
+"""What a byte of a compressed export is reckoned to hold."""
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """A day's export as it lies in the exports folder.
+
+    `lines` counts its line feeds, `quoted` says whether it has quotes.
+    """
+
+    day: date
+    path: Path
+    size_bytes: int
+    modified_ns: int
+    content_hash: str = ""
+    header: tuple[str, ...] = ()
+    lines: int = 0
+    quoted: bool = False
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it holds when it is not compressed."""
+        return self.size_bytes * (GZIP_RATIO if self.path.suffix == ".gz" else 1)
+
+
+def locate(exports_dir: Path, day: date) -> ExportFile:
+    """Find the export of a day.
+
+    Raises:
+        RetailAssetsError: if there is none, or both a plain and a compressed one.
+    """
+    plain, packed = partitions.export_paths(exports_dir, day)
+    found = [path for path in (plain, packed) if path.is_file()]
+    if not found:
+        raise RetailAssetsError(
+            f"There is no export for {day}: neither {plain} nor {packed.name} exists."
+            " Put the file there and run the day again."
+        )
+    if len(found) > 1:
+        raise RetailAssetsError(
+            f"There are two exports for {day}, {plain} and {packed.name}: remove one of them."
+        )
+    stat = found[0].stat()
+    return ExportFile(day, found[0], stat.st_size, stat.st_mtime_ns)
+
+
+def inspect(file: ExportFile) -> ExportFile:
+    """Read a file once: its hash, its header, and whether it is whole.
+
+    DuckDB takes a compressed file that breaks off for a whole one; this does not.
+
+    Raises:
+        RetailAssetsError: if it is empty, broken off, not UTF-8, or lacks required columns.
+    """
+    if file.size_bytes == 0:
+        raise RetailAssetsError(f"{file.path} is empty, without even a header: export it again.")
+    digest = hashlib.sha256()
+    head, lines, quoted = b"", 0, False
+    try:
+        for chunk in _chunks(file.path, digest.update):
+            if len(head) < CHUNK_BYTES:
+                head += chunk
+            lines += chunk.count(b"\n")
+            quoted = quoted or b'"' in chunk
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RetailAssetsError(
+            f"{file.path} is not a whole gzip file ({error}): send it again."
+        ) from error
+    except OSError as error:
+        raise RetailAssetsError(f"{file.path} cannot be read: {error.strerror}.") from error
+    return replace(
+        file,
+        content_hash=digest.hexdigest(),
+        header=_header(file.path, head),
+        lines=lines,
+        quoted=quoted,
+    )
+
+
+class _Hashing(io.RawIOBase):
+    """A file that shows every byte that is read from it to a hash."""
+
+    def __init__(self, file: IO[bytes], update: Callable[[bytes], None]) -> None:
+        self._file, self._update = file, update
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        chunk = self._file.read(len(buffer))
+        self._update(chunk)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+
+def _chunks(path: Path, update: Callable[[bytes], None]) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            source = io.BufferedReader(_Hashing(file, update), CHUNK_BYTES)
+            with gzip.GzipFile(fileobj=source) as unpacked:
+                while chunk := unpacked.read(CHUNK_BYTES):
+                    yield chunk
+        else:
+            while chunk := file.read(CHUNK_BYTES):
+                update(chunk)
+                yield chunk
+
+
+def _header(path: Path, head: bytes) -> tuple[str, ...]:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RetailAssetsError(f"{path} is UTF-16: export it as UTF-8.")
+    first_line = head.split(b"\n", 1)[0]
+    try:
+        text = first_line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RetailAssetsError(f"The header of {path} is not UTF-8: export it as UTF-8.") from error
+    names = [name.strip() for name in next(csv.reader([text]), [])]
+    columns = tuple(
+        name.lower() if name.lower() in REQUIRED else name for name in names
+    )
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        raise RetailAssetsError(
+            f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)};"
+            f" its header is: {text.strip()[:200]!r}. Export it with the required columns."
+        )
+    folded = [name.lower() for name in columns]
+    if "" in columns or len(set(folded)) < len(folded):
+        raise RetailAssetsError(
+            f"{path} has columns without a name, or of the same name: {text.strip()[:200]!r}."
+        )
+    return columns
+
+
+def unmodified(file: ExportFile) -> bool:
+    """Whether the file is still as it was when it was found."""
+    try:
+        stat = file.path.stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == (file.size_bytes, file.modified_ns)
+
+
+def records(file: ExportFile) -> int:
+    """Count the records of a file with Python's own parser, header and blank lines left out."""
+    with _text(file.path) as text:
+        return sum(1 for fields in csv.reader(text) if fields) - 1
+
+
+def _text(path: Path) -> io.TextIOWrapper:
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="")

@@ -1,0 +1,434 @@
+"""Order exports into `raw_orders` and `rejected_orders`, each with its ledger entry, exactly once.
+
+A day's file is read, judged by `transforms.orders`, and put in place of what an earlier version of
+the file gave, in one transaction. A file with the same bytes as the ledger's is left alone.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.engines import duckdb as engine
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.export_file import ExportFile, inspect, locate, records, unmodified
+from retail_assets.lake import days as ledger
+from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.lake.publish import Publication, replace_days
+from retail_assets.transforms import orders
+
+BATCH_BYTES = 512 << 20
+"""Files are taken in together up to this size, so that what is staged stays bounded."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What came of taking in exports: one publication of each table, and what was the same."""
+
+    raw: Publication
+    rejected: Publication
+    unchanged: tuple[date, ...] = ()
+
+
+def ingest(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    exports_dir: Path,
+    days: Collection[date],
+    *,
+    late_days: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Ingested:
+    """Take in the exports of some days; a bad file fails its own day alone, by name.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        exports_dir: where `orders_YYYY_MM_DD.csv[.gz]` lie.
+        days: the export dates to take in.
+        late_days: how many days before its export an order may lie.
+        progress: called with the number of days done, after each batch.
+
+    Returns:
+        Row counts of each day that is in the lake now (of unchanged days, as the ledger has them),
+        and the problem of each day that failed, which is in the ledger as well.
+    """
+    failed: dict[date, str] = {}
+    files: list[ExportFile] = []
+    for day in sorted(set(days)):
+        try:
+            files.append(inspect(locate(exports_dir, day)))
+        except RetailAssetsError as error:
+            failed[day] = str(error)
+    known = _known(connection, [file.day for file in files])
+    unchanged = {
+        file.day: known[file.day]
+        for file in files
+        if file.day in known and known[file.day].content_hash == file.content_hash
+    }
+    raw = {day: entry.raw_rows for day, entry in unchanged.items()}
+    rejected = {day: entry.rejected_rows for day, entry in unchanged.items()}
+    _settle(lake, connection, [file for file in files if file.day in unchanged], known, failed)
+    snapshot = current_snapshot(connection) if unchanged else None
+    done = len(failed) + len(unchanged)
+    progress(done)
+    for batch in _batches([file for file in files if file.day not in unchanged]):
+        taken = _Batch(lake, connection, late_days, known).take(batch)
+        raw |= taken.raw
+        rejected |= taken.rejected
+        failed |= taken.failed
+        snapshot = taken.snapshot or snapshot
+        done += len(batch)
+        progress(done)
+    return Ingested(
+        Publication(tables.RAW_ORDERS, raw, failed, snapshot),
+        Publication(tables.REJECTED_ORDERS, rejected, failed, snapshot),
+        tuple(unchanged),
+    )
+
+
+@dataclass(frozen=True)
+class _LedgerEntry:
+    source_file: str
+    modified_ns: int
+    content_hash: str
+    raw_rows: int
+    rejected_rows: int
+
+
+def _known(
+    connection: duckdb.DuckDBPyConnection, days: Sequence[date]
+) -> dict[date, _LedgerEntry]:
+    return {
+        day: _LedgerEntry(*entry)
+        for day, *entry in connection.execute(
+            "SELECT export_date, source_file, modified_ns, content_hash, raw_rows, rejected_rows FROM lake.export_files"
+            " WHERE export_date IN (SELECT unnest(?::DATE[]))",
+            [list(days)],
+        ).fetchall()
+    }
+
+
+def _settle(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    unchanged: Sequence[ExportFile],
+    known: Mapping[date, _LedgerEntry],
+    failed: Mapping[date, str],
+) -> None:
+    """Note the failures, and of files with the same bytes that they were seen as they are now."""
+    recovered = ledger.failures(connection, tables.RAW_ORDERS, [file.day for file in unchanged])
+    moved = [
+        file
+        for file in unchanged
+        if (known[file.day].source_file, known[file.day].modified_ns)
+        != (file.path.name, file.modified_ns)
+    ]
+    if not (failed or recovered or moved):
+        return
+    with lake.transaction(connection, "note exports without new content"):
+        for table in (tables.RAW_ORDERS, tables.REJECTED_ORDERS):
+            ledger.mark_failed(connection, table, failed)
+            ledger.forget_failures(connection, table, list(recovered))
+        for file in moved:
+            connection.execute(
+                "UPDATE lake.export_files SET source_file = ?, modified_ns = ?"
+                " WHERE export_date = ?",
+                [file.path.name, file.modified_ns, file.day],
+            )
+
+
+def _batches(files: Sequence[ExportFile]) -> Iterator[list[ExportFile]]:
+    batch: list[ExportFile] = []
+    weight = 0
+    for file in files:
+        if batch and weight + file.weight > BATCH_BYTES:
+            yield batch
+            batch, weight = [], 0
+        batch.append(file)
+        weight += file.weight
+    if batch:
+        yield batch
+
+
+_STAGING = {
+    "export_rows": engine.ROWS,
+    "malformed": "file_id INTEGER, record BIGINT, error_type VARCHAR, raw_text VARCHAR",
+    "files_read": "file_id INTEGER, export_date DATE, source_file VARCHAR, first_rowid BIGINT",
+    "rejected_rows": "rowid_ BIGINT, file_id INTEGER, reason VARCHAR, field VARCHAR,"
+    " raw_text VARCHAR",
+}
+"""The temporary tables of a batch."""
+
+_REJECTS = """
+    WITH stepping AS (
+        -- How many well-formed rows stand before the n-th malformed record of a file.
+        SELECT file_id, n, record - 1 - n AS good_before FROM (
+            SELECT file_id, record, row_number() OVER (PARTITION BY file_id ORDER BY record) AS n
+            FROM malformed)
+    )
+    SELECT f.export_date, r.reason, r.field, r.raw_text, f.source_file,
+        r.rowid_ - f.first_rowid + 2 + coalesce(s.n, 0) AS row_number
+    FROM rejected_rows AS r JOIN files_read AS f USING (file_id)
+    ASOF LEFT JOIN stepping AS s
+        ON s.file_id = r.file_id AND r.rowid_ - f.first_rowid + 1 > s.good_before
+    UNION ALL
+    SELECT f.export_date,
+        CASE m.error_type WHEN 'INVALID ENCODING' THEN 'not_utf8' ELSE 'malformed_row' END, NULL,
+        m.raw_text, f.source_file, m.record
+    FROM malformed AS m JOIN files_read AS f USING (file_id)
+"""
+
+_RAW = """
+    SELECT r.export_date, r.order_date, r.order_id, r.customer_id, r.product_id, r.region, r.status,
+        r.order_value_gbp, r.order_timestamp, r.extra, f.source_file,
+        r.rowid - f.first_rowid + 1 AS row_number
+    FROM export_rows AS r JOIN files_read AS f USING (file_id)
+    WHERE r.rowid NOT IN (SELECT rowid_ FROM rejected_rows)
+"""
+
+_CONTENT = ", ".join(
+    name for name in tables.RAW_ORDERS.column_names if name not in ("source_file", "row_number")
+)
+"""What makes two versions of an order differ; where it stood in a file does not."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Takes some files in, in one transaction."""
+
+    lake: Lake
+    connection: duckdb.DuckDBPyConnection
+    late_days: int
+    known: Collection[date]
+
+    def take(self, files: Sequence[ExportFile]) -> "_Taken":
+        """Stage, judge and commit the files; those that cannot be used fail by name."""
+        execute = self.connection.execute
+        try:
+            for name, columns in _STAGING.items():
+                execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
+            failed = self._read(files)
+            execute(f"CREATE OR REPLACE TEMP TABLE staged_rejects AS {_REJECTS}")
+            execute(f"CREATE OR REPLACE TEMP VIEW staged_raw AS {_RAW}")
+            read = [file for file in files if file.day not in failed]
+            rejected = self._counts("staged_rejects", read)
+            raw = self._counts("staged_raw", read)
+            failed |= self._unsound(read, raw, rejected)
+            good = [file for file in read if file.day not in failed]
+            snapshot = self._commit(good, raw, rejected, failed)
+        finally:
+            execute("DROP VIEW IF EXISTS temp.main.staged_raw")
+            for name in (*_STAGING, "staged_rejects", "file_ids"):
+                execute(f"DROP TABLE IF EXISTS temp.main.{name}")
+        return _Taken(
+            {file.day: raw[file.day] for file in good},
+            {file.day: rejected[file.day] for file in good},
+            failed,
+            snapshot,
+        )
+
+    def _read(self, files: Sequence[ExportFile]) -> dict[date, str]:
+        """Read the files, those of one header at once; returns the problem of each that fails."""
+        failed: dict[date, str] = {}
+
+        def kind(file: ExportFile) -> tuple[str, tuple[str, ...]]:
+            return file.path.suffix, file.header
+
+        for (_, header), group in groupby(sorted(files, key=kind), key=kind):
+            sources = [
+                engine.SourceFile(file.day.toordinal(), file.day, file.path) for file in group
+            ]
+            try:
+                self._read_group(sources, header)
+            except engine.READ_ERRORS:
+                # One of them is at fault: find out which.
+                for source in sources:
+                    try:
+                        self._read_alone(source, header)
+                    except engine.READ_ERRORS as error:
+                        reason = str(error).strip().splitlines()[0]
+                        failed[source.export_date] = f"{source.path} cannot be read: {reason}"
+        return failed
+
+    def _read_alone(self, source: engine.SourceFile, header: Sequence[str]) -> None:
+        try:
+            self._read_group([source], header)
+        except duckdb.InvalidInputException:
+            # Line ends that change within a file are all that this forgives.
+            self._read_group([source], header, strict=False)
+
+    def _read_group(
+        self, sources: Sequence[engine.SourceFile], header: Sequence[str], *, strict: bool = True
+    ) -> None:
+        """Stage the rows of some files, and set aside the well-formed ones that are rejected."""
+        execute = self.connection.execute
+        engine.read_order_exports(self.connection, "export_rows", sources, header, strict=strict)
+        execute(
+            "INSERT INTO files_read SELECT f.file_id, f.export_date, parse_filename(f.filename),"
+            " min(r.rowid) FROM file_ids AS f LEFT JOIN export_rows AS r USING (file_id)"
+            " GROUP BY ALL"
+        )
+        rows = self.connection.sql(
+            "SELECT *, rowid AS row_number FROM export_rows"
+            " WHERE file_id IN (SELECT file_id FROM file_ids)"
+        )
+        judged = orders.judge(nw.from_native(rows), late_days=self.late_days)
+        repeats = orders.repeated(judged.filter(nw.col("reason").is_null()))
+        execute(
+            "CREATE OR REPLACE TEMP TABLE verdicts AS"
+            " SELECT row_number AS rowid_, file_id, reason, field"
+            f" FROM ({judged.to_native().sql_query()}) WHERE reason IS NOT NULL"
+        )
+        execute(
+            "INSERT INTO verdicts SELECT r.rowid, r.file_id, 'duplicate_order', 'order_id'"
+            f" FROM export_rows AS r JOIN ({repeats.to_native().sql_query()}) AS d"
+            " USING (export_date, order_id)"
+            " WHERE r.rowid < d.last_row_number AND r.rowid NOT IN (SELECT rowid_ FROM verdicts)"
+        )
+        (some,) = execute("SELECT EXISTS (FROM verdicts)").fetchone() or (False,)
+        if some:
+            self._set_aside(sources, header, strict=strict)
+        execute("DROP TABLE verdicts")
+
+    def _set_aside(
+        self, sources: Sequence[engine.SourceFile], header: Sequence[str], *, strict: bool
+    ) -> None:
+        first = self.connection.execute(
+            "SELECT min(first_rowid) FROM files_read JOIN file_ids USING (file_id)"
+        ).fetchone()
+        assert first is not None
+        texts = engine.raw_texts(
+            sources, header, first[0], "SELECT rowid_ FROM verdicts", strict=strict
+        )
+        self.connection.execute(
+            "INSERT INTO rejected_rows SELECT v.*, t.raw_text FROM verdicts AS v"
+            f" JOIN ({texts}) AS t USING (rowid_)"
+        )
+
+    def _counts(self, source: str, files: Sequence[ExportFile]) -> dict[date, int]:
+        counts = dict(
+            self.connection.execute(
+                f"SELECT export_date, count(*) FROM {source} GROUP BY ALL"
+            ).fetchall()
+        )
+        return {file.day: counts.get(file.day, 0) for file in files}
+
+    def _unsound(
+        self, files: Sequence[ExportFile], raw: Mapping[date, int], rejected: Mapping[date, int]
+    ) -> dict[date, str]:
+        """The files that must not be committed: changed since they were found, or rows lost."""
+        problems: dict[date, str] = {}
+        for file in files:
+            found = raw[file.day] + rejected[file.day]
+            if not unmodified(file):
+                problems[file.day] = (
+                    f"{file.path} changed while it was read: run the day again when it is whole."
+                )
+            elif not file.quoted and found not in (file.lines, file.lines - 1):
+                # Without quotes a record is a line; only blank lines may make a difference.
+                expected = records(file)
+                if found != expected:
+                    problems[file.day] = (
+                        f"{file.path} has {expected} records, but {found} were read: check its"
+                        " line ends."
+                    )
+        return problems
+
+    def _commit(
+        self,
+        files: Sequence[ExportFile],
+        raw: Mapping[date, int],
+        rejected: Mapping[date, int],
+        failed: Mapping[date, str],
+    ) -> int | None:
+        if not files and not failed:
+            return None
+        days = [file.day for file in files]
+        with self.lake.transaction(self.connection, "ingest order exports"):
+            changed = self._changed_days(days)
+            for table, source, counts in (
+                (tables.RAW_ORDERS, "temp.main.staged_raw", raw),
+                (tables.REJECTED_ORDERS, "temp.main.staged_rejects", rejected),
+            ):
+                replace_days(self.connection, table, source, days, self.known)
+                ledger.mark_published(
+                    self.connection, table, {day: counts[day] for day in days}, {}
+                )
+                ledger.mark_failed(self.connection, table, failed)
+            self._enter(files, raw, rejected)
+            ledger.mark_changed(self.connection, "orders", changed)
+        return current_snapshot(self.connection)
+
+    def _changed_days(self, days: Sequence[date]) -> set[date]:
+        """The business days whose orders differ once these exports are in.
+
+        Those of every order that is new, gone or different in an export, and of all its other
+        versions; and the day of an export that comes for the first time, even if it is empty.
+        """
+        execute = self.connection.execute
+        again = [day for day in days if day in self.known]
+        first = [day for day in days if day not in self.known]
+        execute(
+            "CREATE OR REPLACE TEMP TABLE changed_orders AS SELECT order_id, order_date"
+            " FROM staged_raw WHERE export_date IN (SELECT unnest(?::DATE[]))",
+            [first],
+        )
+        if again:
+            new = f"SELECT {_CONTENT} FROM staged_raw WHERE export_date IN (SELECT unnest($1::DATE[]))"
+            old = new.replace("staged_raw", "lake.raw_orders")
+            execute(
+                "INSERT INTO changed_orders SELECT order_id, order_date FROM"
+                f" (({new} EXCEPT {old}) UNION ALL ({old} EXCEPT {new}))",
+                [again],
+            )
+        found = execute(
+            "SELECT DISTINCT order_date FROM changed_orders UNION SELECT DISTINCT order_date"
+            " FROM lake.raw_orders WHERE order_id IN (SELECT order_id FROM changed_orders)"
+        ).fetchall()
+        execute("DROP TABLE changed_orders")
+        return {day for (day,) in found} | set(first)
+
+    def _enter(
+        self,
+        files: Sequence[ExportFile],
+        raw: Mapping[date, int],
+        rejected: Mapping[date, int],
+    ) -> None:
+        again = [file.day for file in files if file.day in self.known]
+        if again:
+            self.connection.execute(
+                "DELETE FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))",
+                [again],
+            )
+        columns = {
+            "export_date DATE": [file.day for file in files],
+            "source_file VARCHAR": [file.path.name for file in files],
+            "size_bytes BIGINT": [file.size_bytes for file in files],
+            "modified_ns BIGINT": [file.modified_ns for file in files],
+            "content_hash VARCHAR": [file.content_hash for file in files],
+            "rows_in BIGINT": [raw[file.day] + rejected[file.day] for file in files],
+            "raw_rows BIGINT": [raw[file.day] for file in files],
+            "rejected_rows BIGINT": [rejected[file.day] for file in files],
+        }
+        select = ", ".join(
+            f"unnest(?::{type_}[]) AS {name}" for name, type_ in map(str.split, columns)
+        )
+        self.connection.execute(
+            f"INSERT INTO lake.export_files BY NAME SELECT *, now() AS ingested_at"
+            f" FROM (SELECT {select})",
+            list(columns.values()),
+        )
+
+
+@dataclass(frozen=True)
+class _Taken:
+    raw: dict[date, int]
+    rejected: dict[date, int]
+    failed: dict[date, str]
+    snapshot: int | None

@@ -1,0 +1,77 @@
+"""Which files have yet to be taken in: what lies in the folders, compared with the ledger.
+
+Looks at names, sizes and times alone, so that a sensor's tick stays short; the ingest itself
+compares contents.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from retail_assets import partitions, tables
+from retail_assets.ingest.reference import reference_path
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class PendingFile:
+    """A file that the lake does not have as it is: its size in bytes and modification time in ns."""
+
+    path: Path
+    size_bytes: int
+    modified_ns: int
+
+    @property
+    def content(self) -> str:
+        """What tells this state of the file from an earlier or a later one."""
+        return f"{self.path.name}:{self.size_bytes}:{self.modified_ns}"
+
+
+def pending_exports(settings: Settings) -> dict[date, PendingFile]:
+    """The exports of partitions that have landed or were replaced since they were taken in."""
+    newest = partitions.last_partition(settings)
+    found: dict[date, PendingFile] = {}
+    if not settings.exports_dir.is_dir():
+        return found
+    with os.scandir(settings.exports_dir) as entries:
+        for entry in entries:
+            day = partitions.export_date(entry.name)
+            if day is None or not settings.start_date <= day <= newest or not entry.is_file():
+                continue
+            stat = entry.stat()
+            found[day] = PendingFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
+    known = _ledger(settings, found)
+    return {
+        day: file
+        for day, file in sorted(found.items())
+        if known.get(day) != (file.path.name, file.size_bytes, file.modified_ns)
+    }
+
+
+def _ledger(settings: Settings, days: Iterable[date]) -> dict[date, tuple[str, int, int]]:
+    lake = Lake.from_settings(settings)
+    if not lake.exists():
+        return {}
+    with lake.connect(read_only=True) as connection:
+        return {
+            day: (name, size, modified)
+            for day, name, size, modified in connection.execute(
+                "SELECT export_date, source_file, size_bytes, modified_ns FROM lake.export_files"
+                " WHERE export_date IN (SELECT unnest(?::DATE[]))",
+                [list(days)],
+            ).fetchall()
+        }
+
+
+def reference_files(settings: Settings) -> dict[str, PendingFile]:
+    """The reference files that are there, by the name of their table."""
+    found = {}
+    for table in (tables.PRODUCTS, tables.CUSTOMERS):
+        path = reference_path(settings.reference_dir, table)
+        if path.is_file():
+            stat = path.stat()
+            found[table.name] = PendingFile(path, stat.st_size, stat.st_mtime_ns)
+    return found

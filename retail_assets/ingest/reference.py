@@ -1,0 +1,104 @@
+"""Reference data into `products` and `customers`: a file replaces its table, whole or not at all."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from retail_assets import tables
+from retail_assets.errors import RetailAssetsError
+from retail_assets.lake import days as ledger
+from retail_assets.tables import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOOKED_UP = {
+    tables.PRODUCTS: ("product_name", "product_category"),
+    tables.CUSTOMERS: ("customer_segment", "home_region"),
+}
+"""The attributes that completed orders take over: a change makes their days stale."""
+
+SHOWN_ROWS = 3
+
+
+def reference_path(reference_dir: Path, table: Table) -> Path:
+    """Where a reference table's file lies."""
+    return reference_dir / f"{table.name}.csv"
+
+
+def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
+    """Read a reference file.
+
+    Returns:
+        The columns of the table; further columns of the file are left out. Whether keys are unique
+        and required values there is checked when it is published.
+
+    Raises:
+        RetailAssetsError: if the file is missing, lacks columns, or has values of a wrong type;
+            it names the rows.
+    """
+    path = reference_path(reference_dir, table)
+    header = _header(path, table)
+    columns = ", ".join(f"'{name.replace(chr(39), chr(39) * 2)}': 'VARCHAR'" for name in header)
+    text = {name: f"nullif(trim({name}), '')" for name in table.column_names}
+    with duckdb.connect() as connection:
+        try:
+            connection.execute(
+                "CREATE TEMP TABLE rows AS SELECT row_number() OVER () + 1 AS record, * FROM"
+                f" read_csv(?, auto_detect = false, columns = {{{columns}}}, header = true,"
+                " delim = ',', quote = '\"', escape = '\"')",
+                [str(path)],
+            )
+        except duckdb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RetailAssetsError(f"{path} cannot be read: {reason}") from error
+        for column in table.columns:
+            wrong = connection.execute(
+                f"SELECT record, {column.name} FROM rows WHERE {text[column.name]} IS NOT NULL"
+                f" AND TRY_CAST({text[column.name]} AS {column.type}) IS NULL"
+                f" ORDER BY record LIMIT {SHOWN_ROWS}"
+            ).fetchall()
+            if wrong:
+                shown = ", ".join(f"record {record} has {value!r}" for record, value in wrong)
+                raise RetailAssetsError(
+                    f"{path}: {column.name} must be {column.type}, but {shown}."
+                    " Correct the file; the table stays as it was."
+                )
+        select = ", ".join(
+            f"CAST({text[name]} AS {type_}) AS {name}" for name, type_ in table.types.items()
+        )
+        return connection.sql(f"SELECT {select} FROM rows ORDER BY record").to_arrow_table()
+
+
+def mark_stale_days(
+    table: Table, connection: duckdb.DuckDBPyConnection, staged: str
+) -> None:
+    """Mark the days whose completed orders a change of reference data concerns.
+
+    Called in the transaction that swaps the staged rows in, while the table has its old rows.
+    """
+    key, columns = table.key[0], ", ".join((*table.key, *LOOKED_UP[table]))
+    old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
+    found = connection.execute(
+        f"SELECT DISTINCT order_date FROM lake.completed_orders WHERE {key} IN"
+        f" (SELECT {key} FROM (({old} EXCEPT {new}) UNION ALL ({new} EXCEPT {old})))"
+    ).fetchall()
+    ledger.mark_changed(connection, "orders", [day for (day,) in found])
+
+
+def _header(path: Path, table: Table) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = [name.strip() for name in next(csv.reader(file), [])]
+    except FileNotFoundError as error:
+        raise RetailAssetsError(f"{path} does not exist: put the reference file there.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RetailAssetsError(f"{path} cannot be read: {error}.") from error
+    missing = [name for name in table.column_names if name not in header]
+    if missing:
+        raise RetailAssetsError(
+            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(header)}."
+        )
+    return header

@@ -1,0 +1,148 @@
+"""The ledger of days: which are published, from which version of the outside data, which failed.
+
+Every function works in the caller's transaction, so that the ledger and the rows that it speaks of
+are committed together.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import date
+
+import duckdb
+
+from retail_assets.tables import Feed, Table
+
+
+def mark_published(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    rows: Mapping[date, int],
+    versions: Mapping[date, int],
+) -> None:
+    """Enter the row count and source version of each published day; clears earlier failures."""
+    days = list(rows)
+    if not days:
+        return
+    _forget(connection, "published_days", table, days)
+    connection.execute(
+        "INSERT INTO lake.published_days BY NAME SELECT ? AS table_name, day, version, row_count,"
+        " now() AS published_at FROM (SELECT unnest(?::DATE[]) AS day,"
+        " unnest(?::BIGINT[]) AS version, unnest(?::BIGINT[]) AS row_count)",
+        [table.name, days, [versions.get(day, 0) for day in days], [rows[day] for day in days]],
+    )
+    _forget(connection, "failed_days", table, days)
+
+
+def mark_failed(
+    connection: duckdb.DuckDBPyConnection, table: Table, failed: Mapping[date, str]
+) -> None:
+    """Enter why each day failed, in place of what an earlier attempt said."""
+    if not failed:
+        return
+    _forget(connection, "failed_days", table, list(failed))
+    connection.execute(
+        "INSERT INTO lake.failed_days BY NAME SELECT ? AS table_name, day, problem,"
+        " now() AS failed_at FROM (SELECT unnest(?::DATE[]) AS day, unnest(?::VARCHAR[]) AS"
+        " problem)",
+        [table.name, list(failed), list(failed.values())],
+    )
+
+
+def forget_failures(
+    connection: duckdb.DuckDBPyConnection, table: Table, days: list[date]
+) -> None:
+    """Take back that these days failed: what is published of them is current."""
+    _forget(connection, "failed_days", table, days)
+
+
+def failures(
+    connection: duckdb.DuckDBPyConnection, table: Table, days: Collection[date]
+) -> dict[date, str]:
+    """The days among these whose last attempt failed, and why."""
+    return dict(
+        connection.execute(
+            "SELECT day, problem FROM lake.failed_days WHERE table_name = ?"
+            " AND day IN (SELECT unnest(?::DATE[])) ORDER BY day",
+            [table.name, list(days)],
+        ).fetchall()
+    )
+
+
+def published(
+    connection: duckdb.DuckDBPyConnection, table: Table, days: Collection[date]
+) -> dict[date, int]:
+    """The days among these that are published, with the version they were computed from."""
+    return dict(
+        connection.execute(
+            "SELECT day, version FROM lake.published_days WHERE table_name = ?"
+            " AND day IN (SELECT unnest(?::DATE[]))",
+            [table.name, list(days)],
+        ).fetchall()
+    )
+
+
+def versions(
+    connection: duckdb.DuckDBPyConnection, feed: Feed, days: Collection[date]
+) -> dict[date, int]:
+    """How often outside data has changed each of these days; days never changed are left out."""
+    return dict(
+        connection.execute(
+            "SELECT day, version FROM lake.changed_days WHERE feed = ?"
+            " AND day IN (SELECT unnest(?::DATE[]))",
+            [feed, list(days)],
+        ).fetchall()
+    )
+
+
+def mark_changed(
+    connection: duckdb.DuckDBPyConnection, feed: Feed, days: Iterable[date]
+) -> None:
+    """Raise the version of each of these days: what was published from them is stale now."""
+    changed = sorted(set(days))
+    if not changed:
+        return
+    known = versions(connection, feed, changed)
+    if known:
+        connection.execute(
+            "DELETE FROM lake.changed_days WHERE feed = ? AND day IN (SELECT unnest(?::DATE[]))",
+            [feed, list(known)],
+        )
+    connection.execute(
+        "INSERT INTO lake.changed_days BY NAME SELECT ? AS feed, day, version,"
+        " now() AS changed_at FROM (SELECT unnest(?::DATE[]) AS day,"
+        " unnest(?::BIGINT[]) AS version)",
+        [feed, changed, [known.get(day, 0) + 1 for day in changed]],
+    )
+
+
+def stale_days(
+    connection: duckdb.DuckDBPyConnection, table: Table, source: Table
+) -> list[date]:
+    """The days of a table that are missing or behind, though the day of its source is published.
+
+    Args:
+        connection: a connection to the lake.
+        table: a table with a feed.
+        source: the table of the feed that outside data enters by.
+    """
+    return [
+        day
+        for (day,) in connection.execute(
+            "SELECT c.day FROM lake.changed_days AS c"
+            " JOIN lake.published_days AS s ON s.table_name = ? AND s.day = c.day"
+            " LEFT JOIN lake.published_days AS p ON p.table_name = ? AND p.day = c.day"
+            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version) ORDER BY c.day",
+            [source.name, table.name, table.feed],
+        ).fetchall()
+    ]
+
+
+def _forget(
+    connection: duckdb.DuckDBPyConnection, ledger: str, table: Table, days: list[date]
+) -> None:
+    where = "WHERE table_name = ? AND day IN (SELECT unnest(?::DATE[]))"
+    # A DELETE that finds nothing still costs a scan and a commit entry in DuckLake.
+    found = connection.execute(
+        f"SELECT 1 FROM lake.{ledger} {where} LIMIT 1", [table.name, days]
+    ).fetchone()
+    if found:
+        connection.execute(f"DELETE FROM lake.{ledger} {where}", [table.name, days])

@@ -1,0 +1,268 @@
+"""The I/O manager: assets get lazy frames of the lake's tables, and what they return is published.
+
+An asset that takes or returns a `pandas.DataFrame` may: the annotation decides what it gets.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import duckdb
+import narwhals as nw
+from pydantic import PrivateAttr
+
+from retail_assets import tables
+from retail_assets.errors import AuditError
+from retail_assets.lake import days as ledger
+from retail_assets.lake.publish import Audit, Publication, publish_days, publish_table
+from retail_assets.lake.resource import LakeResource
+
+OPEN_END = "retail_assets/open_end"
+"""Input metadata: give all days from the first one of the run on, not only those of the run."""
+
+SAMPLE_ROWS = 5
+MASKED = "•••"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an asset returns when its rows need more than the checks of `tables.py`.
+
+    `audit` and `only_days` are those of `publish_days`; `describe` returns more metadata, for the
+    newest day of the run, from what is then published; `before_swap` is that of `publish_table`.
+    """
+
+    frame: Any
+    audit: Audit | None = None
+    only_days: bool = False
+    describe: Callable[[duckdb.DuckDBPyConnection], Mapping[str, Any]] | None = None
+    before_swap: Callable[[duckdb.DuckDBPyConnection, str], None] | None = None
+
+
+class LakeIOManager(dg.ConfigurableIOManager):
+    """Loads tables of the lake as narwhals frames, and publishes frames as tables of the lake."""
+
+    lake: LakeResource
+    _connections: dict[str, duckdb.DuckDBPyConnection] = PrivateAttr(default_factory=dict)
+    _sources: dict[str, list[tables.Table]] = PrivateAttr(default_factory=dict)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Give the upstream table, or its days of the run: lazy, or as pandas if annotated so.
+
+        All inputs of a step are read from one snapshot.
+        """
+        table = _table(context.asset_key)
+        step = context.step_context.step.key
+        frame = self._connection(step).table(f"lake.{table.name}")
+        if table.day is not None and context.has_asset_partitions:
+            first, last = context.asset_partition_key_range
+            window = f"{table.day} >= DATE '{date.fromisoformat(first)}'"
+            if not (context.definition_metadata or {}).get(OPEN_END):
+                window += f" AND {table.day} <= DATE '{date.fromisoformat(last)}'"
+            frame = frame.filter(window)
+            self._sources.setdefault(step, []).append(table)
+        if _wants_pandas(context):
+            import pandas as pd
+
+            return frame.to_arrow_table().to_pandas(types_mapper=pd.ArrowDtype)
+        return nw.from_native(frame)
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Stage, audit and publish what an asset returned; days that fail do so by name."""
+        table = _table(context.asset_key)
+        step = context.step_context.step.key
+        connection = self._connection(step)
+        try:
+            draft = obj if isinstance(obj, Draft) else Draft(obj)
+            if table.day is None:
+                self._publish_table(context, connection, table, draft)
+            else:
+                publication = (
+                    obj
+                    if isinstance(obj, Publication)
+                    else self._publish_days(context, connection, table, draft)
+                )
+                _report(context, connection, publication, draft)
+        except AuditError as error:
+            # What is wrong with the rows now will be wrong at the next try.
+            raise dg.Failure(str(error), allow_retries=False) from error
+        finally:
+            self._close(step)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Close the connections of steps that failed before they had a result."""
+        for step in list(self._connections):
+            self._close(step)
+
+    def _connection(self, step: str) -> duckdb.DuckDBPyConnection:
+        if step not in self._connections:
+            connection = self.lake.lake.open()
+            connection.execute("BEGIN")
+            self._connections[step] = connection
+        return self._connections[step]
+
+    def _close(self, step: str) -> None:
+        self._sources.pop(step, None)
+        connection = self._connections.pop(step, None)
+        if connection is not None:
+            connection.close()
+
+    def _publish_table(
+        self,
+        context: dg.OutputContext,
+        connection: duckdb.DuckDBPyConnection,
+        table: tables.Table,
+        draft: Draft,
+    ) -> None:
+        count, snapshot = publish_table(
+            self.lake.lake, connection, table, draft.frame, before_swap=draft.before_swap
+        )
+        context.add_output_metadata(
+            {
+                "dagster/row_count": count,
+                "snapshot": snapshot,
+                **_shown(connection, table, None),
+            }
+        )
+
+    def _publish_days(
+        self,
+        context: dg.OutputContext,
+        connection: duckdb.DuckDBPyConnection,
+        table: tables.Table,
+        draft: Draft,
+    ) -> Publication:
+        days = [date.fromisoformat(key) for key in context.asset_partition_keys]
+        not_ready: dict[date, str] = {}
+        for source in self._sources.get(context.step_context.step.key, []):
+            ready = ledger.published(connection, source, days)
+            reasons = ledger.failures(connection, source, days)
+            for day in days:
+                if day not in ready:
+                    reason = reasons.get(day, f"{source.name} has no such day yet: materialize it")
+                    not_ready.setdefault(day, reason)
+        return publish_days(
+            self.lake.lake,
+            connection,
+            table,
+            draft.frame,
+            days,
+            audit=draft.audit,
+            not_ready=not_ready,
+            only_days=draft.only_days,
+        )
+
+
+def _table(asset_key: dg.AssetKey) -> tables.Table:
+    name = asset_key.path[-1]
+    if name not in tables.BY_NAME:
+        raise dg.DagsterInvalidDefinitionError(
+            f"The lake has no table {name}: describe it in retail_assets/tables.py."
+        )
+    return tables.BY_NAME[name]
+
+
+def _wants_pandas(context: dg.InputContext) -> bool:
+    annotation = context.dagster_type.typing_type
+    return getattr(annotation, "__module__", "").startswith("pandas")
+
+
+def _report(
+    context: dg.OutputContext,
+    connection: duckdb.DuckDBPyConnection,
+    publication: Publication,
+    draft: Draft,
+) -> None:
+    """Say of each day what was published; leave failed days out of the materializations."""
+    for problem in publication.failed.values():
+        context.log.error(problem)
+    if publication.failed and not publication.rows:
+        raise dg.Failure(describe_failures(publication.failed), allow_retries=False)
+    step_context = context.step_context
+    newest = max(publication.rows)
+    for day, count in publication.rows.items():
+        metadata: dict[str, Any] = {
+            "dagster/partition_row_count": count,
+            "snapshot": publication.snapshot,
+            **{name: _number(value) for name, value in publication.measures.get(day, {}).items()},
+        }
+        if day == newest:
+            # Once a run: Dagster would store these again with every day.
+            metadata |= _shown(connection, publication.table, day)
+            metadata |= draft.describe(connection) if draft.describe else {}
+        step_context.add_asset_metadata(
+            metadata, asset_key=context.asset_key, partition_key=day.isoformat()
+        )
+    if publication.failed:
+        # Dagster has no public way to materialize only some partitions of a single run: without
+        # this, days that failed would be shown as materialized.
+        context._asset_partitions_subset = (  # noqa: SLF001
+            context.asset_partitions_def.empty_subset().with_partition_keys(
+                [day.isoformat() for day in publication.rows]
+            )
+        )
+
+
+def describe_failures(failed: Mapping[date, str]) -> str:
+    """One text that names each failed day and its problem."""
+    problems = "\n".join(f"{day}: {problem}" for day, problem in sorted(failed.items()))
+    return f"{len(failed)} {'day' if len(failed) == 1 else 'days'} failed.\n{problems}"
+
+
+def _number(value: Any) -> int | float:
+    return value if isinstance(value, int) else float(value)
+
+
+def _shown(
+    connection: duckdb.DuckDBPyConnection, table: tables.Table, day: date | None
+) -> dict[str, Any]:
+    where = "" if day is None else f" WHERE {table.day} = DATE '{day}'"
+    rows = connection.execute(
+        f"SELECT {', '.join(table.column_names)} FROM lake.{table.name}{where} LIMIT {SAMPLE_ROWS}"
+    ).fetchall()
+    metadata: dict[str, Any] = {}
+    if rows:
+        records = [
+            dg.TableRecord(
+                {
+                    column.name: MASKED if column.personal else str(value)
+                    for column, value in zip(table.columns, row, strict=True)
+                }
+            )
+            for row in rows
+        ]
+        metadata["sample"] = dg.MetadataValue.table(records, schema=column_schema(table))
+    lineage = column_lineage(table)
+    if lineage is not None:
+        metadata["dagster/column_lineage"] = lineage
+    return metadata
+
+
+def column_schema(table: tables.Table) -> dg.TableSchema:
+    """The columns of a table as Dagster shows them."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                column.name,
+                column.type,
+                description=column.description,
+                constraints=dg.TableColumnConstraints(nullable=column.nullable),
+            )
+            for column in table.columns
+        ]
+    )
+
+
+def column_lineage(table: tables.Table) -> dg.TableColumnLineage | None:
+    """From which upstream columns each column is made, where `tables.py` says so."""
+    sources = {
+        column.name: [
+            dg.TableColumnDep(asset_key=dg.AssetKey(source), column_name=name)
+            for source, name in (text.split(".") for text in column.derived_from)
+        ]
+        for column in table.columns
+        if column.derived_from
+    }
+    return dg.TableColumnLineage(sources) if sources else None

@@ -1,0 +1,356 @@
+"""Stage, audit, publish: a table's new days are written aside, checked, and swapped in.
+
+The swap is one short transaction. A day that fails its audit keeps the rows that it had; the other
+days are published.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import narwhals as nw
+
+from retail_assets.errors import AuditError
+from retail_assets.lake import days as ledger
+from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.tables import Table
+
+Audit = Callable[[nw.LazyFrame], nw.LazyFrame]
+"""Takes the staged rows; returns one row, with the table's day column, for each day at fault."""
+
+SHOWN_ROWS = 3
+"""How many of the rows at fault an error shows."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What came of publishing days of a table.
+
+    `rows` has the row count of each published day, `measures` the sums of the table's measures,
+    `failed` the problem of each day that was not published, and `snapshot` the id of the commit
+    (None if nothing was to commit).
+    """
+
+    table: Table
+    rows: Mapping[date, int] = field(default_factory=dict)
+    failed: Mapping[date, str] = field(default_factory=dict)
+    snapshot: int | None = None
+    measures: Mapping[date, Mapping[str, Decimal | int]] = field(default_factory=dict)
+
+
+def publish_days(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    frame: Any,
+    days: Collection[date],
+    *,
+    audit: Audit | None = None,
+    not_ready: Mapping[date, str] | None = None,
+    only_days: bool = False,
+) -> Publication:
+    """Replace the rows of some days of a table.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: where the frame lives. If it is in a transaction (so that all that was read
+            comes from one snapshot), that ends with staging.
+        table: what to publish.
+        frame: a narwhals frame, DuckDB relation, pandas or Arrow table with the table's columns, in
+            any order.
+        days: the days to replace; a day without rows becomes empty.
+        audit: checks beyond schema, key and nulls.
+        not_ready: days that must not be published, and why.
+        only_days: leave rows of other days out, instead of failing on them.
+
+    Raises:
+        AuditError: if the rows as a whole cannot be published: wrong columns or types, rows of
+            other days.
+    """
+    failed = dict(not_ready or {})
+    wanted = [day for day in days if day not in failed]
+    staged = f"staged_{table.name}"
+    try:
+        _stage(connection, table, frame, wanted if only_days else None)
+        versions = ledger.versions(connection, table.feed, wanted) if table.feed else {}
+        _end_read(connection)
+        failed |= _problems(connection, table, staged, wanted, audit)
+        good = [day for day in wanted if day not in failed]
+        rows, measures = _facts(connection, table, staged, good)
+        snapshot = _swap(lake, connection, table, rows, versions, failed)
+    finally:
+        _end_read(connection)
+        connection.execute(f"DROP TABLE IF EXISTS temp.main.{staged}")
+    return Publication(table, rows, dict(sorted(failed.items())), snapshot, measures)
+
+
+def publish_table(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    frame: Any,
+    *,
+    before_swap: Callable[[duckdb.DuckDBPyConnection, str], None] | None = None,
+) -> tuple[int, int]:
+    """Replace all rows of a table without days, if they differ from what it has.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: where the frame lives.
+        table: what to publish.
+        frame: as for `publish_days`.
+        before_swap: called in the transaction with the connection and the name of the staged
+            table, while the table still has its old rows.
+
+    Returns:
+        The number of rows and the id of the snapshot that has them.
+
+    Raises:
+        AuditError: naming the rows that must not be published.
+    """
+    try:
+        _stage(connection, table, frame, None)
+        _end_read(connection)
+        problem = next(iter(_row_problems(connection, table, f"staged_{table.name}")), None)
+        if problem is not None:
+            raise AuditError(f"{table.name} was not published: {problem[1]}")
+        _swap_table(lake, connection, table, before_swap)
+        (count,) = _one(connection, f"SELECT count(*) FROM temp.main.staged_{table.name}")
+        return count, current_snapshot(connection)
+    finally:
+        _end_read(connection)
+        connection.execute(f"DROP TABLE IF EXISTS temp.main.staged_{table.name}")
+
+
+def _swap_table(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    before_swap: Callable[[duckdb.DuckDBPyConnection, str], None] | None,
+) -> None:
+    staged, columns = f"temp.main.staged_{table.name}", ", ".join(table.column_names)
+    old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
+    (differ,) = _one(
+        connection, f"SELECT EXISTS (({new} EXCEPT {old}) UNION ALL ({old} EXCEPT {new}))"
+    )
+    if not differ:
+        return
+    with lake.transaction(connection, f"publish {table.name}"):
+        if before_swap is not None:
+            before_swap(connection, staged)
+        connection.execute(f"DELETE FROM lake.{table.name}")
+        connection.execute(f"INSERT INTO lake.{table.name} BY NAME {new}")
+
+
+def _stage(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    frame: Any,
+    only_days: Collection[date] | None,
+) -> None:
+    rows = nw.to_native(frame, pass_through=True)
+    if isinstance(rows, duckdb.DuckDBPyRelation):
+        source = f"({rows.sql_query()})"
+    else:
+        source = f"unstaged_{table.name}"
+        connection.register(source, rows)
+    found = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    _check_schema(table, {name: type_ for name, type_, *_ in found})
+    select = ", ".join(f"CAST({name} AS {type_}) AS {name}" for name, type_ in table.types.items())
+    where, parameters = "", []
+    if only_days is not None:
+        where = (
+            f" WHERE {table.day_column} BETWEEN ? AND ?"
+            f" AND {table.day_column} IN (SELECT unnest(?::DATE[]))"
+        )
+        nothing = date(1, 1, 1)
+        parameters = [
+            min(only_days, default=nothing),
+            max(only_days, default=nothing),
+            list(only_days),
+        ]
+    try:
+        connection.execute(
+            f"CREATE TEMP TABLE staged_{table.name} AS SELECT {select} FROM {source}{where}",
+            parameters,
+        )
+    except duckdb.ConversionException as error:
+        raise AuditError(f"{table.name} was not published: {error}") from error
+
+
+def _check_schema(table: Table, types: Mapping[str, str]) -> None:
+    missing = [name for name in table.column_names if name not in types]
+    unknown = [name for name in types if name not in table.types]
+    wrong = [
+        f"{name} is {types[name]} and not {type_}"
+        for name, type_ in table.types.items()
+        if name in types and _family(types[name]) != _family(type_)
+    ]
+    problems = [
+        f"columns {', '.join(missing)} are missing" if missing else "",
+        f"columns {', '.join(unknown)} are not in tables.py" if unknown else "",
+        *wrong,
+    ]
+    if any(problems):
+        raise AuditError(
+            f"{table.name} was not published: {'; '.join(filter(None, problems))}."
+            f" Return exactly {', '.join(table.column_names)}."
+        )
+
+
+def _family(type_: str) -> str:
+    """Types between which a cast keeps every value or fails."""
+    decimal = re.fullmatch(r"DECIMAL\(\d+,(\d+)\)", type_)
+    if decimal:
+        return f"DECIMAL with {decimal[1]} decimals"
+    if re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?", type_):
+        return "INTEGER"
+    return re.sub(r"^TIMESTAMP_(NS|MS|S)$", "TIMESTAMP", type_)
+
+
+def _problems(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    staged: str,
+    days: Collection[date],
+    audit: Audit | None,
+) -> dict[date, str]:
+    day = table.day_column
+    outside = connection.execute(
+        f"SELECT {day}, count(*) FROM temp.main.{staged} WHERE {day} IS NULL"
+        f" OR {day} NOT IN (SELECT unnest(?::DATE[])) GROUP BY ALL ORDER BY ALL LIMIT {SHOWN_ROWS}",
+        [list(days)],
+    ).fetchall()
+    if outside:
+        shown = ", ".join(f"{count} of {found}" for found, count in outside)
+        raise AuditError(
+            f"{table.name} was not published: rows of days that were not asked for ({shown})."
+        )
+    problems = {found: text for found, text in _row_problems(connection, table, staged)}
+    if audit is not None:
+        native = nw.to_native(audit(nw.from_native(connection.table(f"temp.main.{staged}"))))
+        columns = native.columns
+        for row in native.fetchall():
+            record = dict(zip(columns, row, strict=True))
+            if record[day] not in days:
+                continue
+            text = ", ".join(f"{key} {value}" for key, value in record.items() if key != day)
+            problems.setdefault(record[day], f"it does not add up: {text}")
+    return {
+        found: f"{table.name} of {found} was not published, the previous rows stay: {text}."
+        for found, text in problems.items()
+    }
+
+
+def _row_problems(
+    connection: duckdb.DuckDBPyConnection, table: Table, staged: str
+) -> list[tuple[date | None, str]]:
+    """The first problem with nulls or keys of each day (of the whole table, where it has none)."""
+    day = table.day or "NULL"
+    required = [column.name for column in table.columns if not column.nullable]
+    some_null = " OR ".join(f"{name} IS NULL" for name in required)
+    found: dict[date | None, str] = {}
+    for when, text in connection.execute(
+        f"SELECT {day}, string_agg(row_text, '; ') FROM (SELECT *, to_json(s)::VARCHAR AS row_text,"
+        f" row_number() OVER (PARTITION BY {day}) AS n FROM temp.main.{staged} AS s"
+        f" WHERE {some_null}) WHERE n <= {SHOWN_ROWS} GROUP BY {day} HAVING count(*) > 0"
+    ).fetchall():
+        found[when] = f"rows lack a value that is required, for example {text}"
+    if table.key:
+        keys = ", ".join(table.key)
+        pick = f"any_value({day})" if table.day else "NULL"
+        for when, text in connection.execute(
+            f"SELECT found_day, string_agg(key_text, '; ') FROM (SELECT {pick} AS found_day,"
+            f" concat_ws(' ', {keys}) AS key_text, row_number() OVER (PARTITION BY {pick}) AS n"
+            f" FROM temp.main.{staged} GROUP BY {keys} HAVING count(*) > 1)"
+            f" WHERE n <= {SHOWN_ROWS} GROUP BY found_day HAVING count(*) > 0"
+        ).fetchall():
+            found.setdefault(when, f"rows share their key ({keys}), for example {text}")
+    return list(found.items())
+
+
+def _facts(
+    connection: duckdb.DuckDBPyConnection, table: Table, staged: str, days: Collection[date]
+) -> tuple[dict[date, int], dict[date, dict[str, Decimal | int]]]:
+    sums = "".join(f", sum({name})" for name in table.measures)
+    rows = dict.fromkeys(days, 0)
+    measures: dict[date, dict[str, Decimal | int]] = {
+        day: dict.fromkeys(table.measures, 0) for day in days
+    }
+    for day, count, *values in connection.execute(
+        f"SELECT {table.day_column}, count(*){sums} FROM temp.main.{staged} GROUP BY ALL"
+    ).fetchall():
+        if day in rows:
+            rows[day] = count
+            measures[day] = dict(zip(table.measures, values, strict=True))
+    return rows, measures
+
+
+def _swap(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    rows: Mapping[date, int],
+    versions: Mapping[date, int],
+    failed: Mapping[date, str],
+) -> int | None:
+    if not rows and not failed:
+        return None
+    with lake.transaction(connection, f"publish {table.name}"):
+        before = ledger.published(connection, table, rows)
+        # Somebody who read newer data may have been faster: theirs stays.
+        mine = {day: n for day, n in rows.items() if before.get(day, 0) <= versions.get(day, 0)}
+        replace_days(connection, table, f"temp.main.staged_{table.name}", mine, before)
+        if mine:
+            ledger.mark_published(connection, table, mine, versions)
+        if failed:
+            ledger.mark_failed(connection, table, failed)
+    return current_snapshot(connection)
+
+
+def replace_days(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    source: str,
+    days: Collection[date],
+    published: Collection[date],
+) -> None:
+    """In the caller's transaction, put the source's rows of some days in place of the table's.
+
+    Args:
+        connection: in a transaction.
+        table: whose rows to replace.
+        source: a table with the same columns, which may have other days as well.
+        days: the days to replace.
+        published: the days that the table has rows of; only those need deleting.
+    """
+    day = table.day_column
+    among = f"{day} BETWEEN ? AND ? AND {day} IN (SELECT unnest(?::DATE[]))"
+    old = sorted(set(days) & set(published))
+    if old:
+        connection.execute(f"DELETE FROM lake.{table.name} WHERE {among}", [old[0], old[-1], old])
+    if days:
+        new = sorted(days)
+        connection.execute(
+            f"INSERT INTO lake.{table.name} BY NAME SELECT * FROM {source} WHERE {among}"
+            + (f" ORDER BY {day}" if len(new) > 1 else ""),
+            [new[0], new[-1], new],
+        )
+
+
+def _end_read(connection: duckdb.DuckDBPyConnection) -> None:
+    """End the transaction that kept the reads on one snapshot, if one is open."""
+    try:
+        connection.execute("COMMIT")
+    except duckdb.TransactionException:
+        return
+
+
+def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+    row = connection.execute(sql).fetchone()
+    assert row is not None
+    return row

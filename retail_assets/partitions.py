@@ -1,0 +1,89 @@
+"""Days: the daily partitions, the business time zone, and key <-> date <-> file name."""
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from retail_assets.errors import UsageError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from retail_assets.settings import Settings
+
+EXPORT_NAME = re.compile(r"^orders_(\d{4})_(\d{2})_(\d{2})\.csv(\.gz)?$")
+
+
+def daily_partitions(settings: "Settings") -> "dg.DailyPartitionsDefinition":
+    """One partition a day from the first day to yesterday, in the business time zone."""
+    import dagster as dg
+
+    return dg.DailyPartitionsDefinition(
+        start_date=settings.start_date.isoformat(), timezone=settings.timezone
+    )
+
+
+def days_between(first: date, last: date) -> list[date]:
+    """All days from the first to the last, both included."""
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def last_partition(settings: "Settings") -> date:
+    """The newest day that is complete: yesterday in the business time zone."""
+    return datetime.now(ZoneInfo(settings.timezone)).date() - timedelta(days=1)
+
+
+def check_range(settings: "Settings", first: date, last: date) -> list[date]:
+    """The days of a range that a user asked for.
+
+    Raises:
+        UsageError: where the range is empty or has days that are no partitions.
+    """
+    newest = last_partition(settings)
+    if first > last:
+        raise UsageError(f"The start {first} lies after the end {last}: swap them.")
+    if first < settings.start_date:
+        raise UsageError(
+            f"{first} lies before the first partition {settings.start_date}:"
+            " set RETAIL_START_DATE to the first day of your history."
+        )
+    if last > newest:
+        raise UsageError(
+            f"{last} lies after {newest}, the last complete day in {settings.timezone}:"
+            " choose an earlier end."
+        )
+    return days_between(first, last)
+
+
+def export_date(name: str) -> date | None:
+    """The export date in the name of an order export, or None for any other file."""
+    match = EXPORT_NAME.match(name)
+    if match is None:
+        return None
+    try:
+        return date(int(match[1]), int(match[2]), int(match[3]))
+    except ValueError:
+        return None
+
+
+def export_paths(folder: Path, day: date) -> tuple[Path, Path]:
+    """The two names under which a day's export may lie: plain and compressed."""
+    plain = folder / f"orders_{day:%Y_%m_%d}.csv"
+    return plain, plain.with_name(plain.name + ".gz")
+
+
+def ranges(days: Iterable[date]) -> Iterator[tuple[date, date]]:
+    """The days as runs of consecutive ones, earliest first: (first, last) of each."""
+    first = previous = None
+    for day in sorted(set(days)):
+        if first is None or previous is None:
+            first = day
+        elif day != previous + timedelta(days=1):
+            yield first, previous
+            first = day
+        previous = day
+    if first is not None and previous is not None:
+        yield first, previous

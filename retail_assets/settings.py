@@ -1,0 +1,117 @@
+"""Every setting of the platform, read from `RETAIL_*` environment variables."""
+
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from retail_assets.errors import UsageError
+
+
+class Settings(BaseSettings):
+    """The settings of one data folder and its lake.
+
+    Raises `pydantic.ValidationError` for a value that cannot be used; `load_settings` turns that
+    into one sentence for a person.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RETAIL_", frozen=True)
+
+    data_dir: Path = Field(
+        default=Path("data"),
+        description="Folder that holds exports/, events/, reference/ and, by default, lake/.",
+    )
+    lake_catalog: str | None = Field(
+        default=None,
+        description=(
+            "DuckLake catalog: the path of an SQLite file (default `lake/catalog.sqlite` in the"
+            " data folder), or `postgres:` and a libpq connection string."
+        ),
+    )
+    lake_data: str | None = Field(
+        default=None,
+        description="Where the lake keeps its Parquet files: a folder (default `lake/files` in the"
+        " data folder) or an `s3://` prefix.",
+    )
+    timezone: str = Field(
+        default="Europe/London", description="Business time zone: every date is a date there."
+    )
+    start_date: date = Field(
+        default=date(2026, 10, 5), description="The first daily partition (YYYY-MM-DD)."
+    )
+    engine: Literal["duckdb"] = Field(
+        default="duckdb", description="What runs the transforms. DuckDB is the one engine today."
+    )
+    late_days: int = Field(
+        default=7,
+        ge=0,
+        le=366,
+        description="How many days before its export an order may lie and still count for its day.",
+    )
+    memory_limit: str = Field(
+        default="600MB",
+        pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
+        description="What DuckDB may hold in memory before it spills to disk, for example 4GB.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="DuckDB threads of one process (default: all cores)."
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            message = f"{value!r} is not a time zone of the IANA database, such as Europe/London"
+            raise ValueError(message) from error
+        return value
+
+    @cached_property
+    def exports_dir(self) -> Path:
+        """Where the nightly order exports land."""
+        return self.data_dir / "exports"
+
+    @cached_property
+    def reference_dir(self) -> Path:
+        """Where `products.csv` and `customers.csv` lie."""
+        return self.data_dir / "reference"
+
+    @cached_property
+    def lake_dir(self) -> Path:
+        """The lake's folder on this machine: catalog, files, locks and spilled data."""
+        return self.data_dir / "lake"
+
+    @cached_property
+    def catalog(self) -> str:
+        """The DuckLake catalog in use."""
+        return self.lake_catalog or str(self.lake_dir / "catalog.sqlite")
+
+    @cached_property
+    def data_path(self) -> str:
+        """Where the lake's Parquet files lie."""
+        return self.lake_data or str(self.lake_dir / "files")
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        UsageError: naming the variable and what is wrong with it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "RETAIL_" + "_".join(str(part) for part in first["loc"]).upper()
+        message = f"{variable}={first['input']!r} cannot be used: {first['msg']}."
+        raise UsageError(message) from error

@@ -1,0 +1,65 @@
+"""How the platform stands: what is pending, what failed, what is behind, how large the lake is."""
+
+import time
+from datetime import date
+from typing import Any
+
+from retail_assets import automation, tables
+from retail_assets.ingest.pending import pending_exports
+from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.settings import Settings
+
+
+def collect_status(settings: Settings) -> dict[str, Any]:
+    """Return the figures by name; sizes in bytes, ages in seconds.
+
+    Raises:
+        RetailAssetsError: if the catalog cannot be opened.
+    """
+    pending = pending_exports(settings)
+    now = time.time_ns()
+    oldest = min((file.modified_ns for file in pending.values()), default=now)
+    figures: dict[str, Any] = {
+        "data folder": str(settings.data_dir),
+        "lake catalog": settings.lake_catalog or settings.catalog,
+        "pending exports": len(pending),
+        "pending bytes": sum(file.size_bytes for file in pending.values()),
+        "oldest pending, seconds": max(0, (now - oldest) // 1_000_000_000),
+    }
+    lake = Lake.from_settings(settings)
+    if not lake.exists():
+        return figures | {"lake": "none yet"}
+    stale = automation.stale_days(settings)
+    figures["days behind"] = len(stale)
+    with lake.connect(read_only=True) as connection:
+        failed: dict[date, str] = dict(
+            connection.execute("SELECT day, any_value(problem) FROM failed_days GROUP BY 1").fetchall()
+        )
+        last_day, days = connection.execute(
+            "SELECT max(day), count(*) FROM published_days WHERE table_name = ?",
+            [tables.DAILY_REVENUE.name],
+        ).fetchone() or (None, 0)
+        rows_in, rejected = connection.execute(
+            "SELECT coalesce(sum(rows_in), 0), coalesce(sum(rejected_rows), 0) FROM export_files"
+        ).fetchone() or (0, 0)
+        files, size = connection.execute(
+            "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
+            " FROM ducklake_table_info('lake')"
+        ).fetchone() or (0, 0)
+        snapshot = current_snapshot(connection)
+        (committed,) = connection.execute(
+            "SELECT snapshot_time FROM lake.snapshots() WHERE snapshot_id = ?", [snapshot]
+        ).fetchone() or (None,)
+    figures |= {
+        "days failed": len(failed),
+        **{f"failed {day}": problem for day, problem in sorted(failed.items())},
+        "days published": days,
+        "last day published": last_day,
+        "export rows": int(rows_in),
+        "rejected rows": int(rejected),
+        "lake files": int(files),
+        "lake bytes": int(size),
+        "last snapshot": snapshot,
+        "last snapshot at": committed,
+    }
+    return figures

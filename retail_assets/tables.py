@@ -1,0 +1,374 @@
+"""Every table of the lake: columns, types, descriptions and keys.
+
+The single source for DDL, Dagster column schemas and lineage, audits, asset checks and the data
+dictionary in `docs/`. No SQL identifier comes from anywhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+MONEY = "DECIMAL(12,2)"
+
+Feed = Literal["orders"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its SQL type, what it means, and from which columns it is made.
+
+    `derived_from` holds `table.column` names; `personal` marks what identifies a customer and is
+    masked wherever rows are shown outside the lake.
+    """
+
+    name: str
+    type: str
+    description: str
+    nullable: bool = False
+    derived_from: tuple[str, ...] = ()
+    personal: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the lake.
+
+    `day` is the column of the daily partition (physically the table is partitioned by its month),
+    `key` what no two rows share, `measures` the columns whose sums say most about a day, and
+    `feed` the outside data whose change makes a published day stale.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+    day: str | None = None
+    measures: tuple[str, ...] = ()
+    feed: Feed | None = None
+    group: str = "ledger"
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def types(self) -> Mapping[str, str]:
+        """The SQL type of each column."""
+        return {column.name: column.type for column in self.columns}
+
+    @property
+    def day_column(self) -> str:
+        """The partition column of a table that has one.
+
+        Raises:
+            TypeError: for a table that has none.
+        """
+        if self.day is None:
+            raise TypeError(f"{self.name} is not partitioned by day")
+        return self.day
+
+
+PRODUCTS = Table(
+    name="products",
+    description="The products of the shop, as `reference/products.csv` has them now.",
+    group="reference",
+    key=("product_id",),
+    columns=(
+        Column("product_id", "VARCHAR", "Identifies the product."),
+        Column("product_name", "VARCHAR", "What the product is called."),
+        Column("product_category", "VARCHAR", "The category that revenue is reported by."),
+        Column("unit_price_gbp", MONEY, "List price of one unit, in GBP.", nullable=True),
+        Column("stock_on_hand", "BIGINT", "Units in stock when the file was made.", nullable=True),
+    ),
+)
+
+CUSTOMERS = Table(
+    name="customers",
+    description="The customers of the shop, as `reference/customers.csv` has them now.",
+    group="reference",
+    key=("customer_id",),
+    columns=(
+        Column("customer_id", "VARCHAR", "Identifies the customer.", personal=True),
+        Column("customer_segment", "VARCHAR", "The marketing segment of the customer."),
+        Column("home_region", "VARCHAR", "The region where the customer lives."),
+        Column("joined_on", "DATE", "The day on which the customer joined.", nullable=True),
+    ),
+)
+
+RAW_ORDERS = Table(
+    name="raw_orders",
+    description="Every usable order as one export delivered it, typed.",
+    group="batch",
+    day="export_date",
+    key=("export_date", "order_id"),
+    measures=("order_value_gbp",),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("order_date", "DATE", "The business day of the order, from its timestamp."),
+        Column("order_id", "VARCHAR", "Identifies the order across exports."),
+        Column("customer_id", "VARCHAR", "Who ordered.", personal=True),
+        Column("product_id", "VARCHAR", "What was ordered."),
+        Column("region", "VARCHAR", "The region in which the order was taken."),
+        Column("status", "VARCHAR", "Status in lower case, as of this export."),
+        Column("order_value_gbp", MONEY, "Value of the order in GBP, above zero."),
+        Column(
+            "order_timestamp",
+            "TIMESTAMP",
+            "When the order was taken: wall-clock time in the business time zone.",
+        ),
+        Column(
+            "extra",
+            "VARCHAR",
+            "Columns that the export has beyond the required ones, as a JSON object.",
+            nullable=True,
+        ),
+        Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
+        Column(
+            "row_number",
+            "BIGINT",
+            "Position among the well-formed rows of the export, from 1, header not counted.",
+        ),
+    ),
+)
+
+REJECTED_ORDERS = Table(
+    name="rejected_orders",
+    description="Every export row that could not be used, with the reason.",
+    group="batch",
+    day="export_date",
+    key=("export_date", "row_number"),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("reason", "VARCHAR", "Reason code; `docs/data-dictionary.md` explains each."),
+        Column("field", "VARCHAR", "The field that is at fault, if it is one.", nullable=True),
+        Column("raw_text", "VARCHAR", "The row: JSON of its fields, or the line if malformed."),
+        Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
+        Column(
+            "row_number",
+            "BIGINT",
+            "Position among all records of the export; the header is record 1.",
+        ),
+    ),
+)
+
+COMPLETED_ORDERS = Table(
+    name="completed_orders",
+    description="The orders that count: latest version, status completed, with their product"
+    " and customer.",
+    group="batch",
+    day="order_date",
+    key=("order_id",),
+    measures=("order_value_gbp",),
+    feed="orders",
+    columns=(
+        Column(
+            "order_date",
+            "DATE",
+            "The business day of the order.",
+            derived_from=("raw_orders.order_date",),
+        ),
+        Column(
+            "order_id", "VARCHAR", "Identifies the order.", derived_from=("raw_orders.order_id",)
+        ),
+        Column(
+            "order_timestamp",
+            "TIMESTAMP",
+            "When the order was taken: wall-clock time in the business time zone.",
+            derived_from=("raw_orders.order_timestamp",),
+        ),
+        Column(
+            "region",
+            "VARCHAR",
+            "The region in which the order was taken.",
+            derived_from=("raw_orders.region",),
+        ),
+        Column(
+            "order_value_gbp",
+            MONEY,
+            "Value of the order in GBP.",
+            derived_from=("raw_orders.order_value_gbp",),
+        ),
+        Column(
+            "product_id",
+            "VARCHAR",
+            "What was ordered.",
+            derived_from=("raw_orders.product_id",),
+        ),
+        Column(
+            "product_name",
+            "VARCHAR",
+            "Its name, or `unknown`.",
+            derived_from=("products.product_name",),
+        ),
+        Column(
+            "product_category",
+            "VARCHAR",
+            "Its category, or `unknown`.",
+            derived_from=("products.product_category",),
+        ),
+        Column(
+            "customer_id",
+            "VARCHAR",
+            "Who ordered.",
+            derived_from=("raw_orders.customer_id",),
+            personal=True,
+        ),
+        Column(
+            "customer_segment",
+            "VARCHAR",
+            "The customer's segment, or `unknown`.",
+            derived_from=("customers.customer_segment",),
+        ),
+        Column(
+            "home_region",
+            "VARCHAR",
+            "The customer's home region, or `unknown`.",
+            derived_from=("customers.home_region",),
+        ),
+        Column(
+            "export_date",
+            "DATE",
+            "The export that this version of the order comes from.",
+            derived_from=("raw_orders.export_date",),
+        ),
+    ),
+)
+
+
+def _measures() -> tuple[Column, ...]:
+    value, order = "completed_orders.order_value_gbp", "completed_orders.order_id"
+    return (
+        Column(
+            "total_revenue",
+            MONEY,
+            "Sum of the completed orders' values, in GBP.",
+            derived_from=(value,),
+        ),
+        Column("order_count", "BIGINT", "Number of completed orders.", derived_from=(order,)),
+        Column(
+            "avg_order_value",
+            MONEY,
+            "total_revenue / order_count, in GBP, half a penny rounded up.",
+            derived_from=(value, order),
+        ),
+    )
+
+
+DAILY_REVENUE = Table(
+    name="daily_revenue",
+    description="Revenue, number of orders and average order value of each day and region.",
+    group="batch",
+    day="order_date",
+    key=("order_date", "region"),
+    measures=("total_revenue", "order_count"),
+    feed="orders",
+    columns=(
+        Column(
+            "order_date",
+            "DATE",
+            "The business day.",
+            derived_from=("completed_orders.order_date",),
+        ),
+        Column(
+            "region",
+            "VARCHAR",
+            "The region in which the orders were taken.",
+            derived_from=("completed_orders.region",),
+        ),
+        *_measures(),
+    ),
+)
+
+DAILY_REVENUE_BY_CATEGORY = Table(
+    name="daily_revenue_by_category",
+    description="Revenue, number of orders and average order value of each day, region and"
+    " product category.",
+    group="batch",
+    day="order_date",
+    key=("order_date", "region", "product_category"),
+    measures=("total_revenue", "order_count"),
+    feed="orders",
+    columns=(
+        *DAILY_REVENUE.columns[:2],
+        Column(
+            "product_category",
+            "VARCHAR",
+            "The category of the products, or `unknown`.",
+            derived_from=("completed_orders.product_category",),
+        ),
+        *_measures(),
+    ),
+)
+
+EXPORT_FILES = Table(
+    name="export_files",
+    description="Ledger: the export that each day's raw orders come from.",
+    key=("export_date",),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
+        Column("size_bytes", "BIGINT", "Size of the file, in bytes."),
+        Column("modified_ns", "BIGINT", "Its modification time, in ns since 1970."),
+        Column("content_hash", "VARCHAR", "SHA-256 of its bytes, in hexadecimal."),
+        Column("rows_in", "BIGINT", "Records in the file, header not counted."),
+        Column("raw_rows", "BIGINT", "Rows that went to raw_orders."),
+        Column("rejected_rows", "BIGINT", "Rows that went to rejected_orders."),
+        Column("ingested_at", "TIMESTAMPTZ", "When the rows were committed."),
+    ),
+)
+
+CHANGED_DAYS = Table(
+    name="changed_days",
+    description="Ledger: how often outside data has changed a day. A published day that was"
+    " computed from an earlier version is stale.",
+    key=("feed", "day"),
+    columns=(
+        Column("feed", "VARCHAR", "The outside data: `orders`."),
+        Column("day", "DATE", "The business day that was changed."),
+        Column("version", "BIGINT", "Goes up by one with each change."),
+        Column("changed_at", "TIMESTAMPTZ", "When it last changed."),
+    ),
+)
+
+PUBLISHED_DAYS = Table(
+    name="published_days",
+    description="Ledger: the days of each table that are published.",
+    key=("table_name", "day"),
+    columns=(
+        Column("table_name", "VARCHAR", "The table."),
+        Column("day", "DATE", "The daily partition."),
+        Column("version", "BIGINT", "The version in changed_days that it was computed from."),
+        Column("row_count", "BIGINT", "Rows of the partition."),
+        Column("published_at", "TIMESTAMPTZ", "When the rows were committed."),
+    ),
+)
+
+FAILED_DAYS = Table(
+    name="failed_days",
+    description="Ledger: the days whose last attempt failed, and why. A success removes the entry.",
+    key=("table_name", "day"),
+    columns=(
+        Column("table_name", "VARCHAR", "The table that was to be published."),
+        Column("day", "DATE", "The daily partition."),
+        Column("problem", "VARCHAR", "What was wrong, where, and what to do."),
+        Column("failed_at", "TIMESTAMPTZ", "When the attempt failed."),
+    ),
+)
+
+ALL = (
+    PRODUCTS,
+    CUSTOMERS,
+    RAW_ORDERS,
+    REJECTED_ORDERS,
+    COMPLETED_ORDERS,
+    DAILY_REVENUE,
+    DAILY_REVENUE_BY_CATEGORY,
+    EXPORT_FILES,
+    CHANGED_DAYS,
+    PUBLISHED_DAYS,
+    FAILED_DAYS,
+)
+
+BY_NAME: Mapping[str, Table] = {table.name: table for table in ALL}

@@ -1,0 +1,241 @@
+"""Rules of orders: which export rows can be used, and which orders count.
+
+Shapes: `tables.py` has the columns of every table named here.
+"""
+
+from collections.abc import Mapping
+
+import narwhals as nw
+
+COMPLETED = "completed"
+NOT_COUNTED = ("pending", "cancelled", "returned", "refunded")
+STATUSES = (COMPLETED, *NOT_COUNTED)
+
+UNKNOWN = "unknown"
+"""What stands for an attribute of a product or customer that the reference data do not have."""
+
+REASONS: Mapping[str, str] = {
+    "malformed_row": "Not a record of the export's columns: too few or too many fields, a quote"
+    " that does not close, or a line that is too long.",
+    "not_utf8": "The record has bytes that are not UTF-8.",
+    "missing_value": "A required field is blank.",
+    "invalid_number": "`order_value_gbp` is not a plain number with at most two decimals, or has"
+    " more than ten digits before the point.",
+    "invalid_timestamp": "`order_timestamp` is not an ISO 8601 date and time.",
+    "not_positive": "`order_value_gbp` is zero or less.",
+    "unknown_status": "`status` is none of " + ", ".join(f"`{status}`" for status in STATUSES) + ".",
+    "future_order": "The order's day lies after the export's date.",
+    "too_late": "The order's day lies more than `RETAIL_LATE_DAYS` days before the export's date.",
+    "duplicate_order": "A later row of the same export has the same `order_id`; that one is used.",
+}
+"""Why an export row is rejected; for each reason code the rule in words."""
+
+_TEXT_FIELDS = ("order_id", "customer_id", "product_id", "region", "status")
+
+
+def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
+    """Say of each row that an export delivered whether it can be used, and if not, why.
+
+    Args:
+        rows: the fields of `raw_orders` as a reader typed them. Text is trimmed, null where blank,
+            and status is in lower case; `order_value_gbp` and `order_timestamp` are null where they
+            cannot be read, and `has_order_value` and `has_order_timestamp` (Boolean) say whether
+            there was anything to read; `days_late` (Int64) is `export_date - order_date` in days.
+        late_days: how many days before its export an order may lie.
+
+    Returns:
+        The same rows with `reason` and `field` (String), both null for a usable row. Rules are
+        tried in the order of `REASONS`; the first that fails is the reason.
+    """
+    verdicts = [
+        *((nw.col(name).is_null(), "missing_value", name) for name in _TEXT_FIELDS),
+        (~nw.col("has_order_value"), "missing_value", "order_value_gbp"),
+        (~nw.col("has_order_timestamp"), "missing_value", "order_timestamp"),
+        (nw.col("order_value_gbp").is_null(), "invalid_number", "order_value_gbp"),
+        (nw.col("order_timestamp").is_null(), "invalid_timestamp", "order_timestamp"),
+        (nw.col("order_value_gbp") <= 0, "not_positive", "order_value_gbp"),
+        (~nw.col("status").is_in(STATUSES), "unknown_status", "status"),
+        (nw.col("days_late") < 0, "future_order", "order_timestamp"),
+        (nw.col("days_late") > late_days, "too_late", "order_timestamp"),
+    ]
+    reason = field = nw.lit(None, dtype=nw.String)
+    for broken, code, name in reversed(verdicts):
+        reason = nw.when(broken).then(nw.lit(code)).otherwise(reason)
+        field = nw.when(broken).then(nw.lit(name)).otherwise(field)
+    return rows.with_columns(reason=reason, field=field)
+
+
+def repeated(usable: nw.LazyFrame) -> nw.LazyFrame:
+    """Find the orders that stand more than once in one export.
+
+    Args:
+        usable: usable rows with `export_date`, `order_id` and `row_number`.
+
+    Returns:
+        `export_date`, `order_id` and `last_row_number` (the row that is used) of each such order.
+    """
+    return (
+        usable.group_by("export_date", "order_id")
+        .agg(rows=nw.len(), last_row_number=nw.col("row_number").max())
+        .filter(nw.col("rows") > 1)
+        .select("export_date", "order_id", "last_row_number")
+    )
+
+
+def with_exclusion(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
+    """Say of each raw order whether it counts, and if not, why.
+
+    An order seen again in a later export supersedes the earlier version, whatever its day.
+
+    Args:
+        raw_orders: rows of `raw_orders`; all exports from the days of interest on.
+
+    Returns:
+        The same rows with `exclusion` (String): null for an order that counts, `superseded` for an
+        earlier version, else the status that does not count.
+    """
+    versions = (
+        raw_orders.group_by("order_id")
+        .agg(exports=nw.len(), last_export_date=nw.col("export_date").max())
+        .filter(nw.col("exports") > 1)
+        .select("order_id", "last_export_date")
+    )
+    return (
+        raw_orders.join(versions, on="order_id", how="left")
+        .with_columns(
+            exclusion=nw.when(nw.col("export_date") < nw.col("last_export_date"))
+            .then(nw.lit("superseded"))
+            .otherwise(
+                nw.when(nw.col("status") != COMPLETED)
+                .then(nw.col("status"))
+                .otherwise(nw.lit(None, dtype=nw.String))
+            )
+        )
+        .drop("last_export_date")
+    )
+
+
+def completed_orders(
+    raw_orders: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame
+) -> nw.LazyFrame:
+    """Return the orders that count, with the attributes of their product and customer.
+
+    Args:
+        raw_orders: rows of `raw_orders`; all exports from the days of interest on.
+        products: all of `products`.
+        customers: all of `customers`.
+
+    Returns:
+        The columns of `completed_orders`; attributes of an unknown product or customer are
+        `unknown`.
+    """
+    looked_up = ("product_name", "product_category", "customer_segment", "home_region")
+    return (
+        with_exclusion(raw_orders)
+        .filter(nw.col("exclusion").is_null())
+        .join(
+            products.select("product_id", "product_name", "product_category"),
+            on="product_id",
+            how="left",
+        )
+        .join(
+            customers.select("customer_id", "customer_segment", "home_region"),
+            on="customer_id",
+            how="left",
+        )
+        .with_columns(
+            nw.when(nw.col(name).is_null())
+            .then(nw.lit(UNKNOWN))
+            .otherwise(nw.col(name))
+            .alias(name)
+            for name in looked_up
+        )
+        .select(
+            "order_date",
+            "order_id",
+            "order_timestamp",
+            "region",
+            "order_value_gbp",
+            "product_id",
+            "product_name",
+            "product_category",
+            "customer_id",
+            "customer_segment",
+            "home_region",
+            "export_date",
+        )
+    )
+
+
+def exclusions(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
+    """Count the raw orders of each day that do not count, by reason.
+
+    Args:
+        raw_orders: rows of `raw_orders`; all exports from the days of interest on.
+
+    Returns:
+        `order_date`, `exclusion` (null: the orders that count), `orders` (Int64) and
+        `value_gbp` (Decimal).
+    """
+    return (
+        with_exclusion(raw_orders)
+        .group_by("order_date", "exclusion")
+        .agg(orders=nw.len(), value_gbp=nw.col("order_value_gbp").sum())
+    )
+
+
+def unreconciled_days(completed: nw.LazyFrame, raw_orders: nw.LazyFrame) -> nw.LazyFrame:
+    """Find the days on which raw is not completed + excluded, in orders or in money.
+
+    Args:
+        completed: rows of `completed_orders`.
+        raw_orders: the raw orders that they were made from.
+
+    Returns:
+        `order_date`, `raw_count`, `raw_value_gbp`, `excluded_count`, `excluded_value_gbp`,
+        `completed_count` and `completed_value_gbp` of each such day.
+    """
+    raw = raw_orders.group_by("order_date").agg(
+        raw_count=nw.len(), raw_value_gbp=nw.col("order_value_gbp").sum()
+    )
+    excluded = (
+        exclusions(raw_orders)
+        .filter(~nw.col("exclusion").is_null())
+        .group_by("order_date")
+        .agg(excluded_count=nw.col("orders").sum(), excluded_value_gbp=nw.col("value_gbp").sum())
+    )
+    counted = completed.group_by("order_date").agg(
+        completed_count=nw.len(), completed_value_gbp=nw.col("order_value_gbp").sum()
+    )
+    measures = (
+        "raw_count",
+        "raw_value_gbp",
+        "excluded_count",
+        "excluded_value_gbp",
+        "completed_count",
+        "completed_value_gbp",
+    )
+    return (
+        raw.join(excluded, on="order_date", how="left")
+        .join(counted, on="order_date", how="full")
+        .select(
+            nw.when(nw.col("order_date").is_null())
+            .then(nw.col("order_date_right"))
+            .otherwise(nw.col("order_date"))
+            .alias("order_date"),
+            *(
+                nw.when(nw.col(name).is_null())
+                .then(nw.lit(0))
+                .otherwise(nw.col(name))
+                .alias(name)
+                for name in measures
+            ),
+        )
+        .filter(
+            (nw.col("raw_count") != nw.col("excluded_count") + nw.col("completed_count"))
+            | (
+                nw.col("raw_value_gbp")
+                != nw.col("excluded_value_gbp") + nw.col("completed_value_gbp")
+            )
+        )
+    )

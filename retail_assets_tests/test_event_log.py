@@ -1,0 +1,626 @@
+"""The pooled event log must differ from Dagster's stock one in speed alone."""
+
+import logging
+import multiprocessing
+import os
+import queue
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as db
+from dagster import DagsterEventType, EventLogEntry
+from dagster._core.events import (
+    AssetMaterializationPlannedData,
+    DagsterEvent,
+    StepMaterializationData,
+)
+from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster._core.utils import make_new_run_id
+from dagster_shared.record import replace
+
+from retail_assets import event_log
+from retail_assets.event_log import MAX_OPEN_SHARDS, PooledSqliteEventLogStorage
+
+DAYS = [f"2024-01-{day:02}" for day in range(1, 13)]
+CHECK = dg.AssetCheckKey(dg.AssetKey("daily"), "not_empty")
+HANG_SECONDS = 60  # never reached unless something is broken: a red test instead of a stuck one
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="counts open files through /proc, which is Linux"
+)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+# --- a run worth recording: every kind of event that reaches the index shard --------------------
+
+daily_partitions = dg.DailyPartitionsDefinition(DAYS[0], end_date="2024-01-13")
+
+
+@dg.asset(partitions_def=daily_partitions, backfill_policy=dg.BackfillPolicy.single_run())
+def daily() -> dg.MaterializeResult[None]:
+    return dg.MaterializeResult(metadata={"rows": 3}, tags={"team": "sales"})
+
+
+@dg.asset(
+    deps=[daily],
+    partitions_def=daily_partitions,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version="7",
+)
+def downstream(context: dg.AssetExecutionContext) -> None:
+    context.log_event(dg.AssetObservation("daily", partition=DAYS[0], metadata={"rows": 3}))
+
+
+@dg.asset
+def unpartitioned() -> None: ...
+
+
+@dg.asset(deps=[downstream])
+def broken() -> None:
+    message = "on purpose"
+    raise RuntimeError(message)
+
+
+@dg.asset_check(asset=daily)
+def not_empty() -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=True)
+
+
+def backfill(instance: dg.DagsterInstance) -> dg.DagsterRun:
+    """Run all assets over all days in one run; one of them fails."""
+    job = dg.Definitions(
+        assets=[daily, downstream, unpartitioned, broken],
+        asset_checks=[not_empty],
+        jobs=[dg.define_asset_job("everything", executor_def=dg.in_process_executor)],
+    ).resolve_job_def("everything")
+    tags = {
+        "dagster/asset_partition_range_start": DAYS[0],
+        "dagster/asset_partition_range_end": DAYS[-1],
+    }
+    result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    assert not result.success
+    return result.dagster_run
+
+
+# --- instances, tables and answers --------------------------------------------------------------
+
+
+@pytest.fixture
+def open_instance(tmp_path: Path) -> Iterator[Callable[..., dg.DagsterInstance]]:
+    """Open an instance as `dagster.yaml` would, on a folder of its own name."""
+    opened = []
+
+    def open_(name: str, *, stock: bool = False) -> dg.DagsterInstance:
+        instance = dg.DagsterInstance.from_config(str(write_config(tmp_path / name, stock=stock)))
+        opened.append(instance)
+        expected = SqliteEventLogStorage if stock else PooledSqliteEventLogStorage
+        assert type(log_of(instance)) is expected
+        return instance
+
+    yield open_
+    for instance in opened:
+        instance.dispose()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[PooledSqliteEventLogStorage]:
+    storage = PooledSqliteEventLogStorage(str(tmp_path / "shards"))
+    yield storage
+    storage.dispose()
+
+
+def write_config(home: Path, *, stock: bool) -> Path:
+    home.mkdir(exist_ok=True)
+    pooled = f"""
+event_log_storage:
+  module: retail_assets.event_log
+  class: PooledSqliteEventLogStorage
+  config: {{base_dir: {home}/history/runs}}
+"""
+    config = "telemetry: {enabled: false}\n" + ("" if stock else pooled)
+    (home / "dagster.yaml").write_text(config)
+    return home
+
+
+def log_of(instance: dg.DagsterInstance) -> SqliteEventLogStorage:
+    """Return the storage itself; an instance's own property may be a wrapper around it."""
+    log = instance.event_log_storage
+    assert isinstance(log, SqliteEventLogStorage)
+    return log
+
+
+def tables(base_dir: Path) -> dict[str, dict[str, list[Any]]]:
+    """Every row of every table of every shard, without the clock of the insert itself."""
+    clock = {"create_timestamp", "migration_completed"}
+    shards: dict[str, dict[str, list[Any]]] = {}
+    for path in sorted(base_dir.glob("*.db")):
+        connection = sqlite3.connect(path)
+        connection.row_factory = sqlite3.Row
+        names = [
+            r[0] for r in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        ]
+        shards[path.name] = {
+            name: [
+                {column: value for column, value in dict(row).items() if column not in clock}
+                for row in connection.execute(f'SELECT * FROM "{name}"')  # noqa: S608
+            ]
+            for name in names
+        }
+        connection.close()
+    return shards
+
+
+def answers(instance: dg.DagsterInstance, run_id: str) -> dict[str, Any]:
+    """What the UI and the sensors ask, in one comparable value."""
+    log = log_of(instance)
+    keys = sorted(instance.all_asset_keys())
+    given: dict[str, Any] = {
+        "run shards": sorted(log.get_all_run_ids()),
+        "asset keys": keys,
+        "run": log.get_records_for_run(run_id).records,
+        "run, newest first": log.get_records_for_run(run_id, limit=5, ascending=False).records,
+        "statistics": log.get_stats_for_run(run_id),
+        "steps": log.get_step_stats_for_run(run_id),
+        "run partitions": log.get_asset_partitions_for_run(run_id),
+        "failures": log.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, 10).records,
+        "checks": [
+            (check.id, check.run_id, check.status, check.event)
+            for check in log.get_asset_check_execution_history(CHECK, limit=10)
+        ],
+        "assets": [
+            (r.asset_entry.asset_key, r.asset_entry.last_materialization_record)
+            for r in sorted(log.get_asset_records(keys), key=lambda r: r.asset_entry.asset_key)
+        ],
+    }
+    for key in keys:
+        for event_type in (
+            DagsterEventType.ASSET_MATERIALIZATION,
+            DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+            DagsterEventType.ASSET_OBSERVATION,
+        ):
+            wanted = dg.EventRecordsFilter(event_type, asset_key=key)
+            given[f"{key} {event_type}"] = (
+                instance.get_event_records(wanted),
+                log.get_latest_storage_id_by_partition(key, event_type),
+                log.get_latest_tags_by_partition(key, event_type, ["dagster/data_version"]),
+            )
+        given[f"{key} days"] = (
+            log.get_materialized_partitions(key),
+            log.get_latest_asset_partition_materialization_attempts_without_materializations(key),
+            instance.get_latest_materialization_event(key),
+            log.get_event_tags_for_asset(key),
+        )
+    return given
+
+
+def materialization(run_id: str, asset: str, day: str) -> EventLogEntry:
+    event = DagsterEvent(
+        DagsterEventType.ASSET_MATERIALIZATION.value,
+        "job",
+        step_key=asset,
+        event_specific_data=StepMaterializationData(
+            dg.AssetMaterialization(
+                dg.AssetKey(asset), partition=day, tags={"dagster/data_version": day}
+            )
+        ),
+    )
+    return entry(run_id, event)
+
+
+def planned(run_id: str, asset: str, day: str) -> EventLogEntry:
+    data = AssetMaterializationPlannedData(dg.AssetKey(asset), partition=day)
+    return entry(run_id, DagsterEvent.build_asset_materialization_planned_event("job", asset, data))
+
+
+def entry(run_id: str, event: DagsterEvent) -> EventLogEntry:
+    return EventLogEntry(  # type: ignore[no-untyped-call]
+        error_info=None,
+        level=logging.INFO,
+        user_message="",
+        run_id=run_id,
+        timestamp=1704067200.0,
+        step_key=event.step_key,
+        job_name="job",
+        dagster_event=event,
+    )
+
+
+def days_in(log: SqliteEventLogStorage, asset: str = "daily") -> set[str]:
+    return log.get_materialized_partitions(dg.AssetKey(asset))
+
+
+# --- work for other processes: module level, so that spawn finds it -----------------------------
+
+
+def write_days(base_dir: str, class_: str, run_id: str, asset: str, days: Sequence[str]) -> None:
+    log = getattr(event_log, class_)(base_dir)
+    for start in range(0, len(days), 4):
+        first, *others = days[start : start + 4]
+        log.store_event(materialization(run_id, asset, first))
+        log.store_event_batch([materialization(run_id, asset, day) for day in others])
+    log.dispose()
+
+
+def wipe(base_dir: str) -> None:
+    SqliteEventLogStorage(base_dir).wipe()
+
+
+def answer_what_is_seen(base_dir: str, run_id: str, asked: Connection) -> None:
+    log = PooledSqliteEventLogStorage(base_dir)
+    while asked.recv() != "enough":
+        asked.send((len(log.get_records_for_run(run_id).records), days_in(log)))
+    log.dispose()
+
+
+def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def finish(*processes: BaseProcess) -> None:
+    for process in processes:
+        process.join(HANG_SECONDS)
+        assert process.exitcode == 0
+
+
+# --- equal to the stock class -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_the_same_events_give_equal_rows_and_answers(
+    open_instance: Callable[..., dg.DagsterInstance], tmp_path: Path, batch_size: int
+) -> None:
+    recorder = open_instance("recorder", stock=True)
+    run = backfill(recorder)
+    events = [r.event_log_entry for r in log_of(recorder).get_records_for_run(run.run_id).records]
+    kinds = {event.dagster_event_type for event in events}
+    assert kinds >= {
+        DagsterEventType.ASSET_MATERIALIZATION,
+        DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+        DagsterEventType.ASSET_OBSERVATION,
+        DagsterEventType.ASSET_CHECK_EVALUATION,
+        DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED,
+        DagsterEventType.RUN_FAILURE,
+    }
+    runless = [materialization("", "reported", day) for day in DAYS]
+    runless += [planned("", "reported", DAYS[0])]  # must not hide the last materialization
+
+    stock, ours = open_instance("stock", stock=True), open_instance("ours")
+    for instance in (stock, ours):
+        instance.add_run(replace(run, job_snapshot_id=None, execution_plan_snapshot_id=None))
+        everything = events + runless
+        for at in range(0, len(everything), batch_size):
+            log_of(instance).store_event_batch(everything[at : at + batch_size])
+
+    of_stock, of_ours = (tables(tmp_path / name / "history/runs") for name in ("stock", "ours"))
+    assert of_ours == of_stock
+    assert len(of_ours["index.db"]["asset_event_tags"]) > len(DAYS)
+    assert len(of_ours["index.db"]["asset_keys"]) == 5
+    assert of_ours["index.db"]["asset_check_executions"]
+    assert answers(ours, run.run_id) == answers(stock, run.run_id)
+
+    for instance in (stock, ours):
+        instance.delete_run(run.run_id)
+    of_stock, of_ours = (tables(tmp_path / name / "history/runs") for name in ("stock", "ours"))
+    assert of_ours == of_stock
+    assert not of_ours[f"{run.run_id}.db"]["event_logs"]
+
+    for instance in (stock, ours):
+        log_of(instance).wipe()
+    of_stock, of_ours = (tables(tmp_path / name / "history/runs") for name in ("stock", "ours"))
+    assert of_ours == of_stock
+    assert list(of_ours) == [".db", "index.db"]  # the stock wipe overlooks runless events
+
+
+@pytest.mark.parametrize("batch_size", ["0", "5", "500"])
+def test_a_backfill_is_recorded_as_by_the_stock_class(
+    open_instance: Callable[..., dg.DagsterInstance],
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: str,
+) -> None:
+    def recorded(instance: dg.DagsterInstance) -> tuple[object, ...]:
+        run = backfill(instance)
+        log = log_of(instance)
+        rows = [
+            (e.dagster_event_type, e.step_key, e.dagster_event and e.dagster_event.partition)
+            for e in (r.event_log_entry for r in log.get_records_for_run(run.run_id).records)
+        ]
+        attempts = log.get_latest_asset_partition_materialization_attempts_without_materializations
+        return (
+            rows,
+            days_in(log, "daily"),
+            days_in(log, "downstream"),
+            attempts(dg.AssetKey("daily")),
+            log.get_stats_for_run(run.run_id).materializations,
+            instance.all_asset_keys(),
+        )
+
+    stock = recorded(open_instance("stock", stock=True))
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", batch_size)
+    ours = recorded(open_instance("ours"))
+    assert ours == stock
+    assert ours[1] == set(DAYS)
+
+
+def test_the_stock_class_reads_what_was_written_when_the_lines_are_deleted(
+    open_instance: Callable[..., dg.DagsterInstance], tmp_path: Path
+) -> None:
+    ours = open_instance("home")
+    run = backfill(ours)
+    given = answers(ours, run.run_id)
+    ours.dispose()
+
+    stock = open_instance("home", stock=True)
+    assert answers(stock, run.run_id) == given
+    assert not (tmp_path / "home/history/runs/index.db-wal").exists()
+
+
+def test_another_minor_version_of_dagster_gets_the_stock_class_and_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dg, "__version__", "1.14.0")
+    with dg.DagsterInstance.from_config(str(write_config(tmp_path, stock=False))) as instance:
+        assert type(log_of(instance)) is SqliteEventLogStorage
+    assert "this is 1.14.0: using the stock SQLite event log" in caplog.text
+
+
+# --- several processes and threads --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("neighbour", ["SqliteEventLogStorage", "PooledSqliteEventLogStorage"])
+def test_two_processes_write_one_run_at_once_and_no_event_is_lost(
+    storage: PooledSqliteEventLogStorage, neighbour: str
+) -> None:
+    run_id = make_new_run_id()
+    days = [f"{2000 + i}-01-01" for i in range(60)]
+    base_dir = storage._base_dir
+    finish(
+        start(write_days, base_dir, "PooledSqliteEventLogStorage", run_id, "left", days),
+        start(write_days, base_dir, neighbour, run_id, "right", days),
+    )
+
+    assert len(storage.get_records_for_run(run_id).records) == 2 * len(days)
+    assert days_in(storage, "left") == days_in(storage, "right") == set(days)
+    index = tables(Path(base_dir))["index.db"]
+    ids = {(row["asset_key"], row["partition"]): row["id"] for row in index["event_logs"]}
+    assert len(ids) == 2 * len(days)
+    tagged = {
+        (row["asset_key"], row["value"]): row["event_id"] for row in index["asset_event_tags"]
+    }
+    assert tagged == ids
+
+
+def test_a_reader_in_another_process_sees_each_event_as_soon_as_it_is_stored(
+    storage: PooledSqliteEventLogStorage,
+) -> None:
+    run_id = make_new_run_id()
+    ask, asked = multiprocessing.get_context("spawn").Pipe()
+    reader = start(answer_what_is_seen, storage._base_dir, run_id, asked)
+
+    for count, day in enumerate(DAYS, start=1):
+        storage.store_event_batch([materialization(run_id, "daily", day)])
+        ask.send("what is there?")
+        assert ask.poll(HANG_SECONDS)
+        assert ask.recv() == (count, set(DAYS[:count]))
+    ask.send("enough")
+    finish(reader)
+
+
+def test_threads_share_the_storage(storage: PooledSqliteEventLogStorage) -> None:
+    run_ids = [make_new_run_id() for _ in range(4)]
+
+    def write_and_read(run_id: str) -> None:
+        for day in DAYS:
+            storage.store_event_batch([planned(run_id, run_id, day)] * 2)
+            storage.store_event(materialization(run_id, run_id, day))
+            storage.get_records_for_run(run_id)
+
+    threads = [threading.Thread(target=write_and_read, args=(run_id,)) for run_id in run_ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_SECONDS)
+
+    for run_id in run_ids:
+        assert len(storage.get_records_for_run(run_id).records) == 3 * len(DAYS)
+        assert days_in(storage, run_id) == set(DAYS)
+
+
+@needs_fork
+@needs_proc
+def test_a_forked_child_inherits_no_open_shard_and_both_go_on_writing(tmp_path: Path) -> None:
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_event_log import PooledSqliteEventLogStorage, days_in, materialization, open_files
+
+base_dir = sys.argv[1]
+log = PooledSqliteEventLogStorage(base_dir)
+log.store_event(materialization("run", "daily", "2024-01-01"))
+assert open_files(base_dir)
+child = os.fork()
+if child == 0:
+    inherited = open_files(base_dir)
+    log.store_event(materialization("run", "daily", "2024-01-02"))
+    os._exit(1 if inherited else 0)
+log.store_event(materialization("run", "daily", "2024-01-03"))
+assert os.waitpid(child, 0)[1] == 0, "the child inherited open shards or failed"
+assert len(days_in(log)) == 3, days_in(log)
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- watching -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("watching", [SqliteEventLogStorage, PooledSqliteEventLogStorage])
+def test_a_watcher_is_told_of_every_event_although_the_writer_stays_open(
+    storage: PooledSqliteEventLogStorage, watching: type[SqliteEventLogStorage]
+) -> None:
+    run_id = make_new_run_id()
+    storage.store_event(materialization(run_id, "daily", "before"))
+    watcher = watching(storage._base_dir)
+    seen: queue.Queue[str] = queue.Queue()
+
+    def callback(event: EventLogEntry, _cursor: str) -> None:
+        seen.put(event.get_dagster_event().partition or "")
+
+    watcher.watch(run_id, watcher.get_records_for_run(run_id).cursor, callback)
+    for day in DAYS:
+        storage.store_event_batch([materialization(run_id, "daily", day)])
+        assert seen.get(timeout=HANG_SECONDS) == day
+
+    watcher.end_watch(run_id, callback)
+    storage.store_event(materialization(run_id, "daily", "after"))
+    other = make_new_run_id()
+    told = threading.Event()
+    watcher.watch(other, None, lambda *_: told.set())
+    storage.store_event(materialization(other, "daily", "another run"))
+    assert told.wait(HANG_SECONDS)
+    assert seen.empty()
+    watcher.dispose()
+
+
+def test_reading_does_not_wake_the_watcher(storage: PooledSqliteEventLogStorage) -> None:
+    run_id = make_new_run_id()
+    storage.store_event(materialization(run_id, "daily", DAYS[0]))
+    shard = Path(storage.path_for_shard(run_id))
+    os.utime(shard, (0, 0))
+    assert len(storage.get_records_for_run(run_id).records) == 1
+    assert shard.stat().st_mtime == 0  # or a watcher, which reads when it is told, never rests
+
+
+# --- files: wiped, evicted, disposed, failed ----------------------------------------------------
+
+
+def open_files(base_dir: str) -> set[str]:
+    """Names of the shards this process holds open."""
+    names = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            target = link.readlink()
+        except FileNotFoundError:  # the handle of this very listing
+            continue
+        if target.parent == Path(base_dir) and target.suffix == ".db":
+            names.add(target.stem)
+    return names
+
+
+def test_events_stored_after_another_process_wiped_the_files_are_not_lost(
+    storage: PooledSqliteEventLogStorage,
+) -> None:
+    run_id = make_new_run_id()
+    storage.store_event(materialization(run_id, "daily", DAYS[0]))
+    finish(start(wipe, storage._base_dir))
+    assert storage.get_records_for_run(run_id).records == []
+
+    storage.store_event_batch([materialization(run_id, "daily", day) for day in DAYS[1:3]])
+    stock = SqliteEventLogStorage(storage._base_dir)
+    assert len(stock.get_records_for_run(run_id).records) == 2
+    assert days_in(stock) == set(DAYS[1:3])
+
+
+def test_wipe_empties_the_log_and_it_can_be_used_again(
+    storage: PooledSqliteEventLogStorage,
+) -> None:
+    run_id = make_new_run_id()
+    storage.store_event(materialization(run_id, "daily", DAYS[0]))
+    storage.wipe()
+    assert storage.get_all_run_ids() == []
+    assert storage.get_asset_records() == []
+
+    storage.store_event(materialization(run_id, "daily", DAYS[1]))
+    assert days_in(SqliteEventLogStorage(storage._base_dir)) == {DAYS[1]}
+
+
+@needs_proc
+def test_the_least_recently_used_shards_are_closed_and_open_again_when_asked(
+    storage: PooledSqliteEventLogStorage,
+) -> None:
+    run_ids = [make_new_run_id() for _ in range(MAX_OPEN_SHARDS + 4)]
+    for run_id in run_ids:
+        storage.store_event_batch([materialization(run_id, "daily", day) for day in DAYS[:2]])
+        assert len(open_files(storage._base_dir)) <= MAX_OPEN_SHARDS
+
+    assert open_files(storage._base_dir) == {"index", *run_ids[-(MAX_OPEN_SHARDS - 1) :]}
+    for run_id in run_ids:
+        storage.store_event(materialization(run_id, "daily", DAYS[2]))
+        assert len(storage.get_records_for_run(run_id).records) == 3
+    assert len(open_files(storage._base_dir)) == MAX_OPEN_SHARDS
+
+
+@needs_proc
+def test_dispose_closes_every_file_and_the_storage_opens_again(
+    storage: PooledSqliteEventLogStorage,
+) -> None:
+    run_id = make_new_run_id()
+    storage.watch(run_id, None, lambda *_: None)
+    storage.store_event(materialization(run_id, "daily", DAYS[0]))
+    storage.dispose()
+    assert open_files(storage._base_dir) == set()
+    assert not list(Path(storage._base_dir).glob("*.db-wal"))
+
+    told = threading.Event()
+    storage.watch(run_id, storage.get_records_for_run(run_id).cursor, lambda *_: told.set())
+    storage.store_event(materialization(run_id, "daily", DAYS[1]))
+    assert days_in(storage) == set(DAYS[:2])
+    assert told.wait(HANG_SECONDS)
+    storage.dispose()
+    storage.dispose()
+
+
+def test_a_failed_batch_leaves_nothing_so_that_dagster_can_store_it_event_by_event(
+    storage: PooledSqliteEventLogStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = make_new_run_id()
+    storage.store_event(materialization(run_id, "daily", DAYS[0]))
+    storage.dispose()
+    monkeypatch.setattr(event_log, "BUSY_TIMEOUT_SECONDS", 0)
+    blocker = sqlite3.connect(storage.path_for_shard("index"), isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    batch = [materialization(run_id, "daily", day) for day in DAYS[1:4]]
+    with pytest.raises(db.exc.OperationalError, match="locked"):
+        storage.store_event_batch(batch)
+    assert len(storage.get_records_for_run(run_id).records) == 1
+
+    blocker.close()
+    storage.store_event_batch(batch)
+    assert len(storage.get_records_for_run(run_id).records) == 4
+    assert days_in(storage) == set(DAYS[:4])
+
+
+def test_an_error_with_a_half_read_cursor_does_not_freeze_what_later_reads_see(
+    storage: PooledSqliteEventLogStorage,
+) -> None:
+    run_id = make_new_run_id()
+    storage.store_event_batch([materialization(run_id, "daily", day) for day in DAYS[:2]])
+
+    def read_one_and_fail() -> None:
+        with storage.run_connection(run_id) as connection:
+            rows = connection.execute(db.select(SqlEventLogStorageTable.c.id))
+            rows.fetchone()
+            raise LookupError
+
+    with pytest.raises(LookupError) as kept:  # keeps the frame, and so the cursor, alive
+        read_one_and_fail()
+    SqliteEventLogStorage(storage._base_dir).store_event(materialization(run_id, "daily", DAYS[2]))
+    assert len(storage.get_records_for_run(run_id).records) == 3
+    assert kept.traceback
