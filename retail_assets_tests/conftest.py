@@ -1,0 +1,116 @@
+"""What many tests need: settings of a data folder of their own, its lake, and order exports."""
+
+import gzip
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+from retail_assets import partitions
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+# The outcome of a build depends on the code alone; `--hypothesis-profile explore` goes further.
+_any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("repeatable", _any_speed, derandomize=True)
+hypothesis_settings.register_profile("explore", _any_speed, max_examples=1000, print_blob=True)
+hypothesis_settings.load_profile("repeatable")
+
+HEADER = "order_id,customer_id,product_id,region,status,order_value_gbp,order_timestamp"
+
+NewLake: TypeAlias = Callable[[Path], Lake]
+WriteExport: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The default settings with `tmp_path` as data folder, in the environment as well."""
+    for name in [name for name in os.environ if name.startswith("RETAIL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RETAIL_DATA_DIR", str(tmp_path))
+    return Settings()
+
+
+@pytest.fixture
+def lake(settings: Settings, new_lake: NewLake) -> Lake:
+    """An empty lake with all its tables, at the place that `settings` names."""
+    new_lake(settings.data_dir)
+    return Lake.from_settings(settings)
+
+
+@pytest.fixture(scope="session")
+def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
+    """Make an empty lake in a data folder, from a copy: creating tables takes over a second."""
+    model = Settings(data_dir=tmp_path_factory.mktemp("model"))
+    with Lake.from_settings(model).connect():
+        pass
+
+    def make(data_dir: Path) -> Lake:
+        copy = Settings(data_dir=data_dir)
+        copy.lake_dir.mkdir(parents=True)
+        shutil.copyfile(model.catalog, copy.catalog)
+        with closing(sqlite3.connect(copy.catalog)) as catalog, catalog:
+            catalog.execute(
+                "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
+                [copy.data_path + "/"],
+            )
+        return Lake.from_settings(copy)
+
+    return make
+
+
+@pytest.fixture
+def write_export(settings: Settings) -> WriteExport:
+    """Write a day's export into the exports folder of `settings`; see `write_export_to`."""
+
+    def write(
+        day: date, rows: Sequence[str] | str | bytes, *, header: str = HEADER, packed: bool = False
+    ) -> Path:
+        return write_export_to(settings.exports_dir, day, rows, header=header, packed=packed)
+
+    return write
+
+
+def write_export_to(
+    folder: Path,
+    day: date,
+    rows: Sequence[str] | str | bytes,
+    *,
+    header: str = HEADER,
+    packed: bool = False,
+) -> Path:
+    """Write a day's export, in place of what lies there: rows under a header, or a whole file."""
+    if isinstance(rows, bytes):
+        content = rows
+    elif isinstance(rows, str):
+        content = rows.encode()
+    else:
+        content = "".join(f"{row}\n" for row in (header, *rows)).encode()
+    plain, compressed = partitions.export_paths(folder, day)
+    path = compressed if packed else plain
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    return path
+
+
+def order_row(order_id: str, day: date, **changed: str) -> str:
+    """A row of an export, under `HEADER`: an order taken at half past nine, save what is changed."""
+    fields = {
+        "order_id": order_id,
+        "customer_id": "C1",
+        "product_id": "P1",
+        "region": "North",
+        "status": "completed",
+        "order_value_gbp": "10.00",
+        "order_timestamp": f"{day} 09:30:00",
+    }
+    assert changed.keys() <= fields.keys()
+    return ",".join((fields | changed).values())
