@@ -102,7 +102,7 @@ def write_export_to(
 
 
 def order_row(order_id: str, day: date, **changed: str) -> str:
-    """A row of an export, under `HEADER`: an order taken at half past nine, save what is changed."""
+    """A row under `HEADER`: an order taken at half past nine, save what is changed."""
     fields = {
         "order_id": order_id,
         "customer_id": "C1",
