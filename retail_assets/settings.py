@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         description="How many days before its export an order may lie and still count for its day.",
     )
     memory_limit: str = Field(
-        default="600MB",
+        default="512MB",
         pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
         description="What DuckDB may hold in memory before it spills to disk, for example 4GB.",
     )

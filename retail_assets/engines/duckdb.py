@@ -4,8 +4,6 @@ What cannot be read becomes null here; whether that matters is decided in `trans
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -22,6 +20,8 @@ REQUIRED = (
 """The columns that every order export has, in any order."""
 
 BLANKS = "' \t\r\n\u00a0'"
+"""What is trimmed from fields. An empty field, quoted or not, is null from the start."""
+
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
 DAY = r"\d{4}-\d{2}-\d{2}"
 CLOCK = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?"
@@ -33,29 +33,28 @@ MAX_LINE_BYTES = 2_000_000
 READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException)
 """What DuckDB raises for a file that it cannot read."""
 
+SEPARATOR = "\x1f"
+"""The control character Unit Separator, between the fields in `raw`."""
 
-@dataclass(frozen=True)
-class SourceFile:
-    """An order export to read."""
-
-    file_id: int
-    export_date: date
-    path: Path
-
+DATE_IN_NAME = r"(\d{4}_\d{2}_\d{2})\.csv(\.gz)?$"
 
 ROWS = """
-    file_id INTEGER, export_date DATE, order_date DATE, days_late BIGINT, order_id VARCHAR,
-    customer_id VARCHAR, product_id VARCHAR, region VARCHAR, status VARCHAR,
-    order_value_gbp DECIMAL(12,2), order_timestamp TIMESTAMP, extra VARCHAR,
-    has_order_value BOOLEAN, has_order_timestamp BOOLEAN
+    export_date DATE, order_date DATE, days_late BIGINT, order_id VARCHAR, customer_id VARCHAR,
+    product_id VARCHAR, region VARCHAR, status VARCHAR, order_value_gbp DECIMAL(12,2),
+    order_timestamp TIMESTAMP, extra VARCHAR, has_order_value BOOLEAN, has_order_timestamp BOOLEAN,
+    raw VARCHAR
 """
-"""The columns of typed export rows, as `read_order_exports` inserts them."""
+"""The columns of typed export rows; `raw` has the original fields, each between two separators."""
+
+MALFORMED = "export_date DATE, record BIGINT, error_type VARCHAR, raw_text VARCHAR"
+"""The columns of malformed records; the header of a file is its record 1."""
 
 
 def read_order_exports(
     connection: duckdb.DuckDBPyConnection,
-    into: str,
-    files: Sequence[SourceFile],
+    rows: str,
+    malformed: str,
+    paths: Sequence[Path],
     header: Sequence[str],
     *,
     strict: bool = True,
@@ -63,127 +62,127 @@ def read_order_exports(
     """Read order exports of one header, typed, in file order.
 
     Args:
-        connection: where the temporary tables are. Malformed records go to `temp.malformed`
-            (file_id, record, error_type, raw_text).
-        into: a temporary table with the columns `ROWS`; its rowids follow the order of rows.
-        files: all compressed or none.
+        connection: where the temporary tables are.
+        rows: a temporary table with the columns `ROWS`; its rowids follow the order of rows.
+        malformed: a temporary table with the columns `MALFORMED`.
+        paths: the files, all compressed or none; the date is in the name.
         header: the column names of the files, in order.
         strict: insist on RFC 4180; without, line ends may be mixed within a file.
 
     Raises:
         READ_ERRORS: if a file as a whole cannot be read. Nothing has been inserted then.
     """
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE file_ids AS SELECT unnest(?::INTEGER[]) AS file_id,"
-        " unnest(?::DATE[]) AS export_date, unnest(?::VARCHAR[]) AS filename",
-        [
-            [file.file_id for file in files],
-            [file.export_date for file in files],
-            [str(file.path) for file in files],
-        ],
-    )
     try:
         connection.execute(
-            f"INSERT INTO {into} " + _typed(header, _records(files, header, strict))
+            f"INSERT INTO {rows} {_typed(header, _records(paths, header, strict=strict))}"
         )
         connection.execute(
-            "INSERT INTO malformed SELECT f.file_id, e.line, min(e.error_type),"
+            f"INSERT INTO {malformed} SELECT {_date_of('s.file_path')}, e.line, min(e.error_type),"
             " coalesce(any_value(e.csv_line), '') FROM export_errors AS e"
-            " JOIN export_scans AS s USING (scan_id, file_id)"
-            " JOIN file_ids AS f ON f.filename = s.file_path GROUP BY f.file_id, e.line"
+            " JOIN export_scans AS s USING (scan_id, file_id) GROUP BY ALL"
         )
     finally:
         for table in ("export_errors", "export_scans"):
             connection.execute(f"DROP TABLE IF EXISTS temp.main.{table}")
 
 
-def raw_texts(
-    files: Sequence[SourceFile],
-    header: Sequence[str],
-    first_rowid: int,
-    rowids: str,
-    *,
-    strict: bool = True,
-) -> str:
-    """Return a query for the original fields of some rows, as JSON: (rowid, raw_text).
-
-    Reading again costs less than keeping the text of every row for the few that are rejected.
+def raw_text(raw: str, header: Sequence[str]) -> str:
+    """Return an SQL expression for the original fields of a row, as a JSON object.
 
     Args:
-        files: the same files, in the same order, as when they were read.
-        header: the column names of the files, in order.
-        first_rowid: the rowid that the first row of the first file was given.
-        rowids: a query for the rowids of interest.
-        strict: as when they were read.
+        raw: an expression for the column `raw`.
+        header: the column names of the file, in order.
     """
-    fields = ", ".join(f"{_quoted(name)} := r.{_quoted(name)}" for name in header)
-    records = _records(files, header, strict, rejects=False)
+    parts = f"string_split({raw}, {_literal(SEPARATOR)})"
+    fields = ", ".join(
+        f"{_quoted(name)} := {parts}[{position}]" for position, name in enumerate(header, start=2)
+    )
+    # A field that has the separator itself leaves no telling where fields end.
     return (
-        f"SELECT rowid_, to_json(struct_pack({fields}))::VARCHAR AS raw_text FROM (SELECT *,"
-        f" row_number() OVER () + {int(first_rowid) - 1} AS rowid_ FROM {records}) AS r"
-        f" WHERE rowid_ IN ({rowids})"
+        f"CASE WHEN len({parts}) = {len(header) + 2}"
+        f" THEN to_json(struct_pack({fields}))::VARCHAR ELSE {raw} END"
     )
 
 
-def _records(
-    files: Sequence[SourceFile], header: Sequence[str], strict: bool, rejects: bool = True
-) -> str:
-    paths = ", ".join(_literal(str(file.path)) for file in files)
-    columns = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in header)
-    compression = "gzip" if files[0].path.suffix == ".gz" else "none"
-    errors = (
-        "store_rejects = true, rejects_limit = 0, rejects_table = 'export_errors',"
-        " rejects_scan = 'export_scans'"
-        if rejects
-        else "ignore_errors = true"
-    )
-    # Without new_line: naming it makes this version drop all rows of a file with other line ends.
+def _records(paths: Sequence[Path], header: Sequence[str], *, strict: bool) -> str:
+    files = ", ".join(_literal(str(path)) for path in paths)
+    columns = ", ".join(f"{name}: 'VARCHAR'" for name in _fields(header).values())
+    compression = "gzip" if paths[0].suffix == ".gz" else "none"
+    # Two things that this version of DuckDB gets wrong are avoided here. With new_line given, a
+    # file of other line ends loses all its rows. With only some of the columns in use, a malformed
+    # row is an internal error; `raw` uses all.
     return (
-        f"read_csv([{paths}], auto_detect = false, columns = {{{columns}}}, header = true,"
+        f"read_csv([{files}], auto_detect = false, columns = {{{columns}}}, header = true,"
         f" delim = ',', quote = '\"', escape = '\"', compression = '{compression}',"
         f" filename = true, null_padding = false, strict_mode = {str(strict).lower()},"
-        f" max_line_size = {MAX_LINE_BYTES}, {errors})"
+        f" max_line_size = {MAX_LINE_BYTES}, store_rejects = true, rejects_limit = 0,"
+        " rejects_table = 'export_errors', rejects_scan = 'export_scans')"
     )
+
+
+def _fields(header: Sequence[str]) -> dict[str, str]:
+    """What each column of a file is called in SQL: a name of the file's own may be anything."""
+    return {name: f"field_{position}" for position, name in enumerate(header)}
 
 
 def _typed(header: Sequence[str], records: str) -> str:
-    text = {name: f"nullif(trim(r.{name}, {BLANKS}), '')" for name in REQUIRED}
-    extras = [name for name in header if name not in REQUIRED]
-    extra = (
-        "to_json(struct_pack("
-        + ", ".join(f"{_quoted(name)} := r.{_quoted(name)}" for name in extras)
-        + "))::VARCHAR"
-        if extras
-        else "NULL"
+    fields = _fields(header)
+    separator = _literal(SEPARATOR)
+    raw = ", ".join([separator, *(f"{field}, {separator}" for field in fields.values())])
+    tidy = {
+        name: f"CASE WHEN untidy THEN nullif(trim({field}, {BLANKS}), '') ELSE {field} END"
+        for name, field in fields.items()
+        if name in REQUIRED
+    }
+    extras = ", ".join(
+        f"{_quoted(name)} := {field}" for name, field in fields.items() if name not in REQUIRED
     )
-    # A CASE evaluates its branches only where they apply: the slow conversion of time zones is
-    # done for timestamps with an offset alone.
+    extra = f"to_json(struct_pack({extras}))::VARCHAR" if extras else "NULL"
+    # Some field may have blanks around it. A regular expression would cost as much as all else.
+    untidy = " OR ".join(
+        [
+            *(f"{fields[name]} LIKE ' %' OR {fields[name]} LIKE '% '" for name in REQUIRED),
+            *(f"contains(raw, {_literal(blank)})" for blank in "\t\r\n\u00a0"),
+        ]
+    )
+    # A CASE evaluates its branches only where they apply: the slow parts, trimming and the
+    # conversion of time zones, are done for the rows that need them.
     return f"""
-        SELECT file_id, export_date, order_timestamp::DATE AS order_date,
+        SELECT export_date, order_timestamp::DATE AS order_date,
             export_date - order_timestamp::DATE AS days_late, order_id, customer_id, product_id,
             region, status, order_value_gbp, order_timestamp, extra, has_order_value,
-            has_order_timestamp
+            has_order_timestamp, raw
         FROM (
-            SELECT file_id, export_date, {text["order_id"]} AS order_id,
-                {text["customer_id"]} AS customer_id, {text["product_id"]} AS product_id,
-                {text["region"]} AS region, lower({text["status"]}) AS status,
-                CASE WHEN regexp_full_match(value_text, '{MONEY}')
-                    THEN TRY_CAST(value_text AS DECIMAL(12,2)) END AS order_value_gbp,
-                CASE WHEN regexp_full_match(time_text, '{LOCAL_TIME}')
-                    THEN TRY_CAST(time_text AS TIMESTAMP)
-                    WHEN regexp_full_match(time_text, '{OFFSET_TIME}')
-                    THEN TRY_CAST(upper(time_text) AS TIMESTAMPTZ)
+            SELECT export_date, order_id, customer_id, product_id, region, lower(status) AS status,
+                CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
+                    THEN TRY_CAST(order_value_gbp AS DECIMAL(12,2)) END AS order_value_gbp,
+                CASE WHEN regexp_full_match(order_timestamp, '{LOCAL_TIME}')
+                    THEN TRY_CAST(order_timestamp AS TIMESTAMP)
+                    WHEN regexp_full_match(order_timestamp, '{OFFSET_TIME}')
+                    THEN TRY_CAST(upper(order_timestamp) AS TIMESTAMPTZ)
                         AT TIME ZONE current_setting('TimeZone')
                     END AS order_timestamp,
-                {extra} AS extra, value_text IS NOT NULL AS has_order_value,
-                time_text IS NOT NULL AS has_order_timestamp
+                extra, order_value_gbp IS NOT NULL AS has_order_value,
+                order_timestamp IS NOT NULL AS has_order_timestamp, raw
             FROM (
-                SELECT *, {text["order_value_gbp"]} AS value_text,
-                    {text["order_timestamp"]} AS time_text
-                FROM {records} AS r JOIN file_ids USING (filename)
-            ) AS r
+                SELECT export_date, {", ".join(f"{text} AS {name}" for name, text in tidy.items())},
+                    {extra} AS extra, raw
+                FROM (
+                    SELECT *, {untidy} AS untidy
+                    FROM (
+                        SELECT *, concat({raw}) AS raw,
+                            {_date_of("filename")} AS export_date
+                        FROM {records}
+                    )
+                )
+            )
         )
     """
+
+
+def _date_of(path: str) -> str:
+    """The date in a file's name; DuckDB works it out once for each file, not for each row."""
+    return f"strptime(regexp_extract({path}, {_literal(DATE_IN_NAME)}, 1), '%Y_%m_%d')::DATE"
 
 
 def _literal(text: str) -> str:

@@ -25,7 +25,8 @@ GZIP_RATIO = 8
 class ExportFile:
     """A day's export as it lies in the exports folder.
 
-    `lines` counts its line feeds, `quoted` says whether it has quotes.
+    `lines` counts its lines, header and blank ones included, by their line feeds; `quoted` says
+    whether it has quotes.
     """
 
     day: date
@@ -73,13 +74,14 @@ def inspect(file: ExportFile) -> ExportFile:
         RetailAssetsError: if it is empty, broken off, not UTF-8, or lacks required columns.
     """
     if file.size_bytes == 0:
-        raise RetailAssetsError(f"{file.path} is empty, without even a header: export it again.")
+        raise _empty(file.path)
     digest = hashlib.sha256()
-    head, lines, quoted = b"", 0, False
+    head, last, lines, quoted = b"", b"", 0, False
     try:
         for chunk in _chunks(file.path, digest.update):
             if len(head) < CHUNK_BYTES:
                 head += chunk
+            last = chunk[-1:]
             lines += chunk.count(b"\n")
             quoted = quoted or b'"' in chunk
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -88,11 +90,13 @@ def inspect(file: ExportFile) -> ExportFile:
         ) from error
     except OSError as error:
         raise RetailAssetsError(f"{file.path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise _empty(file.path)
     return replace(
         file,
         content_hash=digest.hexdigest(),
         header=_header(file.path, head),
-        lines=lines,
+        lines=lines + (last != b"\n"),
         quoted=quoted,
     )
 
@@ -126,28 +130,33 @@ def _chunks(path: Path, update: Callable[[bytes], None]) -> Iterator[bytes]:
                 yield chunk
 
 
+def _empty(path: Path) -> RetailAssetsError:
+    return RetailAssetsError(f"{path} is empty, without even a header: export it again.")
+
+
 def _header(path: Path, head: bytes) -> tuple[str, ...]:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:
         raise RetailAssetsError(f"{path} is UTF-16: export it as UTF-8.")
-    first_line = head.split(b"\n", 1)[0]
+    text = head.decode("utf-8-sig", errors="replace")
     try:
-        text = first_line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RetailAssetsError(f"The header of {path} is not UTF-8: export it as UTF-8.") from error
-    names = [name.strip() for name in next(csv.reader([text]), [])]
-    columns = tuple(
-        name.lower() if name.lower() in REQUIRED else name for name in names
-    )
+        # With its own line ends: a column's name may have one, and some end lines with CR alone.
+        names = [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")), [])]
+    except csv.Error as error:
+        raise RetailAssetsError(f"The header of {path} cannot be read: {error}.") from error
+    if any("\ufffd" in name for name in names):
+        raise RetailAssetsError(f"The header of {path} is not UTF-8: export it as UTF-8.")
+    shown = ",".join(names)[:200]
+    columns = tuple(name.lower() if name.lower() in REQUIRED else name for name in names)
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise RetailAssetsError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)};"
-            f" its header is: {text.strip()[:200]!r}. Export it with the required columns."
+            f" its header is: {shown!r}. Export it with the required columns."
         )
     folded = [name.lower() for name in columns]
     if "" in columns or len(set(folded)) < len(folded):
         raise RetailAssetsError(
-            f"{path} has columns without a name, or of the same name: {text.strip()[:200]!r}."
+            f"{path} has columns without a name, or of the same name: {shown!r}."
         )
     return columns
 

@@ -158,9 +158,9 @@ def _batches(files: Sequence[ExportFile]) -> Iterator[list[ExportFile]]:
 
 _STAGING = {
     "export_rows": engine.ROWS,
-    "malformed": "file_id INTEGER, record BIGINT, error_type VARCHAR, raw_text VARCHAR",
-    "files_read": "file_id INTEGER, export_date DATE, source_file VARCHAR, first_rowid BIGINT",
-    "rejected_rows": "rowid_ BIGINT, file_id INTEGER, reason VARCHAR, field VARCHAR,"
+    "malformed": engine.MALFORMED,
+    "first_rows": "export_date DATE, source_file VARCHAR, first_rowid BIGINT",
+    "rejected_rows": "row_id BIGINT, export_date DATE, reason VARCHAR, field VARCHAR,"
     " raw_text VARCHAR",
 }
 """The temporary tables of a batch."""
@@ -168,28 +168,28 @@ _STAGING = {
 _REJECTS = """
     WITH stepping AS (
         -- How many well-formed rows stand before the n-th malformed record of a file.
-        SELECT file_id, n, record - 1 - n AS good_before FROM (
-            SELECT file_id, record, row_number() OVER (PARTITION BY file_id ORDER BY record) AS n
+        SELECT export_date, n, record - 1 - n AS good_before FROM (
+            SELECT export_date, record,
+                row_number() OVER (PARTITION BY export_date ORDER BY record) AS n
             FROM malformed)
     )
     SELECT f.export_date, r.reason, r.field, r.raw_text, f.source_file,
-        r.rowid_ - f.first_rowid + 2 + coalesce(s.n, 0) AS row_number
-    FROM rejected_rows AS r JOIN files_read AS f USING (file_id)
+        r.row_id - f.first_rowid + 2 + coalesce(s.n, 0) AS row_number
+    FROM rejected_rows AS r JOIN first_rows AS f USING (export_date)
     ASOF LEFT JOIN stepping AS s
-        ON s.file_id = r.file_id AND r.rowid_ - f.first_rowid + 1 > s.good_before
+        ON s.export_date = r.export_date AND r.row_id - f.first_rowid + 1 > s.good_before
     UNION ALL
     SELECT f.export_date,
         CASE m.error_type WHEN 'INVALID ENCODING' THEN 'not_utf8' ELSE 'malformed_row' END, NULL,
         m.raw_text, f.source_file, m.record
-    FROM malformed AS m JOIN files_read AS f USING (file_id)
+    FROM malformed AS m JOIN first_rows AS f USING (export_date)
 """
 
 _RAW = """
     SELECT r.export_date, r.order_date, r.order_id, r.customer_id, r.product_id, r.region, r.status,
         r.order_value_gbp, r.order_timestamp, r.extra, f.source_file,
         r.rowid - f.first_rowid + 1 AS row_number
-    FROM export_rows AS r JOIN files_read AS f USING (file_id)
-    WHERE r.rowid NOT IN (SELECT rowid_ FROM rejected_rows)
+    FROM export_rows AS r JOIN first_rows AS f USING (export_date)
 """
 
 _CONTENT = ", ".join(
@@ -218,18 +218,23 @@ class _Batch:
             execute(f"CREATE OR REPLACE TEMP VIEW staged_raw AS {_RAW}")
             read = [file for file in files if file.day not in failed]
             rejected = self._counts("staged_rejects", read)
-            raw = self._counts("staged_raw", read)
-            failed |= self._unsound(read, raw, rejected)
-            good = [file for file in read if file.day not in failed]
-            snapshot = self._commit(good, raw, rejected, failed)
+            raw = self._counts("export_rows", read)
+            unsound = self._unsound(read, raw, rejected)
+            for name in ("export_rows", "staged_rejects") if unsound else ():
+                execute(
+                    f"DELETE FROM {name} WHERE export_date IN (SELECT unnest(?::DATE[]))",
+                    [list(unsound)],
+                )
+            good = [file for file in read if file.day not in unsound]
+            snapshot = self._commit(good, raw, rejected, failed | unsound)
         finally:
             execute("DROP VIEW IF EXISTS temp.main.staged_raw")
-            for name in (*_STAGING, "staged_rejects", "file_ids"):
+            for name in (*_STAGING, "staged_rejects"):
                 execute(f"DROP TABLE IF EXISTS temp.main.{name}")
         return _Taken(
             {file.day: raw[file.day] for file in good},
             {file.day: rejected[file.day] for file in good},
-            failed,
+            failed | unsound,
             snapshot,
         )
 
@@ -241,74 +246,67 @@ class _Batch:
             return file.path.suffix, file.header
 
         for (_, header), group in groupby(sorted(files, key=kind), key=kind):
-            sources = [
-                engine.SourceFile(file.day.toordinal(), file.day, file.path) for file in group
-            ]
+            alike = list(group)
             try:
-                self._read_group(sources, header)
+                self._read_group(alike, header)
             except engine.READ_ERRORS:
                 # One of them is at fault: find out which.
-                for source in sources:
+                for file in alike:
                     try:
-                        self._read_alone(source, header)
+                        self._read_alone(file)
                     except engine.READ_ERRORS as error:
                         reason = str(error).strip().splitlines()[0]
-                        failed[source.export_date] = f"{source.path} cannot be read: {reason}"
+                        failed[file.day] = f"{file.path} cannot be read: {reason}"
         return failed
 
-    def _read_alone(self, source: engine.SourceFile, header: Sequence[str]) -> None:
+    def _read_alone(self, file: ExportFile) -> None:
         try:
-            self._read_group([source], header)
+            self._read_group([file], file.header)
         except duckdb.InvalidInputException:
             # Line ends that change within a file are all that this forgives.
-            self._read_group([source], header, strict=False)
+            self._read_group([file], file.header, strict=False)
 
     def _read_group(
-        self, sources: Sequence[engine.SourceFile], header: Sequence[str], *, strict: bool = True
+        self, files: Sequence[ExportFile], header: Sequence[str], *, strict: bool = True
     ) -> None:
         """Stage the rows of some files, and set aside the well-formed ones that are rejected."""
         execute = self.connection.execute
-        engine.read_order_exports(self.connection, "export_rows", sources, header, strict=strict)
+        engine.read_order_exports(
+            self.connection,
+            "export_rows",
+            "malformed",
+            [file.path for file in files],
+            header,
+            strict=strict,
+        )
         execute(
-            "INSERT INTO files_read SELECT f.file_id, f.export_date, parse_filename(f.filename),"
-            " min(r.rowid) FROM file_ids AS f LEFT JOIN export_rows AS r USING (file_id)"
-            " GROUP BY ALL"
+            "INSERT INTO first_rows SELECT f.export_date, f.source_file, min(r.rowid) FROM"
+            " (SELECT unnest(?::DATE[]) AS export_date, unnest(?::VARCHAR[]) AS source_file) AS f"
+            " LEFT JOIN export_rows AS r USING (export_date) GROUP BY ALL",
+            [[file.day for file in files], [file.path.name for file in files]],
         )
         rows = self.connection.sql(
             "SELECT *, rowid AS row_number FROM export_rows"
-            " WHERE file_id IN (SELECT file_id FROM file_ids)"
+            f" WHERE export_date IN ({', '.join(f'DATE {file.day.isoformat()!r}' for file in files)})"
         )
         judged = orders.judge(nw.from_native(rows), late_days=self.late_days)
-        repeats = orders.repeated(judged.filter(nw.col("reason").is_null()))
+        text = engine.raw_text("raw", header)
         execute(
-            "CREATE OR REPLACE TEMP TABLE verdicts AS"
-            " SELECT row_number AS rowid_, file_id, reason, field"
+            f"INSERT INTO rejected_rows SELECT row_number, export_date, reason, field, {text}"
             f" FROM ({judged.to_native().sql_query()}) WHERE reason IS NOT NULL"
         )
+        self._delete_rejected()
+        repeats = orders.repeated(nw.from_native(rows)).to_native().sql_query()
         execute(
-            "INSERT INTO verdicts SELECT r.rowid, r.file_id, 'duplicate_order', 'order_id'"
-            f" FROM export_rows AS r JOIN ({repeats.to_native().sql_query()}) AS d"
-            " USING (export_date, order_id)"
-            " WHERE r.rowid < d.last_row_number AND r.rowid NOT IN (SELECT rowid_ FROM verdicts)"
+            "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, 'duplicate_order',"
+            f" 'order_id', {text} FROM export_rows AS r JOIN ({repeats}) AS d"
+            " USING (export_date, order_id) WHERE r.rowid < d.last_row_number"
         )
-        (some,) = execute("SELECT EXISTS (FROM verdicts)").fetchone() or (False,)
-        if some:
-            self._set_aside(sources, header, strict=strict)
-        execute("DROP TABLE verdicts")
+        self._delete_rejected()
 
-    def _set_aside(
-        self, sources: Sequence[engine.SourceFile], header: Sequence[str], *, strict: bool
-    ) -> None:
-        first = self.connection.execute(
-            "SELECT min(first_rowid) FROM files_read JOIN file_ids USING (file_id)"
-        ).fetchone()
-        assert first is not None
-        texts = engine.raw_texts(
-            sources, header, first[0], "SELECT rowid_ FROM verdicts", strict=strict
-        )
+    def _delete_rejected(self) -> None:
         self.connection.execute(
-            "INSERT INTO rejected_rows SELECT v.*, t.raw_text FROM verdicts AS v"
-            f" JOIN ({texts}) AS t USING (rowid_)"
+            "DELETE FROM export_rows WHERE rowid IN (SELECT row_id FROM rejected_rows)"
         )
 
     def _counts(self, source: str, files: Sequence[ExportFile]) -> dict[date, int]:
@@ -356,10 +354,9 @@ class _Batch:
                 (tables.RAW_ORDERS, "temp.main.staged_raw", raw),
                 (tables.REJECTED_ORDERS, "temp.main.staged_rejects", rejected),
             ):
-                replace_days(self.connection, table, source, days, self.known)
-                ledger.mark_published(
-                    self.connection, table, {day: counts[day] for day in days}, {}
-                )
+                rows = {day: counts[day] for day in days}
+                replace_days(self.connection, table, source, rows, self.known)
+                ledger.mark_published(self.connection, table, rows, {})
                 ledger.mark_failed(self.connection, table, failed)
             self._enter(files, raw, rejected)
             ledger.mark_changed(self.connection, "orders", changed)
