@@ -72,9 +72,7 @@ def pandas_plain(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
                     total_revenue=("order_value_gbp", "sum"), order_count=("order_id", "count")
                 )
             )
-        revenue = (
-            pd.concat(parts).groupby(["order_date", "region"], as_index=False).sum()
-        )
+        revenue = pd.concat(parts).groupby(["order_date", "region"], as_index=False).sum()
         revenue["avg_order_value"] = revenue["total_revenue"] / revenue["order_count"]
         revenue.to_csv(work.out / "daily_revenue.csv", index=False)
         return {"revenue": float(revenue["total_revenue"].sum())}
@@ -83,7 +81,7 @@ def pandas_plain(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
 
 
 def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
-    """(a+) A pandas script that validates, and keeps raw, rejected and completed rows as Parquet."""
+    """(a+) A pandas script that validates and keeps raw, rejected and completed rows as Parquet."""
     import numpy as np
     import pandas as pd
 
@@ -97,7 +95,9 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
             encoding_errors="replace",
         )
         extra = [name for name in rows.columns if name not in FIELDS]
-        rows["extra"] = rows[extra].to_json(orient="records", lines=True).splitlines() if extra else None
+        rows["extra"] = None
+        if extra:
+            rows["extra"] = rows[extra].to_json(orient="records", lines=True).splitlines()
         for name in FIELDS:
             rows[name] = rows[name].str.strip()
         rows["status"] = rows["status"].str.lower()
@@ -290,9 +290,7 @@ def platform(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
             for table in (tables.PRODUCTS, tables.CUSTOMERS):
                 frame = reference.read_reference(work.data / "reference", table)
                 publish_table(lake, connection, table, frame)
-            order_exports.ingest(
-                lake, connection, work.data / "exports", work.days, late_days=7
-            )
+            order_exports.ingest(lake, connection, work.data / "exports", work.days, late_days=7)
             raw = rows(tables.RAW_ORDERS)
             published = publish_days(
                 lake,
@@ -426,7 +424,7 @@ def dagster_run_per_day(work: Work) -> tuple[Callable[[], Result], Callable[[], 
             subprocess.run(
                 [
                     sys.executable,
-                    *("-m", "dagster", "job", "launch" if False else "execute"),
+                    *("-m", "dagster", "job", "execute"),
                     *("-f", str(module), "-j", "batch", "--tags"),
                     json.dumps({"dagster/partition": day.isoformat()}),
                 ],

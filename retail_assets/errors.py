@@ -1,4 +1,4 @@
-"""The errors that this project raises on purpose: each says what happened, where, and what to do."""
+"""The errors raised on purpose: each says what happened, where, and what to do."""
 
 
 class RetailAssetsError(Exception):

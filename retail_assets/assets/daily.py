@@ -75,7 +75,7 @@ class DailyAsset:
             )
 
         compute.__annotations__ = {**self.rule.__annotations__, "return": Draft}
-        return dg.asset(
+        make: Callable[[Callable[..., Draft]], dg.AssetsDefinition] = dg.asset(
             **table_spec(self.table, code_version=self.code_version),
             partitions_def=partitions_def,
             backfill_policy=dg.BackfillPolicy.single_run(),
@@ -84,7 +84,8 @@ class DailyAsset:
             freshness_policy=freshness(timezone),
             retry_policy=RETRIES,
             io_manager_key="lake_io",
-        )(compute)
+        )
+        return make(compute)
 
 
 def daily_asset(

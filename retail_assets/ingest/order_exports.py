@@ -42,7 +42,7 @@ def ingest(
     days: Collection[date],
     *,
     late_days: int,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Ingested:
     """Take in the exports of some days; a bad file fails its own day alone, by name.
 
@@ -101,13 +101,12 @@ class _LedgerEntry:
     rejected_rows: int
 
 
-def _known(
-    connection: duckdb.DuckDBPyConnection, days: Sequence[date]
-) -> dict[date, _LedgerEntry]:
+def _known(connection: duckdb.DuckDBPyConnection, days: Sequence[date]) -> dict[date, _LedgerEntry]:
     return {
         day: _LedgerEntry(*entry)
         for day, *entry in connection.execute(
-            "SELECT export_date, source_file, modified_ns, content_hash, raw_rows, rejected_rows FROM lake.export_files"
+            "SELECT export_date, source_file, modified_ns, content_hash, raw_rows, rejected_rows"
+            " FROM lake.export_files"
             " WHERE export_date IN (SELECT unnest(?::DATE[]))",
             [list(days)],
         ).fetchall()
@@ -285,9 +284,9 @@ class _Batch:
             " LEFT JOIN export_rows AS r USING (export_date) GROUP BY ALL",
             [[file.day for file in files], [file.path.name for file in files]],
         )
+        days = ", ".join(f"DATE '{file.day}'" for file in files)
         rows = self.connection.sql(
-            "SELECT *, rowid AS row_number FROM export_rows"
-            f" WHERE export_date IN ({', '.join(f'DATE {file.day.isoformat()!r}' for file in files)})"
+            f"SELECT *, rowid AS row_number FROM export_rows WHERE export_date IN ({days})"
         )
         judged = orders.judge(nw.from_native(rows), late_days=self.late_days)
         text = engine.raw_text("raw", header)
@@ -377,7 +376,10 @@ class _Batch:
             [first],
         )
         if again:
-            new = f"SELECT {_CONTENT} FROM staged_raw WHERE export_date IN (SELECT unnest($1::DATE[]))"
+            new = (
+                f"SELECT {_CONTENT} FROM staged_raw"
+                " WHERE export_date IN (SELECT unnest($1::DATE[]))"
+            )
             old = new.replace("staged_raw", "lake.raw_orders")
             execute(
                 "INSERT INTO changed_orders SELECT order_id, order_date FROM"

@@ -1,4 +1,4 @@
-"""Reference data into `products` and `customers`: a file replaces its table, whole or not at all."""
+"""Reference data into `products` and `customers`: a file replaces its table, all or nothing."""
 
 import csv
 from pathlib import Path
@@ -72,9 +72,7 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
         return connection.sql(f"SELECT {select} FROM rows ORDER BY record").to_arrow_table()
 
 
-def mark_stale_days(
-    table: Table, connection: duckdb.DuckDBPyConnection, staged: str
-) -> None:
+def mark_stale_days(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
     """Mark the days whose completed orders a change of reference data concerns.
 
     Called in the transaction that swaps the staged rows in, while the table has its old rows.

@@ -263,7 +263,9 @@ def _versions(
     for source in sources:
         if source.feed == table.feed:
             made_from = ledger.published(connection, source, days)
-            versions = {day: min(version, made_from.get(day, 0)) for day, version in versions.items()}
+            versions = {
+                day: min(version, made_from.get(day, 0)) for day, version in versions.items()
+            }
     return versions
 
 
@@ -285,7 +287,7 @@ def _problems(
         raise AuditError(
             f"{table.name} was not published: rows of days that were not asked for ({shown})."
         )
-    problems = {found: text for found, text in _row_problems(connection, table, staged)}
+    problems = {when: text for when, text in _row_problems(connection, table, staged) if when}
     if audit is not None:
         native = nw.to_native(audit(nw.from_native(connection.table(f"temp.main.{staged}"))))
         columns = native.columns

@@ -23,7 +23,7 @@ REASONS: Mapping[str, str] = {
     " more than ten digits before the point.",
     "invalid_timestamp": "`order_timestamp` is not an ISO 8601 date and time.",
     "not_positive": "`order_value_gbp` is zero or less.",
-    "unknown_status": "`status` is none of " + ", ".join(f"`{status}`" for status in STATUSES) + ".",
+    "unknown_status": f"`status` is none of {', '.join(f'`{status}`' for status in STATUSES)}.",
     "future_order": "The order's day lies after the export's date.",
     "too_late": "The order's day lies more than `RETAIL_LATE_DAYS` days before the export's date.",
     "duplicate_order": "A later row of the same export has the same `order_id`; that one is used.",
@@ -224,10 +224,7 @@ def unreconciled_days(completed: nw.LazyFrame, raw_orders: nw.LazyFrame) -> nw.L
             .otherwise(nw.col("order_date"))
             .alias("order_date"),
             *(
-                nw.when(nw.col(name).is_null())
-                .then(nw.lit(0))
-                .otherwise(nw.col(name))
-                .alias(name)
+                nw.when(nw.col(name).is_null()).then(nw.lit(0)).otherwise(nw.col(name)).alias(name)
                 for name in measures
             ),
         )

@@ -70,6 +70,4 @@ def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> 
         | nw.col("revenue_count").is_null()
         | (nw.col("completed_count") != nw.col("revenue_count"))
         | (nw.col("completed_value_gbp") != nw.col("revenue_gbp"))
-    ).select(
-        "order_date", "completed_value_gbp", "revenue_gbp", "completed_count", "revenue_count"
-    )
+    ).select("order_date", "completed_value_gbp", "revenue_gbp", "completed_count", "revenue_count")
