@@ -6,6 +6,7 @@ export DAGSTER_HOME := $(CURDIR)/deploy/dagster
 export DAGSTER_EVENT_BATCH_SIZE ?= 500
 export PYTHONDONTWRITEBYTECODE := 1
 
+RETAIL_UI_PORT ?= 3000
 SAMPLE_START := 2026-10-05
 SAMPLE_END := 2026-11-01
 
@@ -14,8 +15,8 @@ SAMPLE_END := 2026-11-01
 run: setup ## Set up, run the batch lane on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
 
-ui: setup ## Set up, then the Dagster UI with its daemon at http://127.0.0.1:3000
-	@exec $(BIN)/python -m dagster dev --workspace workspace.yaml
+ui: setup ## Set up, then the Dagster UI with its daemon at http://127.0.0.1:3000, until Ctrl-C
+	@exec $(BIN)/python -m retail_assets.services --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests
 	@$(BIN)/python -m pytest

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster
 import sqlalchemy as db
-from dagster import EventLogEntry
+from dagster import EventLogEntry, Field, StringSource
 from dagster._core.events import ASSET_EVENTS
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Mapping, Sequence
 
+    from dagster._config import UserConfigSchema
     from dagster._serdes import ConfigurableClassData
 
 WRITTEN_FOR = "1.13"
@@ -65,12 +66,18 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
         _register_fork_hooks()
 
     @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """`base_dir` may be left out: then the files lie where the stock class puts them."""
+        return {"base_dir": Field(StringSource, is_required=False)}
+
+    @classmethod
     def from_config_value(  # type: ignore[override]  # the fallback is not a subclass
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> SqliteEventLogStorage:
         """Make the storage, or the stock one (slow, never wrong) under an unchecked Dagster."""
+        base_dir = config_value.get("base_dir") or _default_base_dir()
         if dagster.__version__.split(".")[:2] == WRITTEN_FOR.split("."):
-            return cls(inst_data=inst_data, **config_value)
+            return cls(base_dir, inst_data)
         logging.getLogger(__name__).warning(
             "%s was checked against Dagster %s, this is %s: using the stock SQLite event log, which"
             " is slower. Check the module against this version and raise WRITTEN_FOR.",
@@ -78,7 +85,7 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
             WRITTEN_FOR,
             dagster.__version__,
         )
-        return SqliteEventLogStorage(inst_data=inst_data, **config_value)
+        return SqliteEventLogStorage(base_dir, inst_data)
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[db.Connection]:
@@ -181,6 +188,16 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
             self._close(*self._shards)
 
 
+def _default_base_dir() -> str:
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        raise dagster.DagsterInvariantViolationError(
+            f"{PooledSqliteEventLogStorage.__name__} does not know where its files are: set"
+            " DAGSTER_HOME, or base_dir in the config of event_log_storage."
+        )
+    return str(Path(home) / "history" / "runs")
+
+
 def _is_asset_event(event: EventLogEntry) -> bool:
     if event.dagster_event_type not in ASSET_EVENTS:
         return False
@@ -207,14 +224,14 @@ _held: list[PooledSqliteEventLogStorage] = []
 def _before_fork() -> None:
     """Close all: a child that inherits open SQLite files believes it holds its parent's locks."""
     for storage in list(_storages):
-        if storage._db_lock.acquire(timeout=BUSY_TIMEOUT_SECONDS):
-            storage._close(*storage._shards)
+        if storage._db_lock.acquire(timeout=BUSY_TIMEOUT_SECONDS):  # noqa: SLF001  # own class
+            storage._close(*storage._shards)  # noqa: SLF001  # own class
             _held.append(storage)
 
 
 def _after_fork() -> None:
     while _held:
-        _held.pop()._db_lock.release()
+        _held.pop()._db_lock.release()  # noqa: SLF001  # own class
 
 
 @cache

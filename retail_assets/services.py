@@ -1,0 +1,89 @@
+"""Long-lived processes that are started together and stopped together, none left behind.
+
+    python -m retail_assets.services --port 3000
+
+starts the Dagster UI with its daemon and code server. Ctrl-C, SIGTERM, or the end of one of them
+stops all: first by asking, and what has not ended then, by force. A second Ctrl-C does not wait.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+GRACE_SECONDS = 30
+"""How long what is asked to stop may take; runs in progress are cancelled in that time."""
+
+POLL_SECONDS = 0.2
+
+
+def main() -> int:
+    """Run the services until they are told to stop; returns what to exit with."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="where the UI listens")
+    parser.add_argument("--port", type=int, default=3000, help="the port that it listens on")
+    options = parser.parse_args()
+    sys.stdout.write(f"Dagster UI: http://{options.host}:{options.port} (Ctrl-C stops it)\n")
+    sys.stdout.flush()
+    return run_together([_dagster(options.host, options.port)])
+
+
+def _dagster(host: str, port: int) -> list[str]:
+    return [
+        *(sys.executable, "-W", "ignore:Function `dev_command` is superseded", "-m", "dagster"),
+        *("dev", "--workspace", "workspace.yaml", "--log-level", "warning"),
+        *("--host", host, "--port", str(port)),
+    ]
+
+
+def run_together(commands: Sequence[Sequence[str]]) -> int:
+    """Run commands until SIGINT, SIGTERM or the end of one of them, then stop them all.
+
+    Each gets a process group of its own: a terminal's Ctrl-C reaches only this process, and what a
+    command has started in turn can be ended with it.
+
+    Returns:
+        0 when told to stop, 1 where a command ended by itself.
+    """
+    signals = threading.Semaphore(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Also where they were ignored, as in a job that a script has put into the background.
+        signal.signal(number, lambda *_: signals.release())
+    processes = [
+        subprocess.Popen(command, start_new_session=True)  # noqa: S603  # commands of this module
+        for command in commands
+    ]
+    try:
+        told = False
+        while not told and all(process.poll() is None for process in processes):
+            told = signals.acquire(timeout=POLL_SECONDS)
+        _stop(processes, signals)
+    finally:
+        for process in processes:
+            _kill_group(process)
+    return 0 if told else 1
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]], signals: threading.Semaphore) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for _ in range(round(GRACE_SECONDS / POLL_SECONDS)):
+        running = [process for process in processes if process.poll() is None]
+        if not running or signals.acquire(timeout=POLL_SECONDS):
+            return
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
