@@ -5,12 +5,15 @@ or corrected order, or of new reference data -> `restated_days` runs the days co
 those. What is new is decided by the ledger in the lake, never by a cursor or a clock; a cursor here
 only remembers how each piece of open work looked at the last tick (a file that still changes is
 left alone) and how often it was tried.
+
+Requests for days carry no run key: Dagster remembers one for ever, and would silently drop a day
+that is new again, such as after the lake was thrown away or an older file was put back. That a day
+does not run twice at once is asked of the instance.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import date
 
 import dagster as dg
@@ -21,35 +24,39 @@ from retail_assets.ingest.pending import pending_exports, reference_files
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-PARTITION = "dagster/partition"
+from retail_assets.stale import RESTATED, stale_days
 
 MAX_ATTEMPTS = 3
 """How often the same work is tried before somebody has to look at it."""
 
 TICK_SECONDS = 5
 
+SHOWN_DAYS = 5
+
 BATCH = "batch"
 RESTATE = "restate"
 REFERENCE = "reference"
-
-RESTATED = (tables.COMPLETED_ORDERS, tables.DAILY_REVENUE, tables.DAILY_REVENUE_BY_CATEGORY)
 
 IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
 ]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Open work as a sensor saw it: what identifies its content, and how often it was started."""
+    """Work as a sensor saw it.
+
+    `content` tells it from an earlier or later state, `attempts` says how often it was started, and
+    `was_loaded` (of reference files) whether the lake had it since.
+    """
 
     content: str
     attempts: int = 0
+    was_loaded: bool = False
 
 
 def jobs(partitions_def: dg.PartitionsDefinition[str]) -> Sequence[UnresolvedAssetJobDefinition]:
@@ -88,10 +95,12 @@ def schedules(settings: Settings) -> Sequence[dg.ScheduleDefinition]:
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Runs yesterday at six, unless it is published by then.",
     )
-    def nightly() -> dg.RunRequest | dg.SkipReason:
+    def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         day = partitions.last_partition(settings)
         if day < settings.start_date:
             return dg.SkipReason(f"{day} lies before the first partition {settings.start_date}.")
+        if day in _busy_days(context.instance):
+            return dg.SkipReason(f"{day} is queued or running already.")
         lake = Lake.from_settings(settings)
         if lake.exists():
             with lake.connect(read_only=True) as connection:
@@ -114,7 +123,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def new_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: file.content for day, file in pending_exports(settings).items()}
-        return _start_days(context, BATCH, work, must_be_still=True)
+        return _start_days(context, work, must_be_still=True)
 
     @dg.sensor(
         name="restated_days",
@@ -126,7 +135,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def restated_days(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: str(version) for day, version in stale_days(settings).items()}
-        return _start_days(context, RESTATE, work, must_be_still=False)
+        return _start_days(context, work, must_be_still=False)
 
     @dg.sensor(
         name="changed_reference",
@@ -137,44 +146,38 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def changed_reference(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         before = _load(context.cursor)
+        loaded = _loaded_reference(settings)
         seen: dict[str, Seen] = {}
-        requests = []
+        ready: list[str] = []
         for name, file in reference_files(settings).items():
-            old = before.get(name, Seen(""))
-            if old.content != file.content:
+            old = before.get(name)
+            if (
+                old is None
+                or old.content != file.content
+                or (old.was_loaded and name not in loaded)
+            ):
                 seen[name] = Seen(file.content)
-            else:
-                # Still since the last tick. What the file says is compared when it is published.
-                seen[name] = Seen(file.content, 1)
-                if old.attempts == 0:
-                    requests.append(
-                        dg.RunRequest(
-                            run_key=f"{REFERENCE}:{file.content}",
-                            asset_selection=[dg.AssetKey(name)],
-                        )
-                    )
-        reason = None if requests else f"{len(seen)} reference files, none changed."
-        return dg.SensorResult(requests, skip_reason=reason, cursor=_dump(seen))
+                continue
+            if not old.attempts:
+                ready.append(name)
+            # Once is enough: what is wrong with a file stays wrong until it is replaced.
+            seen[name] = Seen(file.content, 1, old.attempts > 0 and name in loaded)
+        request = dg.RunRequest(
+            asset_selection=[dg.AssetKey(name) for name in ready],
+            # Before the orders that look things up in it.
+            tags={"dagster/priority": "1"},
+        )
+        return dg.SensorResult(
+            [request] if ready else [],
+            skip_reason=None if ready else f"{len(seen)} reference files, none to take in.",
+            cursor=_dump(seen),
+        )
 
     return (new_exports, restated_days, changed_reference)
 
 
-def stale_days(settings: Settings) -> dict[date, int]:
-    """The days whose published numbers are behind what is in the lake, with the newest version."""
-    lake = Lake.from_settings(settings)
-    if not lake.exists():
-        return {}
-    newest = partitions.last_partition(settings)
-    with lake.connect(read_only=True) as connection:
-        stale: set[date] = set()
-        for table in RESTATED:
-            stale.update(ledger.stale_days(connection, table, tables.RAW_ORDERS))
-        known = ledger.versions(connection, "orders", stale)
-    return {day: known[day] for day in sorted(stale) if settings.start_date <= day <= newest}
-
-
 def _start_days(
-    context: dg.SensorEvaluationContext, job: str, work: Mapping[date, str], *, must_be_still: bool
+    context: dg.SensorEvaluationContext, work: Mapping[date, str], *, must_be_still: bool
 ) -> dg.SensorResult:
     """Start one run for each stretch of days that is ready; say what is pending and why."""
     before = _load(context.cursor)
@@ -194,44 +197,56 @@ def _start_days(
             ready.append(day)
             attempts += 1
         seen[day.isoformat()] = Seen(content, attempts)
-    requests = [
-        _run_request(job, first, last, seen, work) for first, last in partitions.ranges(ready)
-    ]
-    message = (
-        f"{len(work)} days to do: {len(waiting)} are running or their files still change,"
-        f" {len(given_up)} failed {MAX_ATTEMPTS} times and wait for a new file"
-        + (f" ({', '.join(map(str, given_up[:5]))})" if given_up else "")
-        + "."
-    )
+    requests = [_run_request(first, last) for first, last in partitions.ranges(ready)]
+    message = _describe(len(work), waiting, given_up)
     context.log.info(message)
-    return dg.SensorResult(
-        requests, skip_reason=None if requests else message, cursor=_dump(seen)
-    )
+    return dg.SensorResult(requests, skip_reason=None if requests else message, cursor=_dump(seen))
 
 
-def _run_request(
-    job: str, first: date, last: date, seen: Mapping[str, Seen], work: Mapping[date, str]
-) -> dg.RunRequest:
-    days = partitions.days_between(first, last)
-    tries = [f"{day}:{work[day]}:{seen[day.isoformat()].attempts}" for day in days]
-    run_key = f"{job}:{first}:{last}:{hashlib.sha256(';'.join(tries).encode()).hexdigest()}"
+def _describe(count: int, waiting: Collection[date], given_up: Sequence[date]) -> str:
+    if not count:
+        return "Every day is up to date."
+    parts = [f"{count} days to do"]
+    if waiting:
+        parts.append(f"{len(waiting)} of them are running or their files may still change")
+    if given_up:
+        shown = ", ".join(map(str, given_up[:SHOWN_DAYS]))
+        parts.append(
+            f"{len(given_up)} failed {MAX_ATTEMPTS} times and wait for other data, or for somebody"
+            f" who runs them, first of all {shown}"
+        )
+    return "; ".join(parts) + "."
+
+
+def _run_request(first: date, last: date) -> dg.RunRequest:
     if first == last:
-        return dg.RunRequest(run_key=run_key, partition_key=first.isoformat())
-    tags = {RANGE_START: first.isoformat(), RANGE_END: last.isoformat()}
-    return dg.RunRequest(run_key=run_key, tags=tags)
+        return dg.RunRequest(partition_key=first.isoformat())
+    return dg.RunRequest(
+        tags={partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
+    )
 
 
 def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
     """The days that some queued or running run is about."""
     busy: set[date] = set()
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
-        first = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
-        last = run.tags.get(RANGE_END) or run.tags.get(PARTITION)
-        if first and last:
-            busy.update(
-                partitions.days_between(date.fromisoformat(first), date.fromisoformat(last))
-            )
+        days = partitions.run_days(run.tags)
+        if days is not None:
+            busy.update(partitions.days_between(*days))
     return busy
+
+
+def _loaded_reference(settings: Settings) -> Collection[str]:
+    """The reference tables that have rows."""
+    lake = Lake.from_settings(settings)
+    if not lake.exists():
+        return ()
+    with lake.connect(read_only=True) as connection:
+        return [
+            table.name
+            for table in (tables.PRODUCTS, tables.CUSTOMERS)
+            if connection.execute(f"SELECT 1 FROM lake.{table.name} LIMIT 1").fetchone()
+        ]
 
 
 def _load(cursor: str | None) -> dict[str, Seen]:
@@ -239,4 +254,4 @@ def _load(cursor: str | None) -> dict[str, Seen]:
 
 
 def _dump(seen: Mapping[str, Seen]) -> str:
-    return json.dumps({key: [item.content, item.attempts] for key, item in seen.items()})
+    return json.dumps({key: list(astuple(item)) for key, item in seen.items()})

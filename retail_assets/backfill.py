@@ -13,6 +13,7 @@ from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
+from retail_assets.stale import RESTATED, stale_days
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def run_backfill(
         if due:
             say(f"Running {len(due)} days, {due[0]} to {due[-1]}")
             failed |= _run_days(settings, definitions, instance, automation.BATCH, due, problems)
-        stale = [day for day in automation.stale_days(settings) if day not in failed]
+        stale = [day for day in stale_days(settings) if day not in failed]
         if stale:
             say(f"Recomputing {len(stale)} days that these have changed")
             failed |= _run_days(
@@ -71,14 +72,16 @@ def run_backfill(
 
 
 def _instance() -> dg.DagsterInstance:
-    return dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else (
-        dg.DagsterInstance.ephemeral()
+    return (
+        dg.DagsterInstance.get()
+        if os.environ.get("DAGSTER_HOME")
+        else (dg.DagsterInstance.ephemeral())
     )
 
 
 def _due(settings: Settings, days: list[date]) -> list[date]:
     """The days whose file is new or whose numbers are missing or behind."""
-    due = set(pending_exports(settings)) | set(automation.stale_days(settings))
+    due = set(pending_exports(settings)) | set(stale_days(settings))
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         done = ledger.published(connection, tables.DAILY_REVENUE_BY_CATEGORY, days)
@@ -96,14 +99,14 @@ def _run_days(
 ) -> dict[date, str]:
     """Run a job over the stretch from the first to the last of some days; returns what failed."""
     tags = {
-        automation.RANGE_START: days[0].isoformat(),
-        automation.RANGE_END: days[-1].isoformat(),
+        partitions.RANGE_START: days[0].isoformat(),
+        partitions.RANGE_END: days[-1].isoformat(),
     }
     result = _run(definitions, instance, job, tags)
     stretch = partitions.days_between(days[0], days[-1])
     failed: dict[date, str] = {}
     with Lake.from_settings(settings).connect() as connection:
-        for table in (tables.RAW_ORDERS, *automation.RESTATED):
+        for table in (tables.RAW_ORDERS, *RESTATED):
             for day, problem in ledger.failures(connection, table, stretch).items():
                 failed.setdefault(day, problem)
     if not result.success and not failed:

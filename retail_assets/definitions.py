@@ -1,5 +1,7 @@
 """The code location: every asset, check, job, schedule and sensor, for one set of settings."""
 
+import warnings
+
 import dagster as dg
 
 from retail_assets import automation, partitions
@@ -11,6 +13,13 @@ from retail_assets.settings import Settings, load_settings
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Assemble the platform for a data folder; tests and production run the same graph."""
+    with warnings.catch_warnings():
+        # Backfill policies are beta, and each asset that has one would say so in every process.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return _assemble(settings)
+
+
+def _assemble(settings: Settings) -> dg.Definitions:
     days = partitions.daily_partitions(settings)
     lake = LakeResource.from_settings(settings)
     return dg.Definitions(

@@ -1,7 +1,7 @@
 """Days: the daily partitions, the business time zone, and key <-> date <-> file name."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from retail_assets.settings import Settings
+
+PARTITION = "dagster/partition"
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+"""The tags of a Dagster run that say which day, or which range of days, it is about."""
 
 EXPORT_NAME = re.compile(r"^orders_(\d{4})_(\d{2})_(\d{2})\.csv(\.gz)?$")
 
@@ -29,6 +33,13 @@ def daily_partitions(settings: "Settings") -> "dg.DailyPartitionsDefinition":
 def days_between(first: date, last: date) -> list[date]:
     """All days from the first to the last, both included."""
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def run_days(tags: Mapping[str, str]) -> tuple[date, date] | None:
+    """The first and the last day that a run with these tags is about, if it is about days."""
+    first = tags.get(RANGE_START) or tags.get(PARTITION)
+    last = tags.get(RANGE_END) or tags.get(PARTITION)
+    return (date.fromisoformat(first), date.fromisoformat(last)) if first and last else None
 
 
 def last_partition(settings: "Settings") -> date:

@@ -4,10 +4,11 @@ import time
 from datetime import date
 from typing import Any
 
-from retail_assets import automation, tables
+from retail_assets import tables
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
+from retail_assets.stale import stale_days
 
 
 def collect_status(settings: Settings) -> dict[str, Any]:
@@ -29,11 +30,13 @@ def collect_status(settings: Settings) -> dict[str, Any]:
     lake = Lake.from_settings(settings)
     if not lake.exists():
         return figures | {"lake": "none yet"}
-    stale = automation.stale_days(settings)
+    stale = stale_days(settings)
     figures["days behind"] = len(stale)
     with lake.connect(read_only=True) as connection:
         failed: dict[date, str] = dict(
-            connection.execute("SELECT day, any_value(problem) FROM failed_days GROUP BY 1").fetchall()
+            connection.execute(
+                "SELECT day, any_value(problem) FROM failed_days GROUP BY 1"
+            ).fetchall()
         )
         last_day, days = connection.execute(
             "SELECT max(day), count(*) FROM published_days WHERE table_name = ?",

@@ -10,7 +10,7 @@ import duckdb
 DAYS = 60
 
 
-def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.MetadataValue[object]]:
+def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.MarkdownMetadataValue]:
     """Draw the revenue of the last 60 published days, stacked by region, as a PNG in Markdown."""
     rows = connection.execute(
         "SELECT order_date, region, total_revenue::DOUBLE FROM lake.daily_revenue WHERE order_date"
@@ -37,7 +37,7 @@ def _png(rows: list[tuple[object, str, float]]) -> str:
     step = max(1, len(days) // 8)
     axes.set_xticks(range(0, len(days), step), days[::step], rotation=30, ha="right")
     axes.set_ylabel("Revenue, GBP")
-    axes.legend(fontsize="small", ncols=5)
+    figure.legend(loc="outside upper center", ncols=6, fontsize="small", frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=80)
     return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()

@@ -13,7 +13,7 @@ import dagster as dg
 import duckdb
 import narwhals as nw
 
-from retail_assets import tables
+from retail_assets import partitions, tables
 from retail_assets.lake import days as ledger
 from retail_assets.lake.io_manager import describe_failures
 from retail_assets.lake.resource import LakeResource
@@ -23,8 +23,6 @@ UNUSUAL_RATIO = 0.5
 """How far a day's orders may be from the mean of the same weekday before, as a share of it."""
 
 WEEKS_COMPARED = 4
-
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ def schema_matches(scope: Scope) -> dg.AssetCheckResult:
     found = dict(zip(relation.columns, map(str, relation.types), strict=True))
     expected = dict(scope.table.types)
     return dg.AssetCheckResult(
-        passed=found == expected, metadata={"differences": str(set(found.items()) ^ set(expected.items()))}
+        passed=found == expected,
+        metadata={"differences": str(set(found.items()) ^ set(expected.items()))},
     )
 
 
@@ -78,9 +77,11 @@ def key_is_unique(scope: Scope) -> dg.AssetCheckResult:
 def required_values_are_there(scope: Scope) -> dg.AssetCheckResult:
     """No column that must have a value is null."""
     required = [column.name for column in scope.table.columns if not column.nullable]
-    counts = scope.rows(scope.table).aggregate(
-        ", ".join(f"count(*) FILTER ({name} IS NULL)" for name in required)
-    ).fetchone()
+    counts = (
+        scope.rows(scope.table)
+        .aggregate(", ".join(f"count(*) FILTER ({name} IS NULL)" for name in required))
+        .fetchone()
+    )
     missing = {name: n for name, n in zip(required, counts, strict=True) if n}
     return dg.AssetCheckResult(passed=not missing, metadata={"missing": missing})
 
@@ -240,26 +241,15 @@ def table_checks(table: tables.Table) -> dg.AssetChecksDefinition:
     def run_checks(
         context: dg.AssetCheckExecutionContext, lake: LakeResource
     ) -> Iterator[dg.AssetCheckResult]:
-        first, last = _run_days(context)
+        first, last = partitions.run_days(context.run.tags) or (None, None)
         with lake.get_connection() as connection:
             scope = Scope(connection, table, first, last)
             for key in context.selected_asset_check_keys:
-                yield checks[key.name](scope)._replace(
-                    asset_key=key.asset_key, check_name=key.name
-                )
+                yield checks[key.name](scope)._replace(asset_key=key.asset_key, check_name=key.name)
             if table.day is not None and first is not None and last is not None:
-                days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+                days = partitions.days_between(first, last)
                 failed = ledger.failures(connection, table, days)
                 if failed:
                     raise dg.Failure(describe_failures(failed), allow_retries=False)
 
     return run_checks
-
-
-def _run_days(context: dg.AssetCheckExecutionContext) -> tuple[date | None, date | None]:
-    tags = context.run.tags
-    first = tags.get(RANGE_START) or tags.get("dagster/partition")
-    last = tags.get(RANGE_END) or tags.get("dagster/partition")
-    if first is None or last is None:
-        return None, None
-    return date.fromisoformat(first), date.fromisoformat(last)

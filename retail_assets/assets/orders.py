@@ -1,6 +1,6 @@
 """The batch lane: reference data, order exports, completed orders, daily revenue."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,10 @@ def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
             raise dg.Failure(str(error), allow_retries=False) from error
         return Draft(rows, before_swap=partial(reference.mark_stale_days, table))
 
-    return dg.asset(
+    make: Callable[[Callable[..., Draft]], dg.AssetsDefinition] = dg.asset(
         **table_spec(table, code_version="1"), retry_policy=RETRIES, io_manager_key="lake_io"
-    )(compute)
+    )
+    return make(compute)
 
 
 products = _reference_asset(tables.PRODUCTS)
@@ -75,17 +76,19 @@ def order_exports_assets(
                 Path(source_folders.exports_dir),
                 [date.fromisoformat(key) for key in context.partition_keys],
                 late_days=source_folders.late_days,
-                progress=lambda done: context.log.info(f"{done} exports done"),
+                progress=lambda done: context.log.info("%s exports done", done),
             )
-        context.log.info(f"{len(ingested.unchanged)} exports were in the lake already")
+        context.log.info("%s exports were in the lake already", len(ingested.unchanged))
         yield dg.Output(ingested.raw, output_name=tables.RAW_ORDERS.name)
         yield dg.Output(ingested.rejected, output_name=tables.REJECTED_ORDERS.name)
 
     return ingest_order_exports
 
 
-FOLLOW_COMPLETED_ORDERS = dg.AutomationCondition.eager().without(
-    dg.AutomationCondition.in_latest_time_window()
+FOLLOW_COMPLETED_ORDERS = (
+    dg.AutomationCondition.eager()
+    .without(dg.AutomationCondition.in_latest_time_window())
+    .with_label("follow_completed_orders")
 )
 """Follow completed orders on any day: without the clause left out, only yesterday's would count,
 and a restated day of last week would keep its old revenue."""

@@ -1,0 +1,29 @@
+"""Which days are behind: their published numbers are older than what is in the lake."""
+
+from datetime import date
+
+from retail_assets import partitions, tables
+from retail_assets.lake import days as ledger
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+RESTATED = (tables.COMPLETED_ORDERS, tables.DAILY_REVENUE, tables.DAILY_REVENUE_BY_CATEGORY)
+"""The tables that follow from raw orders and are recomputed when those change."""
+
+
+def stale_days(settings: Settings) -> dict[date, int]:
+    """The partitions that some restated table lacks or has from older orders.
+
+    Returns:
+        The days in order, each with the version of its orders that is the newest.
+    """
+    lake = Lake.from_settings(settings)
+    if not lake.exists():
+        return {}
+    newest = partitions.last_partition(settings)
+    with lake.connect(read_only=True) as connection:
+        stale: set[date] = set()
+        for table in RESTATED:
+            stale.update(ledger.stale_days(connection, table, tables.RAW_ORDERS))
+        known = ledger.versions(connection, "orders", stale)
+    return {day: known[day] for day in sorted(stale) if settings.start_date <= day <= newest}
