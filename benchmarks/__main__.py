@@ -1,0 +1,229 @@
+"""`make bench`: runs all cases side by side and writes `docs/benchmarks.md`.
+
+Every figure of a table comes from the same run: the cases take turns, each time in a fresh process
+and a fresh folder, so that a slow spell of the machine falls on all of them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs/benchmarks.md"
+FEW_DAYS = 3
+
+TITLES = {
+    "a": "pandas script, tutorial kind: result only",
+    "a+": "pandas script that validates and keeps raw, rejected and completed rows as Parquet",
+    "b": "plain DuckDB SQL, raw, completed and revenue tables in a DuckDB file",
+    "c": "**this platform without Dagster**: ingest, audits, publishing",
+    "d": "**this platform in Dagster**: single-run backfill with its asset checks",
+    "e": "Dagster as it comes, single-run backfill of as many assets that do nothing",
+}
+
+
+@dataclass
+class Scenario:
+    """Some days of exports, and the cases that are compared on them."""
+
+    name: str
+    data: Path
+    first: date
+    days: int
+    cases: tuple[str, ...]
+    results: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def run(self, case: str, work: Path, days: int | None = None) -> dict[str, float]:
+        """Do a case once, in a fresh process and folder."""
+        last = self.first + timedelta(days=(days or self.days) - 1)
+        out = Path(tempfile.mkdtemp(dir=work))
+        try:
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    *("-m", "benchmarks.cases", case, str(self.data), str(out)),
+                    *(self.first.isoformat(), last.isoformat()),
+                ],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            shutil.rmtree(out)
+        if done.returncode != 0:
+            raise RuntimeError(f"Case {case} of {self.name} failed:\n{done.stderr[-3000:]}")
+        result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{self.name}: ({case}) {result['seconds']:.2f} s, {result['peak_mb']:.0f} MB")
+        return result
+
+    def measure(self, repeats: int, work: Path) -> None:
+        """Let the cases take turns."""
+        for _ in range(repeats):
+            for case in self.cases:
+                self.results.setdefault(case, []).append(self.run(case, work))
+
+    def seconds(self, case: str) -> float:
+        """The median of a case."""
+        return statistics.median(result["seconds"] for result in self.results[case])
+
+    def peak_mb(self, case: str) -> float:
+        """The largest memory use of a case."""
+        return max(result["peak_mb"] for result in self.results[case])
+
+    def table(self) -> str:
+        """A Markdown table of medians, spread, ratios and memory."""
+        lines = [
+            "| | what | median s | fastest–slowest s | times (c) | peak MB |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+        for case in self.cases:
+            seconds = [result["seconds"] for result in self.results[case]]
+            lines.append(
+                f"| {case} | {TITLES[case]} | {self.seconds(case):.2f} |"
+                f" {min(seconds):.2f}–{max(seconds):.2f} |"
+                f" {self.seconds(case) / self.seconds('c'):.2f} | {self.peak_mb(case):.0f} |"
+            )
+        return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--orders", type=int, default=1_000_000, help="orders of each large file")
+    parser.add_argument("--days", type=int, default=730, help="days of the long history")
+    parser.add_argument("--big-gb", type=float, default=5.0, help="size of the one big file")
+    parser.add_argument("--report", type=Path, default=REPORT)
+    options = parser.parse_args()
+    work = ROOT / "benchmarks/work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        options.report.write_text(_report(options, work))
+    finally:
+        shutil.rmtree(work)
+    print(f"Written: {options.report}")
+
+
+def _report(options: argparse.Namespace, work: Path) -> str:
+    large = Scenario(
+        "large",
+        _generate(work / "large", 2, options.orders),
+        date(2026, 1, 1),
+        2,
+        ("a", "a+", "b", "c"),
+    )
+    long = Scenario(
+        "long",
+        _generate(work / "long", options.days, 2000),
+        date(2024, 1, 1),
+        options.days,
+        ("a", "a+", "b", "c", "d", "e"),
+    )
+    large.first = long.first = date(2024, 1, 1)
+    large.measure(options.repeats, work)
+    long.measure(options.repeats, work)
+    per_day = long.run("f", work, FEW_DAYS)["seconds"] / FEW_DAYS
+    big = Scenario("big", work / "big", date(2024, 1, 1), 1, ("c",))
+    size, rows = _one_big_file(big, options.big_gb)
+    big_result = big.run("c", work)
+    return "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            "Written by `make bench`; " + _machine() + ".",
+            f"Medians of {options.repeats} runs that took turns, each in a fresh process. Trust the"
+            " ratios, not the seconds: those are of one machine on one day. Imports and the set-up"
+            " of an empty lake are not counted.",
+            "",
+            f"## {2 * options.orders:,} orders in two files",
+            "",
+            large.table(),
+            "",
+            f"(a+) takes {large.seconds('a+') / large.seconds('c'):.1f} times as long as (c);"
+            f" (c) takes {large.seconds('c') / large.seconds('b'):.1f} times as long as (b), which"
+            " checks nothing, says nothing of the rows that it leaves out, and cannot be run"
+            " twice.",
+            "",
+            f"## {options.days} days of 2,000 orders",
+            "",
+            long.table(),
+            "",
+            f"(e) takes {long.seconds('e') / long.seconds('d'):.1f} times as long as (d): Dagster's"
+            " SQLite event log as it comes opens a connection for every event, and a backfill"
+            " writes two for each day and asset. `retail_assets/event_log.py` keeps them open.",
+            "",
+            f"(f) One run for each day with Dagster's default executor: {per_day:.1f} s a day over"
+            f" {FEW_DAYS} days, so about {per_day * options.days / 3600:.1f} h for"
+            f" {options.days} days (extrapolated), against {long.seconds('d'):.0f} s in one run.",
+            "",
+            "## One file larger than the memory that it may use",
+            "",
+            f"(c) takes in one export of {size / 1e9:.1f} GB ({rows:,} orders) in"
+            f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB"
+            " (`RETAIL_MEMORY_LIMIT` as it comes); what does not fit is spilled to disk.",
+            "",
+        ]
+    )
+
+
+def _generate(folder: Path, days: int, orders_per_day: int) -> Path:
+    from retail_assets.samples.generate import generate
+
+    generate(
+        folder,
+        days=days,
+        orders_per_day=orders_per_day,
+        events=0,
+        start=date(2024, 1, 1),
+        seed=1,
+    )
+    return folder
+
+
+def _one_big_file(big: Scenario, gigabytes: float) -> tuple[int, int]:
+    """Write an export of about that size, and the reference data of a small history."""
+    import duckdb
+
+    _generate(big.data, 1, 100)
+    for path in (big.data / "exports").iterdir():
+        path.unlink()
+    rows = int(gigabytes * 1e9 / 76)
+    path = big.data / f"exports/orders_{big.first:%Y_%m_%d}.csv"
+    with duckdb.connect(config={"memory_limit": "1GB"}) as connection:
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute(
+            "COPY (SELECT 'ORD-20240101-' || i AS order_id, lpad((hash(i) % 50000)::VARCHAR, 6,"
+            " '0') AS customer_id, 'P' || lpad((hash(i * 7) % 200)::VARCHAR, 4, '0') AS"
+            " product_id, ['London', 'Scotland', 'Wales'][1 + (hash(i * 3) % 3)::INT] AS region,"
+            " ['completed', 'completed', 'pending', 'returned'][1 + (hash(i * 11) % 4)::INT] AS"
+            " status, ((hash(i * 13) % 100000) / 100 + 0.01)::DECIMAL(12,2) AS order_value_gbp,"
+            " TIMESTAMP '2024-01-01' + to_seconds(i % 86400) AS order_timestamp"
+            f" FROM range({rows}) AS t(i)) TO '{path}' (HEADER)"
+        )
+    return path.stat().st_size, rows
+
+
+def _machine() -> str:
+    packages = ("dagster", "duckdb", "duckdb-extension-ducklake", "narwhals", "pandas", "pyarrow")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()},"
+        f" Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in packages)
+    )
+
+
+if __name__ == "__main__":
+    main()
