@@ -77,6 +77,10 @@ class Scenario:
         """The median of a case."""
         return statistics.median(result["seconds"] for result in self.results[case])
 
+    def ratio(self, case: str, to: str) -> str:
+        """How many times as long as another a case takes."""
+        return f"{self.seconds(case) / self.seconds(to):.1f}"
+
     def peak_mb(self, case: str) -> float:
         """The largest memory use of a case."""
         return max(result["peak_mb"] for result in self.results[case])
@@ -138,54 +142,42 @@ def _report(options: argparse.Namespace, work: Path) -> str:
     big = Scenario("big", work / "big", date(2024, 1, 1), 1, ("c",))
     size, rows = _one_big_file(big, options.big_gb)
     big_result = big.run("c", work)
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            "Written by `make bench`; " + _machine() + ".",
-            (
-                f"Medians of {options.repeats} runs that took turns, each in a fresh process. Trust the"
-                " ratios, not the seconds: those are of one machine on one day. Imports and the set-up"
-                " of an empty lake are not counted."
-            ),
-            "",
-            f"## {2 * options.orders:,} orders in two files",
-            "",
-            large.table(),
-            "",
-            (
-                f"(a+) takes {large.seconds('a+') / large.seconds('c'):.1f} times as long as (c);"
-                f" (c) takes {large.seconds('c') / large.seconds('b'):.1f} times as long as (b), which"
-                " checks nothing, says nothing of the rows that it leaves out, and cannot be run"
-                " twice."
-            ),
-            "",
-            f"## {options.days} days of 2,000 orders",
-            "",
-            long.table(),
-            "",
-            (
-                f"(e) takes {long.seconds('e') / long.seconds('d'):.1f} times as long as (d): Dagster's"
-                " SQLite event log as it comes opens a connection for every event, and a backfill"
-                " writes two for each day and asset. `retail_assets/event_log.py` keeps them open."
-            ),
-            "",
-            (
-                f"(f) One run for each day with Dagster's default executor: {per_day:.1f} s a day over"
-                f" {FEW_DAYS} days, so about {per_day * options.days / 3600:.1f} h for"
-                f" {options.days} days (extrapolated), against {long.seconds('d'):.0f} s in one run."
-            ),
-            "",
-            "## One file larger than the memory that it may use",
-            "",
-            (
-                f"(c) takes in one export of {size / 1e9:.1f} GB ({rows:,} orders) in"
-                f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB"
-                " (`RETAIL_MEMORY_LIMIT` as it comes); what does not fit is spilled to disk."
-            ),
-            "",
-        ]
-    )
+    paragraphs = [
+        "# Benchmarks",
+        (
+            f"Written by `make bench`; {_machine()}."
+            f" Medians of {options.repeats} runs that took turns, each in a fresh process. Trust the"
+            " ratios, not the seconds, which are of one machine on one day. Imports and the set-up of"
+            " an empty lake are not counted."
+        ),
+        f"## {2 * options.orders:,} orders in two files",
+        large.table(),
+        (
+            f"(a+) takes {large.ratio('a+', 'c')} times as long as (c); (c) takes"
+            f" {large.ratio('c', 'b')} times as long as (b), which checks little, says nothing of the"
+            " rows that it leaves out, and cannot be run twice."
+        ),
+        f"## {options.days} days of 2,000 orders",
+        long.table(),
+        (
+            f"(a) takes {long.ratio('a', 'c')} times as long as (c); (e) takes"
+            f" {long.ratio('e', 'd')} times as long as (d). Dagster's SQLite event log as it comes"
+            " opens a connection for every event, and a backfill writes two events for each day and"
+            " asset; `retail_assets/event_log.py` keeps connections open and writes in batches."
+        ),
+        (
+            f"(f) One run for each day with Dagster's default executor takes {per_day:.1f} s a day"
+            f" (over {FEW_DAYS} days), so about {per_day * options.days / 3600:.1f} h for"
+            f" {options.days} days (extrapolated), against {long.seconds('d'):.0f} s in one run."
+        ),
+        "## One file larger than the memory that it may use",
+        (
+            f"(c) takes in one export of {size / 1e9:.1f} GB ({rows:,} orders) in"
+            f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB"
+            " (`RETAIL_MEMORY_LIMIT` as it comes); what does not fit is spilled to disk."
+        ),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _generate(folder: Path, days: int, orders_per_day: int) -> Path:

@@ -1,0 +1,49 @@
+"""What the documentation says is what the code does."""
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from retail_assets import cli
+from retail_assets.data_dictionary import data_dictionary
+from retail_assets.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def text(*names: str) -> str:
+    return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
+
+
+def test_the_data_dictionary_is_the_one_that_the_tables_give():
+    assert text("docs/data-dictionary.md") == data_dictionary(), "run `make docs`"
+
+
+def test_every_setting_is_in_the_operations_manual():
+    documented = set(re.findall(r"`(RETAIL_[A-Z_]+)`", text("docs/operations.md")))
+
+    assert {f"RETAIL_{name.upper()}" for name in Settings.model_fields} <= documented
+
+
+def test_every_command_is_documented_and_has_help():
+    documented = text("README.md", "docs/operations.md")
+
+    for command in cli.app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"retail-assets {name}" in documented
+        shown = CliRunner().invoke(cli.app, [name, "--help"])
+        assert shown.exit_code == 0
+        assert "Usage" in shown.output
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.MULTILINE))
+
+    assert set(re.findall(r"`make ([a-z]+)`", text("README.md"))) <= targets
