@@ -146,16 +146,16 @@ def _report(options: argparse.Namespace, work: Path) -> str:
         "# Benchmarks",
         (
             f"Written by `make bench`; {_machine()}."
-            f" Medians of {options.repeats} runs that took turns, each in a fresh process. Trust the"
-            " ratios, not the seconds, which are of one machine on one day. Imports and the set-up of"
-            " an empty lake are not counted."
+            f" Medians of {options.repeats} runs that took turns, each in a fresh process."
+            " Trust the ratios, not the seconds, which are of one machine on one day. Imports and"
+            " the set-up of an empty lake are not counted."
         ),
         f"## {2 * options.orders:,} orders in two files",
         large.table(),
         (
             f"(a+) takes {large.ratio('a+', 'c')} times as long as (c); (c) takes"
-            f" {large.ratio('c', 'b')} times as long as (b), which checks little, says nothing of the"
-            " rows that it leaves out, and cannot be run twice."
+            f" {large.ratio('c', 'b')} times as long as (b), which checks little, says nothing of"
+            " the rows that it leaves out, and cannot be run twice."
         ),
         f"## {options.days} days of 2,000 orders",
         long.table(),
