@@ -24,11 +24,16 @@ BLANKS = "' \t\r\n\u00a0'"
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
 DAY = r"\d{4}-\d{2}-\d{2}"
-CLOCK = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?"
-LOCAL_TIME = rf"{DAY}([T ]({CLOCK}|([01]\d|2[0-3]):[0-5]\d))?"
-OFFSET_TIME = rf"{DAY}[T ]{CLOCK}([Zz]|[+-](0\d|1[0-4])(:?[0-5]\d)?)"
+MINUTE = r"([01]\d|2[0-3]):[0-5]\d"
+CLOCK = rf"{MINUTE}:[0-5]\d(\.\d{{1,9}})?"
+OFFSET = r"([Zz]|[+-](0\d|1[0-4])(:?[0-5]\d)?)"
+LOCAL_TIME = rf"{DAY}([T ]({CLOCK}|{MINUTE}))?"
+OFFSET_TIME = rf"{DAY}[T ]{CLOCK}{OFFSET}"
+OFFSET_MINUTE = rf"{DAY}[T ]{MINUTE}{OFFSET}"
 
 MAX_LINE_BYTES = 2_000_000
+MAX_RAW_TEXT_BYTES = 10_000
+"""What DuckDB keeps of a malformed record."""
 
 READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException)
 """What DuckDB raises for a file that it cannot read."""
@@ -159,8 +164,9 @@ def _typed(header: Sequence[str], records: str) -> str:
                 CASE WHEN regexp_full_match(order_timestamp, '{LOCAL_TIME}')
                     THEN TRY_CAST(order_timestamp AS TIMESTAMP)
                     WHEN regexp_full_match(order_timestamp, '{OFFSET_TIME}')
-                    THEN TRY_CAST(upper(order_timestamp) AS TIMESTAMPTZ)
-                        AT TIME ZONE current_setting('TimeZone')
+                    THEN {_local("order_timestamp")}
+                    WHEN regexp_full_match(order_timestamp, '{OFFSET_MINUTE}')
+                    THEN {_local("concat(order_timestamp[:16], ':00', order_timestamp[17:])")}
                     END AS order_timestamp,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
                 order_timestamp IS NOT NULL AS has_order_timestamp, raw
@@ -178,6 +184,11 @@ def _typed(header: Sequence[str], records: str) -> str:
             )
         )
     """
+
+
+def _local(time: str) -> str:
+    """Wall-clock time in the business time zone; DuckDB reads offsets only after seconds."""
+    return f"TRY_CAST(upper({time}) AS TIMESTAMPTZ) AT TIME ZONE current_setting('TimeZone')"
 
 
 def _date_of(path: str) -> str:

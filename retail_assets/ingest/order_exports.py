@@ -16,7 +16,14 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.export_file import ExportFile, inspect, locate, records, unmodified
+from retail_assets.ingest.export_file import (
+    ExportFile,
+    blank_lines,
+    inspect,
+    locate,
+    records,
+    unmodified,
+)
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
@@ -78,7 +85,7 @@ def ingest(
     done = len(failed) + len(unchanged)
     progress(done)
     for batch in _batches([file for file in files if file.day not in unchanged]):
-        taken = _Batch(lake, connection, late_days, known).take(batch)
+        taken = _Batch(lake, connection, late_days).take(batch)
         raw |= taken.raw
         rejected |= taken.rejected
         failed |= taken.failed
@@ -166,11 +173,12 @@ _STAGING = {
 
 _REJECTS = """
     WITH stepping AS (
-        -- How many well-formed rows stand before the n-th malformed record of a file.
-        SELECT export_date, n, record - 1 - n AS good_before FROM (
+        -- How many malformed records stand before the well-formed row that follows so many others.
+        SELECT export_date, max(n) AS n, record - 1 - n AS good_before FROM (
             SELECT export_date, record,
                 row_number() OVER (PARTITION BY export_date ORDER BY record) AS n
             FROM malformed)
+        GROUP BY export_date, record - 1 - n
     )
     SELECT f.export_date, r.reason, r.field, r.raw_text, f.source_file,
         r.row_id - f.first_rowid + 2 + coalesce(s.n, 0) AS row_number
@@ -204,7 +212,6 @@ class _Batch:
     lake: Lake
     connection: duckdb.DuckDBPyConnection
     late_days: int
-    known: Collection[date]
 
     def take(self, files: Sequence[ExportFile]) -> "_Taken":
         """Stage, judge and commit the files; those that cannot be used fail by name."""
@@ -278,6 +285,7 @@ class _Batch:
             header,
             strict=strict,
         )
+        self._pass_over_blank_lines(files)
         execute(
             "INSERT INTO first_rows SELECT f.export_date, f.source_file, min(r.rowid) FROM"
             " (SELECT unnest(?::DATE[]) AS export_date, unnest(?::VARCHAR[]) AS source_file) AS f"
@@ -303,6 +311,20 @@ class _Batch:
         )
         self._delete_rejected()
 
+    def _pass_over_blank_lines(self, files: Sequence[ExportFile]) -> None:
+        """Number malformed records as all others are: the reader counts blank lines for them."""
+        execute = self.connection.execute
+        concerned = {
+            day for (day,) in execute("SELECT DISTINCT export_date FROM malformed").fetchall()
+        }
+        for file in files:
+            if file.day in concerned and (blank := blank_lines(file)):
+                execute(
+                    "UPDATE malformed SET record = record - len(list_filter(?::BIGINT[],"
+                    " lambda line: line < record)) WHERE export_date = ?",
+                    [blank, file.day],
+                )
+
     def _delete_rejected(self) -> None:
         self.connection.execute(
             "DELETE FROM export_rows WHERE rowid IN (SELECT row_id FROM rejected_rows)"
@@ -321,21 +343,41 @@ class _Batch:
     ) -> dict[date, str]:
         """The files that must not be committed: changed since they were found, or rows lost."""
         problems: dict[date, str] = {}
+        swallowed = self._swallowed()
         for file in files:
             found = raw[file.day] + rejected[file.day]
             if not unmodified(file):
                 problems[file.day] = (
                     f"{file.path} changed while it was read: run the day again when it is whole."
                 )
-            elif not file.quoted and found not in (file.lines, file.lines - 1):
-                # Without quotes a record is a line; only blank lines may make a difference.
+            elif file.day in swallowed and swallowed[file.day] is not None:
+                problems[file.day] = (
+                    f"{file.path}: the quote that opens in record {swallowed[file.day]} takes too"
+                    " many of the lines after it into its field: close it."
+                )
+            # Without quotes a record is a line; only blank lines may make a difference.
+            elif file.day in swallowed if file.quoted else found != file.lines - 1:
                 expected = records(file)
                 if found != expected:
                     problems[file.day] = (
                         f"{file.path} has {expected} records, but {found} were read: check its"
-                        " line ends."
+                        " quotes and line ends."
                     )
         return problems
+
+    def _swallowed(self) -> dict[date, int | None]:
+        """The files with a quote that is not closed properly.
+
+        Of each, the first record that took in more lines than its raw text could keep, if any.
+        """
+        return dict(
+            self.connection.execute(
+                "SELECT export_date, min(record) FILTER (WHERE contains(raw_text, chr(10))"
+                " AND strlen(raw_text) >= ?) FROM malformed WHERE error_type IN"
+                " ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') GROUP BY export_date",
+                [engine.MAX_RAW_TEXT_BYTES],
+            ).fetchall()
+        )
 
     def _commit(
         self,
@@ -348,28 +390,30 @@ class _Batch:
             return None
         days = [file.day for file in files]
         with self.lake.transaction(self.connection, "ingest order exports"):
-            changed = self._changed_days(days)
+            # Only now: whoever took in the same new file a moment ago has its rows in the lake.
+            known = _known(self.connection, days)
+            changed = self._changed_days(days, known)
             for table, source, counts in (
                 (tables.RAW_ORDERS, "temp.main.staged_raw", raw),
                 (tables.REJECTED_ORDERS, "temp.main.staged_rejects", rejected),
             ):
                 rows = {day: counts[day] for day in days}
-                replace_days(self.connection, table, source, rows, self.known)
+                replace_days(self.connection, table, source, rows, known)
                 ledger.mark_published(self.connection, table, rows, {})
                 ledger.mark_failed(self.connection, table, failed)
-            self._enter(files, raw, rejected)
+            self._enter(files, raw, rejected, known)
             ledger.mark_changed(self.connection, "orders", changed)
         return current_snapshot(self.connection)
 
-    def _changed_days(self, days: Sequence[date]) -> set[date]:
+    def _changed_days(self, days: Sequence[date], known: Collection[date]) -> set[date]:
         """The business days whose orders differ once these exports are in.
 
         Those of every order that is new, gone or different in an export, and of all its other
         versions; and the day of an export that comes for the first time, even if it is empty.
         """
         execute = self.connection.execute
-        again = [day for day in days if day in self.known]
-        first = [day for day in days if day not in self.known]
+        again = [day for day in days if day in known]
+        first = [day for day in days if day not in known]
         execute(
             "CREATE OR REPLACE TEMP TABLE changed_orders AS SELECT order_id, order_date"
             " FROM staged_raw WHERE export_date IN (SELECT unnest(?::DATE[]))",
@@ -398,8 +442,9 @@ class _Batch:
         files: Sequence[ExportFile],
         raw: Mapping[date, int],
         rejected: Mapping[date, int],
+        known: Collection[date],
     ) -> None:
-        again = [file.day for file in files if file.day in self.known]
+        again = [file.day for file in files if file.day in known]
         if again:
             self.connection.execute(
                 "DELETE FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))",
