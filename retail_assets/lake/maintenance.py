@@ -5,16 +5,27 @@ from datetime import datetime, timedelta, timezone
 
 import duckdb
 
+from retail_assets.errors import RetailAssetsError
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.lock import write_lock
 
-GRACE = timedelta(hours=1)
-"""How long a file stays after nothing needs it any more: longer than any reader reads."""
+GRACE = timedelta(days=2)
+"""How long a file stays after nothing needs it any more: longer than any reader reads.
+
+In an SQLite catalog DuckLake compares such times as text, which comes down to the day alone, in the
+time zone of whichever machine wrote it: of these two days, half a day is certain.
+"""
+
+CATALOG = "__ducklake_metadata_lake"
+"""What DuckLake calls the database of the catalog of `lake`."""
 
 
 @dataclass(frozen=True)
 class Maintained:
-    """What was done, counted."""
+    """What was done, counted.
+
+    `files_before` and `files_after` are the data files that the newest snapshot reads.
+    """
 
     snapshots_expired: int
     files_before: int
@@ -25,47 +36,86 @@ class Maintained:
 def maintain(lake: Lake, *, keep_days: int) -> Maintained:
     """Compact the lake and forget the history older than some days.
 
-    Readers see one snapshot before and after; files that a reader may still need are kept for an
-    hour. Writers wait for each step, not for the whole.
+    Readers see one snapshot before and after; files that a reader may still need are kept for half
+    a day at least. Writers wait for each step, not for the whole.
 
     Args:
         lake: the lake.
-        keep_days: how many days of snapshots to keep.
+        keep_days: how many days back the lake stays readable as it was at any time.
 
     Raises:
-        RetailAssetsError: if there is no lake.
+        RetailAssetsError: if there is no lake, or if its files do not lie where the catalog says.
     """
+    if not lake.exists():
+        # To open it for writing would make one.
+        with lake.connect(read_only=True):
+            pass
     now = datetime.now(timezone.utc)
     with lake.connect() as connection:
         before = _files(connection)
-        _step(lake, connection, "CALL ducklake_flush_inlined_data('lake')")
-        _step(lake, connection, "CALL ducklake_rewrite_data_files('lake')")
-        _step(lake, connection, "CALL ducklake_merge_adjacent_files('lake')")
-        expired = _step(
-            lake,
-            connection,
-            "CALL ducklake_expire_snapshots('lake', older_than => ?::TIMESTAMPTZ)",
-            now - timedelta(days=keep_days),
-        )
-        deleted = _step(
-            lake,
-            connection,
-            "CALL ducklake_cleanup_old_files('lake', older_than => ?::TIMESTAMPTZ)",
-            now - GRACE,
-        ) + _step(
-            lake,
-            connection,
-            "CALL ducklake_delete_orphaned_files('lake', older_than => ?::TIMESTAMPTZ)",
-            now - GRACE,
-        )
+        for action in ("flush_inlined_data", "rewrite_data_files", "merge_adjacent_files"):
+            with write_lock(lake.catalog):
+                connection.execute(f"CALL ducklake_{action}('lake')")
+        with write_lock(lake.catalog):
+            expired = _expire(connection, now - timedelta(days=keep_days))
+        with write_lock(lake.catalog):
+            deleted = _delete(connection, "cleanup_old_files", now - GRACE)
+        with write_lock(lake.catalog):
+            _check_orphans(connection, now - GRACE)
+            deleted += _delete(connection, "delete_orphaned_files", now - GRACE)
         return Maintained(expired, before, _files(connection), deleted)
 
 
-def _step(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, sql: str, when: datetime | None = None
-) -> int:
-    with write_lock(lake.catalog):
-        return len(connection.execute(sql, [when] if when else []).fetchall())
+def _expire(connection: duckdb.DuckDBPyConnection, horizon: datetime) -> int:
+    """Forget the snapshots that no time since the horizon needs.
+
+    The one that was the newest at the horizon stays: it is how the lake was then.
+    """
+    versions = [
+        version
+        for (version,) in connection.execute(
+            "SELECT snapshot_id FROM lake.snapshots() WHERE snapshot_id < (SELECT max(snapshot_id)"
+            " FROM lake.snapshots() WHERE snapshot_time <= ?::TIMESTAMPTZ)",
+            [horizon],
+        ).fetchall()
+    ]
+    if versions:
+        connection.execute(
+            "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [versions]
+        )
+    return len(versions)
+
+
+def _delete(connection: duckdb.DuckDBPyConnection, action: str, when: datetime) -> int:
+    sql = f"CALL ducklake_{action}('lake', older_than => ?::TIMESTAMPTZ)"
+    return len(connection.execute(sql, [when]).fetchall())
+
+
+def _check_orphans(connection: duckdb.DuckDBPyConnection, when: datetime) -> None:
+    """Make sure that no file in use would be taken for an orphan.
+
+    DuckLake compares whole paths: were the data folder spelt in another way than the file system
+    does (`//`, `file://`), all files would be orphans. Their names are unique.
+    """
+    orphans = connection.execute(
+        "CALL ducklake_delete_orphaned_files('lake', dry_run => true,"
+        " older_than => ?::TIMESTAMPTZ)",
+        [when],
+    ).fetchall()
+    known = {
+        path.rsplit("/", 1)[-1]
+        for (path,) in connection.execute(
+            f"SELECT path FROM {CATALOG}.ducklake_data_file"
+            f" UNION ALL SELECT path FROM {CATALOG}.ducklake_delete_file"
+            f" UNION ALL SELECT path FROM {CATALOG}.ducklake_files_scheduled_for_deletion"
+        ).fetchall()
+    }
+    for (path,) in orphans:
+        if path.rsplit("/", 1)[-1] in known:
+            raise RetailAssetsError(
+                f"{path} is in use, but the catalog knows it by another path: no orphans were"
+                " deleted. Write RETAIL_LAKE_DATA as a plain absolute path."
+            )
 
 
 def _files(connection: duckdb.DuckDBPyConnection) -> int:
