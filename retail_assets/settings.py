@@ -94,12 +94,21 @@ class Settings(BaseSettings):
     @cached_property
     def catalog(self) -> str:
         """The DuckLake catalog in use."""
-        return self.lake_catalog or str(self.lake_dir / "catalog.sqlite")
+        if self.lake_catalog and self.lake_catalog.startswith("postgres:"):
+            return self.lake_catalog
+        return _absolute(self.lake_catalog or self.lake_dir / "catalog.sqlite")
 
     @cached_property
     def data_path(self) -> str:
         """Where the lake's Parquet files lie."""
-        return self.lake_data or str(self.lake_dir / "files")
+        if self.lake_data and "://" in self.lake_data:
+            return self.lake_data
+        return _absolute(self.lake_data or self.lake_dir / "files")
+
+
+def _absolute(path: str | Path) -> str:
+    """The same place for every process, wherever it was started."""
+    return str(Path(path).expanduser().absolute())
 
 
 def load_settings() -> Settings:

@@ -1,10 +1,12 @@
 """Connecting to the lake: a DuckDB connection with the DuckLake catalog attached as `lake`."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +36,7 @@ class Lake:
     data_path: str
     spill_dir: str
     timezone: str = "UTC"
-    memory_limit: str = "600MB"
+    memory_limit: str = "512MB"
     threads: int | None = None
 
     @classmethod
@@ -56,7 +58,11 @@ class Lake:
 
     def exists(self) -> bool:
         """Whether there is a catalog to read; a database server is taken at its word."""
-        return self.on_postgres or Path(self.catalog).exists()
+        if self.on_postgres:
+            return True
+        catalog = Path(self.catalog)
+        # SQLite makes an empty file before it writes to it.
+        return catalog.exists() and catalog.stat().st_size > 0
 
     @contextmanager
     def connect(
@@ -83,14 +89,15 @@ class Lake:
         """Like `connect`, for callers that close the connection themselves."""
         read_only = read_only or at is not None
         if read_only and not self.exists():
-            raise RetailAssetsError(
-                f"There is no lake at {self.catalog} yet: run `retail-assets backfill` first."
-            )
+            raise self._no_lake()
+        Path(self.spill_dir).mkdir(parents=True, exist_ok=True)
         connection = duckdb.connect(config=self._config())
         try:
             self._load_extensions(connection)
             if read_only:
-                self._attach(connection, _read_options(at))
+                self._attach(connection, [*self._options(), *_read_options(at)])
+                if at is None:
+                    self._check_tables(connection)
             else:
                 self._attach_writable(connection)
             connection.execute("USE lake")
@@ -101,30 +108,34 @@ class Lake:
         return connection
 
     @contextmanager
-    def transaction(
-        self, connection: duckdb.DuckDBPyConnection, message: str
-    ) -> Iterator[None]:
+    def transaction(self, connection: duckdb.DuckDBPyConnection, message: str) -> Iterator[None]:
         """Change the lake in one transaction, one writer at a time over all processes.
 
-        Stage first: everybody else who writes waits until this is over.
+        Stage first: everybody else who writes waits until this is over. Afterwards the connection
+        is in no transaction, whatever happened.
+
+        Raises:
+            RuntimeError: if this thread is in such a transaction already.
         """
         with write_lock(self.catalog):
             connection.execute("BEGIN")
             try:
                 # First: at the end it would look through all that the transaction has changed.
-                connection.execute(
-                    "CALL lake.set_commit_message(?, ?)", ["retail_assets", message]
-                )
+                connection.execute("CALL lake.set_commit_message(?, ?)", ["retail_assets", message])
                 yield
                 commit(connection)
             except BaseException:
-                connection.execute("ROLLBACK")
+                # A COMMIT that failed has rolled back already.
+                with suppress(duckdb.TransactionException):
+                    connection.execute("ROLLBACK")
                 raise
 
     def _config(self) -> dict[str, str | bool | int | float | list[str]]:
         config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
+            # Until those of the wheels are loaded, whose signatures are checked.
+            "allow_unsigned_extensions": True,
             "memory_limit": self.memory_limit,
             "temp_directory": self.spill_dir,
         }
@@ -137,7 +148,10 @@ class Lake:
         if self.data_path.startswith("s3://"):
             names.append("httpfs")
         for name in names:
-            connection.execute(f"LOAD {_literal(str(extension_path(name)))}")
+            path = extension_path(name)
+            _check_signature(path, path.stat().st_mtime_ns)
+            connection.execute(f"LOAD {_literal(str(path))}")
+        connection.execute("SET allow_unsigned_extensions = false")
         if self.data_path.startswith("s3://"):
             _create_s3_secret(connection)
 
@@ -148,20 +162,52 @@ class Lake:
                 f"ATTACH {_literal('ducklake:' + kind)} AS lake ({', '.join(options)})"
             )
         except duckdb.Error as error:
-            raise RetailAssetsError(f"The lake at {self.catalog} cannot be opened: {error}") from error
+            if "creating a new DuckLake is explicitly disabled" in str(error):
+                raise self._no_lake() from None
+            if "No snapshot found" in str(error):
+                reason = str(error).splitlines()[0].removeprefix("Invalid Input Error: ")
+                raise RetailAssetsError(
+                    f"{reason} in the lake at {_without_password(self.catalog)}:"
+                    " `FROM lake.snapshots()` lists those that there are."
+                ) from None
+            reason = _without_password(f"The lake at {self.catalog} cannot be opened: {error}")
+            # Not `from error`: that has the password.
+            raise RetailAssetsError(reason) from None
 
     def _attach_writable(self, connection: duckdb.DuckDBPyConnection) -> None:
-        options = [f"DATA_PATH {_literal(self.data_path)}"]
+        options = self._options()
         if not self.on_postgres:
             options.append("META_JOURNAL_MODE 'WAL'")
             Path(self.catalog).parent.mkdir(parents=True, exist_ok=True)
-        if self.on_postgres or not self.exists():
-            # The first ATTACH creates the catalog; two at once would both try.
+        try:
+            if not self.exists():
+                raise self._no_lake()
+            self._attach(connection, [*options, "CREATE_IF_NOT_EXISTS false"])
+        except NoLakeError:
+            # Two at once would both create it.
             with write_lock(self.catalog):
                 self._attach(connection, options)
-        else:
-            self._attach(connection, options)
         create_missing_tables(self, connection)
+
+    def _options(self) -> list[str]:
+        # The catalog has the path that the lake was made at; the folder may have moved since.
+        return [f"DATA_PATH {_literal(self.data_path)}", "OVERRIDE_DATA_PATH true"]
+
+    def _check_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Make sure that whoever creates the lake right now is done."""
+        tables = "SELECT 1 FROM duckdb_tables() WHERE database_name = 'lake' LIMIT 1"
+        if connection.execute(tables).fetchone() is None:
+            raise self._no_lake()
+
+    def _no_lake(self) -> "NoLakeError":
+        return NoLakeError(
+            f"There is no lake at {_without_password(self.catalog)} yet:"
+            " run `retail-assets backfill` first."
+        )
+
+
+class NoLakeError(RetailAssetsError):
+    """A reader came before anything was written."""
 
 
 def commit(connection: duckdb.DuckDBPyConnection) -> None:
@@ -185,6 +231,23 @@ def extension_path(name: str) -> Path:
     return folder / f"{name}.duckdb_extension"
 
 
+@lru_cache
+def _check_signature(path: Path, modified_ns: int) -> None:  # noqa: ARG001
+    """Check DuckDB's signature of an extension, once a process: that takes a tenth of a second.
+
+    Raises:
+        RetailAssetsError: if the file is not the one that DuckDB's makers signed.
+    """
+    with duckdb.connect(config={"allow_unsigned_extensions": False}) as connection:
+        try:
+            connection.execute(f"LOAD {_literal(str(path))}")
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise RetailAssetsError(
+                f"DuckDB's extension {path} cannot be loaded: {reason} Install its wheel again."
+            ) from error
+
+
 def current_snapshot(connection: duckdb.DuckDBPyConnection) -> int:
     """Return the id of the newest snapshot that this connection sees."""
     row = connection.execute("SELECT id FROM lake.current_snapshot()").fetchone()
@@ -199,6 +262,8 @@ def _read_options(at: int | datetime | None) -> list[str]:
             raise UsageError(f"The time {at} has no time zone: add one, such as +00:00.")
         options.append(f"SNAPSHOT_TIME {_literal(at.isoformat(sep=' '))}")
     elif at is not None:
+        if at < 0:
+            raise UsageError(f"There is no snapshot {at}: snapshot ids start at 0.")
         options.append(f"SNAPSHOT_VERSION {int(at)}")
     return options
 
@@ -221,6 +286,12 @@ def _create_s3_secret(connection: duckdb.DuckDBPyConnection) -> None:
         }
     given = ", ".join(f"{key} {_literal(value)}" for key, value in options.items() if value)
     connection.execute(f"CREATE SECRET lake_files (TYPE s3{', ' + given if given else ''})")
+
+
+def _without_password(text: str) -> str:
+    """Leave the password of a libpq connection string, in either of its forms, out of a text."""
+    text = re.sub(r"(password\s*=\s*)('(\\.|[^'\\])*'|\S+)", r"\1•••", text, flags=re.IGNORECASE)
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]*@", r"\1•••@", text)
 
 
 def _literal(text: str) -> str:
