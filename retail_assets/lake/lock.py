@@ -5,6 +5,7 @@ retries for a long time: so a writer holds this lock for its whole transaction. 
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from retail_assets.errors import RetailAssetsError
 TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.005
 
+_held = threading.local()
+
 
 @contextmanager
 def write_lock(catalog: str) -> Iterator[None]:
@@ -25,12 +28,26 @@ def write_lock(catalog: str) -> Iterator[None]:
 
     Raises:
         RetailAssetsError: if another process holds it for longer than ten minutes.
+        RuntimeError: if this thread holds it: it would wait for itself.
     """
-    if catalog.startswith("postgres:"):
-        with _advisory_lock(catalog.removeprefix("postgres:")):
+    held: set[str] = _held.__dict__.setdefault("catalogs", set())
+    if catalog in held:
+        raise RuntimeError("Transactions of the lake cannot be nested: end the first one.")
+    lock = (
+        _advisory_lock(catalog.removeprefix("postgres:"))
+        if catalog.startswith("postgres:")
+        else _file_lock(Path(catalog + ".lock"))
+    )
+    with lock:
+        held.add(catalog)
+        try:
             yield
-        return
-    path = Path(catalog + ".lock")
+        finally:
+            held.remove(catalog)
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=TIMEOUT_SECONDS, poll_interval=POLL_SECONDS)
     try:
@@ -50,7 +67,7 @@ def write_lock(catalog: str) -> Iterator[None]:
 def _advisory_lock(connection_string: str) -> Iterator[None]:
     import psycopg
 
-    key = int.from_bytes(hashlib.sha256(b"retail_assets").digest()[:8], signed=True)
+    key = int.from_bytes(hashlib.sha256(b"retail_assets").digest()[:8], "big", signed=True)
     with psycopg.connect(connection_string, autocommit=True) as connection:
         connection.execute(f"SET lock_timeout = '{TIMEOUT_SECONDS}s'")
         try:
