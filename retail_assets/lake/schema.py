@@ -31,11 +31,12 @@ def _statements(connection: "duckdb.DuckDBPyConnection") -> list[str]:
         if table.name not in found:
             statements += _create(table)
         else:
-            statements += [
-                f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}"
-                for column in table.columns
-                if column.name not in found[table.name]
-            ]
+            for column in table.columns:
+                if column.name not in found[table.name]:
+                    statements += [
+                        f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}",
+                        _comment(table, column),
+                    ]
     return statements
 
 
@@ -50,15 +51,13 @@ def _create(table: tables.Table) -> list[str]:
     ]
     if table.day is not None:
         # A file a day would make a backfill of years slow and its files small.
-        statements += [
-            f"ALTER TABLE lake.{table.name}"
-            f" SET PARTITIONED BY (year({table.day}), month({table.day}))"
-        ]
-    statements += [
-        f"COMMENT ON COLUMN lake.{table.name}.{column.name} IS {_quoted(column.description)}"
-        for column in table.columns
-    ]
-    return statements
+        month = f"year({table.day}), month({table.day})"
+        statements.append(f"ALTER TABLE lake.{table.name} SET PARTITIONED BY ({month})")
+    return [*statements, *(_comment(table, column) for column in table.columns)]
+
+
+def _comment(table: tables.Table, column: tables.Column) -> str:
+    return f"COMMENT ON COLUMN lake.{table.name}.{column.name} IS {_quoted(column.description)}"
 
 
 def _quoted(text: str) -> str:
