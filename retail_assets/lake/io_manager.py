@@ -54,7 +54,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         All inputs of a step are read from one snapshot.
         """
         table = _table(context.asset_key)
-        step = context.step_context.step.key
+        step = _attempt(context)
         frame = self._connection(step).table(f"lake.{table.name}")
         if table.day is not None and context.has_asset_partitions:
             first, last = context.asset_partition_key_range
@@ -72,7 +72,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Stage, audit and publish what an asset returned; days that fail do so by name."""
         table = _table(context.asset_key)
-        step = context.step_context.step.key
+        step = _attempt(context)
         connection = self._connection(step)
         try:
             draft = obj if isinstance(obj, Draft) else Draft(obj)
@@ -91,7 +91,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         finally:
             self._close(step)
 
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """Close the connections of steps that failed before they had a result."""
         for step in list(self._connections):
             self._close(step)
@@ -136,7 +136,8 @@ class LakeIOManager(dg.ConfigurableIOManager):
     ) -> Publication:
         days = [date.fromisoformat(key) for key in context.asset_partition_keys]
         not_ready: dict[date, str] = {}
-        for source in self._sources.get(context.step_context.step.key, []):
+        sources = self._sources.get(_attempt(context), [])
+        for source in sources:
             ready = ledger.published(connection, source, days)
             reasons = ledger.failures(connection, source, days)
             for day in days:
@@ -152,7 +153,14 @@ class LakeIOManager(dg.ConfigurableIOManager):
             audit=draft.audit,
             not_ready=not_ready,
             only_days=draft.only_days,
+            sources=sources,
         )
+
+
+def _attempt(context: dg.InputContext | dg.OutputContext) -> str:
+    """What tells this attempt at a step from earlier ones, whose snapshot and errors are past."""
+    step = context.step_context
+    return f"{step.step.key}:{step.previous_attempt_count}"
 
 
 def _table(asset_key: dg.AssetKey) -> tables.Table:
