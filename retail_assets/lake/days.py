@@ -47,9 +47,7 @@ def mark_failed(
     )
 
 
-def forget_failures(
-    connection: duckdb.DuckDBPyConnection, table: Table, days: list[date]
-) -> None:
+def forget_failures(connection: duckdb.DuckDBPyConnection, table: Table, days: list[date]) -> None:
     """Take back that these days failed: what is published of them is current."""
     _forget(connection, "failed_days", table, days)
 
@@ -93,9 +91,7 @@ def versions(
     )
 
 
-def mark_changed(
-    connection: duckdb.DuckDBPyConnection, feed: Feed, days: Iterable[date]
-) -> None:
+def mark_changed(connection: duckdb.DuckDBPyConnection, feed: Feed, days: Iterable[date]) -> None:
     """Raise the version of each of these days: what was published from them is stale now."""
     changed = sorted(set(days))
     if not changed:
@@ -114,9 +110,7 @@ def mark_changed(
     )
 
 
-def stale_days(
-    connection: duckdb.DuckDBPyConnection, table: Table, source: Table
-) -> list[date]:
+def stale_days(connection: duckdb.DuckDBPyConnection, table: Table, source: Table) -> list[date]:
     """The days of a table that are missing or behind, though the day of its source is published.
 
     Args:
