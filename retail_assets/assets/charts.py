@@ -3,39 +3,49 @@
 import base64
 import io
 from collections.abc import Mapping
+from datetime import date
 
 import dagster as dg
 import duckdb
 
 DAYS = 60
+REGIONS = 5
+"""How many regions a chart shows by name, the largest; the rest are one."""
 
 
 def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.MarkdownMetadataValue]:
     """Draw the revenue of the last 60 published days, stacked by region, as a PNG in Markdown."""
     rows = connection.execute(
-        "SELECT order_date, region, total_revenue::DOUBLE FROM lake.daily_revenue WHERE order_date"
-        f" > (SELECT max(order_date) FROM lake.daily_revenue) - INTERVAL {DAYS} DAY"
-        " ORDER BY order_date, region"
+        "WITH recent AS (SELECT order_date, region, total_revenue::DOUBLE AS revenue"
+        " FROM lake.daily_revenue WHERE order_date > (SELECT max(order_date)"
+        f" FROM lake.daily_revenue) - INTERVAL {DAYS} DAY), largest AS (SELECT region FROM recent"
+        f" GROUP BY region ORDER BY sum(revenue) DESC, region LIMIT {REGIONS})"
+        " SELECT order_date, CASE WHEN region IN (FROM largest) THEN region ELSE 'others' END,"
+        " sum(revenue) FROM recent GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     if not rows:
         return {}
     return {"recent_revenue": dg.MetadataValue.md(f"![Revenue]({_png(rows)})")}
 
 
-def _png(rows: list[tuple[object, str, float]]) -> str:
+def _png(rows: list[tuple[date, str, float]]) -> str:
     from matplotlib.figure import Figure
 
-    days = sorted({str(day) for day, _, _ in rows})
-    bottom = dict.fromkeys(days, 0.0)
+    days = sorted({day for day, _, _ in rows})
+    bottom = [0.0] * len(days)
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
-    for region in sorted({region for _, region, _ in rows}):
-        heights = {str(day): value for day, found, value in rows if found == region}
-        values = [heights.get(day, 0.0) for day in days]
-        axes.bar(days, values, bottom=list(bottom.values()), label=region, width=0.9)
-        bottom = {day: bottom[day] + heights.get(day, 0.0) for day in days}
+    for region in sorted(
+        {region for _, region, _ in rows}, key=lambda name: (name == "others", name)
+    ):
+        revenue = {day: value for day, found, value in rows if found == region}
+        values = [revenue.get(day, 0.0) for day in days]
+        axes.bar(range(len(days)), values, bottom=bottom, label=region, width=0.9)
+        bottom = [below + value for below, value in zip(bottom, values, strict=True)]
     step = max(1, len(days) // 8)
-    axes.set_xticks(range(0, len(days), step), days[::step], rotation=30, ha="right")
+    axes.set_xticks(
+        range(0, len(days), step), [str(day) for day in days[::step]], rotation=30, ha="right"
+    )
     axes.set_ylabel("Revenue, GBP")
     figure.legend(loc="outside upper center", ncols=6, fontsize="small", frameon=False)
     image = io.BytesIO()
