@@ -1,9 +1,12 @@
 """A backfill from the command line: the batch job over a range of days, in this process."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import dagster as dg
 
@@ -18,8 +21,11 @@ from retail_assets.stale import RESTATED, stale_days
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a backfill: how many days were due, the problem of each that failed, and what
-    else went wrong."""
+    """What came of a backfill.
+
+    `days` says how many days were due, `failed` the problem of each that failed, and `problems`
+    what else went wrong.
+    """
 
     days: int
     failed: Mapping[date, str]
@@ -32,7 +38,7 @@ def run_backfill(
     last: date,
     *,
     everything: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Bring the days of a range up to date, and with them the earlier days that they change.
 
@@ -61,22 +67,35 @@ def run_backfill(
         failed: dict[date, str] = {}
         if due:
             say(f"Running {len(due)} days, {due[0]} to {due[-1]}")
-            failed |= _run_days(settings, definitions, instance, automation.BATCH, due, problems)
+            for start, end in partitions.ranges(due):
+                failed |= _run_days(
+                    settings, definitions, instance, automation.BATCH, start, end, problems
+                )
         stale = [day for day in stale_days(settings) if day not in failed]
         if stale:
             say(f"Recomputing {len(stale)} days that these have changed")
-            failed |= _run_days(
-                settings, definitions, instance, automation.RESTATE, stale, problems
-            )
+            for start, end in partitions.ranges(stale):
+                failed |= _run_days(
+                    settings, definitions, instance, automation.RESTATE, start, end, problems
+                )
         return Outcome(len(due), failed, tuple(problems))
 
 
-def _instance() -> dg.DagsterInstance:
-    return (
-        dg.DagsterInstance.get()
-        if os.environ.get("DAGSTER_HOME")
-        else (dg.DagsterInstance.ephemeral())
-    )
+@contextmanager
+def _instance() -> Iterator[dg.DagsterInstance]:
+    """The instance of DAGSTER_HOME, or one that is forgotten afterwards."""
+    if os.environ.get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+        return
+    storage = {
+        "module": "retail_assets.event_log",
+        "class": "PooledSqliteEventLogStorage",
+    }
+    with TemporaryDirectory() as home:
+        storage_there = storage | {"config": {"base_dir": str(Path(home, "history", "runs"))}}
+        with dg.DagsterInstance.local_temp(home, {"event_log_storage": storage_there}) as instance:
+            yield instance
 
 
 def _due(settings: Settings, days: list[date]) -> list[date]:
@@ -94,20 +113,18 @@ def _run_days(
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
     job: str,
-    days: list[date],
+    first: date,
+    last: date,
     problems: list[str],
 ) -> dict[date, str]:
-    """Run a job over the stretch from the first to the last of some days; returns what failed."""
-    tags = {
-        partitions.RANGE_START: days[0].isoformat(),
-        partitions.RANGE_END: days[-1].isoformat(),
-    }
+    """Run a job over a stretch of days; returns the problem of each day that failed."""
+    tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
     result = _run(definitions, instance, job, tags)
-    stretch = partitions.days_between(days[0], days[-1])
+    days = partitions.days_between(first, last)
     failed: dict[date, str] = {}
     with Lake.from_settings(settings).connect() as connection:
         for table in (tables.RAW_ORDERS, *RESTATED):
-            for day, problem in ledger.failures(connection, table, stretch).items():
+            for day, problem in ledger.failures(connection, table, days).items():
                 failed.setdefault(day, problem)
     if not result.success and not failed:
         problems.append(f"the run {result.run_id} failed: {_problem(result)}")
