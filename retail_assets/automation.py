@@ -59,7 +59,7 @@ class Seen:
     was_loaded: bool = False
 
 
-def jobs(partitions_def: dg.PartitionsDefinition[str]) -> Sequence[UnresolvedAssetJobDefinition]:
+def jobs() -> Sequence[UnresolvedAssetJobDefinition]:
     """The jobs: the whole batch lane, what follows from changed orders, and the reference data."""
     restated = dg.AssetSelection.assets(*(table.name for table in RESTATED))
     exported = dg.AssetSelection.assets(tables.RAW_ORDERS.name, tables.REJECTED_ORDERS.name)
@@ -67,13 +67,11 @@ def jobs(partitions_def: dg.PartitionsDefinition[str]) -> Sequence[UnresolvedAss
         dg.define_asset_job(
             BATCH,
             selection=exported | restated,
-            partitions_def=partitions_def,
             description="Order exports to daily revenue, for a day or a range of days.",
         ),
         dg.define_asset_job(
             RESTATE,
             selection=restated,
-            partitions_def=partitions_def,
             description="Recompute days whose orders have changed.",
         ),
         dg.define_asset_job(
@@ -206,7 +204,7 @@ def _start_days(
 def _describe(count: int, waiting: Collection[date], given_up: Sequence[date]) -> str:
     if not count:
         return "Every day is up to date."
-    parts = [f"{count} days to do"]
+    parts = [f"{count} {'day' if count == 1 else 'days'} to do"]
     if waiting:
         parts.append(f"{len(waiting)} of them are running or their files may still change")
     if given_up:

@@ -1,6 +1,8 @@
 """A backfill from the command line: the batch job over a range of days, in this process."""
 
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ import dagster as dg
 
 from retail_assets import automation, partitions, tables
 from retail_assets.definitions import build_definitions
+from retail_assets.errors import UsageError
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED, stale_days
+
+EVENT_BATCH_SIZE = "500"
+"""How many of Dagster's events are written together, where the environment says nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +61,26 @@ def run_backfill(
         UsageError: if the range has days that are no partitions.
     """
     days = partitions.check_range(settings, first, last)
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE)
     definitions = build_definitions(settings)
     with _instance() as instance:
-        say("Taking in products and customers")
         problems = []
-        reference = _run(definitions, instance, automation.REFERENCE, {})
+        reference = _run(definitions, instance, automation.REFERENCE, {}, say)
         if not reference.success:
             # Orders go on: what is not known of them is counted, and put right once it is.
             problems.append(_problem(reference))
         due = days if everything else _due(settings, days)
         failed: dict[date, str] = {}
         if due:
-            say(f"Running {len(due)} days, {due[0]} to {due[-1]}")
             for start, end in partitions.ranges(due):
                 failed |= _run_days(
-                    settings, definitions, instance, automation.BATCH, start, end, problems
+                    settings, definitions, instance, automation.BATCH, start, end, problems, say
                 )
         stale = [day for day in stale_days(settings) if day not in failed]
         if stale:
-            say(f"Recomputing {len(stale)} days that these have changed")
             for start, end in partitions.ranges(stale):
                 failed |= _run_days(
-                    settings, definitions, instance, automation.RESTATE, start, end, problems
+                    settings, definitions, instance, automation.RESTATE, start, end, problems, say
                 )
         return Outcome(len(due), failed, tuple(problems))
 
@@ -84,7 +88,13 @@ def run_backfill(
 @contextmanager
 def _instance() -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME, or one that is forgotten afterwards."""
-    if os.environ.get("DAGSTER_HOME"):
+    home = os.environ.get("DAGSTER_HOME")
+    if home:
+        if not Path(home).is_absolute() or not Path(home).is_dir():
+            raise UsageError(
+                f"DAGSTER_HOME={home!r} must be the absolute path of a folder that exists:"
+                " create it, or unset the variable."
+            )
         with dg.DagsterInstance.get() as instance:
             yield instance
         return
@@ -92,9 +102,11 @@ def _instance() -> Iterator[dg.DagsterInstance]:
         "module": "retail_assets.event_log",
         "class": "PooledSqliteEventLogStorage",
     }
-    with TemporaryDirectory() as home:
-        storage_there = storage | {"config": {"base_dir": str(Path(home, "history", "runs"))}}
-        with dg.DagsterInstance.local_temp(home, {"event_log_storage": storage_there}) as instance:
+    with TemporaryDirectory() as folder:
+        storage_there = storage | {"config": {"base_dir": str(Path(folder, "history", "runs"))}}
+        with dg.DagsterInstance.local_temp(
+            folder, {"event_log_storage": storage_there}
+        ) as instance:
             yield instance
 
 
@@ -116,11 +128,12 @@ def _run_days(
     first: date,
     last: date,
     problems: list[str],
+    say: Callable[[str], None],
 ) -> dict[date, str]:
     """Run a job over a stretch of days; returns the problem of each day that failed."""
     tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
-    result = _run(definitions, instance, job, tags)
     days = partitions.days_between(first, last)
+    result = _run(definitions, instance, job, tags, lambda text: say(f"{first} to {last}: {text}"))
     failed: dict[date, str] = {}
     with Lake.from_settings(settings).connect() as connection:
         for table in (tables.RAW_ORDERS, *RESTATED):
@@ -136,14 +149,26 @@ def _run(
     instance: dg.DagsterInstance,
     job: str,
     tags: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> dg.ExecuteInProcessResult:
+    run_id = str(uuid.uuid4())
+    instance.add_event_listener(run_id, lambda event: _tell(event, say))
     return definitions.resolve_job_def(job).execute_in_process(
         instance=instance,
+        run_id=run_id,
         tags=dict(tags),
         raise_on_error=False,
         # What failed is told in the end, by day; the log of the run is in the instance.
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+
+
+def _tell(event: dg.EventLogEntry, say: Callable[[str], None]) -> None:
+    """Pass on which step a run has begun, and what that says of its progress."""
+    if event.is_dagster_event and event.get_dagster_event().is_step_start:
+        say(str(event.step_key).replace("_", " "))
+    elif not event.is_dagster_event and event.level == logging.INFO:
+        say(f"{str(event.step_key).replace('_', ' ')}, {event.user_message}")
 
 
 def _problem(result: dg.ExecuteInProcessResult) -> str:

@@ -3,10 +3,12 @@
 Exits with 0 when all went well, 1 when work failed, 2 for wrong usage.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
+from decimal import Decimal
 from enum import Enum
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +63,16 @@ def run() -> None:
             raise
         err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+@contextmanager
+def _terminal() -> Iterator[Console]:
+    """Standard error as it is now: while a step runs, Dagster keeps what is written to it."""
+    if not err.is_terminal:
+        yield err
+        return
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
+        yield Console(file=stream)
 
 
 @contextmanager
@@ -129,7 +141,7 @@ def backfill(
 
     settings = load_settings()
     first, last = start.date(), end.date()
-    with err.status("Loading Dagster") as status:
+    with _terminal() as terminal, terminal.status("Loading Dagster") as status:
         outcome = work.run_backfill(
             settings, first, last, everything=everything, say=lambda text: status.update(text)
         )
@@ -237,7 +249,9 @@ def _print_days(connection: "duckdb.DuckDBPyConnection", first: date, last: date
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if not isinstance(value, str | date | bool) else str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(_cell, value)) or "none"
+    return f"{value:,}" if isinstance(value, int | float | Decimal) else str(value)
 
 
 def _print_summary(title: str, figures: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
         ],
         asset_checks=[checks.table_checks(table) for table in checks.CHECKED],
-        jobs=automation.jobs(days),
+        jobs=automation.jobs(),
         schedules=automation.schedules(settings),
         sensors=[
             *automation.sensors(settings),

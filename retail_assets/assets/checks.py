@@ -242,7 +242,7 @@ def table_checks(table: tables.Table) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, lake: LakeResource
     ) -> Iterator[dg.AssetCheckResult]:
         first, last = partitions.run_days(context.run.tags) or (None, None)
-        with lake.get_connection() as connection:
+        with lake.lake.connect(read_only=True) as connection:
             scope = Scope(connection, table, first, last)
             for key in context.selected_asset_check_keys:
                 yield checks[key.name](scope)._replace(asset_key=key.asset_key, check_name=key.name)
