@@ -61,8 +61,6 @@ def read_order_exports(
     malformed: str,
     paths: Sequence[Path],
     header: Sequence[str],
-    *,
-    strict: bool = True,
 ) -> None:
     """Read order exports of one header, typed, in file order.
 
@@ -72,15 +70,12 @@ def read_order_exports(
         malformed: a temporary table with the columns `MALFORMED`.
         paths: the files, all compressed or none; the date is in the name.
         header: the column names of the files, in order.
-        strict: insist on RFC 4180; without, line ends may be mixed within a file.
 
     Raises:
         READ_ERRORS: if a file as a whole cannot be read. Nothing has been inserted then.
     """
     try:
-        connection.execute(
-            f"INSERT INTO {rows} {_typed(header, _records(paths, header, strict=strict))}"
-        )
+        connection.execute(f"INSERT INTO {rows} {_typed(header, _records(paths, header))}")
         connection.execute(
             f"INSERT INTO {malformed} SELECT {_date_of('s.file_path')}, e.line, min(e.error_type),"
             " coalesce(any_value(e.csv_line), '') FROM export_errors AS e"
@@ -109,7 +104,7 @@ def raw_text(raw: str, header: Sequence[str]) -> str:
     )
 
 
-def _records(paths: Sequence[Path], header: Sequence[str], *, strict: bool) -> str:
+def _records(paths: Sequence[Path], header: Sequence[str]) -> str:
     files = ", ".join(_literal(str(path)) for path in paths)
     columns = ", ".join(f"{name}: 'VARCHAR'" for name in _fields(header).values())
     compression = "gzip" if paths[0].suffix == ".gz" else "none"
@@ -119,7 +114,7 @@ def _records(paths: Sequence[Path], header: Sequence[str], *, strict: bool) -> s
     return (
         f"read_csv([{files}], auto_detect = false, columns = {{{columns}}}, header = true,"
         f" delim = ',', quote = '\"', escape = '\"', compression = '{compression}',"
-        f" filename = true, null_padding = false, strict_mode = {str(strict).lower()},"
+        f" filename = true, null_padding = false, strict_mode = true,"
         f" max_line_size = {MAX_LINE_BYTES}, store_rejects = true, rejects_limit = 0,"
         " rejects_table = 'export_errors', rejects_scan = 'export_scans')"
     )

@@ -4,12 +4,13 @@ import csv
 import gzip
 import hashlib
 import io
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, Literal, cast
 
 from retail_assets import partitions
 from retail_assets.engines.duckdb import REQUIRED
@@ -191,6 +192,23 @@ def blank_lines(file: ExportFile) -> list[int]:
     return found
 
 
+def with_even_line_ends(file: ExportFile, folder: Path) -> ExportFile:
+    """Copy a file whose line ends change within it, so that all are the same, into a folder."""
+    copy = replace(file, path=folder / file.path.name)
+    with (
+        # Every byte is a character of Latin-1, so that nothing else changes.
+        io.TextIOWrapper(_bytes(file.path, "rb"), encoding="latin-1") as source,
+        io.TextIOWrapper(_bytes(copy.path, "wb"), encoding="latin-1", newline="\n") as target,
+    ):
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
+    return copy
+
+
 def _text(path: Path) -> io.TextIOWrapper:
-    opened = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-    return io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="")
+    return io.TextIOWrapper(_bytes(path, "rb"), "utf-8-sig", errors="replace", newline="")
+
+
+def _bytes(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast("BinaryIO", gzip.open(path, mode))
+    return path.open(mode)

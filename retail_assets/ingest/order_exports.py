@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 import narwhals as nw
@@ -23,6 +24,7 @@ from retail_assets.ingest.export_file import (
     locate,
     records,
     unmodified,
+    with_even_line_ends,
 )
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
@@ -269,12 +271,12 @@ class _Batch:
         try:
             self._read_group([file], file.header)
         except duckdb.InvalidInputException:
-            # Line ends that change within a file are all that this forgives.
-            self._read_group([file], file.header, strict=False)
+            # Line ends that change within a file are what can be mended.
+            Path(self.lake.spill_dir).mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.lake.spill_dir) as folder:
+                self._read_group([with_even_line_ends(file, Path(folder))], file.header)
 
-    def _read_group(
-        self, files: Sequence[ExportFile], header: Sequence[str], *, strict: bool = True
-    ) -> None:
+    def _read_group(self, files: Sequence[ExportFile], header: Sequence[str]) -> None:
         """Stage the rows of some files, and set aside the well-formed ones that are rejected."""
         execute = self.connection.execute
         engine.read_order_exports(
@@ -283,7 +285,6 @@ class _Batch:
             "malformed",
             [file.path for file in files],
             header,
-            strict=strict,
         )
         self._pass_over_blank_lines(files)
         execute(
