@@ -172,10 +172,14 @@ def _tell(event: dg.EventLogEntry, say: Callable[[str], None]) -> None:
 
 
 def _problem(result: dg.ExecuteInProcessResult) -> str:
-    failures = [event for event in result.all_events if event.is_step_failure]
-    return "; ".join(
-        f"{event.step_key}: {event.step_failure_data.user_failure_data.description}"
-        if event.step_failure_data.user_failure_data
-        else f"{event.step_key}: {event.step_failure_data.error_display_string}"
-        for event in failures
-    )
+    """What failed: the steps, or else the run as a whole."""
+    texts = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            given = failure.user_failure_data
+            text = given.description if given else failure.error_display_string
+            texts.append(f"{event.step_key}: {text}")
+        elif event.is_job_failure and event.job_failure_data.error and not texts:
+            texts.append(event.job_failure_data.error.to_string())
+    return "; ".join(texts)
