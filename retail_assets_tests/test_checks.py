@@ -1,0 +1,226 @@
+"""Asset checks: green on what was published, red on a planted fault; a bad day fails by name."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import dagster as dg
+import pytest
+
+from retail_assets import automation, tables
+from retail_assets.assets import checks
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import WriteExport, order_row
+from retail_assets_tests.platform import (
+    DAGSTER_CALLS_ITSELF,
+    DAYS,
+    FIRST,
+    Platform,
+    open_platform,
+    published_platform,
+    revenue_by_day,
+    write_reference,
+)
+
+pytestmark = DAGSTER_CALLS_ITSELF
+
+ALL = {
+    (table.name, check.__name__)
+    for table in checks.CHECKED
+    for check in (*checks.GENERAL, *checks.SPECIAL.get(table, ()))
+}
+
+
+@pytest.fixture
+def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with published_platform(settings, tmp_path_factory) as platform:
+        yield platform
+
+
+def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
+    """Run all checks by themselves: they look at whole tables."""
+    definitions = dg.Definitions.merge(
+        platform.definitions,
+        dg.Definitions(
+            jobs=[dg.define_asset_job("checks", dg.AssetSelection.all_asset_checks())],
+        ),
+    )
+    result = definitions.resolve_job_def("checks").execute_in_process(
+        instance=platform.instance,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+    return {
+        (evaluation.asset_key.to_user_string(), evaluation.check_name): evaluation
+        for evaluation in result.get_asset_check_evaluations()
+    }
+
+
+def red(evaluations: dict[tuple[str, str], dg.AssetCheckEvaluation]) -> set[tuple[str, str]]:
+    return {key for key, evaluation in evaluations.items() if not evaluation.passed}
+
+
+def test_every_check_is_green_on_what_was_published(published: Platform) -> None:
+    evaluations = evaluate(published)
+    assert evaluations.keys() == ALL
+    assert red(evaluations) == set()
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        pytest.param(
+            "ALTER TABLE lake.daily_revenue ADD COLUMN surprise INTEGER",
+            {("daily_revenue", "schema_matches")},
+            id="a column that tables.py does not know",
+        ),
+        pytest.param(
+            "INSERT INTO lake.products BY NAME FROM lake.products LIMIT 1",
+            {("products", "key_is_unique")},
+            id="a product twice",
+        ),
+        pytest.param(
+            "ALTER TABLE lake.customers ALTER COLUMN customer_segment DROP NOT NULL;"
+            " UPDATE lake.customers SET customer_segment = NULL WHERE customer_id = 'C1'",
+            {("customers", "required_values_are_there")},
+            id="a customer without segment",
+        ),
+        pytest.param(
+            "DELETE FROM lake.raw_orders WHERE order_id = 'O1'",
+            {("raw_orders", "rows_add_up"), ("completed_orders", "completed_reconcile_with_raw")},
+            id="a raw order lost",
+        ),
+        pytest.param(
+            "DELETE FROM lake.completed_orders WHERE order_id = 'O1'",
+            {
+                ("completed_orders", "completed_reconcile_with_raw"),
+                ("daily_revenue", "revenue_reconciles_with_orders"),
+                ("daily_revenue_by_category", "revenue_reconciles_with_orders"),
+            },
+            id="a completed order lost",
+        ),
+        pytest.param(
+            "UPDATE lake.daily_revenue SET total_revenue = total_revenue + 0.01"
+            " WHERE order_date = DATE '2026-10-13'",
+            {("daily_revenue", "revenue_reconciles_with_orders")},
+            id="a penny too much",
+        ),
+    ],
+)
+def test_a_planted_fault_turns_its_check_red_and_no_other(
+    published: Platform, fault: str, expected: set[tuple[str, str]]
+) -> None:
+    published.change(*fault.split(";"))
+    evaluations = evaluate(published)
+    assert red(evaluations) == expected
+    assert {evaluations[key].severity for key in expected} == {dg.AssetCheckSeverity.ERROR}
+
+
+def test_an_unusual_number_of_orders_is_a_warning_that_names_the_day(
+    published: Platform, write_export: WriteExport
+) -> None:
+    day = FIRST + timedelta(weeks=1)
+    write_export(day, [order_row(f"N{n}", day) for n in range(3)])
+    result = published.run(automation.BATCH, day, checks=True)
+    assert result.success
+    (evaluation,) = (
+        found
+        for found in result.get_asset_check_evaluations()
+        if found.check_name == "volume_is_usual"
+    )
+    assert not evaluation.passed
+    assert evaluation.severity == dg.AssetCheckSeverity.WARN
+    assert evaluation.metadata["unusual_days"].value == {str(day): "3 orders, usually about 1"}
+
+
+def test_an_unknown_product_is_a_warning_that_counts(
+    published: Platform, write_export: WriteExport
+) -> None:
+    write_export(FIRST, [order_row("O0", FIRST, product_id="P999", customer_id="C999")])
+    result = published.run(automation.BATCH, FIRST, checks=True)
+    assert result.success
+    (evaluation,) = (
+        found
+        for found in result.get_asset_check_evaluations()
+        if found.check_name == "references_are_known"
+    )
+    assert not evaluation.passed
+    assert evaluation.severity == dg.AssetCheckSeverity.WARN
+    found = {name: value.value for name, value in evaluation.metadata.items()}
+    assert found == {"orders": 1, "unknown_product": 1, "unknown_customer": 1}
+
+
+def test_a_bad_day_fails_alone_and_by_name_and_the_others_are_published(
+    settings: Settings, write_export: WriteExport
+) -> None:
+    write_reference(settings)
+    bad = DAYS[1]
+    for n, day in enumerate(DAYS):
+        write_export(day, [order_row(f"O{n}", day)])
+    path = write_export(bad, "not,an,export\n1,2,3\n")
+    others = {str(day) for day in DAYS} - {str(bad)}
+    with open_platform(settings) as platform:
+        result = platform.run(automation.BATCH, DAYS[0], DAYS[-1], checks=True)
+
+        assert not result.success
+        problems = [
+            event.step_failure_data.user_failure_data.description or ""
+            for event in result.all_events
+            if event.is_step_failure and event.step_failure_data.user_failure_data
+        ]
+        assert len(problems) == len(checks.CHECKED) - 2, "one for each table of days"
+        assert all(f"1 day failed.\n{bad}: {path} lacks the columns" in text for text in problems)
+        assert revenue_by_day(platform).keys() == others
+        for table in (tables.RAW_ORDERS, tables.REJECTED_ORDERS, *automation.RESTATED):
+            assert platform.materialized(table.name) == others, table.name
+
+        write_export(bad, [order_row("O1", bad)])
+        before = ingested_at(platform)
+        result = platform.run(automation.BATCH, DAYS[0], DAYS[-1], checks=True)
+        assert result.success
+        after = ingested_at(platform)
+        assert after.keys() - before.keys() == {str(bad)}
+        assert {day: after[day] for day in before} == before, "what was there is left alone"
+        assert revenue_by_day(platform) == {str(day): "10.00" for day in DAYS}
+        assert platform.materialized("daily_revenue") == {str(day) for day in DAYS}
+
+
+def ingested_at(platform: Platform) -> dict[str, str]:
+    """When each export was taken in."""
+    return {
+        str(day): str(when)
+        for day, when in platform.query("SELECT export_date, ingested_at FROM export_files")
+    }
+
+
+def test_metadata_of_each_day_are_its_own(settings: Settings, write_export: WriteExport) -> None:
+    write_reference(settings)
+    write_export(DAYS[0], [order_row("A", DAYS[0]), order_row("B", DAYS[0], region="South")])
+    write_export(DAYS[1], [order_row("C", DAYS[1], order_value_gbp="7.25")])
+    with open_platform(settings) as platform:
+        assert platform.run(automation.REFERENCE).success
+        assert platform.run(automation.BATCH, DAYS[0], DAYS[1]).success
+        found = {
+            record.partition_key: record.asset_materialization
+            for record in platform.instance.fetch_materializations(
+                dg.AssetKey("daily_revenue"), limit=10
+            ).records
+        }
+        figures = {
+            day: (
+                event.metadata["dagster/partition_row_count"].value,
+                event.metadata["total_revenue"].value,
+                event.metadata["order_count"].value,
+            )
+            for day, event in found.items()
+            if event is not None
+        }
+        assert figures == {str(DAYS[0]): (2, 20.0, 2), str(DAYS[1]): (1, 7.25, 1)}
+        newest = found[str(DAYS[1])]
+        assert newest is not None
+        chart = newest.metadata["recent_revenue"].value
+        assert str(chart).startswith("![Revenue](data:image/png;base64,iVBOR")
+        assert isinstance(newest.metadata["sample"], dg.TableMetadataValue)
+        lineage = newest.metadata["dagster/column_lineage"].value
+        assert isinstance(lineage, dg.TableColumnLineage)
+        assert lineage.deps_by_column["total_revenue"] == [
+            dg.TableColumnDep(dg.AssetKey("completed_orders"), "order_value_gbp")
+        ]
