@@ -37,6 +37,8 @@ def _assemble(settings: Settings) -> dg.Definitions:
             dg.AutomationConditionSensorDefinition(
                 "automation",
                 target=dg.AssetSelection.all(),
+                description="Lets revenue follow a day's completed orders that were materialized"
+                " without it.",
                 default_status=dg.DefaultSensorStatus.RUNNING,
             ),
         ],

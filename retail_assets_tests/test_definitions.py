@@ -1,0 +1,161 @@
+"""The code location loads as Dagster loads it, and is described down to the last asset."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from retail_assets import tables
+from retail_assets.definitions import build_definitions
+from retail_assets.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+PARENTS = {
+    "products": set(),
+    "customers": set(),
+    "raw_orders": set(),
+    "rejected_orders": set(),
+    "completed_orders": {"raw_orders", "products", "customers"},
+    "daily_revenue": {"completed_orders"},
+    "daily_revenue_by_category": {"completed_orders"},
+}
+REFERENCE = {"products", "customers"}
+FOLLOWING = {"daily_revenue", "daily_revenue_by_category"}
+
+
+@pytest.fixture
+def definitions(settings: Settings) -> dg.Definitions:
+    return build_definitions(settings)
+
+
+def test_they_load_in_a_fresh_interpreter_without_heavy_libraries(settings: Settings) -> None:
+    heavy = {"pandas", "pyarrow", "matplotlib", "dagster_webserver"}
+    code = (
+        "import sys; from retail_assets.definitions import defs; defs();"
+        f"print(sorted({heavy} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_dagster_finds_the_workspace_valid(settings: Settings, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "All code locations passed validation" in done.stdout + done.stderr
+
+
+def test_the_asset_graph(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    assert {
+        key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
+        for key in graph.get_all_asset_keys()
+    } == PARENTS
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_every_asset_is_described(definitions: dg.Definitions, name: str) -> None:
+    asset = definitions.resolve_asset_graph().get(dg.AssetKey(name))
+    table = tables.BY_NAME[name]
+    assert asset.description == table.description
+    assert asset.group_name == ("reference" if name in REFERENCE else "batch")
+    assert asset.owners == ["team:analytics"]
+    assert asset.kinds == {"duckdb", "ducklake", "parquet"}
+    assert asset.tags["domain"] == "orders"
+    assert asset.code_version
+    assert asset.metadata["dagster/table_name"] == f"lake.main.{name}"
+    schema = asset.metadata["dagster/column_schema"]
+    assert [(column.name, column.type, column.description) for column in schema.columns] == [
+        (column.name, column.type, column.description) for column in table.columns
+    ]
+    assert {column.name: column.constraints.nullable for column in schema.columns} == {
+        column.name: column.nullable for column in table.columns
+    }
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_assets_of_days_backfill_in_one_run_and_have_a_deadline(
+    definitions: dg.Definitions, settings: Settings, name: str
+) -> None:
+    asset = definitions.resolve_asset_graph().get(dg.AssetKey(name))
+    if name in REFERENCE:
+        assert asset.partitions_def is None
+        return
+    assert asset.partitions_def == dg.DailyPartitionsDefinition(
+        str(settings.start_date), timezone="Europe/London"
+    )
+    assert asset.backfill_policy == dg.BackfillPolicy.single_run()
+    assert asset.freshness_policy is not None
+    assert (asset.automation_condition is not None) == (name in FOLLOWING)
+
+
+def test_every_asset_has_checks_and_every_check_a_description(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    general = {"schema_matches", "key_is_unique", "required_values_are_there"}
+    special = {
+        "raw_orders": {"rows_add_up", "volume_is_usual"},
+        "completed_orders": {"completed_reconcile_with_raw", "references_are_known"},
+        "daily_revenue": {"revenue_reconciles_with_orders"},
+        "daily_revenue_by_category": {"revenue_reconciles_with_orders"},
+    }
+    found: dict[str, set[str]] = {}
+    for key in graph.asset_check_keys:
+        found.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
+        assert graph.get(key).description
+    assert found == {name: general | special.get(name, set()) for name in PARENTS}
+
+
+def test_the_jobs(definitions: dg.Definitions) -> None:
+    restated = {"completed_orders", *FOLLOWING}
+    found = {
+        job.name: {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
+        for job in definitions.get_repository_def().get_all_jobs()
+        if not job.name.startswith("__")
+    }
+    assert found == {
+        "batch": {"raw_orders", "rejected_orders"} | restated,
+        "restate": restated,
+        "reference": REFERENCE,
+    }
+    assert all(
+        definitions.resolve_job_def(name).executor_def == dg.in_process_executor for name in found
+    )
+
+
+def test_schedule_and_sensors_are_on_and_say_what_they_do(definitions: dg.Definitions) -> None:
+    repository = definitions.get_repository_def()
+    (nightly,) = repository.schedule_defs
+    assert (nightly.name, nightly.job_name) == ("nightly", "batch")
+    assert (nightly.cron_schedule, nightly.execution_timezone) == ("0 6 * * *", "Europe/London")
+    assert nightly.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert {
+        sensor.name: [target.job_name for target in sensor.targets]
+        for sensor in repository.sensor_defs
+        if not isinstance(sensor, dg.AutomationConditionSensorDefinition)
+    } == {
+        "new_exports": ["batch"],
+        "restated_days": ["restate"],
+        "changed_reference": ["reference"],
+    }
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "new_exports",
+        "restated_days",
+        "changed_reference",
+        "automation",
+    }
+    for sensor in repository.sensor_defs:
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+        assert sensor.description
