@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from retail_assets import tables
+from retail_assets.engines.duckdb import BLANKS, DAY, MONEY
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import days as ledger
 from retail_assets.tables import Table
@@ -19,6 +20,9 @@ LOOKED_UP = {
     tables.CUSTOMERS: ("customer_segment", "home_region"),
 }
 """The attributes that completed orders take over: a change makes their days stale."""
+
+WRITTEN = {tables.MONEY: MONEY, "BIGINT": r"[+-]?\d{1,18}", "DATE": DAY}
+"""How values of a type are written: a cast alone would round, and take `infinity` for a date."""
 
 SHOWN_ROWS = 3
 
@@ -42,7 +46,7 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
     path = reference_path(reference_dir, table)
     header = _header(path, table)
     columns = ", ".join(f"'{name.replace(chr(39), chr(39) * 2)}': 'VARCHAR'" for name in header)
-    text = {name: f"nullif(trim({name}), '')" for name in table.column_names}
+    text = {name: f"nullif(trim({name}, {BLANKS}), '')" for name in table.column_names}
     with duckdb.connect() as connection:
         try:
             connection.execute(
@@ -55,10 +59,13 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
             reason = str(error).strip().splitlines()[0]
             raise RetailAssetsError(f"{path} cannot be read: {reason}") from error
         for column in table.columns:
+            form = WRITTEN.get(column.type, "(?s).*")
             wrong = connection.execute(
                 f"SELECT record, {column.name} FROM rows WHERE {text[column.name]} IS NOT NULL"
-                f" AND TRY_CAST({text[column.name]} AS {column.type}) IS NULL"
-                f" ORDER BY record LIMIT {SHOWN_ROWS}"
+                f" AND (TRY_CAST({text[column.name]} AS {column.type}) IS NULL"
+                f" OR NOT regexp_full_match({text[column.name]}, ?))"
+                f" ORDER BY record LIMIT {SHOWN_ROWS}",
+                [form],
             ).fetchall()
             if wrong:
                 shown = ", ".join(f"record {record} has {value!r}" for record, value in wrong)
