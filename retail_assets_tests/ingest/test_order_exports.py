@@ -793,7 +793,7 @@ def test_a_file_larger_than_memory_is_taken_in_whole(lake: Lake, settings: Setti
         bad = count // bad_every
         found = connection.execute(
             "SELECT count(*), count(DISTINCT order_id), sum(order_value_gbp),"
-            " bool_and('O' || (row_number - 1) = order_id AND extra ->> 'note' ="
+            " bool_and('O' || (row_number - 1) = order_id AND (extra ->> 'note') ="
             " (row_number - 1) || ?) FROM raw_orders",
             [padding],
         ).fetchone()
@@ -801,6 +801,6 @@ def test_a_file_larger_than_memory_is_taken_in_whole(lake: Lake, settings: Setti
         total = sum(n + 1 for n in good) + Decimal("0.01") * len(good)
         assert found == (count - bad, count - bad, total, True)
         assert connection.execute(
-            "SELECT count(*), bool_and('O' || (row_number - 2) = raw_text ->> 'order_id')"
+            "SELECT count(*), bool_and('O' || (row_number - 2) = (raw_text ->> 'order_id'))"
             " FROM rejected_orders"
         ).fetchone() == (bad, True)

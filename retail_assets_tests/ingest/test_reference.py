@@ -1,0 +1,240 @@
+"""A reference file replaces its table, whole or not at all, and makes the right days stale."""
+
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import pytest
+
+from retail_assets import tables
+from retail_assets.errors import AuditError, RetailAssetsError
+from retail_assets.ingest.reference import mark_stale_days, read_reference
+from retail_assets.lake.publish import publish_days, publish_table
+from retail_assets.settings import Settings
+from retail_assets.tables import CUSTOMERS, PRODUCTS, Table
+from retail_assets.transforms import orders
+from retail_assets_tests.conftest import WriteExport, order_row
+from retail_assets_tests.ingest.conftest import Intake
+
+DAY = date(2026, 10, 20)
+NEXT = date(2026, 10, 21)
+PRODUCTS_HEADER = "product_id,product_name,product_category,unit_price_gbp,stock_on_hand"
+CUSTOMERS_HEADER = "customer_id,customer_segment,home_region,joined_on"
+HEADERS = {PRODUCTS: PRODUCTS_HEADER, CUSTOMERS: CUSTOMERS_HEADER}
+
+WriteReference = Callable[..., Path]
+
+
+@pytest.fixture
+def write_reference(settings: Settings) -> WriteReference:
+    def write(table: Table, *rows: str, header: str | None = None) -> Path:
+        path = settings.reference_dir / f"{table.name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in (header or HEADERS[table], *rows)))
+        return path
+
+    return write
+
+
+def read(settings: Settings, table: Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_reference(settings.reference_dir, table).to_pylist()
+    return rows
+
+
+def publish(intake: Intake, settings: Settings, table: Table) -> None:
+    publish_table(
+        intake.lake,
+        intake.connection,
+        table,
+        read_reference(settings.reference_dir, table),
+        before_swap=partial(mark_stale_days, table),
+    )
+
+
+@pytest.mark.parametrize("table", [PRODUCTS, CUSTOMERS], ids=lambda table: table.name)
+def test_a_missing_file_is_named(settings: Settings, table: Table) -> None:
+    with pytest.raises(RetailAssetsError, match=rf"{table.name}\.csv does not exist"):
+        read(settings, table)
+
+
+def test_values_are_typed_and_blank_ones_are_null(
+    settings: Settings, write_reference: WriteReference
+) -> None:
+    write_reference(PRODUCTS, "P1,Tea,Food,1.50,12", " P2\t, Soap ,Home,,", 'P3,"a, b",ß,3,0')
+    write_reference(CUSTOMERS, "C1,gold,North,2020-02-29", "C2,new,South,")
+    names = PRODUCTS.column_names
+    assert read(settings, PRODUCTS) == [
+        dict(zip(names, row, strict=True))
+        for row in (
+            ("P1", "Tea", "Food", Decimal("1.50"), 12),
+            ("P2", "Soap", "Home", None, None),
+            ("P3", "a, b", "ß", Decimal("3.00"), 0),
+        )
+    ]
+    assert [row["joined_on"] for row in read(settings, CUSTOMERS)] == [date(2020, 2, 29), None]
+
+
+def test_columns_may_come_in_any_order_and_further_ones_are_left_out(
+    settings: Settings, write_reference: WriteReference
+) -> None:
+    write_reference(
+        CUSTOMERS, "a,2020-02-29,b,North,gold,C1",
+        header="record,joined_on,it's,home_region,customer_segment,customer_id",
+    )  # fmt: skip
+    assert read(settings, CUSTOMERS) == [
+        {
+            "customer_id": "C1",
+            "customer_segment": "gold",
+            "home_region": "North",
+            "joined_on": date(2020, 2, 29),
+        }
+    ]
+
+
+def test_missing_columns_are_named(settings: Settings, write_reference: WriteReference) -> None:
+    path = write_reference(PRODUCTS, "P1,Tea", header="product_id,product_name")
+    with pytest.raises(RetailAssetsError) as error:
+        read(settings, PRODUCTS)
+    assert str(path) in str(error.value)
+    assert "product_category, unit_price_gbp, stock_on_hand" in str(error.value)
+
+
+def test_an_empty_file_lacks_its_columns(
+    settings: Settings, write_reference: WriteReference
+) -> None:
+    write_reference(PRODUCTS).write_text("")
+    with pytest.raises(RetailAssetsError, match="lacks the columns"):
+        read(settings, PRODUCTS)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "value"),
+    [
+        (PRODUCTS, "P2,Tea,Food,cheap,1", "unit_price_gbp", "cheap"),
+        (PRODUCTS, "P2,Tea,Food,1.999,1", "unit_price_gbp", "1.999"),
+        (PRODUCTS, "P2,Tea,Food,1e3,1", "unit_price_gbp", "1e3"),
+        (PRODUCTS, "P2,Tea,Food,1,3.7", "stock_on_hand", "3.7"),
+        (PRODUCTS, "P2,Tea,Food,1,many", "stock_on_hand", "many"),
+        (CUSTOMERS, "C2,gold,North,2021-02-29", "joined_on", "2021-02-29"),
+        (CUSTOMERS, "C2,gold,North,03/04/2021", "joined_on", "03/04/2021"),
+        (CUSTOMERS, "C2,gold,North,infinity", "joined_on", "infinity"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_with_its_record(
+    settings: Settings,
+    write_reference: WriteReference,
+    table: Table,
+    row: str,
+    column: str,
+    value: str,
+) -> None:
+    good = {PRODUCTS: "P1,Tea,Food,1,1", CUSTOMERS: "C1,gold,North,2020-01-01"}[table]
+    write_reference(table, good, row)
+    with pytest.raises(RetailAssetsError, match=rf"{column} must be .* record 3 has '{value}'"):
+        read(settings, table)
+
+
+@pytest.mark.parametrize("row", ["P2,Tea", "P2,Tea,Food,1,1,1", '"P2,Tea,Food,1,1'])
+def test_a_malformed_row_refuses_the_file(
+    settings: Settings, write_reference: WriteReference, row: str
+) -> None:
+    path = write_reference(PRODUCTS, "P1,Tea,Food,1,1", row)
+    with pytest.raises(RetailAssetsError) as error:
+        read(settings, PRODUCTS)
+    assert f"{path} cannot be read" in str(error.value)
+    assert "Line: 3" in str(error.value)
+
+
+def test_a_file_that_is_not_utf8_is_refused(
+    settings: Settings, write_reference: WriteReference
+) -> None:
+    path = write_reference(PRODUCTS)
+    path.write_bytes(f"{PRODUCTS_HEADER}\nP1,Thé,Food,1,1\n".encode("latin-1"))
+    with pytest.raises(RetailAssetsError, match="cannot be read"):
+        read(settings, PRODUCTS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        (("P1,Tea,Food,1,1", "P1,Tea,Food,2,1"), "P1"),
+        (("P1,Tea,Food,1,1", " ,Soap,Home,2,1"), "Soap"),
+        (("P1,Tea,Food,1,1", "P2,Soap,,2,1"), "Soap"),
+    ],
+    ids=["duplicate", "blank key", "blank category"],
+)
+def test_duplicates_and_blanks_are_refused_and_the_old_rows_stay(
+    intake: Intake,
+    settings: Settings,
+    write_reference: WriteReference,
+    rows: tuple[str, ...],
+    named: str,
+) -> None:
+    write_reference(PRODUCTS, "P0,Old,Food,1,1")
+    publish(intake, settings, PRODUCTS)
+    write_reference(PRODUCTS, *rows)
+    with pytest.raises(AuditError, match=named):
+        publish(intake, settings, PRODUCTS)
+    assert intake.rows("SELECT product_id FROM products") == [("P0",)]
+
+
+def publish_completed_orders(intake: Intake) -> None:
+    frames = (
+        nw.from_native(intake.connection.table(f"lake.{table.name}"))
+        for table in (tables.RAW_ORDERS, PRODUCTS, CUSTOMERS)
+    )
+    published = publish_days(
+        intake.lake,
+        intake.connection,
+        tables.COMPLETED_ORDERS,
+        orders.completed_orders(*frames),
+        [DAY, NEXT],
+    )
+    assert published.failed == {}
+
+
+BASE: dict[Table, tuple[str, ...]] = {
+    PRODUCTS: ("P1,Tea,Food,1,1", "P2,Soap,Home,1,1"),
+    CUSTOMERS: ("C1,gold,North,", "C2,gold,South,"),
+}
+CHANGES: dict[str, tuple[Table, tuple[str, ...], set[date]]] = {
+    "category": (PRODUCTS, ("P1,Tea,DRINKS,1,1", "P2,Soap,Home,1,1"), {DAY}),
+    "name": (PRODUCTS, ("P1,Tea,Food,1,1", "P2,NEW,Home,1,1"), {NEXT}),
+    "price and stock": (PRODUCTS, ("P1,Tea,Food,9,9", "P2,Soap,Home,9,9"), set()),
+    "order of rows": (PRODUCTS, BASE[PRODUCTS][::-1], set()),
+    "product gone": (PRODUCTS, BASE[PRODUCTS][:1], {NEXT}),
+    "product known at last": (PRODUCTS, (*BASE[PRODUCTS], "P9,New,x,1,1"), {NEXT}),
+    "product nobody ordered": (PRODUCTS, (*BASE[PRODUCTS], "P7,New,x,1,1"), set()),
+    "segment": (CUSTOMERS, ("C1,silver,North,", "C2,gold,South,"), {DAY, NEXT}),
+    "region": (CUSTOMERS, ("C1,gold,North,", "C2,gold,West,"), {NEXT}),
+    "joined": (CUSTOMERS, ("C1,gold,North,2020-01-01", "C2,gold,South,"), set()),
+}
+
+
+def test_a_change_makes_the_days_stale_whose_orders_it_concerns_and_no_others(
+    intake: Intake,
+    settings: Settings,
+    write_export: WriteExport,
+    write_reference: WriteReference,
+) -> None:
+    def made_stale(table: Table, rows: tuple[str, ...]) -> set[date]:
+        before = intake.versions()
+        write_reference(table, *rows)
+        publish(intake, settings, table)
+        return {day for day, version in intake.versions().items() if version > before[day]}
+
+    for table, rows in BASE.items():
+        assert made_stale(table, rows) == set()
+    write_export(DAY, [order_row("A", DAY, product_id="P1")])
+    soap = order_row("B", NEXT, product_id="P2")
+    unknown = order_row("C", NEXT, product_id="P9", customer_id="C2")
+    write_export(NEXT, [soap, unknown])
+    intake.take(DAY, NEXT)
+    publish_completed_orders(intake)
+    for change, (table, rows, days) in CHANGES.items():
+        assert made_stale(table, rows) == days, change
+        assert made_stale(table, BASE[table]) == days, f"{change}, taken back"
