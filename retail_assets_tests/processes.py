@@ -8,13 +8,18 @@ HANG_SECONDS = 240  # never reached unless something is broken: a red test inste
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["retail_assets.assets.orders", "retail_assets.automation", "pyarrow", "pandas"]
+    [
+        "retail_assets.assets.orders",
+        "retail_assets.automation",
+        "pandas",
+        "retail_assets_tests.warm",
+    ]
 )
 
 
-def start(work: Callable[..., None], *arguments: Any) -> Any:
+def start(work: Callable[..., None], *arguments: Any, **options: Any) -> Any:
     """Start a function of a module in a process of its own."""
-    process = CONTEXT.Process(target=work, args=arguments, daemon=True)
+    process = CONTEXT.Process(target=work, args=arguments, kwargs=options, daemon=True)
     process.start()
     return process
 

@@ -1,0 +1,89 @@
+"""The batch lane in one process, without Dagster: what a run's steps do, in their order."""
+
+from collections.abc import Sequence
+from datetime import date
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import partitions, tables
+from retail_assets.assets.daily import DailyAsset
+from retail_assets.assets.orders import DAILY_ASSETS
+from retail_assets.ingest import order_exports, reference
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.publish import publish_days, publish_table
+from retail_assets.settings import Settings
+from retail_assets.stale import stale_days
+
+VOLATILE = ("ingested_at", "published_at", "changed_at", "failed_at")
+"""When something was done. All else is equal after a run that was disturbed: versions too, since
+a change and its version are committed together."""
+
+
+def run_batch(settings: Settings, days: Sequence[date]) -> None:
+    """Take in the reference data and the exports of some days, and recompute what is behind."""
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        for table in (tables.PRODUCTS, tables.CUSTOMERS):
+            rows = reference.read_reference(settings.reference_dir, table)
+            mark = partial(reference.mark_stale_days, table)
+            publish_table(lake, connection, table, rows, before_swap=mark)
+        order_exports.ingest(
+            lake, connection, settings.exports_dir, days, late_days=settings.late_days
+        )
+        stretches = list(partitions.ranges(stale_days(settings)))
+        for asset in DAILY_ASSETS:
+            for first, last in stretches:
+                recompute(lake, connection, asset, first, last)
+
+
+def recompute(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    asset: DailyAsset,
+    first: date,
+    last: date,
+) -> None:
+    """Publish the days of a range, as the I/O manager does."""
+    connection.execute("BEGIN")
+    inputs: dict[str, Any] = {}
+    sources: list[tables.Table] = []
+    for name in signature(asset.rule).parameters:
+        table = tables.BY_NAME[name]
+        frame = connection.table(f"lake.{name}")
+        if table.day is not None:
+            frame = frame.filter(f"{table.day} >= DATE '{first}'")
+            if name not in asset.open_end:
+                frame = frame.filter(f"{table.day} <= DATE '{last}'")
+            sources.append(table)
+        inputs[name] = nw.from_native(frame)
+    audit = asset.audit
+    publish_days(
+        lake,
+        connection,
+        asset.table,
+        asset.rule(**inputs),
+        partitions.days_between(first, last),
+        audit=(lambda staged: audit(staged, **inputs)) if audit else None,
+        only_days=bool(asset.open_end),
+        sources=sources,
+    )
+
+
+def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of every table, in order, without what tells when or in which folder."""
+    found = {}
+    with Lake.from_settings(settings).connect(read_only=True) as connection:
+        for table in tables.ALL:
+            columns = [
+                f"replace({name}, '{settings.data_dir}/', '')" if name == "problem" else name
+                for name in table.column_names
+                if name not in VOLATILE
+            ]
+            found[table.name] = connection.execute(
+                f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY ALL"
+            ).fetchall()
+    return found

@@ -1,0 +1,112 @@
+"""Commit boundaries: before BEGIN, before COMMIT, during COMMIT, after COMMIT of each transaction.
+
+A process counts the ones that it passes, or kills itself at one of them with SIGKILL, which leaves
+no time for any tidying up.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from retail_assets.lake import connection as lake_connection
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets_tests.faults.batch import run_batch
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Boundaries:
+    """The boundaries passed so far; the process ends at number `kill_at`.
+
+    With `delay` it ends that many seconds into the COMMIT of that number instead.
+    """
+
+    kill_at: int | None = None
+    delay: float | None = None
+    passed: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """Watch this process, for good."""
+        transaction, commit = Lake.transaction, lake_connection.commit
+        message = ""
+
+        @contextmanager
+        def watched_transaction(
+            lake: Lake, connection: duckdb.DuckDBPyConnection, text: str
+        ) -> Iterator[None]:
+            nonlocal message
+            message = text
+            if self.delay is None:
+                self._pass(f"before BEGIN of {text}")
+            with transaction(lake, connection, text):
+                yield
+
+        def watched_commit(connection: duckdb.DuckDBPyConnection) -> None:
+            if self.delay is None:
+                self._pass(f"before COMMIT of {message}")
+                commit(connection)
+                self._pass(f"after COMMIT of {message}")
+            else:
+                self._pass(f"during COMMIT of {message}")
+                commit(connection)
+
+        Lake.transaction = watched_transaction  # type: ignore[method-assign]
+        lake_connection.commit = watched_commit
+
+    def _pass(self, name: str) -> None:
+        if len(self.passed) == self.kill_at:
+            if self.delay is None:
+                _kill()
+            else:
+                threading.Thread(target=self._kill_later, daemon=True).start()
+        self.passed.append(name)
+
+    def _kill_later(self) -> None:
+        assert self.delay is not None
+        time.sleep(self.delay)
+        _kill()
+
+
+def run_watched(
+    values: dict[str, Any],
+    days: list[date],
+    report: str | None = None,
+    kill_at: int | None = None,
+    delay: float | None = None,
+) -> None:
+    """Run the batch lane in this process; write the names of the boundaries to a file, or die."""
+    boundaries = Boundaries(kill_at, delay)
+    boundaries.watch()
+    run_batch(Settings(**values), days)
+    if report is not None:
+        Path(report).write_text("\n".join(boundaries.passed))
+    if kill_at is not None:
+        # The last COMMIT was over sooner than the delay.
+        _kill()
+
+
+def run_undisturbed(values: dict[str, Any], days: list[date]) -> None:
+    """Run the batch lane in this process."""
+    run_batch(Settings(**values), days)
+
+
+def make_lake_watched(values: dict[str, Any], kill_at: int | None, report: str) -> None:
+    """Make a lake in this process."""
+    boundaries = Boundaries(kill_at)
+    boundaries.watch()
+    with Lake.from_settings(Settings(**values)).connect():
+        pass
+    Path(report).write_text("\n".join(boundaries.passed))

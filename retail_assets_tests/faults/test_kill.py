@@ -1,0 +1,200 @@
+"""A process killed at any commit boundary, and started again, ends with the same tables.
+
+The boundaries are found by running undisturbed once; then for each of them a process runs until
+there and gets SIGKILL, another runs to the end, and all tables are compared.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.faults.batch import contents
+from retail_assets_tests.faults.boundaries import (
+    make_lake_watched,
+    run_undisturbed,
+    run_watched,
+)
+from retail_assets_tests.platform import CUSTOMERS, PRODUCTS, write_reference
+from retail_assets_tests.processes import finish, start
+
+DAYS = [date(2026, 10, day) for day in range(5, 10)]
+SIDE_BY_SIDE = min(4, os.cpu_count() or 1)
+INTO_COMMIT_SECONDS = (0.002, 0.006)
+
+
+def write(folder: Path, day: date, rows: Sequence[str], **options: str) -> None:
+    path = write_export_to(folder, day, rows, **options)
+    # The ledger has the time; the same file is to be the same wherever it is copied to.
+    os.utime(path, (0, len(rows)))
+
+
+def first_exports(settings: Settings) -> None:
+    """Three days: orders of several statuses, late ones, rejects, and a file of no use."""
+    write_reference(settings)
+    one, two, three, _, _ = DAYS
+    write(
+        settings.exports_dir,
+        one,
+        [
+            *(
+                order_row(f"A{n}", one, order_value_gbp=f"{n}.10", region="North")
+                for n in range(1, 16)
+            ),
+            order_row("A20", one, status="pending"),
+            order_row("A21", one, order_value_gbp="0"),
+        ],
+    )
+    write(
+        settings.exports_dir,
+        two,
+        [
+            *(order_row(f"B{n}", two, region="South", product_id="P2") for n in range(12)),
+            order_row("A1", one, status="returned", order_value_gbp="1.10"),
+            order_row("A30", one, order_value_gbp="7.77"),
+        ],
+    )
+    write(settings.exports_dir, three, ["C1,C1"], header="order_id,customer_id")
+
+
+def corrections(settings: Settings) -> None:
+    """The days after: other products and customers, a corrected file, one that is mended, a day
+    with late orders, and one without its file."""
+    write_reference(
+        settings, PRODUCTS.replace("Kitchen", "Household"), CUSTOMERS.replace("loyal", "gold")
+    )
+    one, two, three, four, _ = DAYS
+    write(
+        settings.exports_dir,
+        two,
+        [
+            *(order_row(f"B{n}", two, region="South", order_value_gbp="11.00") for n in range(4)),
+            order_row("A1", one, status="completed", order_value_gbp="100.00"),
+        ],
+    )
+    write(settings.exports_dir, three, [order_row(f"C{n}", three) for n in range(5)])
+    write(
+        settings.exports_dir,
+        four,
+        [
+            *(order_row(f"D{n}", four) for n in range(3)),
+            order_row("A2", one, status="refunded"),
+            order_row("B1", two, order_value_gbp="12.00", region="West"),
+            order_row("Z1", date(2026, 9, 1)),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def first_day(tmp_path_factory, new_lake) -> Settings:
+    """A lake without a row, and the first exports."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("first"), threads=1)
+    new_lake(settings.data_dir)
+    first_exports(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def next_day(tmp_path_factory, first_day) -> Settings:
+    """The lake with the first exports taken in, and the corrections."""
+    settings = copy(first_day, tmp_path_factory.mktemp("next") / "data")
+    assert finish([start(run_undisturbed, settings.model_dump(), DAYS[:3])]) == [0]
+    corrections(settings)
+    return settings
+
+
+def copy(settings: Settings, data_dir: Path) -> Settings:
+    shutil.copytree(settings.data_dir, data_dir)
+    return Settings(**settings.model_dump() | {"data_dir": data_dir})
+
+
+def undisturbed(settings: Settings, days: list[date], folder: Path):
+    """The boundaries of an undisturbed run, and the tables that it gives."""
+    calm = copy(settings, folder / "calm")
+    report = folder / "boundaries"
+    assert finish([start(run_watched, calm.model_dump(), days, str(report))]) == [0]
+    return report.read_text().splitlines(), contents(calm)
+
+
+def differences(settings: Settings, days: list[date], expected, attempt: Path, *kill) -> list[str]:
+    """Kill a run, run again, and say in which tables the outcome differs."""
+    killed = copy(settings, attempt)
+    values = killed.model_dump()
+    first = finish([start(run_watched, values, days, None, *kill)])
+    second = finish([start(run_undisturbed, values, days)])
+    if (first, second) != ([-signal.SIGKILL], [0]):
+        return [f"exit codes {first} and {second}"]
+    found = contents(killed)
+    shutil.rmtree(attempt)
+    return [name for name in expected if found[name] != expected[name]]
+
+
+def kill_everywhere(settings: Settings, days: list[date], folder: Path, kills, expected):
+    def attempt(kill):
+        place = folder / f"killed {kill}"
+        return kill, differences(settings, days, expected, place, *kill)
+
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        return {kill: wrong for kill, wrong in pool.map(attempt, kills) if wrong}
+
+
+@pytest.mark.slow
+def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(next_day, tmp_path):
+    boundaries, expected = undisturbed(next_day, DAYS, tmp_path)
+    commits = [name.removeprefix("after COMMIT of ") for name in boundaries if "after" in name]
+    assert commits == [
+        "publish products",
+        "publish customers",
+        "note exports without new content",
+        "ingest order exports",
+        "publish completed_orders",
+        "publish daily_revenue",
+        "publish daily_revenue_by_category",
+    ]
+    assert len(boundaries) == 3 * len(commits)
+    kills = [(number,) for number in range(len(boundaries))]
+    wrong = kill_everywhere(next_day, DAYS, tmp_path, kills, expected)
+    assert {boundaries[number]: found for (number,), found in wrong.items()} == {}
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_commit_a_second_run_gives_the_same_tables(next_day, tmp_path):
+    boundaries, expected = undisturbed(next_day, DAYS, tmp_path)
+    commits = len(boundaries) // 3
+    kills = [(number, delay) for number in range(commits) for delay in INTO_COMMIT_SECONDS]
+    assert kill_everywhere(next_day, DAYS, tmp_path, kills, expected) == {}
+
+
+def test_a_second_run_commits_nothing(next_day, tmp_path):
+    settings = copy(next_day, tmp_path / "twice")
+    days = DAYS[:4]
+    assert finish([start(run_undisturbed, settings.model_dump(), days)]) == [0]
+    expected = contents(settings)
+    report = tmp_path / "boundaries"
+    assert finish([start(run_watched, settings.model_dump(), days, str(report))]) == [0]
+    assert report.read_text() == ""
+    assert contents(settings) == expected
+
+
+def test_killed_while_a_lake_is_made_the_next_one_makes_it_whole(tmp_path):
+    report = tmp_path / "boundaries"
+    calm = Settings(data_dir=tmp_path / "calm")
+    assert finish([start(make_lake_watched, calm.model_dump(), None, str(report))]) == [0]
+    boundaries = report.read_text().splitlines()
+    assert boundaries == [
+        f"{when} of create tables" for when in ("before BEGIN", "before COMMIT", "after COMMIT")
+    ]
+    for number in range(len(boundaries)):
+        settings = Settings(data_dir=tmp_path / f"killed {number}")
+        values = settings.model_dump()
+        killed = start(make_lake_watched, values, number, str(report))
+        assert finish([killed]) == [-signal.SIGKILL]
+        assert finish([start(make_lake_watched, values, None, str(report))]) == [0]
+        assert contents(settings) == contents(calm)
