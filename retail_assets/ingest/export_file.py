@@ -18,6 +18,9 @@ from retail_assets.errors import RetailAssetsError
 
 CHUNK_BYTES = 1 << 20
 
+BLANK_LINE = (b"\n\n", b"\n\r\n", b"\r\r")
+"""Line ends that make a blank line, or a blank line within quotes."""
+
 GZIP_RATIO = 8
 """What a byte of a compressed export is reckoned to hold."""
 
@@ -27,7 +30,7 @@ class ExportFile:
     """A day's export as it lies in the exports folder.
 
     `lines` counts its lines, header and blank ones included, by their line feeds; `quoted` says
-    whether it has quotes.
+    whether it has quotes, `blank` whether it may have blank lines.
     """
 
     day: date
@@ -38,6 +41,7 @@ class ExportFile:
     header: tuple[str, ...] = ()
     lines: int = 0
     quoted: bool = False
+    blank: bool = False
 
     @property
     def weight(self) -> int:
@@ -77,14 +81,16 @@ def inspect(file: ExportFile) -> ExportFile:
     if file.size_bytes == 0:
         raise _empty(file.path)
     digest = hashlib.sha256()
-    head, last, lines, quoted = b"", b"", 0, False
+    head, last, lines, quoted, blank = b"", b"\n", 0, False, False
     try:
         for chunk in _chunks(file.path, digest.update):
             if len(head) < CHUNK_BYTES:
                 head += chunk
-            last = chunk[-1:]
             lines += chunk.count(b"\n")
             quoted = quoted or b'"' in chunk
+            seam = last + chunk[:2]
+            blank = blank or any(ends in chunk or ends in seam for ends in BLANK_LINE)
+            last = chunk[-2:]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise RetailAssetsError(
             f"{file.path} is not a whole gzip file ({error}): send it again."
@@ -97,8 +103,9 @@ def inspect(file: ExportFile) -> ExportFile:
         file,
         content_hash=digest.hexdigest(),
         header=_header(file.path, head),
-        lines=lines + (last != b"\n"),
+        lines=lines + (last[-1:] != b"\n"),
         quoted=quoted,
+        blank=blank,
     )
 
 

@@ -319,7 +319,7 @@ class _Batch:
             day for (day,) in execute("SELECT DISTINCT export_date FROM malformed").fetchall()
         }
         for file in files:
-            if file.day in concerned and (blank := blank_lines(file)):
+            if file.blank and file.day in concerned and (blank := blank_lines(file)):
                 execute(
                     "UPDATE malformed SET record = record - len(list_filter(?::BIGINT[],"
                     " lambda line: line < record)) WHERE export_date = ?",
