@@ -62,9 +62,10 @@ def pandas_plain(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
         parts = []
         for path in work.exports:
             orders = pd.read_csv(path, on_bad_lines="skip", encoding_errors="replace")
-            orders["order_value_gbp"] = pd.to_numeric(orders["order_value_gbp"], errors="coerce")
+            value = pd.to_numeric(orders["order_value_gbp"], errors="coerce")
+            orders["order_value_gbp"] = value.where(value < 1e10)
             orders["order_date"] = pd.to_datetime(
-                orders["order_timestamp"].astype(str).str[:10], errors="coerce"
+                orders["order_timestamp"].astype(str).str[:10], format="%Y-%m-%d", errors="coerce"
             )
             orders = orders[orders["status"].astype(str).str.strip().str.lower() == "completed"]
             parts.append(
