@@ -193,7 +193,7 @@ def exports(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from(["", "\ufeff"])).encode() + content.encode()
 
 
-@settings(max_examples=40, phases=NO_SHRINKING)
+@settings(max_examples=25, phases=NO_SHRINKING)
 @given(content=exports())
 def test_an_export_is_read_as_an_independent_reader_reads_it(
     new_lake: NewLake, content: bytes
@@ -262,7 +262,7 @@ def final_tables(connection: duckdb.DuckDBPyConnection) -> list[list[tuple[Any, 
 arrivals = st.lists(st.tuples(st.integers(0, len(DAYS) - 1), small_exports), min_size=1, max_size=5)
 
 
-@settings(max_examples=8, phases=NO_SHRINKING)
+@settings(max_examples=5, phases=NO_SHRINKING)
 @given(versions=arrivals, order=st.randoms(use_true_random=False))
 @example(
     versions=[(0, [("A", 0, "1.00", "completed")]), (1, [("A", 1, "1.00", "returned")])],

@@ -1,6 +1,7 @@
 """Frames of each engine that the transforms must treat alike."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import duckdb
@@ -33,11 +34,15 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def arrow(table: Table, rows: Rows) -> pa.Table:
     """Rows with the types of a table; columns that a row leaves out are null."""
+    return pa.Table.from_pylist(list(rows), schema=_schema(table))
+
+
+@cache
+def _schema(table: Table) -> pa.Schema:
     with duckdb.connect() as connection:
         columns = ", ".join(f"{name} {type_}" for name, type_ in table.types.items())
         connection.execute(f"CREATE TABLE typed ({columns})")
-        schema = connection.table("typed").to_arrow_table().schema
-    return pa.Table.from_pylist(list(rows), schema=schema)
+        return connection.table("typed").to_arrow_table().schema
 
 
 def result(frame: nw.LazyFrame[Any]) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ LATER = {**VERSION, "export_date": date(2026, 3, 30), "order_value_gbp": Decimal
 OTHER = {**VERSION, "order_id": "B", "order_value_gbp": Decimal("9999999999.97")}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(raw_rows=raw_orders, product_rows=products, customer_rows=customers)
 @example(raw_rows=[], product_rows=[], customer_rows=[])
 @example(raw_rows=[VERSION], product_rows=[], customer_rows=[])
