@@ -152,6 +152,10 @@ class Lake:
             _check_signature(path, path.stat().st_mtime_ns)
             connection.execute(f"LOAD {_literal(str(path))}")
         connection.execute("SET allow_unsigned_extensions = false")
+        if not self.on_postgres:
+            # With more threads each scan of the catalog has a connection and so a snapshot of its
+            # own: a reader in a transaction lost the files that were merged meanwhile, silently.
+            connection.execute("SET GLOBAL sqlite_disable_multithreaded_scans = true")
         if self.data_path.startswith("s3://"):
             _create_s3_secret(connection)
 

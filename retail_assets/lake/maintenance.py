@@ -10,10 +10,11 @@ from retail_assets.lake.connection import Lake
 from retail_assets.lake.lock import write_lock
 
 GRACE = timedelta(days=2)
-"""How long a file stays after nothing needs it any more: longer than any reader reads.
+"""How long a snapshot stays, and then its files: longer than any reader reads.
 
-In an SQLite catalog DuckLake compares such times as text, which comes down to the day alone, in the
-time zone of whichever machine wrote it: of these two days, half a day is certain.
+A reader whose snapshot is forgotten finds fewer rows, without an error. In an SQLite catalog
+DuckLake compares the times of files as text, which comes down to the day alone, in the time zone of
+whichever machine wrote it: of these two days, half a day is certain.
 """
 
 CATALOG = "__ducklake_metadata_lake"
@@ -41,7 +42,7 @@ def maintain(lake: Lake, *, keep_days: int) -> Maintained:
 
     Args:
         lake: the lake.
-        keep_days: how many days back the lake stays readable as it was at any time.
+        keep_days: how many days back the lake stays readable as it was at any time; two at least.
 
     Raises:
         RetailAssetsError: if there is no lake, or if its files do not lie where the catalog says.
@@ -57,7 +58,7 @@ def maintain(lake: Lake, *, keep_days: int) -> Maintained:
             with write_lock(lake.catalog):
                 connection.execute(f"CALL ducklake_{action}('lake')")
         with write_lock(lake.catalog):
-            expired = _expire(connection, now - timedelta(days=keep_days))
+            expired = _expire(connection, now - max(timedelta(days=keep_days), GRACE))
         with write_lock(lake.catalog):
             deleted = _delete(connection, "cleanup_old_files", now - GRACE)
         with write_lock(lake.catalog):
