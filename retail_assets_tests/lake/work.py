@@ -1,10 +1,16 @@
 """What the processes of this folder's tests do. Light to import; arguments are plain values."""
 
+import os
+import signal
+import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.maintenance import maintain
 from retail_assets.settings import Settings
+from retail_assets_tests.lake.revenue import publish
 
 
 def lake_in(data_dir: str) -> Lake:
@@ -40,3 +46,41 @@ def read_while_counting(data_dir: str, until: int) -> None:
             [(found,)] = connection.execute("SELECT version FROM changed_days").fetchall()
         assert found >= version
         version = found
+
+
+def publish_values(data_dir: str, day: date, times: int) -> None:
+    """Publish a day of `daily_revenue` with 1, 2, 3 ... in each of 30 regions."""
+    lake = lake_in(data_dir)
+    for value in range(1, times + 1):
+        publish(lake, [(day, f"r{n:02}", str(value)) for n in range(30)], [day])
+
+
+def maintain_in_zone(data_dir: str, zone: str) -> None:
+    """Maintain a lake on a machine in a time zone; nothing must be deleted."""
+    os.environ["TZ"] = zone
+    time.tzset()
+    assert maintain(lake_in(data_dir), keep_days=0).files_deleted == 0
+
+
+def open_and_count(values: dict[str, Any], times: int) -> None:
+    """Open a lake that may not be there yet, and count up in it."""
+    lake = Lake.from_settings(Settings(**values))
+    for _ in range(times):
+        with lake.connect() as connection, lake.transaction(connection, "count"):
+            found = connection.execute("SELECT version FROM changed_days").fetchall()
+            if found:
+                connection.execute("UPDATE changed_days SET version = ?", [found[0][0] + 1])
+            else:
+                connection.execute(
+                    "INSERT INTO changed_days VALUES ('orders', ?, 1, now())", [date(2026, 10, 5)]
+                )
+
+
+def die_in_a_transaction(values: dict[str, Any]) -> None:
+    """Get SIGKILL with the lock held and a row inserted."""
+    lake = Lake.from_settings(Settings(**values))
+    with lake.connect() as connection, lake.transaction(connection, "half"):
+        connection.execute(
+            "INSERT INTO failed_days VALUES ('t', ?, 'half', now())", [date(2026, 10, 5)]
+        )
+        os.kill(os.getpid(), signal.SIGKILL)

