@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,7 +91,8 @@ def generate(
     orders_per_day: Annotated[int, typer.Option(min=1, help="Orders of a day.")] = 100,
     events: Annotated[int, typer.Option(min=0, help="Events in all.")] = 2500,
     start: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day; default: the first partition.")
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="First day; default: the first partition."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 2026,
 ) -> None:
@@ -142,9 +142,7 @@ def backfill(
     settings = load_settings()
     first, last = start.date(), end.date()
     with _terminal() as terminal, terminal.status("Loading Dagster") as status:
-        outcome = work.run_backfill(
-            settings, first, last, everything=everything, say=lambda text: status.update(text)
-        )
+        outcome = work.run_backfill(settings, first, last, everything=everything, say=status.update)
     with _connect(settings) as connection:
         _print_days(connection, first, last)
     problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]

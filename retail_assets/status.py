@@ -1,14 +1,16 @@
 """How the platform stands: what is pending, what failed, what is behind, how large the lake is."""
 
 import time
-from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.stale import stale_days
+
+if TYPE_CHECKING:
+    from datetime import date
 
 
 def collect_status(settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from retail_assets.settings import Settings
 
 @dataclass(frozen=True)
 class PendingFile:
-    """A file that the lake does not have as it is: its size in bytes and modification time in ns."""
+    """A file that the lake does not have as it is: size in bytes, modification time in ns."""
 
     path: Path
     size_bytes: int
