@@ -197,7 +197,8 @@ def _start_days(
         seen[day.isoformat()] = Seen(content, attempts)
     requests = [_run_request(first, last) for first, last in partitions.ranges(ready)]
     message = _describe(len(work), waiting, given_up)
-    context.log.info(message)
+    if requests:
+        context.log.info(message)
     return dg.SensorResult(requests, skip_reason=None if requests else message, cursor=_dump(seen))
 
 

@@ -56,7 +56,7 @@ def run() -> None:
     """Run the command; an error that explains itself is one sentence on stderr."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        app(prog_name="retail-assets")
     except RetailAssetsError as error:
         if debug:
             raise

@@ -1,0 +1,227 @@
+"""The web server, the daemon and the code server as `make ui` runs them, on a folder of their own.
+
+No browser: none comes from PyPI. What the pages show they ask for by GraphQL, as is done here.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from retail_assets import tables
+from retail_assets.errors import RetailAssetsError
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets.stale import RESTATED
+from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.platform import INSTANCE, write_reference
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/environ").exists(),
+        reason="finds the processes that are left through /proc, which is Linux",
+    ),
+]
+
+HANG_SECONDS = 240  # never reached unless something is broken: a red test instead of a stuck one
+
+ROOT = Path(__file__).parent.parent.parent
+BATCH = [table.name for table in (tables.RAW_ORDERS, tables.REJECTED_ORDERS, *RESTATED)]
+
+EARLY = {date(2026, 10, 12): "10.00", date(2026, 10, 13): "7.25"}
+"""The days whose exports lie there before the start, with their revenue."""
+
+BACKFILLED = [date(2026, 10, 20) + timedelta(days=n) for n in range(4)]
+
+T = TypeVar("T")
+
+
+class Services:
+    """What runs: its settings, and how to ask it."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        self.settings = settings
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """Ask by GraphQL."""
+        request = urllib.request.Request(  # noqa: S310  # the address is ours
+            f"{self.url}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as response:  # noqa: S310
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def drop(self, day: date, *rows: str) -> None:
+        """Let an export land: written aside, then moved to its place."""
+        folder = self.settings.data_dir / "aside"
+        path = write_export_to(folder, day, rows)
+        self.settings.exports_dir.mkdir(exist_ok=True)
+        shutil.move(path, self.settings.exports_dir / path.name)
+
+    def revenue(self) -> dict[date, str]:
+        """The published revenue of each day."""
+        try:
+            with Lake.from_settings(self.settings).connect(read_only=True) as connection:
+                return {
+                    day: str(total)
+                    for day, total in connection.execute(
+                        "SELECT order_date, sum(total_revenue) FROM daily_revenue GROUP BY 1"
+                    ).fetchall()
+                }
+        except RetailAssetsError:
+            return {}  # nobody has written yet
+
+    def materialized(self, asset: str) -> set[str]:
+        """The partitions that the UI shows as materialized."""
+        found = self.ask(
+            "query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {"
+            " assetMaterializations(limit: 1000) { partition } } } }",
+            key={"path": [asset]},
+        )
+        return {event["partition"] for event in found["assetNodeOrError"]["assetMaterializations"]}
+
+
+def eventually(ask: Callable[[], T], accept: Callable[[T], bool]) -> T:
+    """Ask until the answer is accepted; returns the last answer, which the test asserts on."""
+    started = time.monotonic()
+    answer = ask()
+    while not accept(answer) and time.monotonic() - started < HANG_SECONDS:
+        time.sleep(0.5)
+        answer = ask()
+    return answer
+
+
+def processes_of(home: Path) -> list[str]:
+    """The processes that run with this DAGSTER_HOME."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            if f"DAGSTER_HOME={home}\0" in (folder / "environ").read_text(errors="replace"):
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it ended meanwhile, or belongs to somebody else
+    return found
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    folder = tmp_path_factory.mktemp("services")
+    home = folder / "dagster"
+    home.mkdir()
+    shutil.copy(INSTANCE, home)
+    settings = Settings(data_dir=folder, threads=1)
+    write_reference(settings)
+    running = Services(settings, free_port())
+    for day, value in EARLY.items():
+        running.drop(day, order_row(f"E{day.day}", day, order_value_gbp=value))
+    settings_given = {"RETAIL_DATA_DIR": str(folder), "RETAIL_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retail_assets.services", "--port", str(running.port)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RETAIL_")}
+        | settings_given
+        | {"DAGSTER_HOME": str(home), "DAGSTER_EVENT_BATCH_SIZE": "500"},
+        start_new_session=True,
+    )
+    try:
+        assert eventually(lambda: process.poll() is not None or answers(running), bool)
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(HANG_SECONDS)
+    assert (code, processes_of(home)) == (0, []), "SIGTERM ends all that was started"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launched(services: Services) -> str:
+    """The id of a backfill, launched before all tests because it takes the daemon a minute."""
+    for day in BACKFILLED:
+        services.drop(day, order_row(f"B{day.day}", day))
+    answer = services.ask(
+        "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams:"
+        " $params) { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }"
+        " } }",
+        params={
+            "assetSelection": [{"path": [name]} for name in BATCH],
+            "partitionNames": [str(day) for day in BACKFILLED],
+        },
+    )["launchPartitionBackfill"]
+    assert "backfillId" in answer, answer
+    return str(answer["backfillId"])
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def answers(services: Services) -> bool:
+    try:
+        return bool(services.ask("{ version }"))
+    except OSError:
+        return False
+
+
+def test_the_ui_is_served(services: Services) -> None:
+    with urllib.request.urlopen(services.url) as response:  # noqa: S310
+        assert response.status == 200
+        assert b">Dagster</title>" in response.read()
+
+
+def test_exports_that_are_there_at_the_start_are_published_without_anybody_asking(
+    services: Services,
+) -> None:
+    found = eventually(services.revenue, lambda found: found.keys() >= EARLY.keys())
+    assert {day: found.get(day) for day in EARLY} == EARLY
+    keys = {str(day) for day in EARLY}
+    for asset in BATCH:
+        # The last events of a run are written a moment after its last rows.
+        shown = eventually(lambda name=asset: services.materialized(name), keys.issubset)
+        assert keys <= shown, asset
+
+
+def test_an_export_that_lands_is_published_and_a_late_order_in_it_restates_its_day(
+    services: Services,
+) -> None:
+    day = max(EARLY) + timedelta(days=1)
+    late = min(EARLY)
+    services.drop(day, order_row("N", day), order_row("LATE", late))
+    expected = EARLY | {day: "10.00", late: "20.00"}
+    found = eventually(services.revenue, lambda found: found.items() >= expected.items())
+    assert {day: found.get(day) for day in expected} == expected
+
+
+def test_a_backfill_launched_in_the_ui_is_one_run(services: Services, launched: str) -> None:
+    def backfill() -> Any:
+        return services.ask(
+            "query($id: String!) { partitionBackfillOrError(backfillId: $id) {"
+            " ... on PartitionBackfill { status runs { status } } } }",
+            id=launched,
+        )["partitionBackfillOrError"]
+
+    assert eventually(backfill, lambda found: found["status"] != "REQUESTED") == {
+        "status": "COMPLETED_SUCCESS",
+        "runs": [{"status": "SUCCESS"}],
+    }
+    revenue = services.revenue()
+    assert {day: revenue.get(day) for day in BACKFILLED} == dict.fromkeys(BACKFILLED, "10.00")

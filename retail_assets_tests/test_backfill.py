@@ -1,0 +1,143 @@
+"""A backfill from the command line: what is due, what failed, and how it is entered in Dagster."""
+
+import os
+import shutil
+from datetime import date, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from retail_assets import partitions
+from retail_assets.backfill import Outcome, run_backfill
+from retail_assets.errors import UsageError
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import WriteExport, order_row
+from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, INSTANCE, write_reference
+
+pytestmark = DAGSTER_CALLS_ITSELF
+
+DAY = date(2026, 10, 12)
+LAST = DAY + timedelta(days=3)
+DAYS = partitions.days_between(DAY, LAST)
+
+
+@pytest.fixture
+def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Reference data, and a Dagster instance of the test's own."""
+    write_reference(settings)
+    home = settings.data_dir / "dagster"
+    home.mkdir()
+    shutil.copy(INSTANCE, home)
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return settings.model_copy(update={"threads": 1})
+
+
+@pytest.fixture
+def exports(settings: Settings, write_export: WriteExport) -> list[Path]:
+    return [write_export(day, [order_row(f"O{n}", day)]) for n, day in enumerate(DAYS)]
+
+
+def revenue(settings: Settings) -> dict[str, str]:
+    with Lake.from_settings(settings).connect(read_only=True) as connection:
+        return {
+            str(day): str(total)
+            for day, total in connection.execute(
+                "SELECT order_date, sum(total_revenue) FROM daily_revenue GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        }
+
+
+def runs(job: str) -> list[tuple[str, date, date]]:
+    """Status and days of the runs of a job, earliest first."""
+    with dg.DagsterInstance.get() as instance:
+        found = instance.get_runs(dg.RunsFilter(job_name=job))
+    return [
+        (run.status.value, *(partitions.run_days(run.tags) or (date.min, date.min)))
+        for run in reversed(found)
+    ]
+
+
+def test_a_range_is_one_run_and_doing_it_again_does_nothing(
+    settings: Settings, exports: list[Path]
+) -> None:
+    said: list[str] = []
+    assert run_backfill(settings, DAY, LAST, say=said.append) == Outcome(4, {}, ())
+    assert revenue(settings) == {str(day): "10.00" for day in DAYS}
+    assert runs("batch") == [("SUCCESS", DAY, LAST)]
+    assert f"{DAY} to {LAST}: order exports, 4 exports done" in said
+    assert os.environ["DAGSTER_EVENT_BATCH_SIZE"] == "500"
+
+    assert run_backfill(settings, DAY, LAST) == Outcome(0, {}, ())
+    assert runs("batch") == [("SUCCESS", DAY, LAST)]
+    assert runs("restate") == []
+
+
+def test_a_bad_day_is_named_and_running_again_does_only_what_is_missing(
+    settings: Settings, exports: list[Path], write_export: WriteExport
+) -> None:
+    good = exports[1].read_bytes()
+    exports[1].write_text("not,an,export\n")
+    outcome = run_backfill(settings, DAY, LAST)
+    assert outcome.days == 4
+    assert outcome.problems == ()
+    assert outcome.failed.keys() == {DAYS[1]}
+    assert f"{exports[1]} lacks the columns" in outcome.failed[DAYS[1]]
+    assert revenue(settings).keys() == {str(day) for day in DAYS} - {str(DAYS[1])}
+
+    exports[1].write_bytes(good)
+    assert run_backfill(settings, DAY, LAST) == Outcome(1, {}, ())
+    assert runs("batch") == [("FAILURE", DAY, LAST), ("SUCCESS", DAYS[1], DAYS[1])]
+    assert revenue(settings) == {str(day): "10.00" for day in DAYS}
+
+
+def test_a_late_order_restates_its_day_though_that_lies_before_the_range(
+    settings: Settings, exports: list[Path], write_export: WriteExport
+) -> None:
+    assert run_backfill(settings, DAY, DAYS[1]) == Outcome(2, {}, ())
+    write_export(DAYS[2], [order_row("O2", DAYS[2]), order_row("LATE", DAY)])
+    assert run_backfill(settings, DAYS[2], DAYS[2]) == Outcome(1, {}, ())
+    assert runs("restate") == [("SUCCESS", DAY, DAY)]
+    assert revenue(settings) == {str(DAY): "20.00", str(DAYS[1]): "10.00", str(DAYS[2]): "10.00"}
+
+
+def test_bad_reference_data_are_a_problem_but_do_not_stop_the_orders(
+    settings: Settings, exports: list[Path]
+) -> None:
+    write_reference(settings, products="product_id\nP1\n")
+    outcome = run_backfill(settings, DAY, DAY)
+    assert (outcome.days, outcome.failed) == (1, {})
+    (problem,) = outcome.problems
+    assert "products.csv lacks the columns product_name" in problem
+    assert revenue(settings) == {str(DAY): "10.00"}
+
+
+def test_it_needs_no_dagster_home(
+    settings: Settings, exports: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME")
+    assert run_backfill(settings, DAY, DAY) == Outcome(1, {}, ())
+
+
+def test_a_dagster_home_that_is_no_folder_is_wrong_usage(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "/no/such/folder")
+    with pytest.raises(UsageError, match="'/no/such/folder' must be the absolute path of a folder"):
+        run_backfill(settings, DAY, DAY)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "message"),
+    [
+        (LAST, DAY, "lies after the end"),
+        (date(2026, 10, 4), DAY, "set RETAIL_START_DATE"),
+        (DAY, date(2999, 1, 1), "choose an earlier end"),
+    ],
+)
+def test_days_that_are_no_partitions_are_wrong_usage(
+    settings: Settings, first: date, last: date, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_backfill(settings, first, last)

@@ -1,0 +1,230 @@
+"""The command as a user meets it: exit codes, one sentence for an error, what it prints."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from retail_assets import cli
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import WriteExport, order_row
+from retail_assets_tests.platform import (
+    DAGSTER_CALLS_ITSELF,
+    DAYS,
+    FIRST,
+    Platform,
+    published_platform,
+)
+
+pytestmark = DAGSTER_CALLS_ITSELF
+
+COMMANDS = ["generate", "import-complete-journey", "backfill", "query", "status", "maintain"]
+
+
+@pytest.fixture
+def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with published_platform(settings, tmp_path_factory) as platform:
+        yield platform
+
+
+class Command:
+    """Runs the command in this process, as its entry point does."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.patch = patch
+        self.capture = capture
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return the exit code, standard output and standard error."""
+        self.patch.setattr(sys, "argv", ["retail-assets", *arguments])
+        self.patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as exit_:
+            cli.run()
+        out, err = self.capture.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capfd)
+
+
+def test_the_installed_command_shows_all_that_there_is(settings: Settings) -> None:
+    executable = Path(sys.executable).with_name("retail-assets")
+    done = subprocess.run([executable, "--help"], capture_output=True, text=True, check=True)
+    assert [name for name in COMMANDS if name in done.stdout] == COMMANDS
+
+
+def test_an_error_is_one_sentence_without_a_traceback(settings: Settings) -> None:
+    executable = Path(sys.executable).with_name("retail-assets")
+    done = subprocess.run(
+        [executable, "query", "SELECT 1"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Error: There is no lake at {settings.catalog} yet: run `retail-assets backfill` first.\n"
+    )
+
+
+def test_debug_shows_the_traceback(settings: Settings) -> None:
+    executable = Path(sys.executable).with_name("retail-assets")
+    done = subprocess.run(
+        [executable, "--debug", "query", "SELECT 1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "There is no lake at" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(command: Command, name: str) -> None:
+    code, out, _ = command(name, "--help")
+    assert code == 0
+    assert f"Usage: retail-assets {name} [OPTIONS]" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["backfill", "--start", "2026-10-12"], "Missing option '--end'"),
+        (["backfill", "--start", "yesterday", "--end", "2026-10-12"], "'yesterday' does not match"),
+        (["backfill", "--start", "2026-10-13", "--end", "2026-10-12"], "lies after the end"),
+        (["backfill", "--start", "2020-01-01", "--end", "2026-10-12"], "set RETAIL_START_DATE"),
+        (["query", "SELECT 1", "--at", "noon"], "--at 'noon' is neither a snapshot id nor a time"),
+        (["query", "SELECT 1", "--format", "xml"], "'xml' is not one of"),
+    ],
+)
+def test_wrong_usage_exits_with_two(
+    settings: Settings, command: Command, arguments: list[str], message: str
+) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_setting_that_cannot_be_used_is_named(
+    settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETAIL_TIMEZONE", "Mars/Olympus")
+    code, out, err = command("status")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: RETAIL_TIMEZONE='Mars/Olympus' cannot be used")
+    assert err.count("\n") == 1
+
+
+def test_a_query_prints_a_table_csv_or_json(published: Platform, command: Command) -> None:
+    sql = "SELECT order_date, region, total_revenue FROM daily_revenue ORDER BY 1 LIMIT 1"
+    code, out, err = command("query", sql, "--format", "csv")
+    assert (code, err) == (0, "")
+    assert list(csv.reader(io.StringIO(out))) == [
+        ["order_date", "region", "total_revenue"],
+        [str(FIRST), "North", "10.00"],
+    ]
+    code, out, err = command("query", sql, "--format", "json")
+    assert json.loads(out) == [
+        {"order_date": str(FIRST), "region": "North", "total_revenue": "10.00"}
+    ]
+    code, out, err = command("query", sql)
+    assert [cell in out for cell in ("total_revenue", "North", "10.00")] == [True] * 3
+
+
+def test_a_query_that_fails_says_why(published: Platform, command: Command) -> None:
+    code, out, err = command("query", "SELECT nothing FROM daily_revenue")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: The query failed:")
+    assert "nothing" in err
+
+
+def test_a_query_cannot_change_the_lake(published: Platform, command: Command) -> None:
+    code, _, err = command("query", "DELETE FROM daily_revenue")
+    assert code == 1
+    assert "read-only" in err
+    assert published.query("SELECT count(*) FROM daily_revenue") == [(4,)]
+
+
+def test_at_gives_the_numbers_as_they_were_published_then(
+    published: Platform, command: Command, write_export: WriteExport
+) -> None:
+    sql = f"SELECT sum(total_revenue) AS total FROM daily_revenue WHERE order_date = '{FIRST}'"
+    [(before, when)] = published.query(
+        "SELECT snapshot_id, snapshot_time FROM lake.snapshots() ORDER BY 1 DESC LIMIT 1"
+    )
+    write_export(FIRST, [order_row("O0", FIRST, order_value_gbp="99.00")])
+    assert published.run("batch", FIRST).success
+    assert command("query", sql, "--format", "csv") == (0, "total\n99.00\n", "")
+    assert command("query", sql, "--format", "csv", "--at", str(before)) == (
+        0,
+        "total\n10.00\n",
+        "",
+    )
+    moment = (when + timedelta(milliseconds=1)).isoformat()
+    assert command("query", sql, "--format", "csv", "--at", moment) == (0, "total\n10.00\n", "")
+
+
+def test_status_counts_what_is_pending_and_published(
+    published: Platform, command: Command, write_export: WriteExport
+) -> None:
+    write_export(DAYS[-1] + timedelta(days=1), [order_row("O9", DAYS[-1])])
+    code, out, _ = command("status", "--format", "json")
+    assert code == 0
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["pending exports"] == 1
+    assert figures["days published"] == 4
+    assert figures["last day published"] == str(DAYS[-1])
+    assert figures["days failed"] == 0
+    assert figures["export rows"] == 4
+
+
+def test_status_works_before_there_is_a_lake(settings: Settings, command: Command) -> None:
+    code, out, _ = command("status", "--format", "json")
+    assert code == 0
+    assert {"figure": "lake", "value": "none yet"} in json.loads(out)
+
+
+def test_a_backfill_prints_its_days_and_fails_by_name(
+    published: Platform, command: Command, write_export: WriteExport
+) -> None:
+    missing = DAYS[-1] + timedelta(days=1)
+    code, out, err = command("backfill", "--start", str(FIRST), "--end", str(missing))
+    assert code == 1
+    assert f"│ {FIRST}" in out
+    assert [cell.strip() for cell in out.splitlines()[-2].strip("│").split("│")] == [
+        *("total", "4", "4", "0", "4", "40.00"),
+    ]
+    assert err.startswith("Error: 1 of 1 days failed:\n")
+    assert f"{missing}: There is no export for {missing}" in err
+    assert "Traceback" not in err
+
+    write_export(missing, [order_row("O9", missing)])
+    code, out, err = command("backfill", "--start", str(FIRST), "--end", str(missing))
+    assert (code, err) == (0, "")
+    assert "50.00" in out.splitlines()[-2]
+
+
+def test_maintenance_keeps_the_numbers(published: Platform, command: Command) -> None:
+    code, out, _ = command("maintain", "--keep-days", "0")
+    assert code == 0
+    assert "snapshots expired" in out
+    assert published.query("SELECT sum(total_revenue)::VARCHAR FROM daily_revenue") == [("40.00",)]
+
+
+def test_samples_are_written_for_the_days_that_were_asked_for(
+    settings: Settings, command: Command
+) -> None:
+    arguments = ["--days", "3", "--orders-per-day", "5", "--events", "0", "--start", str(FIRST)]
+    code, out, _ = command("generate", *arguments)
+    assert code == 0
+    assert "Files in" in out
+    assert len(list(settings.exports_dir.iterdir())) == 3
+    assert {path.name for path in settings.reference_dir.iterdir()} == {
+        "products.csv",
+        "customers.csv",
+    }
