@@ -22,7 +22,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from retail_assets import partitions, tables
 from retail_assets.ingest.pending import pending_exports, reference_files
 from retail_assets.lake import days as ledger
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED, stale_days
 
@@ -99,11 +99,8 @@ def schedules(settings: Settings) -> Sequence[dg.ScheduleDefinition]:
             return dg.SkipReason(f"{day} lies before the first partition {settings.start_date}.")
         if day in _busy_days(context.instance):
             return dg.SkipReason(f"{day} is queued or running already.")
-        lake = Lake.from_settings(settings)
-        if lake.exists():
-            with lake.connect(read_only=True) as connection:
-                if ledger.published(connection, tables.DAILY_REVENUE, [day]):
-                    return dg.SkipReason(f"{day} is published already.")
+        if _published(settings, day):
+            return dg.SkipReason(f"{day} is published already.")
         return dg.RunRequest(partition_key=day.isoformat(), run_key=f"nightly:{day}")
 
     return (nightly,)
@@ -235,17 +232,25 @@ def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
     return busy
 
 
+def _published(settings: Settings, day: date) -> bool:
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            return bool(ledger.published(connection, tables.DAILY_REVENUE, [day]))
+    except NoLakeError:
+        return False
+
+
 def _loaded_reference(settings: Settings) -> Collection[str]:
     """The reference tables that have rows."""
-    lake = Lake.from_settings(settings)
-    if not lake.exists():
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            return [
+                table.name
+                for table in (tables.PRODUCTS, tables.CUSTOMERS)
+                if connection.execute(f"SELECT 1 FROM lake.{table.name} LIMIT 1").fetchone()
+            ]
+    except NoLakeError:
         return ()
-    with lake.connect(read_only=True) as connection:
-        return [
-            table.name
-            for table in (tables.PRODUCTS, tables.CUSTOMERS)
-            if connection.execute(f"SELECT 1 FROM lake.{table.name} LIMIT 1").fetchone()
-        ]
 
 
 def _load(cursor: str | None) -> dict[str, Seen]:

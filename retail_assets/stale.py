@@ -4,7 +4,7 @@ from datetime import date
 
 from retail_assets import partitions, tables
 from retail_assets.lake import days as ledger
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
 RESTATED = (tables.COMPLETED_ORDERS, tables.DAILY_REVENUE, tables.DAILY_REVENUE_BY_CATEGORY)
@@ -17,13 +17,13 @@ def stale_days(settings: Settings) -> dict[date, int]:
     Returns:
         The days in order, each with the version of its orders that is the newest.
     """
-    lake = Lake.from_settings(settings)
-    if not lake.exists():
-        return {}
     newest = partitions.last_partition(settings)
-    with lake.connect(read_only=True) as connection:
-        stale: set[date] = set()
-        for table in RESTATED:
-            stale.update(ledger.stale_days(connection, table, tables.RAW_ORDERS))
-        known = ledger.versions(connection, "orders", stale)
+    stale: set[date] = set()
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            for table in RESTATED:
+                stale.update(ledger.stale_days(connection, table, tables.RAW_ORDERS))
+            known = ledger.versions(connection, "orders", stale)
+    except NoLakeError:
+        return {}
     return {day: known[day] for day in sorted(stale) if settings.start_date <= day <= newest}

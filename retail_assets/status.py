@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
 from retail_assets.ingest.pending import pending_exports
-from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.stale import stale_days
 
@@ -29,12 +29,15 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         "pending bytes": sum(file.size_bytes for file in pending.values()),
         "oldest pending, seconds": max(0, (now - oldest) // 1_000_000_000),
     }
-    lake = Lake.from_settings(settings)
-    if not lake.exists():
+    try:
+        return figures | _lake_figures(settings)
+    except NoLakeError:
         return figures | {"lake": "none yet"}
+
+
+def _lake_figures(settings: Settings) -> dict[str, Any]:
     stale = stale_days(settings)
-    figures["days behind"] = len(stale)
-    with lake.connect(read_only=True) as connection:
+    with Lake.from_settings(settings).connect(read_only=True) as connection:
         failed: dict[date, str] = dict(
             connection.execute(
                 "SELECT day, any_value(problem) FROM failed_days GROUP BY 1"
@@ -55,7 +58,8 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         (committed,) = connection.execute(
             "SELECT snapshot_time FROM lake.snapshots() WHERE snapshot_id = ?", [snapshot]
         ).fetchone() or (None,)
-    figures |= {
+    return {
+        "days behind": len(stale),
         "days failed": len(failed),
         **{f"failed {day}": problem for day, problem in sorted(failed.items())},
         "days published": days,
@@ -67,4 +71,3 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         "last snapshot": snapshot,
         "last snapshot at": committed,
     }
-    return figures

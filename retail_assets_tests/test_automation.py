@@ -325,3 +325,16 @@ def test_revenue_follows_completed_orders_of_an_old_day_and_only_then(published:
     assert state.get_requested_partitions(dg.AssetKey("daily_revenue_by_category")) == {
         str(later(1))
     }
+
+
+def test_sensors_and_schedule_bear_with_a_lake_that_is_just_being_created(
+    platform: Platform, write_export: WriteExport
+) -> None:
+    write_export(DAY, [order_row("O1", DAY)])
+    platform.settings.lake_dir.mkdir()
+    Path(platform.settings.catalog).touch()
+    platform.tick("new_exports")
+    assert platform.requested("new_exports") == [(str(DAY), str(DAY))]
+    assert platform.requested("restated_days") == []
+    assert not platform.tick("changed_reference").run_requests
+    assert isinstance(nightly(platform), dg.RunRequest)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retail_assets import partitions, tables
 from retail_assets.ingest.reference import reference_path
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
 
@@ -52,18 +52,18 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
 
 
 def _ledger(settings: Settings, days: Iterable[date]) -> dict[date, tuple[str, int, int]]:
-    lake = Lake.from_settings(settings)
-    if not lake.exists():
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            return {
+                day: (name, size, modified)
+                for day, name, size, modified in connection.execute(
+                    "SELECT export_date, source_file, size_bytes, modified_ns"
+                    " FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))",
+                    [list(days)],
+                ).fetchall()
+            }
+    except NoLakeError:
         return {}
-    with lake.connect(read_only=True) as connection:
-        return {
-            day: (name, size, modified)
-            for day, name, size, modified in connection.execute(
-                "SELECT export_date, source_file, size_bytes, modified_ns FROM lake.export_files"
-                " WHERE export_date IN (SELECT unnest(?::DATE[]))",
-                [list(days)],
-            ).fetchall()
-        }
 
 
 def reference_files(settings: Settings) -> dict[str, PendingFile]:
