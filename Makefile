@@ -12,7 +12,7 @@ RETAIL_UI_PORT ?= 3000
 SAMPLE_START := 2026-10-05
 SAMPLE_END := 2026-11-01
 
-.PHONY: run ui test lint format lock bench setup
+.PHONY: run ui test lint format lock bench docs setup
 
 run: setup ## Set up, run the batch lane on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
@@ -34,6 +34,9 @@ format: setup
 
 bench: setup ## Side-by-side measurements; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks
+
+docs: setup ## Write the data dictionary from tables.py
+	@$(BIN)/python -m retail_assets.data_dictionary > docs/data-dictionary.md
 
 setup: .venv/ready
 
