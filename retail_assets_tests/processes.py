@@ -9,8 +9,9 @@ HANG_SECONDS = 240  # never reached unless something is broken: a red test inste
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "retail_assets.assets.orders",
-        "retail_assets.automation",
+        "retail_assets.backfill",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
         "pandas",
         "retail_assets_tests.warm",
     ]

@@ -103,6 +103,18 @@ def run_undisturbed(values: dict[str, Any], days: list[date]) -> None:
     run_batch(Settings(**values), days)
 
 
+def backfill_watched(
+    values: dict[str, Any], days: list[date], kill_at: int | None, report: str
+) -> None:
+    """Run a backfill of Dagster's in this process; write the names of the boundaries, or die."""
+    from retail_assets.backfill import run_backfill
+
+    boundaries = Boundaries(kill_at)
+    boundaries.watch()
+    run_backfill(Settings(**values), days[0], days[-1])
+    Path(report).write_text("\n".join(boundaries.passed))
+
+
 def make_lake_watched(values: dict[str, Any], kill_at: int | None, report: str) -> None:
     """Make a lake in this process."""
     boundaries = Boundaries(kill_at)

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from retail_assets.settings import Settings
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.faults.batch import contents
 from retail_assets_tests.faults.boundaries import (
+    backfill_watched,
     make_lake_watched,
     run_undisturbed,
     run_watched,
@@ -27,7 +29,7 @@ from retail_assets_tests.processes import finish, start
 
 DAYS = [date(2026, 10, day) for day in range(5, 10)]
 SIDE_BY_SIDE = min(4, os.cpu_count() or 1)
-INTO_COMMIT_SECONDS = (0.002, 0.006)
+INTO_COMMIT_SECONDS = (0.002, 0.005, 0.010)
 
 
 def write(folder: Path, day: date, rows: Sequence[str], **options: str) -> None:
@@ -168,8 +170,27 @@ def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(next_d
 def test_killed_in_the_middle_of_a_commit_a_second_run_gives_the_same_tables(next_day, tmp_path):
     boundaries, expected = undisturbed(next_day, DAYS, tmp_path)
     commits = len(boundaries) // 3
-    kills = [(number, delay) for number in range(commits) for delay in INTO_COMMIT_SECONDS]
+    kills = [(number, delay) for number, delay in zip(range(commits), cycle(INTO_COMMIT_SECONDS))]
     assert kill_everywhere(next_day, DAYS, tmp_path, kills, expected) == {}
+
+
+@pytest.mark.slow
+def test_a_backfill_of_dagsters_that_is_killed_is_completed_by_the_next_one(
+    next_day, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    report = tmp_path / "boundaries"
+
+    def backfill(settings: Settings, kill_at: int | None) -> list[int | None]:
+        return finish([start(backfill_watched, settings.model_dump(), DAYS, kill_at, str(report))])
+
+    calm = copy(next_day, tmp_path / "calm")
+    assert backfill(calm, None) == [0]
+    boundary = report.read_text().splitlines().index("before COMMIT of publish daily_revenue")
+    killed = copy(next_day, tmp_path / "killed")
+    assert backfill(killed, boundary) == [-signal.SIGKILL]
+    assert backfill(killed, None) == [0]
+    assert contents(killed) == contents(calm)
 
 
 def test_a_second_run_commits_nothing(next_day, tmp_path):

@@ -1,5 +1,6 @@
 """Upkeep: fewer files and less history, and nothing that a reader needs is taken away."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -50,13 +51,22 @@ def grow_old(lake: Lake, age: timedelta) -> None:
                 )
 
 
-@pytest.fixture
-def worked(lake):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, new_lake):
     """A lake with three days of one month and one of the next, each published three times."""
+    data_dir = tmp_path_factory.mktemp("worked")
+    lake = new_lake(data_dir)
     for value in ("1.00", "2.00", "3.00"):
         for day in (FIRST, SECOND, THIRD, NEXT_MONTH):
             publish_day(lake, day, value)
-    return lake
+    return data_dir
+
+
+@pytest.fixture
+def worked(model, settings):
+    """The same, the test's own."""
+    shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
+    return Lake.from_settings(settings)
 
 
 NOW = [row for day in (FIRST, SECOND, THIRD, NEXT_MONTH) for row in day_rows(day, "3.00")]

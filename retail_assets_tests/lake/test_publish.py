@@ -2,6 +2,7 @@
 
 # ruff: noqa: PT012 - what a transaction does when its body raises is the point
 
+import shutil
 from datetime import datetime, timezone
 from decimal import Decimal
 
@@ -15,6 +16,7 @@ from retail_assets import tables
 from retail_assets.errors import AuditError
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake import days as ledger
+from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets_tests.lake.revenue import (
     FIRST,
@@ -29,11 +31,20 @@ from retail_assets_tests.lake.revenue import (
 OLD = [(FIRST, "North", Decimal("1.00")), (SECOND, "North", Decimal("2.00"))]
 
 
-@pytest.fixture
-def published(lake):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, new_lake):
     """A lake with two published days, `OLD`."""
-    publish(lake, [(FIRST, "North", "1.00"), (SECOND, "North", "2.00")], [FIRST, SECOND])
-    return lake
+    data_dir = tmp_path_factory.mktemp("published")
+    rows = [(FIRST, "North", "1.00"), (SECOND, "North", "2.00")]
+    publish(new_lake(data_dir), rows, [FIRST, SECOND])
+    return data_dir
+
+
+@pytest.fixture
+def published(model, settings):
+    """The same, the test's own."""
+    shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
+    return Lake.from_settings(settings)
 
 
 def ledger_of(lake):
