@@ -19,10 +19,10 @@ from retail_assets.services import run_together
 commands = [[sys.executable, "-c", code] for code in sys.argv[1:]]
 sys.exit(run_together(commands))
 """
-WAIT = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+WAIT = "import os, time; os.write(1, f'{os.getpid()}\\n'.encode()); time.sleep(600)"
 DEAF = (
     "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
-    "print(os.getpid(), flush=True); time.sleep(600)"
+    "os.write(1, f'{os.getpid()}\\n'.encode()); time.sleep(600)"
 )
 PARENT_OF_A_DEAF_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {DEAF!r}])"
 

@@ -130,11 +130,10 @@ def test_order_ids_are_unique_and_regions_are_the_stores(
 def test_events_are_of_the_latest_orders_and_say_the_same(imported: Imported) -> None:
     orders = list(exported(imported.folder))[-EVENTS:]
     latest = {row["order_id"]: row for _, row in orders}
-    events = [
-        json.loads(line, parse_float=Decimal)
-        for path in (imported.folder / "events").rglob("*.jsonl*")
-        for line in (gzip.open if path.suffix == ".gz" else open)(path, "rb")
-    ]
+    events = []
+    for path in (imported.folder / "events").rglob("*.jsonl*"):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+            events += [json.loads(line, parse_float=Decimal) for line in lines]
     assert {event["order_id"] for event in events} == set(latest)
     assert len(events) == imported.summary.events == EVENTS
     for event in events:
