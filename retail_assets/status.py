@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
 from retail_assets.ingest.pending import pending_exports
-from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
+from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
 from retail_assets.settings import Settings
 from retail_assets.stale import stale_days
 
@@ -24,7 +24,7 @@ def collect_status(settings: Settings) -> dict[str, Any]:
     oldest = min((file.modified_ns for file in pending.values()), default=now)
     figures: dict[str, Any] = {
         "data folder": str(settings.data_dir),
-        "lake catalog": settings.lake_catalog or settings.catalog,
+        "lake catalog": without_password(settings.catalog),
         "pending exports": len(pending),
         "pending bytes": sum(file.size_bytes for file in pending.values()),
         "oldest pending, seconds": max(0, (now - oldest) // 1_000_000_000),

@@ -171,10 +171,10 @@ class Lake:
             if "No snapshot found" in str(error):
                 reason = str(error).splitlines()[0].removeprefix("Invalid Input Error: ")
                 raise RetailAssetsError(
-                    f"{reason} in the lake at {_without_password(self.catalog)}:"
+                    f"{reason} in the lake at {without_password(self.catalog)}:"
                     " `FROM lake.snapshots()` lists those that there are."
                 ) from None
-            reason = _without_password(f"The lake at {self.catalog} cannot be opened: {error}")
+            reason = without_password(f"The lake at {self.catalog} cannot be opened: {error}")
             # Not `from error`: that has the password.
             raise RetailAssetsError(reason) from None
 
@@ -205,7 +205,7 @@ class Lake:
 
     def _no_lake(self) -> "NoLakeError":
         return NoLakeError(
-            f"There is no lake at {_without_password(self.catalog)} yet:"
+            f"There is no lake at {without_password(self.catalog)} yet:"
             " run `retail-assets backfill` first."
         )
 
@@ -292,7 +292,7 @@ def _create_s3_secret(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"CREATE SECRET lake_files (TYPE s3{', ' + given if given else ''})")
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     """Leave the password of a libpq connection string, in either of its forms, out of a text."""
     text = re.sub(r"(password\s*=\s*)('(\\.|[^'\\])*'|\S+)", r"\1•••", text, flags=re.IGNORECASE)
     return re.sub(r"(://[^:/@\s]*:)[^@/\s]*@", r"\1•••@", text)
