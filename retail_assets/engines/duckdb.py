@@ -8,6 +8,8 @@ from pathlib import Path
 
 import duckdb
 
+from retail_assets.sql import identifier, literal
+
 REQUIRED = (
     "order_id",
     "customer_id",
@@ -93,9 +95,10 @@ def raw_text(raw: str, header: Sequence[str]) -> str:
         raw: an expression for the column `raw`.
         header: the column names of the file, in order.
     """
-    parts = f"string_split({raw}, {_literal(SEPARATOR)})"
+    parts = f"string_split({raw}, {literal(SEPARATOR)})"
     fields = ", ".join(
-        f"{_quoted(name)} := {parts}[{position}]" for position, name in enumerate(header, start=2)
+        f"{identifier(name)} := {parts}[{position}]"
+        for position, name in enumerate(header, start=2)
     )
     # A field that has the separator itself leaves no telling where fields end.
     return (
@@ -105,7 +108,7 @@ def raw_text(raw: str, header: Sequence[str]) -> str:
 
 
 def _records(paths: Sequence[Path], header: Sequence[str]) -> str:
-    files = ", ".join(_literal(str(path)) for path in paths)
+    files = ", ".join(literal(str(path)) for path in paths)
     columns = ", ".join(f"{name}: 'VARCHAR'" for name in _fields(header).values())
     compression = "gzip" if paths[0].suffix == ".gz" else "none"
     # Two things that this version of DuckDB gets wrong are avoided here. With new_line given, a
@@ -127,7 +130,7 @@ def _fields(header: Sequence[str]) -> dict[str, str]:
 
 def _typed(header: Sequence[str], records: str) -> str:
     fields = _fields(header)
-    separator = _literal(SEPARATOR)
+    separator = literal(SEPARATOR)
     raw = ", ".join([separator, *(f"{field}, {separator}" for field in fields.values())])
     tidy = {
         name: f"CASE WHEN untidy THEN nullif(trim({field}, {BLANKS}), '') ELSE {field} END"
@@ -135,14 +138,14 @@ def _typed(header: Sequence[str], records: str) -> str:
         if name in REQUIRED
     }
     extras = ", ".join(
-        f"{_quoted(name)} := {field}" for name, field in fields.items() if name not in REQUIRED
+        f"{identifier(name)} := {field}" for name, field in fields.items() if name not in REQUIRED
     )
     extra = f"to_json(struct_pack({extras}))::VARCHAR" if extras else "NULL"
     # Some field may have blanks around it. A regular expression would cost as much as all else.
     untidy = " OR ".join(
         [
             *(f"{fields[name]} LIKE ' %' OR {fields[name]} LIKE '% '" for name in REQUIRED),
-            *(f"contains(raw, {_literal(blank)})" for blank in "\t\r\n\u00a0"),
+            *(f"contains(raw, {literal(blank)})" for blank in "\t\r\n\u00a0"),
         ]
     )
     # A CASE evaluates its branches only where they apply: the slow parts, trimming and the
@@ -188,12 +191,4 @@ def _local(time: str) -> str:
 
 def _date_of(path: str) -> str:
     """The date in a file's name; DuckDB works it out once for each file, not for each row."""
-    return f"strptime(regexp_extract({path}, {_literal(DATE_IN_NAME)}, 1), '%Y_%m_%d')::DATE"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    return f"strptime(regexp_extract({path}, {literal(DATE_IN_NAME)}, 1), '%Y_%m_%d')::DATE"

@@ -16,6 +16,7 @@ import duckdb
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake.lock import write_lock
 from retail_assets.lake.schema import create_missing_tables
+from retail_assets.sql import literal
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
@@ -101,7 +102,7 @@ class Lake:
             else:
                 self._attach_writable(connection)
             connection.execute("USE lake")
-            connection.execute(f"SET TimeZone = {_literal(self.timezone)}")
+            connection.execute(f"SET TimeZone = {literal(self.timezone)}")
         except BaseException:
             connection.close()
             raise
@@ -150,7 +151,7 @@ class Lake:
         for name in names:
             path = extension_path(name)
             _check_signature(path, path.stat().st_mtime_ns)
-            connection.execute(f"LOAD {_literal(str(path))}")
+            connection.execute(f"LOAD {literal(str(path))}")
         connection.execute("SET allow_unsigned_extensions = false")
         if not self.on_postgres:
             # With more threads each scan of the catalog has a connection and so a snapshot of its
@@ -163,7 +164,7 @@ class Lake:
         kind = self.catalog if self.on_postgres else f"sqlite:{self.catalog}"
         try:
             connection.execute(
-                f"ATTACH {_literal('ducklake:' + kind)} AS lake ({', '.join(options)})"
+                f"ATTACH {literal('ducklake:' + kind)} AS lake ({', '.join(options)})"
             )
         except duckdb.Error as error:
             if "creating a new DuckLake is explicitly disabled" in str(error):
@@ -195,7 +196,7 @@ class Lake:
 
     def _options(self) -> list[str]:
         # The catalog has the path that the lake was made at; the folder may have moved since.
-        return [f"DATA_PATH {_literal(self.data_path)}", "OVERRIDE_DATA_PATH true"]
+        return [f"DATA_PATH {literal(self.data_path)}", "OVERRIDE_DATA_PATH true"]
 
     def _check_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Make sure that whoever creates the lake right now is done."""
@@ -244,7 +245,7 @@ def _check_signature(path: Path, modified_ns: int) -> None:  # noqa: ARG001
     """
     with duckdb.connect(config={"allow_unsigned_extensions": False}) as connection:
         try:
-            connection.execute(f"LOAD {_literal(str(path))}")
+            connection.execute(f"LOAD {literal(str(path))}")
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             raise RetailAssetsError(
@@ -264,7 +265,7 @@ def _read_options(at: int | datetime | None) -> list[str]:
     if isinstance(at, datetime):
         if at.tzinfo is None:
             raise UsageError(f"The time {at} has no time zone: add one, such as +00:00.")
-        options.append(f"SNAPSHOT_TIME {_literal(at.isoformat(sep=' '))}")
+        options.append(f"SNAPSHOT_TIME {literal(at.isoformat(sep=' '))}")
     elif at is not None:
         if at < 0:
             raise UsageError(f"There is no snapshot {at}: snapshot ids start at 0.")
@@ -288,7 +289,7 @@ def _create_s3_secret(connection: duckdb.DuckDBPyConnection) -> None:
             "URL_STYLE": "path",
             "USE_SSL": "false" if scheme == "http" else "true",
         }
-    given = ", ".join(f"{key} {_literal(value)}" for key, value in options.items() if value)
+    given = ", ".join(f"{key} {literal(value)}" for key, value in options.items() if value)
     connection.execute(f"CREATE SECRET lake_files (TYPE s3{', ' + given if given else ''})")
 
 
@@ -296,7 +297,3 @@ def without_password(text: str) -> str:
     """Leave the password of a libpq connection string, in either of its forms, out of a text."""
     text = re.sub(r"(password\s*=\s*)('(\\.|[^'\\])*'|\S+)", r"\1•••", text, flags=re.IGNORECASE)
     return re.sub(r"(://[^:/@\s]*:)[^@/\s]*@", r"\1•••@", text)
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

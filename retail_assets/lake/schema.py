@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from retail_assets import tables
+from retail_assets.sql import literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,7 +48,7 @@ def _create(table: tables.Table) -> list[str]:
     )
     statements = [
         f"CREATE TABLE lake.{table.name} ({columns})",
-        f"COMMENT ON TABLE lake.{table.name} IS {_quoted(table.description)}",
+        f"COMMENT ON TABLE lake.{table.name} IS {literal(table.description)}",
     ]
     if table.day is not None:
         # A file a day would make a backfill of years slow and its files small.
@@ -57,8 +58,4 @@ def _create(table: tables.Table) -> list[str]:
 
 
 def _comment(table: tables.Table, column: tables.Column) -> str:
-    return f"COMMENT ON COLUMN lake.{table.name}.{column.name} IS {_quoted(column.description)}"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"COMMENT ON COLUMN lake.{table.name}.{column.name} IS {literal(column.description)}"
