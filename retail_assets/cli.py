@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import duckdb
+
+    from retail_assets.ingest.event_files import Taken
 
 app = typer.Typer(
     name="retail-assets",
@@ -153,6 +158,150 @@ def backfill(
         raise RetailAssetsError("\n".join([*outcome.problems, *problems]))
 
 
+@app.command("ingest-events")
+def ingest_events() -> None:
+    """Take in all pending event files now, as the sensor's runs would."""
+    from retail_assets.ingest import event_files
+    from retail_assets.lake.connection import Lake
+
+    settings = load_settings()
+    pending = event_files.pending_event_files(settings)
+    lake = Lake.from_settings(settings)
+    with _progress() as progress, lake.connect() as connection:
+        task = progress.add_task("Event files", total=len(pending.files))
+        found = event_files.ingest(
+            lake,
+            connection,
+            settings,
+            pending.files,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    _print_event_files(found.files.values())
+    for path, reason in pending.left_alone.items():
+        err.print(f"{path} {reason}", style="yellow", markup=False, soft_wrap=True)
+    for name, kind in found.new_fields:
+        err.print(f"New field {name} ({kind})", style="yellow", markup=False)
+    if found.failed:
+        raise RetailAssetsError("\n".join(found.failed.values()))
+
+
+@app.command()
+def replay(
+    start: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="First day received.")],
+    end: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Last day received.")],
+    check: Annotated[bool, typer.Option(help="Compare only, and change nothing.")] = False,
+) -> None:
+    """Recompute enriched events and dead letters from raw_events, day by day."""
+    from retail_assets.ingest import replay as work
+    from retail_assets.lake.connection import Lake
+
+    settings = load_settings()
+    lake = Lake.from_settings(settings)
+    if not lake.exists():
+        with _connect(settings):
+            pass
+    differences: list[work.Difference] = []
+    with _progress() as progress, lake.connect() as connection:
+        days = work.event_days(connection, start.date(), end.date())
+        for day in progress.track(days, description="Check" if check else "Replay"):
+            if check:
+                differences += work.check_day(lake, connection, day)
+            else:
+                work.replay_day(lake, connection, day)
+    if differences:
+        raise RetailAssetsError(
+            "\n".join(
+                f"{found.day}: a replay would take {found.gone} rows out of {found.table} and put"
+                f" {found.new} in, for example of {', '.join(found.examples)}"
+                for found in differences
+            )
+        )
+    what = "would not change" if check else "are recomputed"
+    out.print(f"{len(days)} days with events {what}.")
+
+
+letters = typer.Typer(
+    help="Events that are not valid: look at them, and redrive them.", no_args_is_help=True
+)
+app.add_typer(letters, name="dead-letters")
+
+
+@letters.command("list")
+def list_letters(
+    reason: Annotated[str | None, typer.Option(help="Only those with this reason code.")] = None,
+    day: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only those of this day.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Those that were redriven as well.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    format: Annotated[Format, typer.Option(help="How to print them.")] = Format.table,
+) -> None:
+    """List dead letters, the newest first, by the id that `show` and `redrive` take."""
+    from retail_assets.ingest import dead_letters
+
+    with _connect(load_settings()) as connection:
+        found = dead_letters.find(
+            connection,
+            reason=reason,
+            day=day.date() if day else None,
+            open_only=not everything,
+            limit=limit,
+        )
+    columns = ("id", "received_date", "reason", "field", "redriven")
+    _PRINTERS[format](columns, [[letter[name] for name in columns] for letter in found])
+
+
+@letters.command("show")
+def show_letter(
+    id: Annotated[str, typer.Argument(help="The dead letter, as `list` shows it.")],
+) -> None:
+    """Show a dead letter whole, with its payload."""
+    from retail_assets.ingest import dead_letters
+
+    with _connect(load_settings()) as connection:
+        found = dead_letters.find(connection, ids=[id])
+    if not found:
+        raise RetailAssetsError(f"There is no dead letter {id}: `dead-letters list` shows them.")
+    _print_table(["what", "value"], list(found[0].items()))
+
+
+@letters.command("redrive")
+def redrive_letters(
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Dead letters, as `list` shows them.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="All open ones with this reason code.")] = None,
+    payload: Annotated[
+        str | None,
+        typer.Option(help="What the one letter should have been: JSON, or @ and a file's name."),
+    ] = None,
+) -> None:
+    """Judge dead letters anew, as they are or mended, and take in those that are valid now."""
+    from pathlib import Path
+
+    from retail_assets.ingest import dead_letters
+    from retail_assets.lake.connection import Lake
+
+    if bool(ids) == bool(reason):
+        raise UsageError("Name dead letters, or give a --reason.")
+    if payload and payload.startswith("@"):
+        try:
+            payload = Path(payload[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{payload[1:]} cannot be read: {error}") from error
+    settings = load_settings()
+    with _connect(settings) as connection:
+        if reason:
+            found = dead_letters.find(connection, reason=reason, open_only=True)
+            ids = [letter["id"] for letter in found]
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        done = dead_letters.redrive(lake, connection, ids or [], payload=payload)
+    _print_table(["id", "outcome"], [[item.id, item.outcome] for item in done])
+
+
 @app.command()
 def query(
     sql: Annotated[str, typer.Argument(help="A SELECT; the lake is the default database.")],
@@ -200,6 +349,34 @@ def maintain(
     with err.status("Maintaining the lake"):
         done = maintain_lake(Lake.from_settings(load_settings()), keep_days=keep_days)
     _print_summary("Maintenance", vars(done))
+
+
+def _progress() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def _print_event_files(files: "Iterable[Taken]") -> None:
+    table = RichTable(show_footer=True)
+    taken = [file for file in files if file.outcome != "unchanged"]
+    names = ("lines", "accepted", "dead_lettered", "duplicate")
+    table.add_column("file", footer=f"{len(taken)} files")
+    table.add_column("outcome")
+    for name in names:
+        total = sum(getattr(file, name) for file in taken)
+        table.add_column(name.replace("_", "-"), justify="right", footer=_cell(total))
+    for file in taken:
+        table.add_row(
+            escape(file.path), file.outcome, *(_cell(getattr(file, name)) for name in names)
+        )
+    out.print(table)
 
 
 def _connect(settings: Settings, at: int | datetime | None = None) -> Any:

@@ -4,13 +4,15 @@
 """
 
 import sys
+from collections.abc import Sequence
 
 from retail_assets import tables
-from retail_assets.transforms import orders
+from retail_assets.transforms import events, orders
 
 GROUPS = {
     "reference": "Reference data",
     "batch": "Batch lane",
+    "events": "Event lane",
     "ledger": "Ledgers",
 }
 
@@ -35,7 +37,18 @@ def data_dictionary() -> str:
         for table in tables.ALL:
             if table.group == group:
                 lines += _table(table)
+    lines += ["", "## Views"]
+    for view in tables.VIEWS:
+        lines += ["", f"### {view.name}", "", view.description, "", *_columns(view.columns)]
     lines += [
+        "",
+        "## Why an event is dead-lettered",
+        "",
+        "The rules are tried in this order; the first that fails is the reason.",
+        "",
+        "| reason | rule |",
+        "|---|---|",
+        *(f"| `{reason}` | {rule} |" for reason, rule in events.REASONS.items()),
         "",
         "## Why an export row is rejected",
         "",
@@ -67,12 +80,18 @@ def _table(table: tables.Table) -> list[str]:
         table.description,
         " ".join(facts),
         "",
+        *_columns(table.columns),
+    ]
+
+
+def _columns(columns: Sequence[tables.Column]) -> list[str]:
+    return [
         "| column | type | | meaning |",
         "|---|---|---|---|",
         *(
             f"| `{column.name}` | {column.type} | {'may be null' if column.nullable else ''} |"
             f" {column.description}{_origin(column)} |"
-            for column in table.columns
+            for column in columns
         ),
     ]
 

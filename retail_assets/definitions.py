@@ -4,8 +4,8 @@ import warnings
 
 import dagster as dg
 
-from retail_assets import automation, partitions
-from retail_assets.assets import checks, orders
+from retail_assets import automation, event_automation, partitions
+from retail_assets.assets import checks, events, orders
 from retail_assets.lake.io_manager import LakeIOManager
 from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings, load_settings
@@ -28,17 +28,21 @@ def _assemble(settings: Settings) -> dg.Definitions:
             orders.customers,
             orders.order_exports_assets(days, settings.timezone),
             *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
+            events.event_assets(settings, partitions.event_partitions(settings)),
+            *events.ASSETS,
         ],
         asset_checks=[checks.table_checks(table) for table in checks.CHECKED],
-        jobs=automation.jobs(),
+        jobs=[*automation.jobs(), event_automation.job()],
         schedules=automation.schedules(settings),
         sensors=[
             *automation.sensors(settings),
+            event_automation.sensor(settings),
             dg.AutomationConditionSensorDefinition(
                 "automation",
                 target=dg.AssetSelection.all(),
-                description="Lets revenue follow a day's completed orders that were materialized"
-                " without it.",
+                description="Lets revenue follow completed orders that were materialized without"
+                " it, and live revenue and dead letter counts the events.",
+                minimum_interval_seconds=5,
                 default_status=dg.DefaultSensorStatus.RUNNING,
             ),
         ],

@@ -30,6 +30,15 @@ def daily_partitions(settings: "Settings") -> "dg.DailyPartitionsDefinition":
     )
 
 
+def event_partitions(settings: "Settings") -> "dg.DailyPartitionsDefinition":
+    """One partition a day from the first day to today: events are taken in as they land."""
+    import dagster as dg
+
+    return dg.DailyPartitionsDefinition(
+        start_date=settings.start_date.isoformat(), timezone=settings.timezone, end_offset=1
+    )
+
+
 def days_between(first: date, last: date) -> list[date]:
     """All days from the first to the last, both included."""
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]

@@ -52,6 +52,17 @@ class Settings(BaseSettings):
         le=366,
         description="How many days before its export an order may lie and still count for its day.",
     )
+    events: str | None = Field(
+        default=None,
+        description="Where event files land: a folder (default `events` in the data folder) or an"
+        " `s3://` prefix.",
+    )
+    event_settle_seconds: float = Field(
+        default=5,
+        ge=0,
+        description="How long an event file must be still before its last line, if it has no"
+        " newline, is taken for whole, and before a packed file is read.",
+    )
     memory_limit: str = Field(
         default="512MB",
         pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
@@ -80,6 +91,13 @@ class Settings(BaseSettings):
     def exports_dir(self) -> Path:
         """Where the nightly order exports land."""
         return self.data_dir / "exports"
+
+    @cached_property
+    def events_location(self) -> str:
+        """Where event files land: a folder or a bucket's prefix."""
+        if self.events and "://" in self.events:
+            return self.events
+        return _absolute(self.events or self.data_dir / "events")
 
     @cached_property
     def reference_dir(self) -> Path:

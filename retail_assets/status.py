@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
+from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
 from retail_assets.settings import Settings
@@ -22,12 +23,19 @@ def collect_status(settings: Settings) -> dict[str, Any]:
     pending = pending_exports(settings)
     now = time.time_ns()
     oldest = min((file.modified_ns for file in pending.values()), default=now)
+    events = pending_event_files(settings)
+    oldest_event = min((file.modified_ns for file in events.files.values()), default=now)
     figures: dict[str, Any] = {
         "data folder": str(settings.data_dir),
         "lake catalog": without_password(settings.catalog),
         "pending exports": len(pending),
         "pending bytes": sum(file.size_bytes for file in pending.values()),
         "oldest pending, seconds": max(0, (now - oldest) // 1_000_000_000),
+        "pending event files": len(events.files),
+        "pending event bytes": sum(file.size_bytes for file in events.files.values()),
+        "oldest pending event file, seconds": max(0, (now - oldest_event) // 1_000_000_000),
+        "event files left alone": len(events.left_alone),
+        **{f"left alone: {path}": reason for path, reason in events.left_alone.items()},
     }
     try:
         return figures | _lake_figures(settings)
@@ -50,6 +58,10 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         rows_in, rejected = connection.execute(
             "SELECT coalesce(sum(rows_in), 0), coalesce(sum(rejected_rows), 0) FROM export_files"
         ).fetchone() or (0, 0)
+        lines, dead = connection.execute(
+            "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM event_files"
+            " WHERE retracted_at IS NULL"
+        ).fetchone() or (0, 0)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
             " FROM ducklake_table_info('lake')"
@@ -66,6 +78,8 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         "last day published": last_day,
         "export rows": int(rows_in),
         "rejected rows": int(rejected),
+        "event lines": int(lines),
+        "dead-letter rate": round(int(dead) / int(lines), 6) if lines else 0.0,
         "lake files": int(files),
         "lake bytes": int(size),
         "last snapshot": snapshot,

@@ -5,13 +5,13 @@ dictionary in `docs/`. No SQL identifier comes from anywhere else.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 MONEY = "DECIMAL(12,2)"
 
-Feed = Literal["orders"]
+Feed = Literal["orders", "events"]
 
 
 @dataclass(frozen=True)
@@ -302,6 +302,305 @@ DAILY_REVENUE_BY_CATEGORY = Table(
     ),
 )
 
+_POSITION = (
+    Column("source", "VARCHAR", "How it came: `file`, or `redrive` for a mended dead letter."),
+    Column(
+        "source_name",
+        "VARCHAR",
+        "The file, relative to the events folder; of a redrive the dead letter that it mends.",
+    ),
+    Column(
+        "position",
+        "BIGINT",
+        "The line in the file, from 1; of a redrive which attempt it was, from 1.",
+    ),
+)
+"""Where an event was received: no two events share it."""
+
+RAW_EVENTS = Table(
+    name="raw_events",
+    description="Every event line as it was received, good, bad or seen before: the replay log.",
+    group="events",
+    day="received_date",
+    key=("source", "source_name", "position"),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which it landed: the date in the file's path, else the day on which the"
+            " file was last written to, in the business time zone.",
+        ),
+        *_POSITION,
+        Column(
+            "payload",
+            "VARCHAR",
+            "The line. Bytes that are no text stand as `\\xNN`; a line that is too long is cut.",
+            personal=True,
+        ),
+        Column(
+            "defect",
+            "VARCHAR",
+            "What was wrong with the line as such, so that its payload is not all of it.",
+            nullable=True,
+        ),
+        Column(
+            "event_id",
+            "VARCHAR",
+            "The identity of a valid event: its `event_id`, or `content:` and the hash of its"
+            " content.",
+            nullable=True,
+        ),
+    ),
+)
+
+ENRICHED_EVENTS = Table(
+    name="enriched_events",
+    description="Every valid event once, with what is known of its product and customer.",
+    group="events",
+    day="received_date",
+    key=("event_id",),
+    measures=("order_value_gbp",),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which it landed.",
+            derived_from=("raw_events.received_date",),
+        ),
+        Column(
+            "event_id",
+            "VARCHAR",
+            "Identifies the event.",
+            derived_from=("raw_events.event_id",),
+        ),
+        *(
+            Column(name, type_, text, nullable, ("raw_events.payload",), personal)
+            for name, type_, text, nullable, personal in (
+                ("order_id", "VARCHAR", "The order that the event is about.", False, False),
+                ("customer_id", "VARCHAR", "Who ordered.", False, True),
+                ("product_id", "VARCHAR", "What was ordered, if the event says so.", True, False),
+                ("region", "VARCHAR", "The region in which the order was taken.", False, False),
+                (
+                    "status",
+                    "VARCHAR",
+                    "Status in lower case; `completed` where the event has none.",
+                    False,
+                    False,
+                ),
+                ("order_value_gbp", MONEY, "Value of the order in GBP, above zero.", False, False),
+                ("quantity", "BIGINT", "Units ordered, if the event says so.", True, False),
+                (
+                    "event_timestamp",
+                    "TIMESTAMPTZ",
+                    "When it happened, if the event says so.",
+                    True,
+                    False,
+                ),
+                (
+                    "order_date",
+                    "DATE",
+                    "The business day of event_timestamp, else received_date.",
+                    False,
+                    False,
+                ),
+            )
+        ),
+        Column(
+            "value_tier",
+            "VARCHAR",
+            "`high` from 500 GBP, `mid` from 100 GBP, else `low`.",
+            derived_from=("raw_events.payload",),
+        ),
+        Column(
+            "product_name",
+            "VARCHAR",
+            "The product's name, or `unknown`.",
+            derived_from=("products.product_name",),
+        ),
+        Column(
+            "product_category",
+            "VARCHAR",
+            "Its category, or `unknown`.",
+            derived_from=("products.product_category",),
+        ),
+        Column(
+            "customer_segment",
+            "VARCHAR",
+            "The customer's segment, or `unknown`.",
+            derived_from=("customers.customer_segment",),
+        ),
+        Column(
+            "home_region",
+            "VARCHAR",
+            "The customer's home region, or `unknown`.",
+            derived_from=("customers.home_region",),
+        ),
+        Column(
+            "extra",
+            "VARCHAR",
+            "All other fields of the event, as a JSON object.",
+            nullable=True,
+            derived_from=("raw_events.payload",),
+            personal=True,
+        ),
+        *_POSITION,
+        Column("processed_at", "TIMESTAMPTZ", "When it was judged and enriched."),
+    ),
+)
+
+DEAD_LETTER_EVENTS = Table(
+    name="dead_letter_events",
+    description="Every event line that is not valid, with the reason.",
+    group="events",
+    day="received_date",
+    key=("source", "source_name", "position"),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which it landed.",
+            derived_from=("raw_events.received_date",),
+        ),
+        Column(
+            "reason",
+            "VARCHAR",
+            "Reason code; explained below.",
+            derived_from=("raw_events.payload", "raw_events.defect"),
+        ),
+        Column("field", "VARCHAR", "The field that is at fault, if it is one.", nullable=True),
+        *_POSITION,
+        Column(
+            "payload",
+            "VARCHAR",
+            "The line, as in raw_events.",
+            derived_from=("raw_events.payload",),
+            personal=True,
+        ),
+        Column("processed_at", "TIMESTAMPTZ", "When it was judged."),
+    ),
+)
+
+
+DEAD_LETTER_COUNTS = Table(
+    name="dead_letter_counts",
+    description="How many events of each day were dead-lettered, by reason.",
+    group="events",
+    key=("received_date", "reason"),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which they landed.",
+            derived_from=("dead_letter_events.received_date",),
+        ),
+        Column("reason", "VARCHAR", "Reason code.", derived_from=("dead_letter_events.reason",)),
+        Column(
+            "dead_letters",
+            "BIGINT",
+            "Number of dead letters.",
+            derived_from=("dead_letter_events.position",),
+        ),
+    ),
+)
+
+
+def _live_measures() -> tuple[Column, ...]:
+    value, order = "enriched_events.order_value_gbp", "enriched_events.order_id"
+    sources = ((value,), (order,), (value, order))
+    return tuple(
+        replace(column, derived_from=found)
+        for column, found in zip(_measures(), sources, strict=True)
+    )
+
+
+LIVE_REVENUE = Table(
+    name="live_revenue",
+    description="Revenue of each day and region as the events have it: of each order the latest"
+    " event, on the day of its first.",
+    group="events",
+    day="order_date",
+    key=("order_date", "region"),
+    measures=("total_revenue", "order_count"),
+    feed="events",
+    columns=(
+        Column(
+            "order_date",
+            "DATE",
+            "The business day of the order's first event.",
+            derived_from=("enriched_events.order_date",),
+        ),
+        Column(
+            "region",
+            "VARCHAR",
+            "The region in which the orders were taken.",
+            derived_from=("enriched_events.region",),
+        ),
+        *_live_measures(),
+    ),
+)
+
+EVENT_FILES = Table(
+    name="event_files",
+    description="Ledger: each version of an event file that was taken in, and how far.",
+    key=("path", "version"),
+    columns=(
+        Column("path", "VARCHAR", "The file, relative to the events folder."),
+        Column("version", "BIGINT", "From 1; one more when the file was replaced."),
+        Column("received_date", "DATE", "The day of its first lines."),
+        Column("size_bytes", "BIGINT", "Size of the file when it was last looked at, in bytes."),
+        Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
+        Column("bytes_taken", "BIGINT", "How much of its content, unpacked, was taken in."),
+        Column("content_hash", "VARCHAR", "SHA-256 of what was taken in, in hexadecimal."),
+        Column(
+            "last_line",
+            "VARCHAR",
+            "`whole`; `open` if a line without newline was left; `taken` if it was taken in.",
+        ),
+        Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
+        Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
+        Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
+        Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
+        Column(
+            "copy_of",
+            "VARCHAR",
+            "The file with the same content; its lines count there, here all are duplicates.",
+            nullable=True,
+        ),
+        Column("ingested_at", "TIMESTAMPTZ", "When its last lines were committed."),
+        Column(
+            "retracted_at",
+            "TIMESTAMPTZ",
+            "When another version took its place; null: this one counts.",
+            nullable=True,
+        ),
+    ),
+)
+
+FAILED_EVENT_FILES = Table(
+    name="failed_event_files",
+    description="Ledger: the event files that could not be read. A success removes the entry.",
+    key=("path",),
+    columns=(
+        Column("path", "VARCHAR", "The file, relative to the events folder."),
+        Column("size_bytes", "BIGINT", "Its size then, in bytes."),
+        Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
+        Column("problem", "VARCHAR", "What was wrong, and what to do."),
+        Column("attempts", "BIGINT", "How often it was tried as it is."),
+        Column("failed_at", "TIMESTAMPTZ", "When it was last tried."),
+    ),
+)
+
+EVENT_FIELDS = Table(
+    name="event_fields",
+    description="Ledger: the fields beyond the known ones that valid events have had, by type.",
+    key=("field", "type"),
+    columns=(
+        Column("field", "VARCHAR", "The name of the field."),
+        Column("type", "VARCHAR", "Its JSON type: VARCHAR, BOOLEAN, OBJECT, a number type, …"),
+        Column("first_seen_at", "TIMESTAMPTZ", "When an event with it was first taken in."),
+    ),
+)
+
 EXPORT_FILES = Table(
     name="export_files",
     description="Ledger: the export that each day's raw orders come from.",
@@ -325,7 +624,7 @@ CHANGED_DAYS = Table(
     " computed from an earlier version is stale.",
     key=("feed", "day"),
     columns=(
-        Column("feed", "VARCHAR", "The outside data: `orders`."),
+        Column("feed", "VARCHAR", "The outside data: `orders` or `events`."),
         Column("day", "DATE", "The business day that was changed."),
         Column("version", "BIGINT", "Goes up by one with each change."),
         Column("changed_at", "TIMESTAMPTZ", "When it last changed."),
@@ -365,10 +664,48 @@ ALL = (
     COMPLETED_ORDERS,
     DAILY_REVENUE,
     DAILY_REVENUE_BY_CATEGORY,
+    RAW_EVENTS,
+    ENRICHED_EVENTS,
+    DEAD_LETTER_EVENTS,
+    DEAD_LETTER_COUNTS,
+    LIVE_REVENUE,
     EXPORT_FILES,
+    EVENT_FILES,
+    FAILED_EVENT_FILES,
+    EVENT_FIELDS,
     CHANGED_DAYS,
     PUBLISHED_DAYS,
     FAILED_DAYS,
 )
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in ALL}
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of the lake: its columns, and the query that it stands for."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    query: str
+
+
+REVENUE_NOW = View(
+    name="revenue_now",
+    description="The best revenue there is of each day and region: the batch's where the day is"
+    " published, the stream's where it is not.",
+    columns=(
+        *DAILY_REVENUE.columns,
+        Column("source", "VARCHAR", "`batch` or `stream`."),
+    ),
+    query=(
+        "SELECT order_date, region, total_revenue, order_count, avg_order_value,"
+        " 'batch' AS source FROM daily_revenue"
+        " UNION ALL SELECT order_date, region, total_revenue, order_count, avg_order_value,"
+        " 'stream' FROM live_revenue WHERE order_date NOT IN"
+        " (SELECT day FROM published_days WHERE table_name = 'daily_revenue')"
+    ),
+)
+
+VIEWS = (REVENUE_NOW,)

@@ -10,7 +10,7 @@ import duckdb
 
 DAYS = 60
 REGIONS = 5
-"""How many regions a chart shows by name, the largest; the rest are one."""
+"""How many regions or reasons a chart shows by name, the largest; the rest are one."""
 
 
 def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.MarkdownMetadataValue]:
@@ -25,10 +25,28 @@ def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.Mar
     ).fetchall()
     if not rows:
         return {}
-    return {"recent_revenue": dg.MetadataValue.md(f"![Revenue]({_png(rows)})")}
+    chart = _png(rows, "Revenue, GBP")
+    return {"recent_revenue": dg.MetadataValue.md(f"![Revenue]({chart})")}
 
 
-def _png(rows: list[tuple[date, str, float]]) -> str:
+def dead_letters_by_reason(
+    connection: duckdb.DuckDBPyConnection,
+) -> Mapping[str, dg.MarkdownMetadataValue]:
+    """Draw the dead letters of the last 60 days that had some, stacked by reason."""
+    rows = connection.execute(
+        "WITH recent AS (SELECT received_date, reason, dead_letters::DOUBLE AS letters"
+        " FROM lake.dead_letter_counts WHERE received_date > (SELECT max(received_date)"
+        f" FROM lake.dead_letter_counts) - INTERVAL {DAYS} DAY), largest AS (SELECT reason"
+        f" FROM recent GROUP BY reason ORDER BY sum(letters) DESC, reason LIMIT {REGIONS})"
+        " SELECT received_date, CASE WHEN reason IN (FROM largest) THEN reason ELSE 'others' END,"
+        " sum(letters) FROM recent GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    if not rows:
+        return {}
+    return {"by_reason": dg.MetadataValue.md(f"![Dead letters]({_png(rows, 'Dead letters')})")}
+
+
+def _png(rows: list[tuple[date, str, float]], label: str) -> str:
     from matplotlib.figure import Figure
 
     days = sorted({day for day, _, _ in rows})
@@ -46,7 +64,7 @@ def _png(rows: list[tuple[date, str, float]]) -> str:
     axes.set_xticks(
         range(0, len(days), step), [str(day) for day in days[::step]], rotation=30, ha="right"
     )
-    axes.set_ylabel("Revenue, GBP")
+    axes.set_ylabel(label)
     figure.legend(loc="outside upper center", ncols=6, fontsize="small", frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=80)

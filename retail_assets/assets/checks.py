@@ -17,12 +17,15 @@ from retail_assets import partitions, tables
 from retail_assets.lake import days as ledger
 from retail_assets.lake.io_manager import describe_failures
 from retail_assets.lake.resource import LakeResource
-from retail_assets.transforms import orders, revenue
+from retail_assets.transforms import events, orders, revenue
 
 UNUSUAL_RATIO = 0.5
 """How far a day's orders may be from the mean of the same weekday before, as a share of it."""
 
 WEEKS_COMPARED = 4
+
+SHOWN = 20
+"""How many days, orders or files at fault a check names."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +207,95 @@ def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
     )
 
 
+def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
+    """Of each event file: lines = accepted + dead-lettered + duplicate, as the tables have them."""
+    window = "" if scope.first is None else f"WHERE received_date >= DATE '{scope.first}'"
+    lines, accepted, dead, wrong = scope.connection.execute(
+        "WITH held AS (SELECT source_name AS path, sum(raw) AS raw, sum(accepted) AS accepted,"
+        " sum(dead) AS dead FROM ("
+        f" SELECT source, source_name, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
+        f" {window} UNION ALL SELECT source, source_name, 0, 1, 0 FROM lake.enriched_events"
+        f" {window} UNION ALL SELECT source, source_name, 0, 0, 1 FROM lake.dead_letter_events"
+        f" {window}) WHERE source = 'file' GROUP BY ALL)"
+        " SELECT coalesce(sum(e.lines), 0), coalesce(sum(e.accepted), 0),"
+        " coalesce(sum(e.dead_lettered), 0), list(e.path ORDER BY e.path) FILTER ("
+        " e.lines <> e.accepted + e.dead_lettered + e.duplicate OR (e.copy_of IS NULL AND ("
+        " e.lines <> coalesce(h.raw, 0) OR e.accepted <> coalesce(h.accepted, 0)"
+        " OR e.dead_lettered <> coalesce(h.dead, 0))))"
+        " FROM lake.event_files AS e LEFT JOIN held AS h USING (path)"
+        f" {window + ' AND' if window else 'WHERE'} e.retracted_at IS NULL"
+    ).fetchone() or (0, 0, 0, None)
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        metadata={
+            "lines": int(lines),
+            "accepted": int(accepted),
+            "dead_lettered": int(dead),
+            "files_at_fault": str((wrong or [])[:SHOWN]),
+        },
+    )
+
+
+def files_are_readable(scope: Scope) -> dg.AssetCheckResult:
+    """No event file waits for somebody to mend it."""
+    found = dict(
+        scope.connection.execute(
+            "SELECT path, problem FROM lake.failed_event_files ORDER BY path"
+        ).fetchall()
+    )
+    return dg.AssetCheckResult(
+        passed=not found, severity=dg.AssetCheckSeverity.WARN, metadata={"failed_files": found}
+    )
+
+
+def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
+    """Live revenue = batch revenue on days that have both; the orders that differ are named."""
+    both = (
+        "SELECT order_date, region, total_revenue FROM lake.{} WHERE order_date IN"
+        " (SELECT order_date FROM lake.live_revenue) AND order_date IN (SELECT day FROM"
+        " lake.published_days WHERE table_name = 'daily_revenue')"
+    )
+    days = scope.connection.execute(
+        "SELECT order_date, coalesce(sum(s.total_revenue), 0) - coalesce(sum(b.total_revenue), 0)"
+        f" FROM ({both.format('live_revenue')}) AS s FULL JOIN"
+        f" ({both.format('daily_revenue')}) AS b USING (order_date, region)"
+        " GROUP BY order_date HAVING count(*) FILTER (s.total_revenue IS DISTINCT FROM"
+        " b.total_revenue) > 0 ORDER BY ALL"
+    ).fetchall()
+    listed = [day for day, _ in days][-SHOWN:]
+    dates = ", ".join(f"DATE '{day}'" for day in listed) or "NULL"
+    concerned = scope.connection.sql(
+        "SELECT * FROM lake.enriched_events WHERE order_id IN (SELECT order_id"
+        f" FROM lake.enriched_events WHERE order_date IN ({dates}))"
+    )
+    live = events.live_orders(nw.from_native(concerned)).to_native().sql_query()
+    orders_behind = scope.connection.execute(
+        "SELECT order_date, order_id, s.order_value_gbp AS stream_gbp, b.order_value_gbp AS"
+        f" batch_gbp FROM ({live}) AS s FULL JOIN lake.completed_orders AS b"
+        f" USING (order_date, order_id, region) WHERE order_date IN ({dates})"
+        " AND s.order_value_gbp IS DISTINCT FROM b.order_value_gbp"
+        f" ORDER BY order_date DESC, order_id LIMIT {SHOWN}"
+    ).fetchall()
+    return dg.AssetCheckResult(
+        passed=not days,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "days_that_differ": len(days),
+            "stream_minus_batch_gbp": {str(day): float(value) for day, value in days[-SHOWN:]},
+            "orders": [
+                f"{day} {order}: stream {stream}, batch {batch}"
+                for day, order, stream, batch in orders_behind
+            ],
+        },
+    )
+
+
 GENERAL: tuple[Check, ...] = (schema_matches, key_is_unique, required_values_are_there)
 SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
     tables.RAW_ORDERS: (rows_add_up, volume_is_usual),
     tables.COMPLETED_ORDERS: (completed_reconcile_with_raw, references_are_known),
+    tables.RAW_EVENTS: (lines_add_up, files_are_readable),
+    tables.LIVE_REVENUE: (stream_agrees_with_batch,),
     tables.DAILY_REVENUE: (revenue_reconciles_with_orders,),
     tables.DAILY_REVENUE_BY_CATEGORY: (revenue_reconciles_with_orders,),
 }
@@ -219,6 +307,11 @@ CHECKED = (
     tables.COMPLETED_ORDERS,
     tables.DAILY_REVENUE,
     tables.DAILY_REVENUE_BY_CATEGORY,
+    tables.RAW_EVENTS,
+    tables.ENRICHED_EVENTS,
+    tables.DEAD_LETTER_EVENTS,
+    tables.DEAD_LETTER_COUNTS,
+    tables.LIVE_REVENUE,
 )
 
 

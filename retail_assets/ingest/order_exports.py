@@ -29,6 +29,7 @@ from retail_assets.ingest.export_file import (
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
+from retail_assets.lake.rows import insert_columns
 from retail_assets.transforms import orders
 
 BATCH_BYTES = 512 << 20
@@ -456,7 +457,7 @@ class _Batch:
                 "DELETE FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))",
                 [again],
             )
-        columns = {
+        columns: dict[str, Sequence[object]] = {
             "export_date DATE": [file.day for file in files],
             "source_file VARCHAR": [file.path.name for file in files],
             "size_bytes BIGINT": [file.size_bytes for file in files],
@@ -466,14 +467,7 @@ class _Batch:
             "raw_rows BIGINT": [raw[file.day] for file in files],
             "rejected_rows BIGINT": [rejected[file.day] for file in files],
         }
-        select = ", ".join(
-            f"unnest(?::{type_}[]) AS {name}" for name, type_ in map(str.split, columns)
-        )
-        self.connection.execute(
-            f"INSERT INTO lake.export_files BY NAME SELECT *, now() AS ingested_at"
-            f" FROM (SELECT {select})",
-            list(columns.values()),
-        )
+        insert_columns(self.connection, "export_files", columns, "now() AS ingested_at")
 
 
 @dataclass(frozen=True)

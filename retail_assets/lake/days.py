@@ -130,6 +130,19 @@ def stale_days(connection: duckdb.DuckDBPyConnection, table: Table, source: Tabl
     ]
 
 
+def behind(connection: duckdb.DuckDBPyConnection, table: Table) -> list[date]:
+    """The days of a table whose outside data have changed since they were published, if ever."""
+    return [
+        day
+        for (day,) in connection.execute(
+            "SELECT c.day FROM lake.changed_days AS c"
+            " LEFT JOIN lake.published_days AS p ON p.table_name = ? AND p.day = c.day"
+            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version) ORDER BY c.day",
+            [table.name, table.feed],
+        ).fetchall()
+    ]
+
+
 def _forget(
     connection: duckdb.DuckDBPyConnection, ledger: str, table: Table, days: list[date]
 ) -> None:

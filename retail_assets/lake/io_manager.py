@@ -124,6 +124,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
                 "dagster/row_count": count,
                 "snapshot": snapshot,
                 **_shown(connection, table, None),
+                **(draft.describe(connection) if draft.describe else {}),
             }
         )
 

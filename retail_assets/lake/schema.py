@@ -38,6 +38,12 @@ def _statements(connection: "duckdb.DuckDBPyConnection") -> list[str]:
                         f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}",
                         _comment(table, column),
                     ]
+    for view in tables.VIEWS:
+        if view.name not in found:
+            statements += [
+                f"CREATE VIEW lake.{view.name} AS {view.query}",
+                f"COMMENT ON VIEW lake.{view.name} IS {literal(view.description)}",
+            ]
     return statements
 
 

@@ -1,0 +1,186 @@
+"""The event lane: event files to enriched events and dead letters, and what follows from them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import duckdb
+import narwhals as nw
+from pydantic import Field
+
+from retail_assets import tables
+from retail_assets.assets.charts import dead_letters_by_reason
+from retail_assets.assets.daily import RETRIES, table_spec
+from retail_assets.ingest import event_files, replay
+from retail_assets.lake import days as ledger
+from retail_assets.lake.io_manager import Draft
+from retail_assets.lake.publish import Publication, publish_days
+from retail_assets.lake.resource import LakeResource
+from retail_assets.settings import Settings
+from retail_assets.transforms import events, revenue
+
+EVENT_TABLES = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
+
+INGEST = "event_ingest"
+"""The name of the step that takes event files in."""
+
+SHOWN_FILES = 20
+
+FOLLOW_EVENTS = (
+    dg.AutomationCondition.any_deps_updated().since(
+        dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
+    )
+    & ~dg.AutomationCondition.in_progress()
+).with_label("follow_events")
+"""Follow the events of any day; most days of a long calendar have none, which `eager` minds."""
+
+
+class EventFilesConfig(dg.Config):
+    """What a run takes in."""
+
+    files: list[str] = Field(
+        default=[],
+        description="Event files, relative to the events folder. None: recompute the days of the"
+        " run from raw_events.",
+    )
+
+
+def event_assets(
+    settings: Settings, partitions_def: dg.PartitionsDefinition[str]
+) -> dg.AssetsDefinition:
+    """`raw_events`, `enriched_events` and `dead_letter_events`: one ingest, one transaction."""
+
+    @dg.multi_asset(
+        name=INGEST,
+        outs={
+            table.name: dg.AssetOut(**table_spec(table, code_version="1"), io_manager_key="lake_io")
+            for table in EVENT_TABLES
+        },
+        partitions_def=partitions_def,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        retry_policy=RETRIES,
+    )
+    def ingest_events(
+        context: dg.AssetExecutionContext, config: EventFilesConfig, lake: LakeResource
+    ) -> Iterator[dg.Output[object]]:
+        days = [date.fromisoformat(key) for key in context.partition_keys]
+        with lake.get_connection() as connection:
+            if config.files:
+                found = event_files.ingest(lake.lake, connection, settings, config.files)
+                context.log.info(_describe(found))
+                for problem in found.failed.values():
+                    context.log.error(problem)
+                if found.new_fields:
+                    context.log.warning(
+                        "Fields that no event had before: %s",
+                        ", ".join(f"{name} ({kind})" for name, kind in found.new_fields),
+                    )
+                about: dict[str, Any] = _ingest_metadata(found)
+            else:
+                for day in replay.event_days(connection, min(days), max(days)):
+                    replay.replay_day(lake.lake, connection, day)
+                    context.log.info("%s is recomputed from its raw events", day)
+                about = {"replayed": True}
+            for table in EVENT_TABLES:
+                context.add_output_metadata(about, output_name=table.name)
+                yield dg.Output(_publication(connection, table, days), output_name=table.name)
+
+    return ingest_events
+
+
+def _publication(
+    connection: duckdb.DuckDBPyConnection, table: tables.Table, days: list[date]
+) -> Publication:
+    sums = "".join(f", sum({name})" for name in table.measures)
+    rows = dict.fromkeys(days, 0)
+    measures: dict[date, dict[str, Any]] = {}
+    for day, count, *values in connection.execute(
+        f"SELECT received_date, count(*){sums} FROM lake.{table.name}"
+        " WHERE received_date BETWEEN ? AND ? GROUP BY ALL",
+        [min(days), max(days)],
+    ).fetchall():
+        if day in rows:
+            rows[day] = count
+            measures[day] = dict(zip(table.measures, values, strict=True))
+    (snapshot,) = connection.execute("SELECT id FROM lake.current_snapshot()").fetchone() or (0,)
+    return Publication(table, rows, {}, snapshot, measures)
+
+
+def _ingest_metadata(found: event_files.Ingested) -> dict[str, Any]:
+    taken = found.files.values()
+    outcomes = Counter(file.outcome for file in taken)
+    return {
+        "files": len(found.files),
+        "lines": sum(file.lines for file in taken),
+        "accepted": sum(file.accepted for file in taken),
+        "dead_lettered": sum(file.dead_lettered for file in taken),
+        "duplicate": sum(file.duplicate for file in taken),
+        "outcomes": dict(outcomes),
+        **({"failed_files": found.failed} if found.failed else {}),
+        **({"new_fields": dict(found.new_fields)} if found.new_fields else {}),
+        "file_names": sorted(found.files)[:SHOWN_FILES],
+    }
+
+
+def _describe(found: event_files.Ingested) -> str:
+    figures = _ingest_metadata(found)
+    return (
+        f"{figures['files']} files: {figures['lines']} lines, {figures['accepted']} accepted,"
+        f" {figures['dead_lettered']} dead-lettered, {figures['duplicate']} duplicate"
+    )
+
+
+def _table_asset(
+    table: tables.Table, compute: Callable[..., Any], **options: Any
+) -> dg.AssetsDefinition:
+    make: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
+        **table_spec(table, code_version="1"),
+        automation_condition=FOLLOW_EVENTS,
+        retry_policy=RETRIES,
+        **options,
+    )
+    return make(compute)
+
+
+def _dead_letter_counts(dead_letter_events: nw.LazyFrame) -> Draft:
+    return Draft(events.dead_letter_counts(dead_letter_events), describe=dead_letters_by_reason)
+
+
+def _live_revenue(lake: LakeResource) -> dg.MaterializeResult[Any]:
+    with lake.get_connection() as connection:
+        published = refresh_live_revenue(lake, connection)
+        (rows, total) = connection.execute(
+            "SELECT count(*), coalesce(sum(total_revenue), 0) FROM lake.live_revenue"
+        ).fetchone() or (0, 0)
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": rows,
+            "total_revenue": float(total),
+            "days_recomputed": len(published.rows) if published else 0,
+        }
+    )
+
+
+def refresh_live_revenue(
+    lake: LakeResource, connection: duckdb.DuckDBPyConnection
+) -> Publication | None:
+    """Recompute the days of `live_revenue` whose events have changed; None if there are none."""
+    days = ledger.behind(connection, tables.LIVE_REVENUE)
+    if not days:
+        return None
+    listed = ", ".join(f"DATE '{day}'" for day in days)
+    # All events of every order that has one on these days: its first may lie on another.
+    concerned = connection.sql(
+        "SELECT * FROM lake.enriched_events WHERE order_id IN"
+        f" (SELECT order_id FROM lake.enriched_events WHERE order_date IN ({listed}))"
+    )
+    live = revenue.daily_revenue(events.live_orders(nw.from_native(concerned)))
+    return publish_days(lake.lake, connection, tables.LIVE_REVENUE, live, days, only_days=True)
+
+
+ASSETS = (
+    _table_asset(tables.DEAD_LETTER_COUNTS, _dead_letter_counts, io_manager_key="lake_io"),
+    _table_asset(tables.LIVE_REVENUE, _live_revenue, deps=[tables.ENRICHED_EVENTS.name]),
+)

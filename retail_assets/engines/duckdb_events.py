@@ -1,0 +1,141 @@
+"""Reading event lines with DuckDB: JSON text in, typed fields out, nothing raised per line.
+
+What cannot be read becomes null here; whether that matters is decided in `transforms.events`.
+"""
+
+from retail_assets.engines.duckdb import BLANKS, DAY, MINUTE, OFFSET
+from retail_assets.sql import literal
+
+TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
+"""The fields that are text."""
+
+FIELDS = (*TEXTS, "order_value_gbp", "quantity", "event_timestamp")
+"""The fields that mean something; all others of an event are extra."""
+
+MAX_CONTAINERS = 1_000
+"""How many objects and arrays an event may hold: DuckDB's own functions are recursive, and a line
+of nothing but brackets would end the process."""
+
+NUMBER = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
+TIME = rf"{DAY}[T ]{MINUTE}(:[0-5]\d(\.\d{{1,9}})?)?{OFFSET}?"
+
+
+def parsed(lines: str) -> str:
+    """Return a query for the typed fields of event lines.
+
+    Args:
+        lines: a table or subquery with `received_date` (DATE), `payload` (VARCHAR) and `defect`
+            (VARCHAR), and any other columns, which are kept.
+
+    Returns:
+        SQL for those columns and
+
+        - `form`: `object`, `empty` or `other`, null if not JSON;
+        - `crowded`: whether there are more objects and arrays than `MAX_CONTAINERS`;
+        - `repeated`: a key that stands twice;
+        - `has_X` (BOOLEAN) for each of `FIELDS`: whether it is there and not null;
+        - `event_id`, `order_id`, `customer_id`, `product_id`, `region`, `status`: without blanks
+          around them, null if not text;
+        - `order_value_gbp` (DECIMAL(18,6)), `finite` (BOOLEAN: false for NaN and infinities, null
+          where there is no number), `whole_pence` (BOOLEAN), `quantity` (BIGINT),
+          `event_timestamp` (TIMESTAMPTZ), `event_date` (DATE, in the session's time zone) and
+          `days_ahead` (BIGINT: of that date, to received_date): null if unreadable;
+        - `time_is_text` (BOOLEAN), `nul` (BOOLEAN: whether a text may have the character NUL);
+        - `extra`: all other fields, as JSON, null if none.
+    """
+    schema = ", ".join(f'"{name}": "JSON"' for name in FIELDS)
+    texts = ", ".join(f"{_text(f'f.{name}')} AS {name}" for name in TEXTS if name != "status")
+    has = ", ".join(f"f.{name} IS NOT NULL AS has_{name}" for name in FIELDS)
+    there = " + ".join(f"has_{name}::TINYINT" for name in FIELDS)
+    known = ", ".join(literal(name) for name in FIELDS)
+    nothing = ", ".join(f'"{name}": null' for name in FIELDS)
+    value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
+    # A CASE evaluates a branch only for the rows that need it: what costs is done for few.
+    return f"""
+        SELECT * EXCLUDE (f, keys, irregular, value_text, time_text, quantity_text, is_object,
+                number),
+            TRY_CAST(number AS DECIMAL(18,6)) AS order_value_gbp,
+            CASE WHEN number IS NOT NULL THEN isfinite(TRY_CAST(number AS DOUBLE))
+                WHEN lower(ltrim(value_text, '+-')) IN ('nan', 'inf', 'infinity') THEN false
+                END AS finite,
+            order_value_gbp = round(order_value_gbp, 2) AS whole_pence,
+            TRY_CAST(CASE WHEN regexp_full_match(quantity_text, '-?[0-9]+(\\.0+)?')
+                THEN quantity_text END AS BIGINT) AS quantity,
+            time_text IS NOT NULL AS time_is_text,
+            CASE WHEN regexp_full_match(time_text, {literal(TIME)})
+                THEN TRY_CAST({_with_seconds("time_text")} AS TIMESTAMPTZ) END AS event_timestamp,
+            event_timestamp::DATE AS event_date,
+            event_date - received_date AS days_ahead,
+            CASE WHEN irregular AND len(keys) > len(list_distinct(keys)) THEN
+                list_filter(keys, lambda key, i: list_position(keys, key) < i)[1] END AS repeated,
+            CASE WHEN irregular AND NOT list_has_all([{known}], keys)
+                THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END AS extra
+        FROM (
+            SELECT *, len(keys) <> {there} AS irregular, {texts},
+                lower({_text("f.status")}) AS status,
+                {value} AS value_text, {_text("f.event_timestamp")} AS time_text,
+                CASE WHEN regexp_full_match(value_text, {literal(NUMBER)}) THEN value_text END
+                    AS number,
+                CASE WHEN f.quantity NOT LIKE '"%' THEN f.quantity::VARCHAR END AS quantity_text
+            FROM (
+                SELECT *, {has}
+                FROM (
+                    SELECT *,
+                        CASE WHEN is_object THEN json_transform(payload, '{{{schema}}}') END AS f,
+                        CASE WHEN is_object THEN json_keys(payload) END AS keys
+                    FROM (
+                        SELECT *, form = 'object' AND NOT crowded AS is_object
+                        FROM (
+                            SELECT *,
+                                CASE WHEN defect IS NOT NULL THEN NULL
+                                    WHEN NOT json_valid(payload) THEN
+                                        CASE WHEN trim(payload, {BLANKS}) = '' THEN 'empty' END
+                                    WHEN payload LIKE '{{%' THEN 'object'
+                                    WHEN ltrim(payload, {BLANKS}) LIKE '{{%' THEN 'object'
+                                    ELSE 'other' END AS form,
+                                CASE WHEN strlen(payload) > {MAX_CONTAINERS}
+                                    THEN strlen(payload) - strlen(translate(payload, '[{{', ''))
+                                        > {MAX_CONTAINERS}
+                                    ELSE false END AS crowded,
+                                contains(payload, '\\u0000') AS nul
+                            FROM {lines}
+                        )
+                    )
+                )
+            )
+        )
+    """
+
+
+def _text(json: str, *, other: str = "NULL") -> str:
+    """The text of a JSON string, without blanks around it; of other JSON something else."""
+    return (
+        f"CASE WHEN {json} LIKE '\"%' THEN CASE"
+        f" WHEN contains({json}, '\\') THEN trim(json_extract_string({json}, '$'), {BLANKS})"
+        f" WHEN {json} LIKE '\" %' OR {json} LIKE '% \"' OR contains({json}, '\u00a0')"
+        f" THEN trim(replace({json}::VARCHAR, '\"', ''), {BLANKS})"
+        f" ELSE replace({json}::VARCHAR, '\"', '') END ELSE {other} END"
+    )
+
+
+def _with_seconds(time: str) -> str:
+    """DuckDB reads an offset only after seconds."""
+    return (
+        f"CASE WHEN substr({time}, 17, 1) = ':' OR length({time}) = 16 THEN upper({time})"
+        f" ELSE concat(substr({time}, 1, 16), ':00', upper(substr({time}, 17))) END"
+    )
+
+
+def content_ids(events: str) -> str:
+    """Return a query for the identity of events by their content: `line_no` and `event_id`.
+
+    Neither the order of keys nor blanks between them count.
+
+    Args:
+        events: a table or subquery with `line_no` and `payload`, an object each.
+    """
+    return (
+        "SELECT line_no, 'content:' || sha256(string_agg(concat_ws(' ', fullkey, type, atom),"
+        f" chr(10) ORDER BY fullkey)) AS event_id FROM {events}, json_tree(payload)"
+        " GROUP BY line_no"
+    )

@@ -1,0 +1,219 @@
+"""The sensor of the event lane: event files that land start runs, a bounded number at a time.
+
+What is new is decided by the ledger in the lake, so late files, equal times and copies are no
+special cases. The cursor only remembers which files were in runs that failed as a whole, and how
+often; a file that cannot be read fails alone within its run, and is counted in the lake.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
+from itertools import groupby
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from retail_assets.assets.events import EVENT_TABLES, INGEST
+from retail_assets.automation import IN_PROGRESS, MAX_ATTEMPTS
+from retail_assets.ingest.event_files import Pending, pending_event_files
+from retail_assets.ingest.event_folder import FoundFile, landing_day
+from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.settings import Settings
+
+EVENTS = "events"
+
+FILES_PER_RUN = 5_000
+BYTES_PER_RUN = 512 << 20
+MAX_RUNS = 4
+"""How many runs of files there are at once; the rest waits for the next tick."""
+
+SHOWN = 5
+
+
+@dataclass
+class Failures:
+    """Files of runs that failed as a whole: their state then, and how often.
+
+    `until` is when the newest failed run that was looked at ended, in seconds since 1970.
+    """
+
+    until: float = 0.0
+    attempts: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, cursor: str | None) -> "Failures":
+        """Read a cursor."""
+        return cls(**json.loads(cursor)) if cursor else cls()
+
+    def dump(self) -> str:
+        """What becomes the cursor."""
+        return json.dumps({"until": self.until, "attempts": self.attempts})
+
+    def count(self, file: FoundFile) -> int:
+        """How often a file, as it is, was in a run that failed."""
+        size, modified, attempts = self.attempts.get(file.path, (None, None, 0))
+        return int(attempts or 0) if (size, modified) == (file.size_bytes, file.modified_ns) else 0
+
+
+def job() -> UnresolvedAssetJobDefinition:
+    """The job that takes event files in, or replays days."""
+    return dg.define_asset_job(
+        EVENTS,
+        selection=dg.AssetSelection.assets(*(table.name for table in EVENT_TABLES)),
+        description="Event files to enriched events and dead letters. Without files in its"
+        " configuration: recompute days from raw_events.",
+    )
+
+
+def sensor(settings: Settings) -> dg.SensorDefinition:
+    """Take in event files as they land."""
+
+    @dg.sensor(
+        name="new_event_files",
+        job_name=EVENTS,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Takes in event files as they land, grow or are replaced.",
+    )
+    def new_event_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        pending = pending_event_files(settings)
+        running = _running(context.instance)
+        failures = Failures.load(context.cursor)
+        _count_failures(context.instance, failures, pending)
+        busy = {path for files in running for path in files}
+        given_up = [
+            path for path, file in pending.files.items() if failures.count(file) >= MAX_ATTEMPTS
+        ]
+        ready = [
+            file
+            for path, file in pending.files.items()
+            if path not in busy and failures.count(file) < MAX_ATTEMPTS
+        ]
+        requests: list[dg.RunRequest] = []
+        asked = 0
+        for day, files in batches(settings, ready):
+            if len(running) + len(requests) >= MAX_RUNS:
+                break
+            requests.append(_request(settings, day, files, failures))
+            asked += len(files)
+        message = _describe(pending, busy, given_up, asked, len(ready) - asked)
+        if requests:
+            context.log.info(message)
+        return dg.SensorResult(
+            requests, skip_reason=None if requests else message, cursor=failures.dump()
+        )
+
+    return new_event_files
+
+
+def batches(
+    settings: Settings, files: Sequence[FoundFile]
+) -> Iterator[tuple[date, list[FoundFile]]]:
+    """Files that go into one run each: of one landing day, bounded in number and bytes."""
+    today = datetime.now(ZoneInfo(settings.timezone)).date()
+
+    def day_of(file: FoundFile) -> date:
+        return landing_day(file, settings.timezone, settings.start_date, today)
+
+    for day, of_day in groupby(sorted(files, key=lambda file: (day_of(file), file.path)), day_of):
+        batch: list[FoundFile] = []
+        weight = 0
+        for file in of_day:
+            if batch and (len(batch) >= FILES_PER_RUN or weight + file.size_bytes > BYTES_PER_RUN):
+                yield day, batch
+                batch, weight = [], 0
+            batch.append(file)
+            weight += file.size_bytes
+        yield day, batch
+
+
+def _request(
+    settings: Settings, day: date, files: Sequence[FoundFile], failures: Failures
+) -> dg.RunRequest:
+    state = [(file.path, file.size_bytes, file.modified_ns) for file in files]
+    content = hashlib.sha256(json.dumps([_birth(settings), state]).encode()).hexdigest()[:16]
+    attempt = 1 + max(failures.count(file) for file in files)
+    return dg.RunRequest(
+        # Dagster remembers a key for ever: it must tell other content, another attempt at it, and
+        # another lake.
+        run_key=f"{day}:{content}:{attempt}",
+        partition_key=day.isoformat(),
+        run_config={
+            "ops": {INGEST: {"config": {"files": [file.path for file in files]}}},
+        },
+        tags={"retail_assets/files": str(len(files)), "retail_assets/attempt": str(attempt)},
+    )
+
+
+def _birth(settings: Settings) -> str:
+    """What tells this lake from one that lay in the same place before."""
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            row = connection.execute("SELECT min(snapshot_time) FROM lake.snapshots()").fetchone()
+    except NoLakeError:
+        return ""
+    return str(row[0]) if row else ""
+
+
+def _running(instance: dg.DagsterInstance) -> list[list[str]]:
+    """The files of each run that is queued or running."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=EVENTS, statuses=IN_PROGRESS))
+    return [files for run in runs if (files := _files_of(run.run_config))]
+
+
+def _count_failures(instance: dg.DagsterInstance, failures: Failures, pending: Pending) -> None:
+    """Count the pending files of runs that failed since the last tick; forget all others."""
+    records = instance.get_run_records(
+        dg.RunsFilter(
+            job_name=EVENTS,
+            statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
+            updated_after=datetime.fromtimestamp(failures.until, timezone.utc),
+        )
+    )
+    for record in records:
+        ended = record.update_timestamp.timestamp()
+        if ended <= failures.until:
+            continue
+        for path in _files_of(record.dagster_run.run_config):
+            file = pending.files.get(path)
+            if file is not None:
+                count = failures.count(file) + 1
+                failures.attempts[path] = [file.size_bytes, file.modified_ns, count]
+    failures.until = max(
+        [failures.until, *(record.update_timestamp.timestamp() for record in records)]
+    )
+    failures.attempts = {
+        path: state for path, state in failures.attempts.items() if path in pending.files
+    }
+
+
+def _files_of(run_config: Mapping[str, Any]) -> list[str]:
+    config = run_config.get("ops", {}).get(INGEST, {}).get("config", {})
+    return list(config.get("files", []))
+
+
+def _describe(
+    pending: Pending, busy: set[str], given_up: Sequence[str], asked: int, waiting: int
+) -> str:
+    if not pending.files and not pending.left_alone:
+        return "No new event files."
+    parts = [f"{len(pending.files)} event files have something new"]
+    for count, text in (
+        (len(busy & pending.files.keys()), "in runs already"),
+        (asked, "go into runs now"),
+        (waiting, "wait for the next tick"),
+    ):
+        if count:
+            parts.append(f"{count} {text}")
+    troubles = [
+        *(f"{path} (its run failed {MAX_ATTEMPTS} times)" for path in given_up),
+        *(f"{path} ({reason})" for path, reason in pending.left_alone.items()),
+    ]
+    if troubles:
+        shown = "; ".join(troubles[:SHOWN])
+        parts.append(f"{len(troubles)} are left alone until they change, first of all {shown}")
+    return "; ".join(parts) + "."

@@ -1,0 +1,186 @@
+"""Dead letters: look at them, and redrive them as they are or mended.
+
+A dead letter is known by its place, `source:source_name:position`. It stays where it is for ever: a
+redrive is a raw event of its own, of the source `redrive`, whose name is that of the letter. Only
+what is valid is taken in, and once: a letter that was redriven is not redriven again.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import duckdb
+
+from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.ingest.event_lines import to_arrow
+from retail_assets.ingest.events import EventBatch
+from retail_assets.lake.connection import Lake
+
+REDRIVE = "redrive"
+
+PLACE = "concat_ws(':', d.source, d.source_name, d.position)"
+
+_LETTERS = f"""
+    SELECT {PLACE} AS id, d.received_date, d.reason, d.field, d.payload, d.processed_at,
+        r.source_name IS NOT NULL AS redriven, w.defect
+    FROM lake.dead_letter_events AS d
+    JOIN lake.raw_events AS w
+        ON w.received_date = d.received_date AND w.source = d.source
+        AND w.source_name = d.source_name AND w.position = d.position
+    LEFT JOIN (SELECT DISTINCT source_name FROM lake.raw_events
+        WHERE source = '{REDRIVE}' AND event_id IS NOT NULL) AS r
+        ON r.source_name = {PLACE}
+"""
+
+
+@dataclass(frozen=True)
+class Redriven:
+    """What came of redriving a dead letter: `accepted`, `duplicate`, or why nothing was done."""
+
+    id: str
+    outcome: str
+
+
+def find(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    ids: Collection[str] = (),
+    reason: str | None = None,
+    day: date | None = None,
+    open_only: bool = False,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Find dead letters, the newest first.
+
+    Args:
+        connection: a connection to the lake.
+        ids: only these.
+        reason: only those with this reason code.
+        day: only those received on this day.
+        open_only: leave those out that were redriven.
+        limit: at most so many.
+
+    Returns:
+        `id`, `received_date`, `reason`, `field`, `payload`, `processed_at`, `redriven` and `defect`
+        of each.
+    """
+    conditions: list[str] = []
+    parameters: list[Any] = []
+    for condition, value in (
+        ("id IN (SELECT unnest(?::VARCHAR[]))", list(ids)),
+        ("reason = ?", reason),
+        ("received_date = ?", day),
+    ):
+        if value:
+            conditions.append(condition)
+            parameters.append(value)
+    if open_only:
+        conditions.append("NOT redriven")
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    tail = "" if limit is None else f" LIMIT {limit}"
+    found = connection.execute(
+        f"SELECT * FROM ({_LETTERS}){where} ORDER BY received_date DESC, id{tail}", parameters
+    )
+    names = [column[0] for column in found.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def redrive(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    ids: Sequence[str],
+    *,
+    payload: str | None = None,
+) -> list[Redriven]:
+    """Judge dead letters anew, as they are or with a mended payload, and take in the valid ones.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        ids: the letters.
+        payload: what the one letter should have been, a JSON object.
+
+    Returns:
+        What came of each letter, in the order of their ids.
+
+    Raises:
+        RetailAssetsError: if there is no such letter, or the mended payload is not valid.
+    """
+    if payload is not None and len(ids) != 1:
+        raise UsageError("A payload mends one dead letter: name one.")
+    letters = {letter["id"]: letter for letter in find(connection, ids=ids)}
+    missing = [name for name in ids if name not in letters]
+    if missing:
+        raise RetailAssetsError(
+            f"There is no dead letter {', '.join(missing)}: `dead-letters list` shows those there"
+            " are."
+        )
+    outcomes = {name: "redriven before" for name, letter in letters.items() if letter["redriven"]}
+    if payload is None:
+        outcomes |= {
+            name: f"not whole ({letter['defect']}): give it a payload"
+            for name, letter in letters.items()
+            if letter["defect"] and name not in outcomes
+        }
+    todo = [letter for name, letter in letters.items() if name not in outcomes]
+    if todo:
+        outcomes |= _take_in(lake, connection, todo, payload)
+    if payload is not None and outcomes[ids[0]].startswith("still"):
+        raise RetailAssetsError(f"The payload is not valid: {outcomes[ids[0]]}.")
+    return [Redriven(name, outcomes[name]) for name in sorted(outcomes)]
+
+
+def _take_in(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    letters: Sequence[dict[str, Any]],
+    payload: str | None,
+) -> dict[str, str]:
+    import pyarrow as pa
+
+    texts = [letter["payload"] if payload is None else _one_line(payload) for letter in letters]
+    names = [letter["id"] for letter in letters]
+    numbers = pa.array(range(len(letters)), pa.int32())
+    lines = (
+        to_arrow("".join(f"{text}\n" for text in texts).encode())
+        .append_column("source_no", numbers)
+        .append_column("position", pa.array([1] * len(letters), pa.int64()))
+    )
+    sources = pa.table(
+        {
+            "source_no": numbers,
+            "received_date": [letter["received_date"] for letter in letters],
+            "source": [REDRIVE] * len(letters),
+            "source_name": names,
+        }
+    )
+    with EventBatch(connection) as batch:
+        batch.add(lines, sources)
+        batch.judge()
+        outcomes = {
+            name: f"still {reason}{f' ({field})' if field else ''}"
+            for name, reason, field in batch.problems()
+        }
+        with lake.transaction(connection, "redrive dead letters"):
+            # Only now: somebody else may have done the same a moment ago.
+            done = {letter["id"] for letter in find(connection, ids=names) if letter["redriven"]}
+            outcomes |= dict.fromkeys(done, "redriven before")
+            batch.leave_out(REDRIVE, list(outcomes))
+            accepted = {
+                delta.source_name
+                for delta in batch.settle().deltas
+                if delta.source == REDRIVE and delta.accepted > 0
+            }
+    for name in names:
+        outcomes.setdefault(name, "accepted" if name in accepted else "duplicate")
+    return outcomes
+
+
+def _one_line(payload: str) -> str:
+    """A payload may be written over several lines; an event is one."""
+    try:
+        return json.dumps(json.loads(payload), ensure_ascii=False)
+    except ValueError:
+        return " ".join(payload.splitlines())

@@ -1,0 +1,588 @@
+"""Event files into the event tables, exactly once: only what the ledger does not have yet.
+
+Which files are new, and from where on, is decided by the ledger `event_files`: path, size and hash
+of what was taken in. Lines go in by portions, each in one transaction with its ledger entries. Who
+finds there that another process has taken a file further in the meantime leaves it alone.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+import duckdb
+
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
+from retail_assets.ingest.event_lines import to_arrow
+from retail_assets.ingest.event_reader import (
+    OPEN,
+    PORTION_BYTES,
+    Portion,
+    Progress,
+    read_new,
+)
+from retail_assets.ingest.events import Delta, EventBatch
+from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
+from retail_assets.lake.rows import insert_columns
+
+if TYPE_CHECKING:
+    from retail_assets.settings import Settings
+
+FILE = "file"
+"""The source of events that came in files."""
+
+MAX_ATTEMPTS = 3
+"""How often a file that cannot be read is tried as it is."""
+
+PORTION_FILES = 5_000
+"""How many files are taken in together at most."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger has of a file: its current version, as it was last looked at."""
+
+    path: str
+    version: int
+    received_date: date
+    size_bytes: int
+    modified_ns: int
+    progress: Progress
+    accepted: int
+    dead_lettered: int
+    copy_of: str | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of one file.
+
+    `outcome` is `new`, `grown`, `replaced`, `copy` or `unchanged`; the counts are of the lines that
+    were taken in now.
+    """
+
+    path: str
+    outcome: str
+    lines: int
+    accepted: int
+    dead_lettered: int
+
+    @property
+    def duplicate(self) -> int:
+        """Lines whose event is there from elsewhere."""
+        return self.lines - self.accepted - self.dead_lettered
+
+    def plus(self, later: "Taken") -> "Taken":
+        """This and a later portion of the same file."""
+        return replace(
+            self,
+            lines=self.lines + later.lines,
+            accepted=self.accepted + later.accepted,
+            dead_lettered=self.dead_lettered + later.dead_lettered,
+        )
+
+
+@dataclass
+class Ingested:
+    """What came of event files: by path; which failed and why; the received days concerned."""
+
+    files: dict[str, Taken] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    days: set[date] = field(default_factory=set)
+    new_fields: list[tuple[str, str]] = field(default_factory=list)
+    snapshot: int | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The files that have something new, and those that are left alone, with the reason."""
+
+    files: dict[str, FoundFile]
+    left_alone: dict[str, str]
+
+
+def event_folder(settings: "Settings") -> EventFolder:
+    """The folder or bucket of the settings."""
+    return EventFolder(settings.events_location)
+
+
+def pending_event_files(settings: "Settings") -> Pending:
+    """Compare what lies in the folder with the ledger, by name, size and time alone.
+
+    Raises:
+        RetailAssetsError: if a bucket cannot be reached.
+    """
+    listing = event_folder(settings).list()
+    left_alone = dict.fromkeys(listing.links, "is a link, which is not followed")
+    known: dict[str, tuple[int, int, str]] = {}
+    failed: dict[str, tuple[int, int, str, int]] = {}
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            for path, size, modified, last_line in connection.execute(
+                "SELECT path, size_bytes, modified_ns, last_line FROM lake.event_files"
+                " WHERE retracted_at IS NULL"
+            ).fetchall():
+                known[path] = (size, modified, last_line)
+            for path, size, modified, problem, attempts in connection.execute(
+                "SELECT path, size_bytes, modified_ns, problem, attempts"
+                " FROM lake.failed_event_files"
+            ).fetchall():
+                failed[path] = (size, modified, problem, attempts)
+    except NoLakeError:
+        pass
+    now = time.time_ns()
+    files: dict[str, FoundFile] = {}
+    for path, file in listing.files.items():
+        still = file.is_still(now, settings.event_settle_seconds)
+        state = known.get(path)
+        if state is not None and state[:2] == (file.size_bytes, file.modified_ns):
+            new = state[2] == OPEN and still
+        else:
+            new = still or not file.packed
+        if not new:
+            continue
+        fault = failed.get(path)
+        if (
+            fault is not None
+            and fault[:2] == (file.size_bytes, file.modified_ns)
+            and fault[3] >= MAX_ATTEMPTS
+        ):
+            left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
+        else:
+            files[path] = file
+    return Pending(files, left_alone)
+
+
+def ingest(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    settings: "Settings",
+    paths: Iterable[str],
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Ingested:
+    """Take in what is new of some event files; a bad file fails alone, by name.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        settings: where the files lie, and the days that there are.
+        paths: the files, relative to the events folder.
+        progress: called with the number of files done.
+
+    Returns:
+        What came of each file. Problems of files are in the ledger as well.
+    """
+    return _Intake(lake, connection, settings, progress).run(list(paths))
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A portion that was read and waits for its transaction; `entry` is what it goes on from."""
+
+    file: FoundFile
+    entry: Entry | None
+    portion: Portion
+    received_date: date
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+
+class _Intake:
+    def __init__(
+        self,
+        lake: Lake,
+        connection: duckdb.DuckDBPyConnection,
+        settings: "Settings",
+        progress: Callable[[int], None],
+    ) -> None:
+        self._lake = lake
+        self._connection = connection
+        self._settings = settings
+        self._progress = progress
+        self._folder = event_folder(settings)
+        self._waiting: list[_Waiting] = []
+        self._weight = 0
+        self._unreadable: dict[FoundFile, str] = {}
+        self._result = Ingested()
+        self._today = datetime.now(ZoneInfo(settings.timezone)).date()
+
+    def run(self, paths: Sequence[str]) -> Ingested:
+        for first in range(0, len(paths), PORTION_FILES):
+            some = sorted(set(paths[first : first + PORTION_FILES]))
+            known = entries(self._connection, some)
+            for path in some:
+                self._read(path, known.get(path))
+            self._commit()
+            self._progress(min(first + PORTION_FILES, len(paths)))
+        self._result.snapshot = current_snapshot(self._connection)
+        return self._result
+
+    def _read(self, path: str, entry: Entry | None) -> None:
+        file = FoundFile(path, 0, 0)
+        try:
+            file = self._folder.stat(path)
+            for portion in read_new(
+                lambda: self._folder.open(path),
+                packed=file.packed,
+                known=entry.progress if entry else Progress(),
+                still=file.is_still(time.time_ns(), self._settings.event_settle_seconds),
+            ):
+                self._waiting.append(_Waiting(file, entry, portion, self._day(file)))
+                self._weight += len(portion.data)
+                if self._weight >= PORTION_BYTES or not portion.last:
+                    self._commit()
+                if not portion.last:
+                    # The rest goes on from what is in the ledger now.
+                    entry = entries(self._connection, [path]).get(path)
+                    if entry is None or entry.progress != portion.progress:
+                        return
+        except (OSError, RetailAssetsError) as error:
+            self._unreadable[file] = f"{path} cannot be read: {error}"
+
+    def _day(self, file: FoundFile) -> date:
+        settings = self._settings
+        return landing_day(file, settings.timezone, settings.start_date, self._today)
+
+    def _commit(self) -> None:
+        waiting, self._waiting, self._weight = self._waiting, [], 0
+        unreadable, self._unreadable = self._unreadable, {}
+        if not waiting and not unreadable:
+            return
+        with EventBatch(self._connection) as batch:
+            _stage(batch, waiting)
+            batch.judge()
+            with self._lake.transaction(self._connection, "ingest event files"):
+                self._settle(batch, waiting, unreadable)
+
+    def _settle(
+        self,
+        batch: EventBatch,
+        waiting: Sequence[_Waiting],
+        unreadable: Mapping[FoundFile, str],
+    ) -> None:
+        """In the transaction: the rows, and the ledger that says where they came from."""
+        known = entries(self._connection, [item.path for item in waiting])
+        overtaken = {
+            item.path for item in waiting if _state(known.get(item.path)) != _state(item.entry)
+        }
+        plan = _Plan(self._connection, [item for item in waiting if item.path not in overtaken])
+        batch.leave_out(FILE, [*overtaken, *plan.copies])
+        for holder, heir in plan.heirs:
+            batch.inherit(FILE, holder, heir.path, heir.received_date)
+        batch.retract(FILE, plan.replaced)
+        batch.retract(FILE, plan.displaced, redrives=False)
+        settled = batch.settle()
+        for taken in plan.enter(settled.deltas):
+            before = self._result.files.get(taken.path)
+            self._result.files[taken.path] = taken if before is None else before.plus(taken)
+        _note_failures(self._connection, unreadable, [item.path for item in waiting])
+        self._result.failed |= {file.path: text for file, text in unreadable.items()}
+        self._result.days |= settled.days
+        self._result.new_fields += settled.new_fields
+
+
+def _state(entry: Entry | None) -> tuple[int, Progress] | None:
+    return (entry.version, entry.progress) if entry else None
+
+
+def _stage(batch: EventBatch, waiting: Sequence[_Waiting]) -> None:
+    """All portions end to end, so that a thousand small files are as fast as a large one."""
+    import numpy as np
+    import pyarrow as pa
+
+    counts = [item.portion.lines for item in waiting]
+    if not sum(counts):
+        return
+    cut: list[int] = []
+    line = 0
+    for item in waiting:
+        cut += [line + number for number in item.portion.cut]
+        line += item.portion.lines
+    lines = to_arrow(b"".join(item.portion.data for item in waiting), cut)
+    firsts = [item.portion.progress.lines - item.portion.lines + 1 for item in waiting]
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    numbers = np.arange(sum(counts), dtype=np.int64) - starts + np.repeat(firsts, counts)
+    lines = lines.append_column("position", pa.array(numbers))
+    lines = lines.append_column(
+        "source_no", pa.array(np.repeat(np.arange(len(waiting), dtype=np.int32), counts))
+    )
+    sources = pa.table(
+        {
+            "source_no": pa.array(range(len(waiting)), pa.int32()),
+            "received_date": pa.array([item.received_date for item in waiting], pa.date32()),
+            "source": pa.array([FILE] * len(waiting), pa.string()),
+            "source_name": pa.array([item.path for item in waiting], pa.string()),
+        }
+    )
+    batch.add(lines, sources)
+
+
+class _Plan:
+    """What a transaction does with each file's rows, and then with its ledger entry.
+
+    Files with the same content count once, under the name that comes first in the alphabet; the
+    others are `copies` of that one. When it changes, a copy inherits its rows.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[_Waiting]) -> None:
+        self._connection = connection
+        self._waiting = {item.path: item for item in waiting}
+        self.copies: dict[str, str] = {}
+        self.replaced: list[str] = []
+        self.displaced: list[str] = []
+        self.heirs: list[tuple[str, Entry]] = []
+        self._others: dict[str, Entry] = {}
+        self._changed = [item for item in waiting if item.portion.restarted or item.portion.lines]
+        self._replace()
+        self._free_copies()
+        self._find_copies()
+
+    def _replace(self) -> None:
+        for item in self._changed:
+            entry = item.entry
+            if entry is None:
+                continue
+            if item.portion.restarted:
+                self.replaced.append(item.path)
+            elif entry.copy_of is not None:
+                # It went on by itself: its first lines count from now on as its own.
+                self.heirs.append((entry.copy_of, entry))
+
+    def _free_copies(self) -> None:
+        """The copies of files that change now become copies of the first of them."""
+        changed = {item.path for item in self._changed}
+        orphans: dict[str, list[Entry]] = {}
+        if changed:
+            for entry in _read_entries(
+                self._connection, "copy_of IN (SELECT unnest(?::VARCHAR[]))", [list(changed)]
+            ):
+                if entry.path not in changed and entry.copy_of is not None:
+                    orphans.setdefault(entry.copy_of, []).append(entry)
+        for holder, copies in orphans.items():
+            heir, *rest = sorted(copies, key=lambda entry: entry.path)
+            self.heirs.append((holder, heir))
+            self._others[heir.path] = replace(heir, copy_of=None)
+            for entry in rest:
+                self._others[entry.path] = replace(entry, copy_of=heir.path)
+
+    def _find_copies(self) -> None:
+        new = {
+            item.path: item.portion.progress
+            for item in self._changed
+            if item.portion.last
+            and item.portion.progress.lines == item.portion.lines
+            and item.portion.lines
+            and item.portion.progress.last_line != OPEN
+        }
+        if not new:
+            return
+        changed = {item.path for item in self._changed}
+        holders: dict[str, str] = {}
+        for entry in _read_entries(
+            self._connection,
+            "copy_of IS NULL AND last_line <> 'open'"
+            " AND content_hash IN (SELECT unnest(?::VARCHAR[]))",
+            [[progress.content_hash for progress in new.values()]],
+        ):
+            if entry.path not in changed:
+                self._others.setdefault(entry.path, entry)
+                holders[entry.progress.content_hash] = entry.path
+        for path, progress in sorted(new.items()):
+            holder = holders.setdefault(progress.content_hash, path)
+            if holder == path:
+                continue
+            if holder < path:
+                self.copies[path] = holder
+            else:
+                self._displace(holder, path)
+                holders[progress.content_hash] = path
+
+    def _displace(self, holder: str, path: str) -> None:
+        """The file that comes first has the rows, whichever was taken in first."""
+        self.displaced.append(holder)
+        for entry in (
+            self._others[holder],
+            *_read_entries(self._connection, "copy_of = ?", [holder]),
+        ):
+            if entry.path not in {item.path for item in self._changed}:
+                self._others[entry.path] = replace(entry, copy_of=path, accepted=0, dead_lettered=0)
+
+    def enter(self, deltas: Sequence[Delta]) -> Iterable[Taken]:
+        """Write the ledger; returns what came of each file."""
+        counts = {
+            delta.source_name: (delta.accepted, delta.dead_lettered)
+            for delta in deltas
+            if delta.source == FILE
+        }
+        others = {name for name in counts if name not in self._waiting} - self._others.keys()
+        self._others |= entries(self._connection, others)
+        taken = {path: self._taken(item, counts) for path, item in self._waiting.items()}
+        written = [
+            *(entry for entry, _ in taken.values()),
+            *(_counted(entry, counts.get(path)) for path, entry in self._others.items()),
+        ]
+        again = [
+            item.path
+            for item in self._waiting.values()
+            if item.entry is not None and item.portion.restarted
+        ]
+        _write(self._connection, written, again)
+        return [result for _, result in taken.values()]
+
+    def _taken(self, item: _Waiting, counts: Mapping[str, tuple[int, int]]) -> tuple[Entry, Taken]:
+        accepted, dead = counts.get(item.path, (0, 0))
+        old, portion = item.entry, item.portion
+        if old is None or portion.restarted:
+            outcome = "new" if old is None else "replaced"
+            entry = Entry(
+                item.path,
+                1 if old is None else old.version + 1,
+                item.received_date,
+                item.file.size_bytes,
+                item.file.modified_ns,
+                portion.progress,
+                accepted,
+                dead,
+                self.copies.get(item.path),
+            )
+        else:
+            outcome = "grown" if portion.lines else "unchanged"
+            entry = replace(
+                old,
+                size_bytes=item.file.size_bytes,
+                modified_ns=item.file.modified_ns,
+                progress=portion.progress,
+                accepted=old.accepted + accepted,
+                dead_lettered=old.dead_lettered + dead,
+                copy_of=old.copy_of if not portion.lines else None,
+            )
+        if item.path in self._others:
+            entry = replace(entry, copy_of=self._others.pop(item.path).copy_of)
+        if entry.copy_of is not None and outcome == "new":
+            outcome = "copy"
+        return entry, Taken(item.path, outcome, portion.lines, accepted, dead)
+
+
+def _counted(entry: Entry, delta: tuple[int, int] | None) -> Entry:
+    accepted, dead = delta or (0, 0)
+    return replace(
+        entry, accepted=entry.accepted + accepted, dead_lettered=entry.dead_lettered + dead
+    )
+
+
+def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
+    """In a transaction, bring the ledger in line with rows that came and went without a file."""
+    counts = {
+        delta.source_name: (delta.accepted, delta.dead_lettered)
+        for delta in deltas
+        if delta.source == FILE and (delta.accepted or delta.dead_lettered)
+    }
+    _write(
+        connection,
+        [_counted(entry, counts[path]) for path, entry in entries(connection, counts).items()],
+        (),
+    )
+
+
+def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> dict[str, Entry]:
+    """What the ledger has of these files, each in its current version."""
+    if not paths:
+        return {}
+    found = _read_entries(connection, "path IN (SELECT unnest(?::VARCHAR[]))", [list(paths)])
+    return {entry.path: entry for entry in found}
+
+
+def _read_entries(
+    connection: duckdb.DuckDBPyConnection, where: str, parameters: Sequence[object]
+) -> list[Entry]:
+    return [
+        Entry(path, version, day, size, modified, Progress(*state), accepted, dead, copy_of)
+        for path, version, day, size, modified, *state, accepted, dead, copy_of in (
+            connection.execute(
+                "SELECT path, version, received_date, size_bytes, modified_ns, bytes_taken,"
+                " content_hash, lines, last_line, accepted, dead_lettered, copy_of"
+                f" FROM lake.event_files WHERE retracted_at IS NULL AND {where}",
+                list(parameters),
+            ).fetchall()
+        )
+    ]
+
+
+def _write(
+    connection: duckdb.DuckDBPyConnection, written: Sequence[Entry], again: Sequence[str]
+) -> None:
+    """Put entries in place of the current ones, which stay, as retracted, of files in `again`."""
+    if again:
+        connection.execute(
+            "UPDATE lake.event_files SET retracted_at = now() WHERE retracted_at IS NULL"
+            " AND path IN (SELECT unnest(?::VARCHAR[]))",
+            [list(again)],
+        )
+    if not written:
+        return
+    connection.execute(
+        "DELETE FROM lake.event_files WHERE retracted_at IS NULL"
+        " AND path IN (SELECT unnest(?::VARCHAR[]))",
+        [[entry.path for entry in written]],
+    )
+    columns: dict[str, list[object]] = {
+        "path VARCHAR": [entry.path for entry in written],
+        "version BIGINT": [entry.version for entry in written],
+        "received_date DATE": [entry.received_date for entry in written],
+        "size_bytes BIGINT": [entry.size_bytes for entry in written],
+        "modified_ns BIGINT": [entry.modified_ns for entry in written],
+        "bytes_taken BIGINT": [entry.progress.bytes_taken for entry in written],
+        "content_hash VARCHAR": [entry.progress.content_hash for entry in written],
+        "last_line VARCHAR": [entry.progress.last_line for entry in written],
+        "lines BIGINT": [entry.progress.lines for entry in written],
+        "accepted BIGINT": [entry.accepted for entry in written],
+        "dead_lettered BIGINT": [entry.dead_lettered for entry in written],
+        "duplicate BIGINT": [
+            entry.progress.lines - entry.accepted - entry.dead_lettered for entry in written
+        ],
+        "copy_of VARCHAR": [entry.copy_of for entry in written],
+    }
+    insert_columns(connection, "event_files", columns, "now() AS ingested_at")
+
+
+def _note_failures(
+    connection: duckdb.DuckDBPyConnection,
+    unreadable: Mapping[FoundFile, str],
+    readable: Sequence[str],
+) -> None:
+    paths = [*(file.path for file in unreadable), *readable]
+    before = {
+        path: (state, attempts)
+        for path, attempts, *state in connection.execute(
+            "SELECT path, attempts, size_bytes, modified_ns FROM lake.failed_event_files"
+            " WHERE path IN (SELECT unnest(?::VARCHAR[]))",
+            [paths],
+        ).fetchall()
+    }
+    if before:
+        connection.execute(
+            "DELETE FROM lake.failed_event_files WHERE path IN (SELECT unnest(?::VARCHAR[]))",
+            [list(before)],
+        )
+    if not unreadable:
+        return
+    attempts = [
+        before[file.path][1] + 1
+        if before.get(file.path, ([], 0))[0] == [file.size_bytes, file.modified_ns]
+        else 1
+        for file in unreadable
+    ]
+    columns: dict[str, list[object]] = {
+        "path VARCHAR": [file.path for file in unreadable],
+        "size_bytes BIGINT": [file.size_bytes for file in unreadable],
+        "modified_ns BIGINT": [file.modified_ns for file in unreadable],
+        "problem VARCHAR": list(unreadable.values()),
+        "attempts BIGINT": [*attempts],
+    }
+    insert_columns(connection, "failed_event_files", columns, "now() AS failed_at")

@@ -1,0 +1,219 @@
+"""Rules of events: which are valid, what they are enriched with, and which of them say what is so.
+
+What the fields are typed as is the reader's business (`engines`): a value that it could not read is
+null here.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import narwhals as nw
+
+from retail_assets.transforms.orders import COMPLETED, STATUSES, UNKNOWN
+
+HIGH_VALUE_GBP = 500
+MID_VALUE_GBP = 100
+
+EARLIEST_YEAR = 2000
+
+OUT_OF_RANGE_GBP = 10_000_000_000
+
+REQUIRED = ("order_id", "customer_id", "order_value_gbp", "region")
+
+REASONS: Mapping[str, str] = {
+    "line_too_long": "The line has more than 1,000,000 bytes; its first 1,000 are kept.",
+    "nul_byte": "The line holds a NUL byte.",
+    "not_utf8": "The line is not UTF-8 text.",
+    "empty_line": "The line is empty or blank.",
+    "not_json": "The line is not JSON.",
+    "not_an_object": "The line is JSON, but no object: a list, a number, a text, `null`.",
+    "too_complex": "The event holds more than 1,000 objects and lists.",
+    "repeated_field": "A field stands twice: readers would disagree which one counts.",
+    "control_character": "A text of the event holds the escape of the character NUL.",
+    "missing_field": (
+        "A required field is not there or null: order_id, customer_id, order_value_gbp, region."
+    ),
+    "wrong_type": (
+        "The value has another type than the field: ids, region, status and event_timestamp are"
+        " texts, quantity is a whole number, order_value_gbp is a number or a text that is one."
+    ),
+    "blank_value": "The text of a required field is blank.",
+    "not_finite": "order_value_gbp is NaN, Infinity, or as large as no double is, such as 1e400.",
+    "not_positive": "order_value_gbp or quantity is not above zero.",
+    "out_of_range": "order_value_gbp is above 9,999,999,999.99.",
+    "fraction_of_penny": (
+        "order_value_gbp has more than two decimals; what binary numbers add from the seventh"
+        " decimal on is ignored."
+    ),
+    "unknown_status": f"The status is none of {', '.join(STATUSES)}.",
+    "invalid_timestamp": (
+        "event_timestamp is no ISO 8601 time, such as 2026-10-05T09:30:00+01:00; one without offset"
+        " is in the business time zone."
+    ),
+    "absurd_timestamp": (
+        "event_timestamp lies before the year 2000, or more than a day after the event landed."
+    ),
+}
+"""Why an event is dead-lettered. The rules are tried in this order; the first that fails counts."""
+
+_TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
+_ENRICHED = ("product_name", "product_category", "customer_segment", "home_region")
+
+
+def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
+    """Say of each event line why it is not valid.
+
+    Args:
+        parsed: event lines as the reader typed them; see `engines.duckdb_events.parsed`.
+
+    Returns:
+        The same rows with `reason` and `field` (String), both null for a valid event.
+    """
+    rules = list(_rules())
+    first_broken = nw.lit(None, dtype=nw.Int64)
+    for number, (broken, _, _) in reversed(list(enumerate(rules))):
+        first_broken = nw.when(broken).then(nw.lit(number)).otherwise(first_broken)
+    reason = field = nw.lit(None, dtype=nw.String)
+    for number, (_, code, name) in enumerate(rules):
+        is_it = nw.col("rule") == number
+        reason = nw.when(is_it).then(_expr(code)).otherwise(reason)
+        if name is not None:
+            field = nw.when(is_it).then(_expr(name)).otherwise(field)
+    bad = ~nw.col("rule").is_null()
+    nothing = nw.lit(None, dtype=nw.String)
+    # Most are valid, and need not go through all reasons again.
+    return (
+        parsed.with_columns(rule=first_broken)
+        .with_columns(
+            reason=nw.when(bad).then(reason).otherwise(nothing),
+            field=nw.when(bad).then(field).otherwise(nothing),
+        )
+        .drop("rule")
+    )
+
+
+_Rule = tuple[nw.Expr, str | nw.Expr, str | nw.Expr | None]
+
+
+def _rules() -> Iterator[_Rule]:
+    """What makes an event invalid, the reason code, and the field."""
+    col, value = nw.col, nw.col("order_value_gbp")
+    yield ~col("defect").is_null(), col("defect"), None
+    yield col("form") == "empty", "empty_line", None
+    yield col("form").is_null(), "not_json", None
+    yield col("form") != "object", "not_an_object", None
+    yield col("crowded"), "too_complex", None
+    yield ~col("repeated").is_null(), "repeated_field", col("repeated")
+    yield col("nul"), "control_character", None
+    for name in REQUIRED:
+        yield ~col(f"has_{name}"), "missing_field", name
+    for name in _TEXTS:
+        yield col(f"has_{name}") & col(name).is_null(), "wrong_type", name
+    yield col("finite").is_null(), "wrong_type", "order_value_gbp"
+    yield col("has_quantity") & col("quantity").is_null(), "wrong_type", "quantity"
+    yield col("has_event_timestamp") & ~col("time_is_text"), "wrong_type", "event_timestamp"
+    for name in ("order_id", "customer_id", "region"):
+        yield col(name) == "", "blank_value", name
+    yield ~col("finite"), "not_finite", "order_value_gbp"
+    yield value <= 0, "not_positive", "order_value_gbp"
+    yield value.is_null() | (value >= OUT_OF_RANGE_GBP), "out_of_range", "order_value_gbp"
+    yield ~col("whole_pence"), "fraction_of_penny", "order_value_gbp"
+    yield col("quantity") <= 0, "not_positive", "quantity"
+    # A blank status says as little as none.
+    yield ~col("status").is_in((*STATUSES, "")), "unknown_status", "status"
+    yield (
+        col("has_event_timestamp") & col("event_date").is_null(),
+        "invalid_timestamp",
+        "event_timestamp",
+    )
+    absurd = (col("event_date").dt.year() < EARLIEST_YEAR) | (col("days_ahead") > 1)
+    yield absurd, "absurd_timestamp", "event_timestamp"
+
+
+def _expr(value: str | nw.Expr) -> nw.Expr:
+    return nw.lit(value) if isinstance(value, str) else value
+
+
+def enrich(valid: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame) -> nw.LazyFrame:
+    """Add what follows from an event, and what is known of its product and customer.
+
+    Args:
+        valid: valid events as the reader typed them.
+        products: all of `products`.
+        customers: all of `customers`.
+
+    Returns:
+        The same rows with `status` (`completed` where the event has none), `order_date` (Date),
+        `value_tier` and the attributes, `unknown` where there are none; blank optional texts are
+        null.
+    """
+    value = nw.col("order_value_gbp")
+    blank = nw.col("status").is_null() | (nw.col("status") == "")
+    return (
+        valid.join(
+            products.select("product_id", "product_name", "product_category"),
+            on="product_id",
+            how="left",
+        )
+        .join(
+            customers.select("customer_id", "customer_segment", "home_region"),
+            on="customer_id",
+            how="left",
+        )
+        .with_columns(
+            nw.when(nw.col(name).is_null())
+            .then(nw.lit(UNKNOWN))
+            .otherwise(nw.col(name))
+            .alias(name)
+            for name in _ENRICHED
+        )
+        .with_columns(
+            status=nw.when(blank).then(nw.lit(COMPLETED)).otherwise(nw.col("status")),
+            product_id=nw.when(nw.col("product_id") == "")
+            .then(nw.lit(None, dtype=nw.String))
+            .otherwise(nw.col("product_id")),
+            order_date=nw.when(nw.col("event_date").is_null())
+            .then(nw.col("received_date"))
+            .otherwise(nw.col("event_date")),
+            value_tier=nw.when(value >= HIGH_VALUE_GBP)
+            .then(nw.lit("high"))
+            .otherwise(
+                nw.when(value >= MID_VALUE_GBP).then(nw.lit("mid")).otherwise(nw.lit("low"))
+            ),
+        )
+    )
+
+
+def dead_letter_counts(dead_letters: nw.LazyFrame) -> nw.LazyFrame:
+    """Return `dead_letter_counts` of the days in `dead_letter_events`."""
+    return (
+        dead_letters.group_by("received_date", "reason")
+        .agg(dead_letters=nw.len())
+        .with_columns(nw.col("dead_letters").cast(nw.Int64))
+    )
+
+
+def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
+    """Return the orders that count, as their events have them.
+
+    An order is what its latest event says, on the day of its first. An event without a time comes
+    before those of its order that have one. Of events at the same time, the one that landed last is
+    the latest.
+
+    Args:
+        enriched: rows of `enriched_events`: all events of the orders of interest.
+
+    Returns:
+        `order_date` (Date), `order_id`, `region` and `order_value_gbp` of each order whose status
+        is `completed`.
+    """
+    order = ("event_timestamp", "received_date", "source", "source_name", "position")
+    # On pandas, cum_count() would count over all orders.
+    numbered = enriched.with_columns(one=nw.lit(1)).with_columns(
+        number=nw.col("one").cum_sum().over("order_id", order_by=order),
+        events=nw.len().over("order_id"),
+        first_date=nw.col("order_date").min().over("order_id"),
+    )
+    latest = nw.col("number") == nw.col("events")
+    return numbered.filter(latest & (nw.col("status") == COMPLETED)).select(
+        "order_id", "region", "order_value_gbp", order_date=nw.col("first_date")
+    )
