@@ -158,7 +158,6 @@ def _take_in(
     )
     with EventBatch(connection) as batch:
         batch.add(lines, sources)
-        batch.judge()
         outcomes = {
             name: f"still {reason}{f' ({field})' if field else ''}"
             for name, reason, field in batch.problems()

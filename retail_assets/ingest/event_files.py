@@ -37,6 +37,9 @@ FILE = "file"
 MAX_ATTEMPTS = 3
 """How often a file that cannot be read is tried as it is."""
 
+CHUNK_LINES = 20_480
+"""How many lines a core judges at a time."""
+
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
 
@@ -256,7 +259,6 @@ class _Intake:
             return
         with EventBatch(self._connection) as batch:
             _stage(batch, waiting)
-            batch.judge()
             with self._lake.transaction(self._connection, "ingest event files"):
                 self._settle(batch, waiting, unreadable)
 
@@ -312,6 +314,7 @@ def _stage(batch: EventBatch, waiting: Sequence[_Waiting]) -> None:
     lines = lines.append_column(
         "source_no", pa.array(np.repeat(np.arange(len(waiting), dtype=np.int32), counts))
     )
+    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=CHUNK_LINES))
     sources = pa.table(
         {
             "source_no": pa.array(range(len(waiting)), pa.int32()),

@@ -40,7 +40,8 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    data = data.replace(b"\r\n", b"\n")
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
     characters = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(characters == _NEWLINE)
     if data and not data.endswith(b"\n"):

@@ -21,6 +21,7 @@ from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
 from retail_assets.lake import days as ledger
 from retail_assets.lake.rows import insert_columns
+from retail_assets.sql import literal
 from retail_assets.transforms import events
 
 if TYPE_CHECKING:
@@ -32,26 +33,22 @@ PLACE = "received_date, source, source_name, position"
 MAX_FIELDS = 1_000
 """How many fields beyond the known ones are kept count of: their names may be made up."""
 
-_LINES = """
-    received_date DATE, source VARCHAR, source_name VARCHAR, position BIGINT, payload VARCHAR,
-    defect VARCHAR, stored BOOLEAN, stored_id VARCHAR, replayed BOOLEAN
-"""
-
 _GONE = """
     event_id VARCHAR, order_id VARCHAR, order_date DATE, received_date DATE, source VARCHAR,
     source_name VARCHAR, position BIGINT, accepted INTEGER, dead_lettered INTEGER
 """
 """Rows that leave enriched_events or dead_letter_events, and what their source loses by it."""
 
+_ENTERING = "reason IS NULL AND rowid NOT IN (SELECT line_no FROM temp.main.beaten_events)"
+
 _IDENTITY = "CASE WHEN reason IS NULL THEN own_id END"
 
 _STAGED = (
-    "event_lines",
     "judged_events",
     "gone_events",
     "current_events",
     "rival_events",
-    "entering_events",
+    "beaten_events",
 )
 
 
@@ -81,20 +78,19 @@ class Settled:
 class EventBatch:
     """Lines on their way into the tables; one at a time on a connection.
 
-    `add` and `judge` outside of a transaction; in one, `retract` what is replaced, then `settle`.
+    `add` lines outside of a transaction; in one, `retract` what is replaced, then `settle`.
     As a context manager it drops what it staged.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        self._judged = 0
 
     def __enter__(self) -> Self:
         self._drop()
         execute = self._connection.execute
-        execute(f"CREATE TEMP TABLE event_lines ({_LINES})")
         execute(f"CREATE TEMP TABLE gone_events ({_GONE})")
-        execute(f"CREATE TEMP TABLE judged_events AS {self._judged_lines()} LIMIT 0")
+        nothing = f"SELECT {_stored(replayed=False)} FROM lake.raw_events LIMIT 0"
+        execute(f"CREATE TEMP TABLE judged_events AS {self._judged_lines(nothing)}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,18 +101,19 @@ class EventBatch:
             self._connection.execute(f"DROP TABLE IF EXISTS temp.main.{name}")
 
     def add(self, lines: "pa.Table", sources: "pa.Table") -> None:
-        """Stage lines as they were received.
+        """Stage and judge lines as they were received.
 
         Args:
-            lines: `source_no` (integer), `position` (int64), `payload` and `defect` (string).
+            lines: `source_no` (integer), `position` (int64), `payload` and `defect` (string); in
+                several chunks, so that all cores have work.
             sources: `source_no`, `received_date` (date), `source` and `source_name` (string).
         """
         for name, table in (("arrow_lines", lines), ("arrow_sources", sources)):
             self._connection.register(name, table)
         try:
-            self._connection.execute(
-                "INSERT INTO temp.main.event_lines SELECT s.received_date, s.source,"
-                " s.source_name, l.position, l.payload, l.defect, false, NULL, false"
+            self._judge(
+                "SELECT s.received_date, s.source, s.source_name, l.position, l.payload, l.defect,"
+                " false AS stored, NULL::VARCHAR AS stored_id, false AS replayed"
                 " FROM arrow_lines AS l JOIN arrow_sources AS s USING (source_no)"
             )
         finally:
@@ -126,7 +123,10 @@ class EventBatch:
     def add_day(self, day: date) -> None:
         """In a transaction, stage all lines of a day to be judged anew, in place of the old."""
         execute = self._connection.execute
-        self._add_stored("received_date = ?", [day], replayed=True)
+        self._judge(
+            f"SELECT {_stored(replayed=True)} FROM lake.raw_events"
+            f" WHERE received_date = DATE '{day}'"
+        )
         execute(
             f"INSERT INTO temp.main.gone_events SELECT event_id, order_id, order_date, {PLACE},"
             " 1, 0 FROM lake.enriched_events WHERE received_date = ?",
@@ -140,32 +140,30 @@ class EventBatch:
         for table in (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS):
             execute(f"DELETE FROM lake.{table.name} WHERE received_date = ?", [day])
 
-    def _add_stored(self, where: str, parameters: list[object], *, replayed: bool) -> None:
-        self._connection.execute(
-            f"INSERT INTO temp.main.event_lines SELECT {PLACE}, payload, defect, true, event_id,"
-            f" {replayed} FROM lake.raw_events WHERE {where}",
-            parameters,
-        )
-
-    def judge(self) -> None:
-        """Type and judge what has been staged since the last time."""
+    def _judge(self, lines: str) -> None:
+        """Type and judge lines, and stage them."""
         execute = self._connection.execute
-        execute(f"INSERT INTO temp.main.judged_events {self._judged_lines()}")
-        unnamed = "(SELECT line_no, payload FROM temp.main.judged_events WHERE own_id IS NULL AND"
-        unnamed += f" reason IS NULL AND line_no >= {self._judged})"
+        first = self._staged()
+        execute(f"INSERT INTO temp.main.judged_events {self._judged_lines(lines)}")
+        unnamed = (
+            "(SELECT rowid AS line_no, payload FROM temp.main.judged_events"
+            f" WHERE own_id IS NULL AND reason IS NULL AND rowid >= {first})"
+        )
         if execute(f"SELECT 1 FROM {unnamed} LIMIT 1").fetchone():
             execute(
                 "UPDATE temp.main.judged_events SET own_id = c.event_id"
                 f" FROM ({engine.content_ids(unnamed)}) AS c"
-                " WHERE judged_events.line_no = c.line_no"
+                " WHERE judged_events.rowid = c.line_no"
             )
-        (count,) = execute("SELECT count(*) FROM temp.main.event_lines").fetchone() or (0,)
-        self._judged += count
-        execute(f"CREATE OR REPLACE TEMP TABLE event_lines ({_LINES})")
 
-    def _judged_lines(self) -> str:
-        lines = f"(SELECT *, rowid + {self._judged} AS line_no FROM temp.main.event_lines)"
-        rows = nw.from_native(self._connection.sql(engine.parsed(lines)))
+    def _staged(self) -> int:
+        (count,) = self._connection.execute(
+            "SELECT coalesce(max(rowid), -1) + 1 FROM temp.main.judged_events"
+        ).fetchone() or (0,)
+        return int(count)
+
+    def _judged_lines(self, lines: str) -> str:
+        rows = nw.from_native(self._connection.sql(engine.parsed(f"({lines})")))
         judged = events.judge(rows).drop(*_READING).to_native().sql_query()
         return f"SELECT *, nullif(event_id, '') AS own_id FROM ({judged})"
 
@@ -210,12 +208,12 @@ class EventBatch:
 
     def inherit(self, source: str, source_name: str, heir: str, received_date: date) -> None:
         """In a transaction, stage what is stored of a source once more, as lines of another."""
-        self._connection.execute(
-            "INSERT INTO temp.main.event_lines SELECT ?, source, ?, position, payload, defect,"
-            " false, NULL, false FROM lake.raw_events WHERE source = ? AND source_name = ?",
-            [received_date, heir, source, source_name],
+        self._judge(
+            f"SELECT DATE '{received_date}' AS received_date, source, {literal(heir)} AS"
+            " source_name, position, payload, defect, false AS stored, NULL::VARCHAR AS stored_id,"
+            f" false AS replayed FROM lake.raw_events WHERE source = {literal(source)}"
+            f" AND source_name = {literal(source_name)}"
         )
-        self.judge()
 
     def settle(self) -> Settled:
         """In a transaction, put what was judged into the tables."""
@@ -229,15 +227,13 @@ class EventBatch:
         gone = "SELECT event_id FROM temp.main.gone_events WHERE event_id IS NOT NULL"
         if not self._connection.execute(f"{gone} LIMIT 1").fetchone():
             return
-        self._add_stored(
-            f"event_id IN ({gone}) AND NOT EXISTS (SELECT 1 FROM temp.main.judged_events AS j"
+        self._judge(
+            f"SELECT {_stored(replayed=False)} FROM lake.raw_events WHERE event_id IN ({gone})"
+            " AND NOT EXISTS (SELECT 1 FROM temp.main.judged_events AS j"
             " WHERE j.stored AND j.received_date = raw_events.received_date"
             " AND j.source = raw_events.source AND j.source_name = raw_events.source_name"
-            " AND j.position = raw_events.position)",
-            [],
-            replayed=False,
+            " AND j.position = raw_events.position)"
         )
-        self.judge()
 
     def _pick(self) -> None:
         """Find which of the lines that claim an identity has it, and who loses it."""
@@ -256,7 +252,7 @@ class EventBatch:
         execute(
             "CREATE OR REPLACE TEMP TABLE rival_events AS SELECT *, row_number() OVER"
             f" (PARTITION BY event_id ORDER BY {PLACE}) AS place FROM"
-            f" (SELECT own_id AS event_id, line_no, {PLACE} FROM {valid} AND {twins}"
+            f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE} FROM {valid} AND {twins}"
             f" UNION ALL SELECT event_id, NULL, {PLACE} FROM temp.main.current_events)"
         )
         demoted = "SELECT event_id FROM temp.main.rival_events WHERE line_no IS NULL AND place > 1"
@@ -266,10 +262,10 @@ class EventBatch:
                 f" 1, 0 FROM temp.main.current_events WHERE event_id IN ({demoted})"
             )
             execute(f"DELETE FROM lake.enriched_events WHERE event_id IN ({demoted})")
+        # Few: those of the many others enter.
         execute(
-            f"CREATE OR REPLACE TEMP TABLE entering_events AS SELECT line_no FROM {valid}"
-            " AND line_no NOT IN (SELECT line_no FROM temp.main.rival_events"
-            " WHERE line_no IS NOT NULL AND place > 1)"
+            "CREATE OR REPLACE TEMP TABLE beaten_events AS SELECT line_no"
+            " FROM temp.main.rival_events WHERE line_no IS NOT NULL AND place > 1"
         )
 
     def _insert(self) -> None:
@@ -293,7 +289,7 @@ class EventBatch:
         )
         entering = self._connection.sql(
             f"SELECT * EXCLUDE (event_id), own_id AS event_id, now() AS processed_at FROM {judged}"
-            " WHERE line_no IN (SELECT line_no FROM temp.main.entering_events)"
+            f" WHERE {_ENTERING}"
         )
         enriched = events.enrich(
             nw.from_native(entering),
@@ -305,8 +301,7 @@ class EventBatch:
             f" SELECT * FROM ({enriched.to_native().sql_query()})"
         )
         orders = (
-            f"SELECT order_id FROM {judged} WHERE line_no IN"
-            " (SELECT line_no FROM temp.main.entering_events)"
+            f"SELECT order_id FROM {judged} WHERE {_ENTERING}"
             " UNION ALL SELECT order_id FROM temp.main.gone_events"
         )
         changed_days = execute(
@@ -321,7 +316,7 @@ class EventBatch:
             "SELECT source, source_name, sum(accepted), sum(dead_lettered) FROM"
             " (SELECT source, source_name, 1 AS accepted, 0 AS dead_lettered"
             " FROM temp.main.judged_events"
-            " WHERE line_no IN (SELECT line_no FROM temp.main.entering_events)"
+            f" WHERE {_ENTERING}"
             " UNION ALL SELECT source, source_name, 0, 1 FROM temp.main.judged_events"
             " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
             " UNION ALL SELECT source, source_name, -accepted, -dead_lettered"
@@ -359,6 +354,13 @@ class EventBatch:
             }
             insert_columns(self._connection, "event_fields", columns, "now() AS first_seen_at")
         return tuple(found)
+
+
+def _stored(*, replayed: bool) -> str:
+    """Lines of raw_events as `EventBatch` stages them."""
+    return (
+        f"{PLACE}, payload, defect, true AS stored, event_id AS stored_id, {replayed} AS replayed"
+    )
 
 
 _READING = (

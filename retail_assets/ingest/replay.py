@@ -75,7 +75,6 @@ def _take_back() -> NoReturn:
 
 def _replay(connection: duckdb.DuckDBPyConnection, batch: EventBatch, day: date) -> None:
     batch.add_day(day)
-    batch.judge()
     apply_deltas(connection, batch.settle().deltas)
 
 
