@@ -5,6 +5,7 @@ Exits with 0 when all went well, 1 when work failed, 2 for wrong usage.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -160,12 +161,18 @@ def backfill(
 
 @app.command("ingest-events")
 def ingest_events() -> None:
-    """Take in all pending event files now, as the sensor's runs would."""
+    """Take in all pending event files now, as the sensor's runs would; bring live revenue up."""
+    from retail_assets.consumers import live_revenue
     from retail_assets.ingest import event_files
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
     pending = event_files.pending_event_files(settings)
+    if pending.unsettled:
+        # Somebody may still be writing to them; whoever asks for all has the time to make sure.
+        with err.status(f"Waiting for {len(pending.unsettled)} files to be still"):
+            time.sleep(settings.event_settle_seconds)
+        pending = event_files.pending_event_files(settings)
     lake = Lake.from_settings(settings)
     with _progress() as progress, lake.connect() as connection:
         task = progress.add_task("Event files", total=len(pending.files))
@@ -176,9 +183,12 @@ def ingest_events() -> None:
             pending.files,
             progress=lambda done: progress.update(task, completed=done),
         )
+        live_revenue.refresh(lake, connection)
     _print_event_files(found.files.values())
     for path, reason in pending.left_alone.items():
         err.print(f"{path} {reason}", style="yellow", markup=False, soft_wrap=True)
+    for path in pending.unsettled:
+        err.print(f"{path} is still being written to", style="yellow", markup=False)
     for name, kind in found.new_fields:
         err.print(f"New field {name} ({kind})", style="yellow", markup=False)
     if found.failed:
@@ -192,6 +202,7 @@ def replay(
     check: Annotated[bool, typer.Option(help="Compare only, and change nothing.")] = False,
 ) -> None:
     """Recompute enriched events and dead letters from raw_events, day by day."""
+    from retail_assets.consumers import live_revenue
     from retail_assets.ingest import replay as work
     from retail_assets.lake.connection import Lake
 
@@ -208,6 +219,8 @@ def replay(
                 differences += work.check_day(lake, connection, day)
             else:
                 work.replay_day(lake, connection, day)
+        if not check:
+            live_revenue.refresh(lake, connection)
     if differences:
         raise RetailAssetsError(
             "\n".join(
@@ -281,6 +294,7 @@ def redrive_letters(
     """Judge dead letters anew, as they are or mended, and take in those that are valid now."""
     from pathlib import Path
 
+    from retail_assets.consumers import live_revenue
     from retail_assets.ingest import dead_letters
     from retail_assets.lake.connection import Lake
 
@@ -299,6 +313,7 @@ def redrive_letters(
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         done = dead_letters.redrive(lake, connection, ids or [], payload=payload)
+        live_revenue.refresh(lake, connection)
     _print_table(["id", "outcome"], [[item.id, item.outcome] for item in done])
 
 
@@ -367,7 +382,7 @@ def _print_event_files(files: "Iterable[Taken]") -> None:
     table = RichTable(show_footer=True)
     taken = [file for file in files if file.outcome != "unchanged"]
     names = ("lines", "accepted", "dead_lettered", "duplicate")
-    table.add_column("file", footer=f"{len(taken)} files")
+    table.add_column("file", footer=f"{len(taken)} files", overflow="fold")
     table.add_column("outcome")
     for name in names:
         total = sum(getattr(file, name) for file in taken)
@@ -442,7 +457,10 @@ def _print_summary(title: str, figures: dict[str, Any]) -> None:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = RichTable(*columns)
+    table = RichTable()
+    for column in columns:
+        # What somebody is to copy, such as an id, must not be cut.
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     out.print(table)

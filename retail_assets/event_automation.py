@@ -199,10 +199,11 @@ def _files_of(run_config: Mapping[str, Any]) -> list[str]:
 def _describe(
     pending: Pending, busy: set[str], given_up: Sequence[str], asked: int, waiting: int
 ) -> str:
-    if not pending.files and not pending.left_alone:
+    if not pending.files and not pending.unsettled and not pending.left_alone:
         return "No new event files."
     parts = [f"{len(pending.files)} event files have something new"]
     for count, text in (
+        (len(pending.unsettled), "may still be written to"),
         (len(busy & pending.files.keys()), "in runs already"),
         (asked, "go into runs now"),
         (waiting, "wait for the next tick"),

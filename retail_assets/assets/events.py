@@ -13,13 +13,13 @@ from pydantic import Field
 from retail_assets import tables
 from retail_assets.assets.charts import dead_letters_by_reason
 from retail_assets.assets.daily import RETRIES, table_spec
+from retail_assets.consumers import live_revenue
 from retail_assets.ingest import event_files, replay
-from retail_assets.lake import days as ledger
 from retail_assets.lake.io_manager import Draft
-from retail_assets.lake.publish import Publication, publish_days
+from retail_assets.lake.publish import Publication
 from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
-from retail_assets.transforms import events, revenue
+from retail_assets.transforms import events
 
 EVENT_TABLES = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
@@ -150,7 +150,7 @@ def _dead_letter_counts(dead_letter_events: nw.LazyFrame) -> Draft:
 
 def _live_revenue(lake: LakeResource) -> dg.MaterializeResult[Any]:
     with lake.get_connection() as connection:
-        published = refresh_live_revenue(lake, connection)
+        published = live_revenue.refresh(lake.lake, connection)
         (rows, total) = connection.execute(
             "SELECT count(*), coalesce(sum(total_revenue), 0) FROM lake.live_revenue"
         ).fetchone() or (0, 0)
@@ -161,23 +161,6 @@ def _live_revenue(lake: LakeResource) -> dg.MaterializeResult[Any]:
             "days_recomputed": len(published.rows) if published else 0,
         }
     )
-
-
-def refresh_live_revenue(
-    lake: LakeResource, connection: duckdb.DuckDBPyConnection
-) -> Publication | None:
-    """Recompute the days of `live_revenue` whose events have changed; None if there are none."""
-    days = ledger.behind(connection, tables.LIVE_REVENUE)
-    if not days:
-        return None
-    listed = ", ".join(f"DATE '{day}'" for day in days)
-    # All events of every order that has one on these days: its first may lie on another.
-    concerned = connection.sql(
-        "SELECT * FROM lake.enriched_events WHERE order_id IN"
-        f" (SELECT order_id FROM lake.enriched_events WHERE order_date IN ({listed}))"
-    )
-    live = revenue.daily_revenue(events.live_orders(nw.from_native(concerned)))
-    return publish_days(lake.lake, connection, tables.LIVE_REVENUE, live, days, only_days=True)
 
 
 ASSETS = (

@@ -101,9 +101,14 @@ class Ingested:
 
 @dataclass(frozen=True)
 class Pending:
-    """The files that have something new, and those that are left alone, with the reason."""
+    """The files that have something new.
+
+    And those that are `unsettled`: somebody may still be writing to them; and those that are left
+    alone, with the reason.
+    """
 
     files: dict[str, FoundFile]
+    unsettled: tuple[str, ...]
     left_alone: dict[str, str]
 
 
@@ -138,13 +143,18 @@ def pending_event_files(settings: "Settings") -> Pending:
         pass
     now = time.time_ns()
     files: dict[str, FoundFile] = {}
+    unsettled: list[str] = []
     for path, file in listing.files.items():
         still = file.is_still(now, settings.event_settle_seconds)
         state = known.get(path)
         if state is not None and state[:2] == (file.size_bytes, file.modified_ns):
             new = state[2] == OPEN and still
+            if state[2] == OPEN and not still:
+                unsettled.append(path)
         else:
             new = still or not file.packed
+            if not new:
+                unsettled.append(path)
         if not new:
             continue
         fault = failed.get(path)
@@ -156,7 +166,7 @@ def pending_event_files(settings: "Settings") -> Pending:
             left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
         else:
             files[path] = file
-    return Pending(files, left_alone)
+    return Pending(files, tuple(unsettled), left_alone)
 
 
 def ingest(

@@ -1,0 +1,1 @@
+"""What follows from events, each from an offset of its own."""
