@@ -32,7 +32,7 @@ def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
             rows = reference.read_reference(Path(source_folders.reference_dir), table)
         except RetailAssetsError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        return Draft(rows, before_swap=partial(reference.mark_stale_days, table))
+        return Draft(rows, before_swap=partial(reference.restate, table))
 
     make: Callable[[Callable[..., Draft]], dg.AssetsDefinition] = dg.asset(
         **table_spec(table, code_version="1"), retry_policy=RETRIES, io_manager_key="lake_io"

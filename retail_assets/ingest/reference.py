@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.engines.duckdb import BLANKS, DAY, MONEY
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import days as ledger
 from retail_assets.tables import Table
+from retail_assets.transforms import events
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,18 +83,53 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
         return connection.sql(f"SELECT {select} FROM rows ORDER BY record").to_arrow_table()
 
 
-def mark_stale_days(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
-    """Mark the days whose completed orders a change of reference data concerns.
+def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+    """Let a change of reference data reach what was made with the old.
 
-    Called in the transaction that swaps the staged rows in, while the table has its old rows.
+    The days of the completed orders that it concerns are marked as changed, and the events that it
+    concerns are enriched anew, so that the order of arrival makes no difference. Called in the
+    transaction that swaps the staged rows in, while the table has its old rows.
     """
     key, columns = table.key[0], ", ".join((*table.key, *LOOKED_UP[table]))
     old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE changed_keys AS SELECT DISTINCT {key}"
+        f" FROM (({old} EXCEPT {new}) UNION ALL ({new} EXCEPT {old}))"
+    )
+    concerned = f"{key} IN (SELECT {key} FROM temp.main.changed_keys)"
     found = connection.execute(
-        f"SELECT DISTINCT order_date FROM lake.completed_orders WHERE {key} IN"
-        f" (SELECT {key} FROM (({old} EXCEPT {new}) UNION ALL ({new} EXCEPT {old})))"
+        f"SELECT DISTINCT order_date FROM lake.completed_orders WHERE {concerned}"
     ).fetchall()
     ledger.mark_changed(connection, "orders", [day for (day,) in found])
+    _enrich_anew(table, connection, staged, concerned)
+    connection.execute("DROP TABLE temp.main.changed_keys")
+
+
+def _enrich_anew(
+    table: Table, connection: duckdb.DuckDBPyConnection, staged: str, concerned: str
+) -> None:
+    looked_up = ", ".join(name for names in LOOKED_UP.values() for name in names)
+    rows = connection.sql(
+        f"SELECT * EXCLUDE ({looked_up}) REPLACE (now() AS processed_at), order_date AS event_date"
+        f" FROM lake.enriched_events WHERE {concerned}"
+    )
+    sources = {
+        source: connection.table(staged if source is table else f"lake.{source.name}")
+        for source in LOOKED_UP
+    }
+    enriched = events.enrich(
+        nw.from_native(rows),
+        nw.from_native(sources[tables.PRODUCTS]),
+        nw.from_native(sources[tables.CUSTOMERS]),
+    ).select(*tables.ENRICHED_EVENTS.column_names)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE restated_events AS {enriched.to_native().sql_query()}"
+    )
+    connection.execute(f"DELETE FROM lake.enriched_events WHERE {concerned}")
+    connection.execute(
+        "INSERT INTO lake.enriched_events BY NAME SELECT * FROM temp.main.restated_events"
+    )
+    connection.execute("DROP TABLE temp.main.restated_events")
 
 
 def _header(path: Path, table: Table) -> list[str]:

@@ -12,7 +12,9 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.errors import AuditError, RetailAssetsError
-from retail_assets.ingest.reference import mark_stale_days, read_reference
+from retail_assets.ingest.event_files import ingest
+from retail_assets.ingest.reference import read_reference, restate
+from retail_assets.ingest.replay import check_day
 from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets.settings import Settings
 from retail_assets.tables import CUSTOMERS, PRODUCTS, Table
@@ -51,7 +53,7 @@ def publish(intake: Intake, settings: Settings, table: Table) -> None:
         intake.connection,
         table,
         read_reference(settings.reference_dir, table),
-        before_swap=partial(mark_stale_days, table),
+        before_swap=partial(restate, table),
     )
 
 
@@ -238,3 +240,57 @@ def test_a_change_makes_the_days_stale_whose_orders_it_concerns_and_no_others(
     for change, (table, rows, days) in CHANGES.items():
         assert made_stale(table, rows) == days, change
         assert made_stale(table, BASE[table]) == days, f"{change}, taken back"
+
+
+def test_a_change_reaches_the_events_that_it_concerns_and_no_others(settings, lake):
+    day = settings.data_dir / "events" / "2026-10-12"
+    day.mkdir(parents=True)
+    lines = [
+        f'{{"event_id": "{product}{customer}", "order_id": "{product}{customer}",'
+        f' "customer_id": "{customer}", "product_id": "{product}", "order_value_gbp": 5,'
+        ' "region": "North"}\n'
+        for product in ("P1", "P2", "P9")
+        for customer in ("C1", "C2")
+    ]
+    (day / "a.jsonl").write_text("".join(lines))
+    settings.reference_dir.mkdir()
+    products = settings.reference_dir / "products.csv"
+    customers = settings.reference_dir / "customers.csv"
+    customers.write_text(
+        "customer_id,customer_segment,home_region,joined_on\nC1,loyal,North,\nC2,new,South,\n"
+    )
+
+    def load(table, text):
+        products.write_text(f"{PRODUCTS_HEADER}\n{text}")
+        with lake.connect() as connection:
+            publish_table(
+                lake,
+                connection,
+                table,
+                read_reference(settings.reference_dir, table),
+                before_swap=partial(restate, table),
+            )
+
+    def categories():
+        with lake.connect(read_only=True) as connection:
+            return connection.execute(
+                "SELECT product_id, product_category, customer_segment, count(*),"
+                " count(DISTINCT processed_at) FROM enriched_events GROUP BY ALL ORDER BY ALL"
+            ).fetchall()
+
+    load(tables.CUSTOMERS, "")
+    load(tables.PRODUCTS, "P1,Kettle,Kitchen,,\nP2,Lamp,Lighting,,\n")
+    with lake.connect() as connection:
+        ingest(lake, connection, settings, ["2026-10-12/a.jsonl"])
+    load(tables.PRODUCTS, "P1,Kettle,Home,,\nP9,Mat,Bath,,\n")
+
+    assert categories() == [
+        ("P1", "Home", "loyal", 1, 1),
+        ("P1", "Home", "new", 1, 1),
+        ("P2", "unknown", "loyal", 1, 1),
+        ("P2", "unknown", "new", 1, 1),
+        ("P9", "Bath", "loyal", 1, 1),
+        ("P9", "Bath", "new", 1, 1),
+    ]
+    with lake.connect() as connection:
+        assert check_day(lake, connection, date(2026, 10, 12)) == []
