@@ -1,5 +1,7 @@
 """`make bench`: runs all cases side by side and writes `docs/benchmarks.md`.
 
+The event lane has a report of its own, `docs/benchmarks-events.md`; `--only` measures one lane.
+
 Every figure of a table comes from the same run: the cases take turns, each time in a fresh process
 and a fresh folder, so that a slow spell of the machine falls on all of them.
 """
@@ -18,8 +20,10 @@ from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks import events
+
 ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "docs/benchmarks.md"
+REPORTS = ROOT / "docs"
 FEW_DAYS = 3
 SHOWN_FUNCTIONS = 8
 
@@ -151,16 +155,24 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=1_000_000, help="orders of each large file")
     parser.add_argument("--days", type=int, default=730, help="days of the long history")
     parser.add_argument("--big-gb", type=float, default=5.0, help="size of the one big file")
-    parser.add_argument("--report", type=Path, default=REPORT)
+    parser.add_argument("--only", choices=("batch", "events"), help="measure one lane")
+    parser.add_argument("--events", type=int, default=1_000_000, help="events of the one file")
+    parser.add_argument("--files", type=int, default=100_000, help="number of small event files")
+    parser.add_argument("--drops", type=int, default=25, help="files that the sensor takes in")
+    parser.add_argument("--folder", type=Path, default=REPORTS, help="where reports are written")
     options = parser.parse_args()
     work = ROOT / "benchmarks/work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        options.report.write_text(_report(options, work))
+        if options.only != "events":
+            (options.folder / "benchmarks.md").write_text(_report(options, work))
+        if options.only != "batch":
+            text = events.report(work, options.repeats, options, _machine())
+            (options.folder / "benchmarks-events.md").write_text(text)
     finally:
         shutil.rmtree(work)
-    print(f"Written: {options.report}")
+    print(f"Written: {options.folder}")
 
 
 def _report(options: argparse.Namespace, work: Path) -> str:

@@ -1,0 +1,159 @@
+"""Ways to do the event lane's work that are compared, each run in a process of its own.
+
+`python -m benchmarks.event_cases CASE DATA_DIR WORK_DIR` takes the one event file in the data
+folder, does the work once and prints JSON: seconds (imports and set-up not counted), peak memory in
+MB, accepted and dead-lettered events. Cases (b) and (c) run where the platform is not installed.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.event_rules import Rules
+
+Counts = dict[str, int]
+Work = Callable[[], Counts]
+
+
+def event_file(data: Path) -> Path:
+    """The file of all events."""
+    (found,) = (data / "events").glob("*/*.jsonl")
+    return found
+
+
+def python_loop(data: Path, _: Path) -> Work:
+    """(a) A Python loop: json.loads, validate, enrich; no output."""
+    rules = Rules(data / "reference")
+
+    def run() -> Counts:
+        accepted = dead = 0
+        with event_file(data).open(encoding="utf-8") as lines:
+            for line in lines:
+                event, _ = rules.judge(line)
+                if event is None:
+                    dead += 1
+                else:
+                    accepted += 1
+        return {"accepted": accepted, "dead": dead}
+
+    return run
+
+
+def bytewax(data: Path, out: Path) -> Work:
+    """(b) Bytewax: from the file to a file of events and one of dead letters."""
+    import bytewax.operators as op
+    from bytewax.connectors.files import FileSink, FileSource
+    from bytewax.dataflow import Dataflow
+    from bytewax.testing import run_main
+
+    rules = Rules(data / "reference")
+    flow = Dataflow("events")
+    lines = op.input("lines", flow, FileSource(event_file(data), batch_size=1000))
+    judged = op.map("judge", lines, lambda line: (line, *rules.judge(line)))
+    routes = op.branch("route", judged, lambda item: item[1] is not None)
+    events = op.map("event", routes.trues, lambda item: ("", json.dumps(item[1])))
+    dead = op.map(
+        "letter", routes.falses, lambda item: ("", json.dumps({"line": item[0], "why": item[2]}))
+    )
+    op.output("events", events, FileSink(out / "events.jsonl"))
+    op.output("dead", dead, FileSink(out / "dead.jsonl"))
+
+    def run() -> Counts:
+        run_main(flow)
+        return _lines(out)
+
+    return run
+
+
+def pathway(data: Path, out: Path) -> Work:
+    """(c) Pathway: from the file to a file of events and one of dead letters."""
+    import pathway as pw
+
+    rules = Rules(data / "reference")
+
+    def judged(line: str) -> str:
+        event, reason = rules.judge(line)
+        return f"+{json.dumps(event)}" if event is not None else f"-{reason}"
+
+    lines = pw.io.plaintext.read(str(event_file(data)), mode="static")
+    result = lines.select(pw.this.data, verdict=pw.apply_with_type(judged, str, pw.this.data))
+    good = result.filter(pw.this.verdict.str.startswith("+")).select(pw.this.verdict)
+    bad = result.filter(pw.this.verdict.str.startswith("-"))
+    pw.io.jsonlines.write(good, str(out / "events.jsonl"))
+    pw.io.jsonlines.write(bad, str(out / "dead.jsonl"))
+
+    def run() -> Counts:
+        pw.run(monitoring_level=pw.MonitoringLevel.NONE)
+        return _lines(out)
+
+    return run
+
+
+def platform(data: Path, out: Path) -> Work:
+    """(d) This platform: all of its event tables and ledgers, durable."""
+    from retail_assets import tables
+    from retail_assets.ingest import event_files, reference
+    from retail_assets.lake.connection import Lake
+    from retail_assets.lake.publish import publish_table
+    from retail_assets.settings import Settings
+
+    settings = Settings(
+        data_dir=data,
+        lake_catalog=str(out / "catalog.sqlite"),
+        lake_data=str(out / "files"),
+        event_settle_seconds=0,
+    )
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        for table in (tables.PRODUCTS, tables.CUSTOMERS):
+            frame = reference.read_reference(data / "reference", table)
+            publish_table(lake, connection, table, frame)
+
+    def run() -> Counts:
+        pending = event_files.pending_event_files(settings)
+        with lake.connect() as connection:
+            found = event_files.ingest(lake, connection, settings, pending.files)
+        taken = found.files.values()
+        return {
+            "files": len(taken),
+            "lines": sum(file.lines for file in taken),
+            "accepted": sum(file.accepted for file in taken),
+            "dead": sum(file.dead_lettered for file in taken),
+        }
+
+    return run
+
+
+def _lines(out: Path) -> Counts:
+    def count(name: str) -> int:
+        with (out / name).open("rb") as file:
+            return sum(1 for _ in file)
+
+    return {"accepted": count("events.jsonl"), "dead": count("dead.jsonl")}
+
+
+CASES: dict[str, Callable[[Path, Path], Work]] = {
+    "a": python_loop,
+    "b": bytewax,
+    "c": pathway,
+    "d": platform,
+}
+
+
+def main() -> None:
+    """Do one case once."""
+    case, data, out = sys.argv[1:]
+    run = CASES[case](Path(data), Path(out))
+    began = time.perf_counter()
+    counts: dict[str, Any] = run()
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": peak, **counts}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""The event lane, measured: `docs/benchmarks-events.md`."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DAY = date(2026, 11, 20)
+
+TITLES = {
+    "a": "Python loop: `json.loads`, validate, enrich; no output",
+    "b": "Bytewax, from the file to two files",
+    "c": "Pathway, from the file to two files",
+    "d": "**this platform**: raw, enriched, dead-letter tables and ledgers, all durable",
+}
+
+
+def report(work: Path, repeats: int, options: Any, machine: str) -> str:
+    """Measure, and return the report as Markdown."""
+    python = _stream_environment(work)
+    million = _million(work / "million", options.events)
+    results = _turns(million, work, python, repeats)
+    size = next((million / "events").glob("*/*.jsonl")).stat().st_size
+    bad = results["d"][0]["dead"]
+    many = _many_files(work / "many", options.files)
+    ticks = _ticks(many)
+    many_result = _run(sys.executable, "d", many, work)
+    shutil.rmtree(many)
+    big = _big_file(work / "big", million, options.big_gb)
+    big_size = next((big / "events").glob("*/*.jsonl")).stat().st_size
+    big_result = _run(sys.executable, "d", big, work)
+    shutil.rmtree(big)
+    latency = _sensor_latency(work / "sensor", options.drops)
+    return (
+        "\n\n".join(
+            [
+                "# Benchmarks of the event lane",
+                (
+                    f"Written by `make bench`; {machine}, {_versions(python)}. Medians of {repeats}"
+                    " runs that took turns, each in a fresh process. Trust the ratios, not the"
+                    " seconds, which are of one machine on one day. Imports and set-up are not"
+                    " counted."
+                ),
+                (
+                    f"## {options.events:,} events in one file of {size / 1e6:.0f} MB,"
+                    f" {bad:,} of them bad"
+                ),
+                _table(results),
+                (
+                    f"(b) takes {_ratio(results, 'b')} times as long as (d),"
+                    f" (c) {_ratio(results, 'c')} times, (a) {_ratio(results, 'a')} times."
+                    " (a), (b) and (c) apply the same rules in plain Python, one event at a time; they"
+                    " find no duplicates, keep no raw events, and would write everything again if run"
+                    " twice."
+                ),
+                f"## {options.files:,} files of 10 events",
+                (
+                    f"(d) takes them in within {many_result['seconds']:.0f} s:"
+                    f" {options.files / many_result['seconds']:,.0f} files/s, peak"
+                    f" {many_result['peak_mb']:.0f} MB. What a tick of the sensor does, listing the"
+                    f" folder, comparing it with the ledger and grouping what is new, takes"
+                    f" {ticks['full']:.1f} s when all files are new (a tick may take 60 s)."
+                ),
+                f"## One file of {big_size / 1e9:.1f} GB",
+                (
+                    f"(d) takes in {big_result['lines']:,} events in"
+                    f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB,"
+                    " in portions of 64 MB, each committed with its ledger entry."
+                ),
+                "## From a file closed to rows that can be queried, by the sensor",
+                (
+                    f"{len(latency)} files of 10 events, one after the other, dropped while the UI,"
+                    f" daemon and code server run: p50 {statistics.median(latency):.1f} s, p95"
+                    f" {_percentile(latency, 0.95):.1f} s, slowest {max(latency):.1f} s. The daemon"
+                    " looks for due sensors every 5 s, and a run's process takes seconds to start."
+                ),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _stream_environment(work: Path) -> str:
+    folder = work / "env"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin/python")
+    index = os.environ.get("PIP_INDEX_URL")
+    subprocess.run(
+        [
+            *(str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"),
+            *(("--default-index", index) if index else ()),
+            *("--python", python, "-r", str(ROOT / "benchmarks/requirements.txt")),
+        ],
+        check=True,
+    )
+    return python
+
+
+def _versions(python: str) -> str:
+    code = (
+        "from importlib.metadata import version;"
+        "print(', '.join(f'{n} {version(n)}' for n in ('bytewax', 'pathway')))"
+    )
+    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _million(folder: Path, events: int) -> Path:
+    """All generated events in one file. Bytes that are no text would end (b): they are replaced."""
+    import gzip
+
+    from retail_assets.samples.generate import generate
+
+    scratch = folder / "scratch"
+    generate(
+        scratch,
+        days=10,
+        orders_per_day=max(1, events * 6 // 100),
+        events=events,
+        start=date(2026, 11, 11),
+        seed=1,
+    )
+    shutil.move(scratch / "reference", folder / "reference")
+    target = folder / "events" / str(DAY)
+    target.mkdir(parents=True)
+    with (target / "events.jsonl").open("w", encoding="utf-8") as out:
+        for path in sorted((scratch / "events").glob("*/*")):
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+                out.write(file.read().decode("utf-8", "replace"))
+    shutil.rmtree(scratch)
+    return folder
+
+
+def _many_files(folder: Path, files: int) -> Path:
+    _reference(folder)
+    target = folder / "events" / str(DAY)
+    target.mkdir(parents=True)
+    for number in range(files):
+        _write_events(target / f"part-{number:06}.jsonl", number)
+    return folder
+
+
+def _write_events(path: Path, number: int) -> None:
+    """Ten events in a file that is there at once."""
+    lines = "".join(
+        f'{{"event_id": "E{number}-{n}", "order_id": "O{number}-{n}", "customer_id":'
+        f' "{n:06}", "product_id": "P000{n}", "order_value_gbp": {number % 900 + 1}.5, "region":'
+        f' "London", "status": "completed", "event_timestamp": "{DAY}T09:30:00+00:00"}}\n'
+        for n in range(10)
+    )
+    aside = path.with_suffix(".part")
+    aside.write_text(lines)
+    aside.rename(path)
+
+
+def _big_file(folder: Path, million: Path, gigabytes: float) -> Path:
+    """The same events over and over, their ids changed, until the file is large enough."""
+    shutil.copytree(million / "reference", folder / "reference")
+    target = folder / "events" / str(DAY)
+    target.mkdir(parents=True)
+    source = next((million / "events").glob("*/*.jsonl")).read_bytes()
+    with (target / "events.jsonl").open("wb") as out:
+        for number in range(max(1, round(gigabytes * 1e9 / len(source)))):
+            out.write(source.replace(b'"EV-', b'"EV-%d-' % number))
+    return folder
+
+
+def _reference(folder: Path) -> None:
+    from retail_assets.samples.generate import generate
+
+    generate(folder / "scratch", days=1, orders_per_day=1, events=0, start=DAY, seed=1)
+    shutil.move(folder / "scratch/reference", folder / "reference")
+    shutil.rmtree(folder / "scratch")
+
+
+def _turns(data: Path, work: Path, python: str, repeats: int) -> dict[str, list[dict[str, float]]]:
+    results: dict[str, list[dict[str, float]]] = {}
+    for _ in range(repeats):
+        for case in TITLES:
+            found = _run(python if case in "bc" else sys.executable, case, data, work)
+            results.setdefault(case, []).append(found)
+    return results
+
+
+def _run(python: str, case: str, data: Path, work: Path) -> dict[str, float]:
+    out = Path(tempfile.mkdtemp(dir=work))
+    try:
+        done = subprocess.run(
+            [python, "-W", "ignore", "-m", "benchmarks.event_cases", case, str(data), str(out)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(out)
+        shutil.rmtree(data / "lake", ignore_errors=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"Case {case} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{data.name}: ({case}) {result['seconds']:.2f} s, {result['peak_mb']:.0f} MB")
+    return result
+
+
+def _ticks(data: Path) -> dict[str, float]:
+    """Seconds of what the sensor does in a tick."""
+    from retail_assets.event_automation import batches
+    from retail_assets.ingest.event_files import pending_event_files
+    from retail_assets.settings import Settings
+
+    settings = Settings(data_dir=data, event_settle_seconds=0)
+    return {
+        "full": _seconds(
+            lambda: list(batches(settings, list(pending_event_files(settings).files.values())))
+        )
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _sensor_latency(folder: Path, drops: int) -> list[float]:
+    """Seconds from a file's rename to its rows, with the services of `make ui` running."""
+    from retail_assets.lake.connection import Lake, NoLakeError
+    from retail_assets.settings import Settings
+
+    _reference(folder)
+    target = folder / "events" / str(DAY)
+    target.mkdir(parents=True)
+    home = folder / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "deploy/dagster/dagster.yaml", home)
+    environment = os.environ | {"RETAIL_DATA_DIR": str(folder), "DAGSTER_HOME": str(home)}
+    lake = Lake.from_settings(Settings(data_dir=folder))
+    services = subprocess.Popen(
+        [sys.executable, "-m", "retail_assets.services", "--port", "3999"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def rows(number: int) -> bool:
+        try:
+            with lake.connect(read_only=True) as connection:
+                (count,) = connection.execute(
+                    "SELECT count(*) FROM enriched_events WHERE source_name = ?",
+                    [f"{DAY}/drop-{number:03}.jsonl"],
+                ).fetchone() or (0,)
+        except NoLakeError:
+            return False
+        return bool(count)
+
+    found = []
+    try:
+        # The first waits for everything to start: it is not counted.
+        for number in range(drops + 1):
+            _write_events(target / f"drop-{number:03}.jsonl", number)
+            began = time.perf_counter()
+            while not rows(number):
+                if time.perf_counter() - began > 300 or services.poll() is not None:
+                    raise RuntimeError("The sensor took no file in.")
+                time.sleep(0.05)
+            if number:
+                found.append(time.perf_counter() - began)
+                print(f"sensor: {found[-1]:.1f} s")
+            # Files do not come in step with the sensor.
+            time.sleep(number * 0.37 % 5)
+    finally:
+        services.terminate()
+        services.wait()
+    return found
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, round(share * (len(values) - 1)))]
+
+
+def _ratio(results: dict[str, list[dict[str, float]]], case: str) -> str:
+    return f"{_median(results, case) / _median(results, 'd'):.1f}"
+
+
+def _median(results: dict[str, list[dict[str, float]]], case: str) -> float:
+    return statistics.median(result["seconds"] for result in results[case])
+
+
+def _table(results: dict[str, list[dict[str, float]]]) -> str:
+    lines = [
+        "| | what | median s | fastest–slowest s | times (d) | events/s | peak MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for case, title in TITLES.items():
+        seconds = [result["seconds"] for result in results[case]]
+        events = results[case][0]["accepted"] + results[case][0]["dead"]
+        peak = max(result["peak_mb"] for result in results[case])
+        median = _median(results, case)
+        lines.append(
+            f"| {case} | {title} | {median:.2f} | {min(seconds):.2f}–{max(seconds):.2f} |"
+            f" {_ratio(results, case)} | {events / median:,.0f} | {peak:.0f} |"
+        )
+    return "\n".join(lines)
