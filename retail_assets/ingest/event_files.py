@@ -283,7 +283,13 @@ class _Intake:
         overtaken = {
             item.path for item in waiting if _state(known.get(item.path)) != _state(item.entry)
         }
-        plan = _Plan(self._connection, [item for item in waiting if item.path not in overtaken])
+        # What a file counts may have changed since, though it was taken no further.
+        current = [
+            replace(item, entry=known.get(item.path))
+            for item in waiting
+            if item.path not in overtaken
+        ]
+        plan = _Plan(self._connection, current)
         batch.leave_out(FILE, [*overtaken, *plan.copies])
         for holder, heir in plan.heirs:
             batch.inherit(FILE, holder, heir.path, heir.received_date)
