@@ -57,9 +57,9 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
                 _table(results),
                 (
                     f"(b) takes {_ratio(results, 'b')} times as long as (d),"
-                    f" (c) {_ratio(results, 'c')} times, (a) {_ratio(results, 'a')} times."
-                    " (a), (b) and (c) apply the same rules in plain Python, one event at a time; they"
-                    " find no duplicates, keep no raw events, and would write everything again if run"
+                    f" (c) {_ratio(results, 'c')} times, (a) {_ratio(results, 'a')} times. (a), (b)"
+                    " and (c) apply the same rules in plain Python, one event at a time; they find"
+                    " no duplicates, keep no raw events, and would write everything again if run"
                     " twice."
                 ),
                 f"## {options.files:,} files of 10 events",
