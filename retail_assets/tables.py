@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 MONEY = "DECIMAL(12,2)"
+INSTANT = "TIMESTAMP WITH TIME ZONE"
 
 Feed = Literal["orders", "events"]
 
@@ -391,7 +392,7 @@ ENRICHED_EVENTS = Table(
                 ("quantity", "BIGINT", "Units ordered, if the event says so.", True, False),
                 (
                     "event_timestamp",
-                    "TIMESTAMPTZ",
+                    INSTANT,
                     "When it happened, if the event says so.",
                     True,
                     False,
@@ -444,7 +445,7 @@ ENRICHED_EVENTS = Table(
             personal=True,
         ),
         *_POSITION,
-        Column("processed_at", "TIMESTAMPTZ", "When it was judged and enriched."),
+        Column("processed_at", INSTANT, "When it was judged and enriched."),
     ),
 )
 
@@ -476,7 +477,7 @@ DEAD_LETTER_EVENTS = Table(
             derived_from=("raw_events.payload",),
             personal=True,
         ),
-        Column("processed_at", "TIMESTAMPTZ", "When it was judged."),
+        Column("processed_at", INSTANT, "When it was judged."),
     ),
 )
 
@@ -566,10 +567,10 @@ EVENT_FILES = Table(
             "The file with the same content; its lines count there, here all are duplicates.",
             nullable=True,
         ),
-        Column("ingested_at", "TIMESTAMPTZ", "When its last lines were committed."),
+        Column("ingested_at", INSTANT, "When its last lines were committed."),
         Column(
             "retracted_at",
-            "TIMESTAMPTZ",
+            INSTANT,
             "When another version took its place; null: this one counts.",
             nullable=True,
         ),
@@ -586,7 +587,7 @@ FAILED_EVENT_FILES = Table(
         Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
         Column("problem", "VARCHAR", "What was wrong, and what to do."),
         Column("attempts", "BIGINT", "How often it was tried as it is."),
-        Column("failed_at", "TIMESTAMPTZ", "When it was last tried."),
+        Column("failed_at", INSTANT, "When it was last tried."),
     ),
 )
 
@@ -597,7 +598,7 @@ EVENT_FIELDS = Table(
     columns=(
         Column("field", "VARCHAR", "The name of the field."),
         Column("type", "VARCHAR", "Its JSON type: VARCHAR, BOOLEAN, OBJECT, a number type, …"),
-        Column("first_seen_at", "TIMESTAMPTZ", "When an event with it was first taken in."),
+        Column("first_seen_at", INSTANT, "When an event with it was first taken in."),
     ),
 )
 
@@ -614,7 +615,7 @@ EXPORT_FILES = Table(
         Column("rows_in", "BIGINT", "Records in the file, header not counted."),
         Column("raw_rows", "BIGINT", "Rows that went to raw_orders."),
         Column("rejected_rows", "BIGINT", "Rows that went to rejected_orders."),
-        Column("ingested_at", "TIMESTAMPTZ", "When the rows were committed."),
+        Column("ingested_at", INSTANT, "When the rows were committed."),
     ),
 )
 
@@ -627,7 +628,7 @@ CHANGED_DAYS = Table(
         Column("feed", "VARCHAR", "The outside data: `orders` or `events`."),
         Column("day", "DATE", "The business day that was changed."),
         Column("version", "BIGINT", "Goes up by one with each change."),
-        Column("changed_at", "TIMESTAMPTZ", "When it last changed."),
+        Column("changed_at", INSTANT, "When it last changed."),
     ),
 )
 
@@ -640,7 +641,7 @@ PUBLISHED_DAYS = Table(
         Column("day", "DATE", "The daily partition."),
         Column("version", "BIGINT", "The version in changed_days that it was computed from."),
         Column("row_count", "BIGINT", "Rows of the partition."),
-        Column("published_at", "TIMESTAMPTZ", "When the rows were committed."),
+        Column("published_at", INSTANT, "When the rows were committed."),
     ),
 )
 
@@ -652,7 +653,7 @@ FAILED_DAYS = Table(
         Column("table_name", "VARCHAR", "The table that was to be published."),
         Column("day", "DATE", "The daily partition."),
         Column("problem", "VARCHAR", "What was wrong, where, and what to do."),
-        Column("failed_at", "TIMESTAMPTZ", "When the attempt failed."),
+        Column("failed_at", INSTANT, "When the attempt failed."),
     ),
 )
 

@@ -58,6 +58,15 @@ def event_assets(
             table.name: dg.AssetOut(**table_spec(table, code_version="1"), io_manager_key="lake_io")
             for table in EVENT_TABLES
         },
+        deps=[tables.PRODUCTS.name, tables.CUSTOMERS.name],
+        internal_asset_deps={
+            tables.RAW_EVENTS.name: set(),
+            tables.ENRICHED_EVENTS.name: {
+                dg.AssetKey(table.name)
+                for table in (tables.RAW_EVENTS, tables.PRODUCTS, tables.CUSTOMERS)
+            },
+            tables.DEAD_LETTER_EVENTS.name: {dg.AssetKey(tables.RAW_EVENTS.name)},
+        },
         partitions_def=partitions_def,
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRIES,
