@@ -18,9 +18,17 @@ from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets.settings import Settings
 from retail_assets.stale import stale_days
 
-VOLATILE = ("ingested_at", "published_at", "changed_at", "failed_at")
+VOLATILE = (
+    *("ingested_at", "published_at", "changed_at", "failed_at", "processed_at", "first_seen_at"),
+    "attempts",
+)
 """When something was done. All else is equal after a run that was disturbed: versions too, since
 a change and its version are committed together."""
+
+_COMPARED = {
+    "problem": "replace(problem, '{folder}/', '')",
+    "retracted_at": "retracted_at IS NOT NULL",
+}
 
 
 def run_batch(settings: Settings, days: Sequence[date]) -> None:
@@ -79,7 +87,7 @@ def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         for table in tables.ALL:
             columns = [
-                f"replace({name}, '{settings.data_dir}/', '')" if name == "problem" else name
+                _COMPARED.get(name, name).format(folder=settings.data_dir)
                 for name in table.column_names
                 if name not in VOLATILE
             ]

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -20,7 +20,6 @@ import duckdb
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests.faults.batch import run_batch
 
 
 def _kill() -> None:
@@ -81,16 +80,17 @@ class Boundaries:
 
 
 def run_watched(
+    work: Callable[..., None],
     values: dict[str, Any],
-    days: list[date],
+    arguments: Sequence[Any] = (),
     report: str | None = None,
     kill_at: int | None = None,
     delay: float | None = None,
 ) -> None:
-    """Run the batch lane in this process; write the names of the boundaries to a file, or die."""
+    """Do some work with these settings; write the names of the boundaries to a file, or die."""
     boundaries = Boundaries(kill_at, delay)
     boundaries.watch()
-    run_batch(Settings(**values), days)
+    work(Settings(**values), *arguments)
     if report is not None:
         Path(report).write_text("\n".join(boundaries.passed))
     if kill_at is not None:
@@ -98,27 +98,21 @@ def run_watched(
         _kill()
 
 
-def run_undisturbed(values: dict[str, Any], days: list[date]) -> None:
-    """Run the batch lane in this process."""
-    run_batch(Settings(**values), days)
-
-
-def backfill_watched(
-    values: dict[str, Any], days: list[date], kill_at: int | None, report: str
+def run_undisturbed(
+    work: Callable[..., None], values: dict[str, Any], arguments: Sequence[Any] = ()
 ) -> None:
-    """Run a backfill of Dagster's in this process; write the names of the boundaries, or die."""
-    from retail_assets.backfill import run_backfill
-
-    boundaries = Boundaries(kill_at)
-    boundaries.watch()
-    run_backfill(Settings(**values), days[0], days[-1])
-    Path(report).write_text("\n".join(boundaries.passed))
+    """Do the same work in this process."""
+    work(Settings(**values), *arguments)
 
 
-def make_lake_watched(values: dict[str, Any], kill_at: int | None, report: str) -> None:
-    """Make a lake in this process."""
-    boundaries = Boundaries(kill_at)
-    boundaries.watch()
-    with Lake.from_settings(Settings(**values)).connect():
+def run_backfill(settings: Settings, first: date, last: date) -> None:
+    """Run a backfill of Dagster's."""
+    from retail_assets import backfill
+
+    backfill.run_backfill(settings, first, last)
+
+
+def make_lake(settings: Settings) -> None:
+    """Make a lake."""
+    with Lake.from_settings(settings).connect():
         pass
-    Path(report).write_text("\n".join(boundaries.passed))

@@ -5,10 +5,8 @@ there and gets SIGKILL, another runs to the end, and all tables are compared.
 """
 
 import os
-import shutil
 import signal
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from itertools import cycle
 from pathlib import Path
@@ -17,19 +15,13 @@ import pytest
 
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import order_row, write_export_to
-from retail_assets_tests.faults.batch import contents
-from retail_assets_tests.faults.boundaries import (
-    backfill_watched,
-    make_lake_watched,
-    run_undisturbed,
-    run_watched,
-)
+from retail_assets_tests.faults.batch import contents, run_batch
+from retail_assets_tests.faults.boundaries import make_lake, run_backfill, run_watched
+from retail_assets_tests.faults.kill import INTO_COMMIT_SECONDS, Harness, copy, do
 from retail_assets_tests.platform import CUSTOMERS, PRODUCTS, write_reference
 from retail_assets_tests.processes import finish, start
 
 DAYS = [date(2026, 10, day) for day in range(5, 10)]
-SIDE_BY_SIDE = min(4, os.cpu_count() or 1)
-INTO_COMMIT_SECONDS = (0.002, 0.005, 0.010)
 
 
 def write(folder: Path, day: date, rows: Sequence[str], **options: str) -> None:
@@ -107,49 +99,15 @@ def first_day(tmp_path_factory, new_lake) -> Settings:
 def next_day(tmp_path_factory, first_day) -> Settings:
     """The lake with the first exports taken in, and the corrections."""
     settings = copy(first_day, tmp_path_factory.mktemp("next") / "data")
-    assert finish([start(run_undisturbed, settings.model_dump(), DAYS[:3])]) == [0]
+    do(run_batch, settings, DAYS[:3])
     corrections(settings)
     return settings
 
 
-def copy(settings: Settings, data_dir: Path) -> Settings:
-    shutil.copytree(settings.data_dir, data_dir)
-    return Settings(**settings.model_dump() | {"data_dir": data_dir})
-
-
-def undisturbed(settings: Settings, days: list[date], folder: Path):
-    """The boundaries of an undisturbed run, and the tables that it gives."""
-    calm = copy(settings, folder / "calm")
-    report = folder / "boundaries"
-    assert finish([start(run_watched, calm.model_dump(), days, str(report))]) == [0]
-    return report.read_text().splitlines(), contents(calm)
-
-
-def differences(settings: Settings, days: list[date], expected, attempt: Path, *kill) -> list[str]:
-    """Kill a run, run again, and say in which tables the outcome differs."""
-    killed = copy(settings, attempt)
-    values = killed.model_dump()
-    first = finish([start(run_watched, values, days, None, *kill)])
-    second = finish([start(run_undisturbed, values, days)])
-    if (first, second) != ([-signal.SIGKILL], [0]):
-        return [f"exit codes {first} and {second}"]
-    found = contents(killed)
-    shutil.rmtree(attempt)
-    return [name for name in expected if found[name] != expected[name]]
-
-
-def kill_everywhere(settings: Settings, days: list[date], folder: Path, kills, expected):
-    def attempt(kill):
-        place = folder / f"killed {kill}"
-        return kill, differences(settings, days, expected, place, *kill)
-
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        return {kill: wrong for kill, wrong in pool.map(attempt, kills) if wrong}
-
-
 @pytest.mark.slow
 def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(next_day, tmp_path):
-    boundaries, expected = undisturbed(next_day, DAYS, tmp_path)
+    harness = Harness(run_batch, (DAYS,), next_day, tmp_path)
+    boundaries, expected = harness.undisturbed()
     commits = [name.removeprefix("after COMMIT of ") for name in boundaries if "after" in name]
     assert commits == [
         "publish products",
@@ -162,16 +120,17 @@ def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(next_d
     ]
     assert len(boundaries) == 3 * len(commits)
     kills = [(number,) for number in range(len(boundaries))]
-    wrong = kill_everywhere(next_day, DAYS, tmp_path, kills, expected)
+    wrong = harness.kill_everywhere(kills, expected)
     assert {boundaries[number]: found for (number,), found in wrong.items()} == {}
 
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_commit_a_second_run_gives_the_same_tables(next_day, tmp_path):
-    boundaries, expected = undisturbed(next_day, DAYS, tmp_path)
+    harness = Harness(run_batch, (DAYS,), next_day, tmp_path)
+    boundaries, expected = harness.undisturbed()
     commits = len(boundaries) // 3
     kills = [(number, delay) for number, delay in zip(range(commits), cycle(INTO_COMMIT_SECONDS))]
-    assert kill_everywhere(next_day, DAYS, tmp_path, kills, expected) == {}
+    assert harness.kill_everywhere(kills, expected) == {}
 
 
 @pytest.mark.slow
@@ -182,7 +141,8 @@ def test_a_backfill_of_dagsters_that_is_killed_is_completed_by_the_next_one(
     report = tmp_path / "boundaries"
 
     def backfill(settings: Settings, kill_at: int | None) -> list[int | None]:
-        return finish([start(backfill_watched, settings.model_dump(), DAYS, kill_at, str(report))])
+        values, days = settings.model_dump(), (DAYS[0], DAYS[-1])
+        return finish([start(run_watched, run_backfill, values, days, str(report), kill_at)])
 
     calm = copy(next_day, tmp_path / "calm")
     assert backfill(calm, None) == [0]
@@ -196,10 +156,11 @@ def test_a_backfill_of_dagsters_that_is_killed_is_completed_by_the_next_one(
 def test_a_second_run_commits_nothing(next_day, tmp_path):
     settings = copy(next_day, tmp_path / "twice")
     days = DAYS[:4]
-    assert finish([start(run_undisturbed, settings.model_dump(), days)]) == [0]
+    do(run_batch, settings, days)
     expected = contents(settings)
     report = tmp_path / "boundaries"
-    assert finish([start(run_watched, settings.model_dump(), days, str(report))]) == [0]
+    values = settings.model_dump()
+    assert finish([start(run_watched, run_batch, values, (days,), str(report))]) == [0]
     assert report.read_text() == ""
     assert contents(settings) == expected
 
@@ -207,7 +168,8 @@ def test_a_second_run_commits_nothing(next_day, tmp_path):
 def test_killed_while_a_lake_is_made_the_next_one_makes_it_whole(tmp_path):
     report = tmp_path / "boundaries"
     calm = Settings(data_dir=tmp_path / "calm")
-    assert finish([start(make_lake_watched, calm.model_dump(), None, str(report))]) == [0]
+    values = calm.model_dump()
+    assert finish([start(run_watched, make_lake, values, (), str(report))]) == [0]
     boundaries = report.read_text().splitlines()
     assert boundaries == [
         f"{when} of create tables" for when in ("before BEGIN", "before COMMIT", "after COMMIT")
@@ -215,7 +177,7 @@ def test_killed_while_a_lake_is_made_the_next_one_makes_it_whole(tmp_path):
     for number in range(len(boundaries)):
         settings = Settings(data_dir=tmp_path / f"killed {number}")
         values = settings.model_dump()
-        killed = start(make_lake_watched, values, number, str(report))
+        killed = start(run_watched, make_lake, values, (), None, number)
         assert finish([killed]) == [-signal.SIGKILL]
-        assert finish([start(make_lake_watched, values, None, str(report))]) == [0]
+        do(make_lake, settings)
         assert contents(settings) == contents(calm)

@@ -1,0 +1,45 @@
+"""The ingest of event files in one process, by portions so small that a few files have several."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from retail_assets.consumers import live_revenue
+from retail_assets.ingest import event_files, event_reader
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+BLOCK = 400
+PORTION = 800
+"""Bytes: three lines, and six."""
+
+
+def take_in(settings: Settings, *files: str) -> None:
+    """Take in some event files, by default all that are pending, and bring live revenue up."""
+    _take_in(settings, [files or list(event_files.pending_event_files(settings).files)])
+
+
+def one_by_one(settings: Settings, *files: str) -> None:
+    """Take in event files each by itself, and bring live revenue up."""
+    _take_in(settings, [[file] for file in files])
+
+
+def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
+    event_reader.BLOCK_BYTES = BLOCK
+    event_reader.PORTION_BYTES = event_files.PORTION_BYTES = PORTION
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        for files in batches:
+            event_files.ingest(lake, connection, settings, files)
+        live_revenue.refresh(lake, connection)
+
+
+def race(settings: Settings, started: str, name: int, racers: int) -> None:
+    """Take in what is pending at the same time as others do."""
+    pending = list(event_files.pending_event_files(settings).files)
+    barrier = Path(started)
+    (barrier / str(name)).touch()
+    while len(list(barrier.iterdir())) < racers:
+        time.sleep(0.001)
+    # From different ends: what one has just taken in, another comes to.
+    take_in(settings, *(pending if name % 2 else reversed(pending)))

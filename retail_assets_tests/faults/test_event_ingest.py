@@ -1,0 +1,185 @@
+"""Event files taken in exactly once: killed anywhere, by several at once, in any order."""
+
+import random
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets_tests.event_files import event, write_events
+from retail_assets_tests.faults.batch import contents
+from retail_assets_tests.faults.boundaries import run_undisturbed, run_watched
+from retail_assets_tests.faults.ingestion import one_by_one, race, take_in
+from retail_assets_tests.faults.kill import INTO_COMMIT_SECONDS, Harness, copy, do
+from retail_assets_tests.processes import finish, start
+
+RACERS = 3
+BAD = ("", "null", "{", event(0, order_value_gbp=-1), event(0, region=None), "\x00")
+
+
+def first_files(settings: Settings) -> None:
+    """A file of several portions, one that will grow, one that will be another, a packed one."""
+    write_events(settings, "2026-10-12/long.jsonl", [*map(event, range(12)), *BAD])
+    write_events(settings, "2026-10-12/grows.jsonl", [event(20), BAD[0], event(21)])
+    write_events(settings, "2026-10-13/replaced.jsonl", [*map(event, range(30, 36)), BAD[1]])
+    write_events(settings, "2026-10-13/packed.jsonl.gz", [*map(event, range(40, 44)), event(1)])
+    write_events(settings, "2026-10-13/moved.jsonl", [event(50), event(51)])
+
+
+def later_files(settings: Settings) -> None:
+    """Growth, replacement, what was there under names that come first, duplicates and bad lines."""
+    write_events(
+        settings,
+        "2026-10-12/grows.jsonl",
+        [event(20), BAD[0], event(21), *map(event, range(22, 30)), *BAD, event(30)],
+    )
+    write_events(
+        settings,
+        "2026-10-13/replaced.jsonl",
+        [*map(event, range(34, 38)), event(33, order_value_gbp=11), *BAD[:2], event(2)],
+    )
+    write_events(settings, "2026-10-13/a copy of moved.jsonl", [event(50), event(51)])
+    # Received before the others: these count, and what they had already counted does not.
+    write_events(
+        settings,
+        "2026-10-11/early.jsonl",
+        [event(n, event_timestamp="2026-10-11T10:00:00Z") for n in (0, 21, 31, 41, 60, 60)],
+    )
+    write_events(settings, "2026-10-14/no newline.jsonl", f"{event(70)}\n{event(71)}".encode())
+    write_events(settings, "2026-10-14/broken.jsonl.gz", b"\x1f\x8b\x08")
+    write_events(
+        settings,
+        "2026-10-14/new.jsonl",
+        [*(event(n, surprise=n) for n in range(80, 90)), event(99, event_id=None), *BAD],
+    )
+
+
+@pytest.fixture(scope="module")
+def first_day(tmp_path_factory, new_lake) -> Settings:
+    """A lake without a row, and the first files."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("first"), threads=1)
+    new_lake(settings.data_dir)
+    first_files(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def next_day(tmp_path_factory, first_day) -> Settings:
+    """The lake with the first files taken in, and the later ones."""
+    settings = copy(first_day, tmp_path_factory.mktemp("next") / "data")
+    do(take_in, settings)
+    later_files(settings)
+    return settings
+
+
+def without_versions(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
+    """All tables; how often a day was changed depends on who took what in when."""
+    found = contents(settings)
+    found["changed_days"] = [row[:2] for row in found["changed_days"]]
+    found["published_days"] = [(row[0], row[1], row[3]) for row in found["published_days"]]
+    return found
+
+
+def assert_balanced(settings: Settings) -> None:
+    """Every line of every file is accepted, dead-lettered or a duplicate, and the tables agree."""
+    with Lake.from_settings(settings).connect(read_only=True) as connection:
+        files = connection.execute(
+            "SELECT path, lines, accepted, dead_lettered, duplicate, copy_of FROM event_files"
+            " WHERE retracted_at IS NULL"
+        ).fetchall()
+        held = {
+            table: dict(
+                connection.execute(
+                    f"SELECT source_name, count(*) FROM {table} GROUP BY 1"
+                ).fetchall()
+            )
+            for table in ("raw_events", "enriched_events", "dead_letter_events")
+        }
+        (twins,) = connection.execute(
+            "SELECT count(*) - count(DISTINCT event_id) FROM enriched_events"
+        ).fetchone() or (None,)
+    assert files
+    for path, lines, accepted, dead, duplicate, copy_of in files:
+        assert lines == accepted + dead + duplicate, path
+        assert min(lines, accepted, dead, duplicate) >= 0, path
+        assert held["raw_events"].get(path, 0) == (lines if copy_of is None else 0), path
+        assert held["enriched_events"].get(path, 0) == accepted, path
+        assert held["dead_letter_events"].get(path, 0) == dead, path
+    assert twins == 0
+
+
+@pytest.mark.slow
+def test_killed_at_any_commit_boundary_the_next_ingest_gives_the_same_tables(next_day, tmp_path):
+    harness = Harness(take_in, (), next_day, tmp_path)
+    boundaries, expected = harness.undisturbed()
+    commits = [name.removeprefix("after COMMIT of ") for name in boundaries if "after" in name]
+    assert commits == [*["ingest event files"] * 5, "publish live_revenue"]
+    assert len(boundaries) == 3 * len(commits)
+    kills = [(number,) for number in range(len(boundaries))]
+    wrong = harness.kill_everywhere(kills, expected)
+    assert {boundaries[number]: found for (number,), found in wrong.items()} == {}
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_commit_the_next_ingest_gives_the_same_tables(next_day, tmp_path):
+    harness = Harness(take_in, (), next_day, tmp_path)
+    boundaries, expected = harness.undisturbed()
+    commits = len(boundaries) // 3
+    kills = [(number, delay) for number, delay in zip(range(commits), cycle(INTO_COMMIT_SECONDS))]
+    assert harness.kill_everywhere(kills, expected) == {}
+
+
+def test_a_second_ingest_commits_nothing_but_that_a_file_still_cannot_be_read(next_day, tmp_path):
+    settings = copy(next_day, tmp_path / "twice")
+    do(take_in, settings)
+    expected = contents(settings)
+    assert_balanced(settings)
+    report = tmp_path / "boundaries"
+    values = settings.model_dump()
+    assert finish([start(run_watched, take_in, values, (), str(report))]) == [0]
+    assert {name.partition(" of ")[2] for name in report.read_text().splitlines()} == {
+        "ingest event files"
+    }
+    assert contents(settings) == expected
+
+
+@pytest.mark.slow
+def test_several_that_take_the_same_files_in_at_once_give_the_tables_of_one(next_day, tmp_path):
+    calm = copy(next_day, tmp_path / "calm")
+    do(take_in, calm)
+    busy = copy(next_day, tmp_path / "busy")
+    started = tmp_path / "started"
+    started.mkdir()
+    values = busy.model_dump()
+    racers = [
+        start(run_undisturbed, race, values, (str(started), name, RACERS)) for name in range(RACERS)
+    ]
+    assert finish(racers) == [0] * RACERS
+    assert without_versions(busy) == without_versions(calm)
+    assert_balanced(busy)
+
+
+def test_files_taken_in_one_by_one_in_any_order_give_the_tables_of_all_at_once(first_day, tmp_path):
+    together = copy(first_day, tmp_path / "together")
+    later_files(together)
+    Path(together.events_location, "2026-10-14/broken.jsonl.gz").unlink()
+    copies = [copy(together, tmp_path / str(n)) for n in range(3)]
+    do(take_in, together)
+    assert_balanced(together)
+    files = [
+        str(path.relative_to(together.events_location))
+        for path in sorted(Path(together.events_location).rglob("*.jsonl*"))
+    ]
+    shuffled = random.Random(1).sample(files, len(files))  # noqa: S311  # no secret
+    orders = (files, files[::-1], shuffled)
+    workers = [
+        start(run_undisturbed, one_by_one, settings.model_dump(), order)
+        for settings, order in zip(copies, orders, strict=True)
+    ]
+    assert finish(workers) == [0] * len(workers)
+    for settings, order in zip(copies, orders, strict=True):
+        assert without_versions(settings) == without_versions(together), order
+        assert_balanced(settings)
