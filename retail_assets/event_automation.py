@@ -8,9 +8,9 @@ often; a file that cannot be read fails alone within its run, and is counted in 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timezone
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -31,6 +31,10 @@ BYTES_PER_RUN = 512 << 20
 MAX_RUNS = 4
 """How many runs of files there are at once; the rest waits for the next tick."""
 
+REMEMBERED_RUNS = 200
+OVERLAP_SECONDS = 60
+"""How far the clocks of those who write to runs may lie apart."""
+
 SHOWN = 5
 
 
@@ -38,11 +42,13 @@ SHOWN = 5
 class Failures:
     """Files of runs that failed as a whole: their state then, and how often.
 
-    `until` is when the newest failed run that was looked at ended, in seconds since 1970.
+    `until` is when the newest failed run that was looked at was last written to, in seconds since
+    1970, and `counted` are the last of those: Dagster writes to a run after it has failed, too.
     """
 
     until: float = 0.0
     attempts: dict[str, list[int]] = field(default_factory=dict)
+    counted: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, cursor: str | None) -> "Failures":
@@ -51,7 +57,7 @@ class Failures:
 
     def dump(self) -> str:
         """What becomes the cursor."""
-        return json.dumps({"until": self.until, "attempts": self.attempts})
+        return json.dumps(asdict(self))
 
     def count(self, file: FoundFile) -> int:
         """How often a file, as it is, was in a run that failed."""
@@ -93,13 +99,10 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
             for path, file in pending.files.items()
             if path not in busy and failures.count(file) < MAX_ATTEMPTS
         ]
-        requests: list[dg.RunRequest] = []
-        asked = 0
-        for day, files in batches(settings, ready):
-            if len(running) + len(requests) >= MAX_RUNS:
-                break
-            requests.append(_request(settings, day, files, failures))
-            asked += len(files)
+        chosen = list(islice(batches(settings, ready), max(0, MAX_RUNS - len(running))))
+        asked = sum(len(files) for _, files in chosen)
+        lake = LakeState.read(settings) if chosen else LakeState()
+        requests = [_request(day, files, failures, lake) for day, files in chosen]
         message = _describe(pending, busy, given_up, asked, len(ready) - asked)
         if requests:
             context.log.info(message)
@@ -131,15 +134,58 @@ def batches(
         yield day, batch
 
 
+@dataclass(frozen=True)
+class LakeState:
+    """What the lake has of files: how far each was taken in, and how often it could not be read.
+
+    `birth` tells this lake from one that lay in the same place before.
+    """
+
+    birth: str = ""
+    files: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, settings: Settings) -> "LakeState":
+        """Read it; of a lake that is not there yet it is empty."""
+        try:
+            with Lake.from_settings(settings).connect(read_only=True) as connection:
+                (birth,) = connection.execute(
+                    "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
+                ).fetchone() or ("",)
+                files = {
+                    path: tuple(progress)
+                    for path, *progress in connection.execute(
+                        "SELECT path, version, bytes_taken, last_line FROM lake.event_files"
+                        " WHERE retracted_at IS NULL"
+                    ).fetchall()
+                }
+                faults = dict(
+                    connection.execute(
+                        "SELECT path, attempts FROM lake.failed_event_files"
+                    ).fetchall()
+                )
+        except NoLakeError:
+            return cls()
+        return cls(str(birth), files, faults)
+
+
 def _request(
-    settings: Settings, day: date, files: Sequence[FoundFile], failures: Failures
+    day: date, files: Sequence[FoundFile], failures: Failures, lake: LakeState
 ) -> dg.RunRequest:
-    state = [(file.path, file.size_bytes, file.modified_ns) for file in files]
-    content = hashlib.sha256(json.dumps([_birth(settings), state]).encode()).hexdigest()[:16]
+    state = [
+        (
+            *(file.path, file.size_bytes, file.modified_ns),
+            *(lake.files.get(file.path, ()), lake.faults.get(file.path, 0)),
+        )
+        for file in files
+    ]
+    content = hashlib.sha256(json.dumps([lake.birth, state]).encode()).hexdigest()[:16]
     attempt = 1 + max(failures.count(file) for file in files)
     return dg.RunRequest(
-        # Dagster remembers a key for ever: it must tell other content, another attempt at it, and
-        # another lake.
+        # Dagster remembers a key for ever, and would silently drop a second run with it: it must
+        # tell other content, what the lake has of it, another attempt, and another lake. So an
+        # older file may be put back, and a last line without newline be taken later.
         run_key=f"{day}:{content}:{attempt}",
         partition_key=day.isoformat(),
         run_config={
@@ -147,16 +193,6 @@ def _request(
         },
         tags={"retail_assets/files": str(len(files)), "retail_assets/attempt": str(attempt)},
     )
-
-
-def _birth(settings: Settings) -> str:
-    """What tells this lake from one that lay in the same place before."""
-    try:
-        with Lake.from_settings(settings).connect(read_only=True) as connection:
-            row = connection.execute("SELECT min(snapshot_time) FROM lake.snapshots()").fetchone()
-    except NoLakeError:
-        return ""
-    return str(row[0]) if row else ""
 
 
 def _running(instance: dg.DagsterInstance) -> list[list[str]]:
@@ -171,21 +207,26 @@ def _count_failures(instance: dg.DagsterInstance, failures: Failures, pending: P
         dg.RunsFilter(
             job_name=EVENTS,
             statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
-            updated_after=datetime.fromtimestamp(failures.until, timezone.utc),
+            updated_after=datetime.fromtimestamp(
+                max(0.0, failures.until - OVERLAP_SECONDS), timezone.utc
+            ),
         )
     )
     for record in records:
-        ended = record.update_timestamp.timestamp()
-        if ended <= failures.until:
+        if record.dagster_run.run_id in failures.counted:
             continue
+        failures.counted.append(record.dagster_run.run_id)
+        started_ns = record.create_timestamp.timestamp() * 1e9
         for path in _files_of(record.dagster_run.run_config):
             file = pending.files.get(path)
-            if file is not None:
+            # One that was written to since is another.
+            if file is not None and file.modified_ns < started_ns:
                 count = failures.count(file) + 1
                 failures.attempts[path] = [file.size_bytes, file.modified_ns, count]
     failures.until = max(
         [failures.until, *(record.update_timestamp.timestamp() for record in records)]
     )
+    failures.counted = failures.counted[-REMEMBERED_RUNS:]
     failures.attempts = {
         path: state for path, state in failures.attempts.items() if path in pending.files
     }

@@ -1,0 +1,538 @@
+"""The event lane in Dagster: its sensor, its runs, and what follows from them unasked."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from retail_assets import event_automation
+from retail_assets.assets.events import INGEST
+from retail_assets.event_automation import EVENTS
+from retail_assets.ingest import event_files
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import NewLake
+from retail_assets_tests.event_files import STILL_NS, event, write_events
+from retail_assets_tests.platform import (
+    DAGSTER_CALLS_ITSELF,
+    DAYS,
+    QUIET,
+    Platform,
+    open_platform,
+    published_platform,
+    write_reference,
+)
+
+pytestmark = DAGSTER_CALLS_ITSELF
+
+SENSOR = "new_event_files"
+RUN_KEY = "dagster/run_key"
+DAY = "2026-10-12"
+BROKEN = b"\x1f\x8b\x08 no gzip"
+
+TABLES = ("raw_events", "enriched_events", "dead_letter_events")
+
+
+@pytest.fixture
+def platform(settings: Settings, new_lake: NewLake) -> Iterator[Platform]:
+    new_lake(settings.data_dir)
+    write_reference(settings)
+    with open_platform(settings) as platform:
+        yield platform
+
+
+@pytest.fixture
+def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with published_platform(settings, tmp_path_factory) as platform:
+        yield platform
+
+
+def requests(platform: Platform) -> list[dg.RunRequest]:
+    return list(platform.tick(SENSOR).run_requests or [])
+
+
+def files_of(request: dg.RunRequest) -> list[str]:
+    files = request.run_config["ops"][INGEST]["config"]["files"]
+    assert isinstance(files, list)
+    return files
+
+
+def requested(platform: Platform) -> list[tuple[str | None, list[str]]]:
+    """The partition and the files of each run that a tick asks for."""
+    return [(request.partition_key, files_of(request)) for request in requests(platform)]
+
+
+def message(platform: Platform) -> str:
+    tick = platform.tick(SENSOR)
+    assert not tick.run_requests
+    assert isinstance(tick.skip_reason, dg.SkipReason)
+    return tick.skip_reason.skip_message or ""
+
+
+def tags_of(request: dg.RunRequest) -> dict[str, str]:
+    return {**request.tags, RUN_KEY: str(request.run_key)}
+
+
+def record(platform: Platform, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
+    """Enter a run of a request, as if it had come that far."""
+    assert not known(platform, request)
+    failed = status == dg.DagsterRunStatus.FAILURE
+    run = create_run_for_test(
+        platform.instance,
+        job_name=EVENTS,
+        run_config=dict(request.run_config),
+        status=dg.DagsterRunStatus.STARTED if failed else status,
+        tags=tags_of(request),
+    )
+    if failed:
+        platform.instance.report_run_failed(run)
+    return run.run_id
+
+
+def known(platform: Platform, request: dg.RunRequest) -> bool:
+    """Whether Dagster's daemon would drop a request: it has had a run with this key."""
+    filters = dg.RunsFilter(tags={RUN_KEY: str(request.run_key)})
+    return bool(platform.instance.get_runs(filters))
+
+
+def carry_out(
+    platform: Platform, request: dg.RunRequest, **run_config: Any
+) -> dg.ExecuteInProcessResult:
+    """Run what was requested, as the daemon would have it done."""
+    assert not known(platform, request), "the daemon would drop it without a word"
+    job = platform.definitions.resolve_job_def(EVENTS)
+    return job.execute_in_process(
+        instance=platform.instance,
+        partition_key=request.partition_key,
+        tags=tags_of(request),
+        run_config={**QUIET, **request.run_config, **run_config},
+        asset_selection=list(job.asset_layer.executable_asset_keys),
+        raise_on_error=False,
+    )
+
+
+def take_in(platform: Platform) -> None:
+    """Tick, and run what is requested, until nothing is."""
+    for _ in range(20):
+        found = requests(platform)
+        if not found:
+            return
+        for request in found:
+            assert carry_out(platform, request).success
+    pytest.fail("the sensor goes on and on")
+
+
+def ids(platform: Platform) -> list[str]:
+    return [row[0] for row in platform.query("SELECT event_id FROM enriched_events ORDER BY 1")]
+
+
+# --- what the sensor asks for --------------------------------------------------------------------
+
+
+def test_each_landing_day_is_a_run_with_its_files(platform: Platform) -> None:
+    write_events(platform.settings, "2026-10-14/b c.jsonl", [event(1)])
+    write_events(platform.settings, "events_2026-10-13.ndjson.gz", [event(2)])
+    write_events(platform.settings, "2026-10-14/ä.jsonl", [event(3)])
+    write_events(platform.settings, "no date.jsonl", [event(4)], modified_ns=STILL_NS)
+    write_events(platform.settings, "2026-10-14/notes.txt", [event(5)])
+    assert requested(platform) == [
+        ("2026-10-12", ["no date.jsonl"]),
+        ("2026-10-13", ["events_2026-10-13.ndjson.gz"]),
+        ("2026-10-14", ["2026-10-14/b c.jsonl", "2026-10-14/ä.jsonl"]),
+    ]
+
+
+def test_no_files_or_no_lake_is_nothing_to_do(settings: Settings) -> None:
+    with open_platform(settings) as platform:
+        assert message(platform) == "No new event files."
+        write_events(settings, f"{DAY}/a.jsonl", [event(1)])
+        assert requested(platform) == [(DAY, [f"{DAY}/a.jsonl"])]
+
+
+def test_runs_are_bounded_in_files_in_bytes_and_in_number(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        write_events(platform.settings, f"2026-10-12/{n}.jsonl", [event(n)])
+    for n, lines in enumerate((5, 1, 1, 2)):
+        write_events(platform.settings, f"2026-10-13/{n}.jsonl", [event(n)] * lines)
+    monkeypatch.setattr(event_automation, "FILES_PER_RUN", 2)
+    monkeypatch.setattr(event_automation, "BYTES_PER_RUN", 3 * len(event(1)))
+    monkeypatch.setattr(event_automation, "MAX_RUNS", 5)
+    tick = platform.tick(SENSOR)
+    assert [files_of(request) for request in tick.run_requests or []] == [
+        ["2026-10-12/0.jsonl", "2026-10-12/1.jsonl"],
+        ["2026-10-12/2.jsonl", "2026-10-12/3.jsonl"],
+        ["2026-10-12/4.jsonl"],
+        ["2026-10-13/0.jsonl"],
+        ["2026-10-13/1.jsonl", "2026-10-13/2.jsonl"],
+    ]
+    for request in tick.run_requests or []:
+        record(platform, request, dg.DagsterRunStatus.STARTING)
+    assert message(platform) == (
+        "9 event files have something new; 8 in runs already; 1 wait for the next tick."
+    )
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ],
+)
+def test_files_of_a_run_in_progress_are_in_no_other_run(
+    platform: Platform, status: dg.DagsterRunStatus
+) -> None:
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
+    (request,) = requests(platform)
+    record(platform, request, status)
+    write_events(platform.settings, f"{DAY}/b.jsonl", [event(2)])
+    # It grows meanwhile: what is new waits for the next run.
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1), event(3)])
+    assert requested(platform) == [(DAY, [f"{DAY}/b.jsonl"])]
+
+
+def test_thousands_of_small_files_go_through_a_page_at_a_time(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_automation, "FILES_PER_RUN", 500)
+    monkeypatch.setattr(event_automation, "MAX_RUNS", 2)
+    for n in range(2_400):
+        write_events(platform.settings, f"{DAY}/{n % 7}/{n:05}.jsonl", [event(n)])
+    ticks = []
+    while found := requests(platform):
+        ticks.append([len(files_of(request)) for request in found])
+        for request in found:
+            assert carry_out(platform, request).success
+    assert ticks == [[500, 500], [500, 500], [400]]
+    assert len(ids(platform)) == 2_400
+
+
+# --- what fails ----------------------------------------------------------------------------------
+
+
+def test_a_batch_that_fails_is_tried_three_times_then_named_until_its_files_change(
+    platform: Platform,
+) -> None:
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
+    for attempt in range(1, event_automation.MAX_ATTEMPTS + 1):
+        (request,) = requests(platform)
+        assert request.tags["retail_assets/attempt"] == str(attempt)
+        record(platform, request, dg.DagsterRunStatus.FAILURE)
+    assert message(platform) == (
+        "1 event files have something new; 1 are left alone until they change, first of all"
+        f" {DAY}/a.jsonl (its run failed 3 times)."
+    )
+    write_events(platform.settings, f"{DAY}/b.jsonl", [event(2)])
+    assert requested(platform) == [(DAY, [f"{DAY}/b.jsonl"])], "it does not stop the others"
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1), event(3)], modified_ns=recently())
+    (request,) = requests(platform)
+    assert files_of(request) == [f"{DAY}/a.jsonl", f"{DAY}/b.jsonl"]
+    assert request.tags["retail_assets/attempt"] == "1"
+    assert carry_out(platform, request).success
+    assert ids(platform) == ["E1", "E2", "E3"]
+    assert message(platform) == "No new event files."
+
+
+def recently() -> int:
+    return time.time_ns()
+
+
+def test_a_failed_run_counts_once_whatever_is_written_to_it_later(platform: Platform) -> None:
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
+    (request,) = requests(platform)
+    run_id = record(platform, request, dg.DagsterRunStatus.FAILURE)
+    for n in range(4):
+        (request,) = requests(platform)
+        assert request.tags["retail_assets/attempt"] == "2"
+        platform.instance.add_run_tags(run_id, {"looked at": str(n)})
+
+
+def test_runs_that_failed_are_counted_again_by_a_sensor_that_has_lost_its_cursor(
+    platform: Platform,
+) -> None:
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
+    (request,) = requests(platform)
+    record(platform, request, dg.DagsterRunStatus.FAILURE)
+    platform.cursors.clear()
+    (request,) = requests(platform)
+    assert not known(platform, request)
+    assert carry_out(platform, request).success
+
+
+def test_a_file_that_cannot_be_read_is_tried_three_times_then_named_and_stops_no_other(
+    platform: Platform,
+) -> None:
+    write_events(platform.settings, f"{DAY}/bad.jsonl.gz", BROKEN)
+    write_events(platform.settings, f"{DAY}/good.jsonl", [event(1)])
+    write_events(platform.settings, f"{DAY}/target", b"")
+    Path(platform.settings.events_location, "link.jsonl").symlink_to(f"{DAY}/good.jsonl")
+    for attempt in range(event_files.MAX_ATTEMPTS):
+        (request,) = requests(platform)
+        assert (f"{DAY}/good.jsonl" in files_of(request)) == (attempt == 0)
+        result = carry_out(platform, request)
+        assert result.success
+        assert "bad.jsonl.gz cannot be read" in logged(platform, result)
+    assert ids(platform) == ["E1"]
+    text = message(platform)
+    assert text.startswith(
+        "0 event files have something new; 2 are left alone until they change, first of all"
+        f" link.jsonl (is a link, which is not followed); {DAY}/bad.jsonl.gz (failed 3 times: "
+    )
+
+    write_events(platform.settings, f"{DAY}/bad.jsonl.gz", [event(2)])
+    take_in(platform)
+    assert ids(platform) == ["E1", "E2"]
+    assert "bad.jsonl.gz" not in message(platform)
+
+
+def logged(platform: Platform, result: dg.ExecuteInProcessResult) -> str:
+    """All that Dagster keeps of a run: messages, errors and metadata."""
+    return "\n".join(str(entry) for entry in platform.instance.all_logs(result.run_id))
+
+
+# --- run keys ------------------------------------------------------------------------------------
+
+
+def test_a_last_line_without_newline_is_taken_in_by_a_run_of_its_own(
+    settings: Settings, new_lake: NewLake
+) -> None:
+    new_lake(settings.data_dir)
+    content = f"{event(1)}\n{event(2)}".encode()
+    write_events(settings, f"{DAY}/a.jsonl", content, modified_ns=recently())
+    with open_platform(settings.model_copy(update={"event_settle_seconds": 3600})) as platform:
+        (request,) = requests(platform)
+        assert carry_out(platform, request).success
+        assert ids(platform) == ["E1"]
+        assert "1 may still be written to" in message(platform)
+    # The same instance, later.
+    with open_platform(settings.model_copy(update={"event_settle_seconds": 0})) as platform:
+        (request,) = requests(platform)
+        assert carry_out(platform, request).success
+        assert ids(platform) == ["E1", "E2"]
+        assert message(platform) == "No new event files."
+
+
+def test_an_older_file_that_is_put_back_is_taken_in_again(platform: Platform) -> None:
+    for number in (1, 2, 1):
+        write_events(platform.settings, f"{DAY}/a.jsonl", [event(number)], modified_ns=STILL_NS)
+        # Only its time tells it from the other, which has the same size.
+        os.utime(
+            Path(platform.settings.events_location, f"{DAY}/a.jsonl"),
+            ns=(STILL_NS, STILL_NS + number),
+        )
+        take_in(platform)
+        assert ids(platform) == [f"E{number}"]
+
+
+def test_another_lake_at_the_same_place_has_other_run_keys(platform: Platform) -> None:
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
+    take_in(platform)
+    assert ids(platform) == ["E1"]
+    shutil.rmtree(platform.settings.lake_dir)
+    with Lake.from_settings(platform.settings).connect():
+        pass
+    take_in(platform)
+    assert ids(platform) == ["E1"]
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_says_of_its_partition_what_was_taken_in_without_naming_customers(
+    platform: Platform, capfd: pytest.CaptureFixture[str]
+) -> None:
+    customer = "CUSTOMER-4711"
+    write_events(platform.settings, "2026-10-11/before.jsonl", [event(9, customer_id=customer)])
+    take_in(platform)
+    write_events(
+        platform.settings,
+        f"{DAY}/a.jsonl",
+        [
+            event(1, customer_id=customer, order_value_gbp="7.25", note=customer),
+            event(2, customer_id=customer),
+            event(2, customer_id=customer, status="returned"),
+            event(3, customer_id=customer, order_value_gbp=-1),
+            event(4, customer_id=[customer]),
+            customer,
+        ],
+    )
+    write_events(platform.settings, f"{DAY}/bad.jsonl.gz", BROKEN)
+    (request,) = requests(platform)
+    result = carry_out(platform, request, loggers={"console": {"config": {"log_level": "DEBUG"}}})
+    assert result.success
+
+    found = {
+        event.asset_key.to_user_string(): event.step_materialization_data.materialization
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+    assert found.keys() == set(TABLES)
+    assert {materialization.partition for materialization in found.values()} == {DAY}
+    figures = {
+        name: {key: value.value for key, value in materialization.metadata.items()}
+        for name, materialization in found.items()
+    }
+    assert {name: row["dagster/partition_row_count"] for name, row in figures.items()} == {
+        "raw_events": 6,
+        "enriched_events": 2,
+        "dead_letter_events": 3,
+    }
+    enriched = figures["enriched_events"]
+    assert enriched["order_value_gbp"] == 17.25
+    counts = ("files", "lines", "accepted", "dead_lettered", "duplicate")
+    assert [enriched[name] for name in counts] == [1, 6, 2, 3, 1]
+    assert enriched["outcomes"] == {"new": 1}
+    assert enriched["new_fields"] == {"note": "VARCHAR"}
+    assert list(enriched["failed_files"]) == [f"{DAY}/bad.jsonl.gz"]
+    assert platform.query("SELECT count(*) FROM raw_events", at=enriched["snapshot"]) == [(7,)]
+    assert "•••" in str(enriched["sample"])
+
+    output = capfd.readouterr()
+    assert "6 lines, 2 accepted, 3 dead-lettered, 1 duplicate" in output.err
+    for text in (output.err, output.out, logged(platform, result)):
+        assert customer not in text
+
+
+def test_a_partition_without_files_in_its_configuration_is_replayed(platform: Platform) -> None:
+    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1), event(2), "null"])
+    write_events(platform.settings, "2026-10-14/b.jsonl", [event(3), event(1)])
+    take_in(platform)
+    columns = "SELECT * EXCLUDE (processed_at) FROM"
+    tables = [f"{columns} enriched_events ORDER BY event_id", f"{columns} dead_letter_events"]
+    before = [platform.query(table) for table in tables]
+    when = dict(platform.query("SELECT event_id, processed_at FROM enriched_events"))
+
+    result = platform.run(EVENTS, date(2026, 10, 12), date(2026, 10, 13))
+    assert result.success
+    assert platform.materialized("enriched_events") == {DAY, "2026-10-13", "2026-10-14"}
+    (rows,) = (
+        event.step_materialization_data.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey("enriched_events") and event.partition == DAY
+    )
+    assert rows["replayed"].value is True
+    assert rows["dagster/partition_row_count"].value == 2
+    assert [platform.query(table) for table in tables] == before
+    after = dict(platform.query("SELECT event_id, processed_at FROM enriched_events"))
+    assert {name for name in after if after[name] > when[name]} == {"E1", "E2"}
+
+
+# --- what follows --------------------------------------------------------------------------------
+
+
+def materialize(platform: Platform, *assets: str) -> dict[str, dict[str, Any]]:
+    """Materialize assets as their automation does; returns the metadata of each."""
+    job = platform.definitions.resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=platform.instance,
+        asset_selection=[dg.AssetKey(name) for name in assets],
+        run_config=QUIET,
+    )
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value
+            for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+
+
+def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Platform) -> None:
+    at = "2026-10-13T09:00:00Z"
+    write_events(
+        platform.settings,
+        f"{DAY}/a.jsonl",
+        [
+            event(1),
+            event(2, order_value_gbp=2.5, region="South"),
+            event(3, status="pending"),
+            event(4, order_id="O1", order_value_gbp=12, event_timestamp=at),
+            "null",
+            "null",
+            "{",
+        ],
+    )
+    write_events(platform.settings, "2026-10-14/b.jsonl", [event(5, event_timestamp=at), "null"])
+    take_in(platform)
+    found = materialize(platform, "live_revenue", "dead_letter_counts")
+    live = "SELECT order_date::VARCHAR, region, total_revenue::VARCHAR, order_count"
+    assert platform.query(f"{live} FROM live_revenue ORDER BY ALL") == [
+        (DAY, "North", "12.00", 1),
+        (DAY, "South", "2.50", 1),
+        ("2026-10-13", "North", "10.00", 1),
+    ]
+    assert found["live_revenue"]["days_recomputed"] == 2
+    assert found["live_revenue"]["total_revenue"] == 24.5
+    assert platform.query("SELECT * FROM dead_letter_counts ORDER BY ALL") == [
+        (date(2026, 10, 12), "not_an_object", 2),
+        (date(2026, 10, 12), "not_json", 1),
+        (date(2026, 10, 14), "not_an_object", 1),
+    ]
+    assert found["dead_letter_counts"]["dagster/row_count"] == 3
+    assert any("data:image/png" in str(value) for value in found["dead_letter_counts"].values())
+
+    write_events(platform.settings, "2026-10-14/b.jsonl", [event(6, event_timestamp=at), event(7)])
+    take_in(platform)
+    found = materialize(platform, "live_revenue", "dead_letter_counts")
+    assert found["live_revenue"]["days_recomputed"] == 2
+    assert platform.query(
+        f"{live} FROM live_revenue WHERE order_date > DATE '{DAY}' ORDER BY 1"
+    ) == [
+        ("2026-10-13", "North", "10.00", 1),
+        ("2026-10-14", "North", "10.00", 1),
+    ]
+    assert len(platform.query("SELECT * FROM dead_letter_counts")) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # of Dagster's own call
+def test_what_follows_from_events_is_requested_after_their_runs_and_only_then(
+    platform: Platform,
+) -> None:
+    followers = {dg.AssetKey("live_revenue"), dg.AssetKey("dead_letter_counts")}
+    state = None
+
+    def evaluate() -> set[dg.AssetKey]:
+        nonlocal state
+        state = dg.evaluate_automation_conditions(
+            platform.definitions,
+            platform.instance,
+            cursor=state.cursor if state is not None else None,
+        )
+        return {key for key in followers if state.get_num_requested(key)}
+
+    assert evaluate() == set()
+    for day in (DAY, "2026-10-13", "2026-11-20", DAY):
+        number = len(platform.materialized("raw_events")) + int(day == DAY)
+        write_events(platform.settings, f"{day}/{number}.jsonl", [event(number)])
+        take_in(platform)
+        assert evaluate() == followers, day
+        assert evaluate() == set(), "asked for once"
+        materialize(platform, *(key.to_user_string() for key in followers))
+        assert evaluate() == set()
+
+
+def test_revenue_now_is_the_batchs_where_it_is_published_and_the_streams_elsewhere(
+    published: Platform,
+) -> None:
+    later = "2026-10-20"
+    write_events(published.settings, f"{DAYS[0]}/a.jsonl", [event(0, order_value_gbp=99)])
+    write_events(published.settings, f"{later}/b.jsonl", [event(1, order_value_gbp=7.5)])
+    take_in(published)
+    materialize(published, "live_revenue")
+    assert published.query(
+        "SELECT order_date::VARCHAR, total_revenue::VARCHAR, source FROM revenue_now ORDER BY ALL"
+    ) == [
+        *((str(day), "10.00", "batch") for day in DAYS),
+        (later, "7.50", "stream"),
+    ]
