@@ -50,7 +50,8 @@ def parsed(lines: str) -> str:
     known = ", ".join(literal(name) for name in FIELDS)
     nothing = ", ".join(f'"{name}": null' for name in FIELDS)
     value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
-    # A CASE evaluates a branch only for the rows that need it: what costs is done for few.
+    # A CASE evaluates a branch only for the rows that need it, unlike AND: what costs is done for
+    # few.
     return f"""
         SELECT * EXCLUDE (f, keys, irregular, value_text, time_text, quantity_text, is_object,
                 number),
@@ -66,10 +67,11 @@ def parsed(lines: str) -> str:
                 THEN TRY_CAST({_with_seconds("time_text")} AS TIMESTAMPTZ) END AS event_timestamp,
             event_timestamp::DATE AS event_date,
             event_date - received_date AS days_ahead,
-            CASE WHEN irregular AND len(keys) > len(list_distinct(keys)) THEN
-                list_filter(keys, lambda key, i: list_position(keys, key) < i)[1] END AS repeated,
-            CASE WHEN irregular AND NOT list_has_all([{known}], keys)
-                THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END AS extra
+            CASE WHEN irregular THEN CASE WHEN len(keys) > len(list_distinct(keys)) THEN
+                list_filter(keys, lambda key, i: list_position(keys, key) < i)[1] END END
+                AS repeated,
+            CASE WHEN irregular THEN CASE WHEN NOT list_has_all([{known}], keys)
+                THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END END AS extra
         FROM (
             SELECT *, len(keys) <> {there} AS irregular, {texts},
                 lower({_text("f.status")}) AS status,
@@ -129,13 +131,15 @@ def _with_seconds(time: str) -> str:
 def content_ids(events: str) -> str:
     """Return a query for the identity of events by their content: `line_no` and `event_id`.
 
-    Neither the order of keys nor blanks between them count.
+    Neither the order of keys nor blanks between them count. Of events with such keys that paths
+    made of them could be taken for others, the whole text counts.
 
     Args:
         events: a table or subquery with `line_no` and `payload`, an object each.
     """
     return (
-        "SELECT line_no, 'content:' || sha256(string_agg(concat_ws(' ', fullkey, type, atom),"
-        f" chr(10) ORDER BY fullkey)) AS event_id FROM {events}, json_tree(payload)"
-        " GROUP BY line_no"
+        "SELECT line_no, 'content:' || sha256(concat(string_agg(concat_ws(' ', fullkey, type, atom),"
+        " chr(10) ORDER BY fullkey, id),"
+        rf" any_value(CASE WHEN regexp_matches(key, '[.\[\s\"]') THEN payload END))) AS event_id"
+        f" FROM {events}, json_tree(payload) GROUP BY line_no"
     )

@@ -37,10 +37,14 @@ class FoundFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in the folder: event files by path, and links, which are not followed."""
+    r"""What lies in the folder: event files by path, and what is not read.
+
+    These are links, and files whose path is no text (`unnamed`, with the bytes at fault as `\xNN`).
+    """
 
     files: dict[str, FoundFile]
     links: tuple[str, ...]
+    unnamed: tuple[str, ...]
 
 
 class EventFolder:
@@ -67,7 +71,15 @@ class EventFolder:
                 _scan(self.location, "", files, links)
         else:
             files = self._remote()
-        return Listing(dict(sorted(files.items())), tuple(sorted(links)))
+        # What Python makes of bytes in a name that are not UTF-8 no database takes.
+        unnamed = [path for path in files if not _is_text(path)]
+        for path in unnamed:
+            del files[path]
+        return Listing(
+            dict(sorted(files.items())),
+            tuple(sorted(_printable(path) for path in links)),
+            tuple(sorted(_printable(path) for path in unnamed)),
+        )
 
     def stat(self, path: str) -> FoundFile:
         """Look at one file.
@@ -178,6 +190,18 @@ def _scan(root: str, below: str, files: dict[str, FoundFile], links: list[str]) 
                     continue
                 if entry.is_file():
                     files[path] = FoundFile(path, found.st_size, found.st_mtime_ns)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _is_event_file(path: str) -> bool:

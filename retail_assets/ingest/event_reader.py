@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 4 << 20
 PORTION_BYTES = 64 << 20
 """What is taken from a file at once, and committed: more would be held in memory."""
+
+_AROUND = len(BOM) + len(b"\r")
+"""What may belong to a line's bytes and is none of it."""
 
 WHOLE, OPEN, TAKEN = "whole", "open", "taken"
 """The last line: ended by a newline; without one, and left; without one, and taken in."""
@@ -83,18 +87,23 @@ def read_new(
         yield from reader.read(stream, stream.read(BLOCK_BYTES))
 
 
-def _opened(open_file: Callable[[], IO[bytes]], *, packed: bool) -> IO[bytes]:
-    if not packed:
-        return open_file()
-    with open_file() as raw, gzip.GzipFile(fileobj=raw) as stream:
+@contextmanager
+def _opened(open_file: Callable[[], IO[bytes]], *, packed: bool) -> Iterator[IO[bytes]]:
+    with ExitStack() as stack:
+        if not packed:
+            yield stack.enter_context(open_file())
+            return
         try:
-            while stream.read(BLOCK_BYTES):
-                pass
+            # Nothing of it is taken in unless all of it can be read.
+            with open_file() as raw, gzip.GzipFile(fileobj=raw) as stream:
+                while stream.read(BLOCK_BYTES):
+                    pass
+            raw = stack.enter_context(open_file())
+            yield stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise RetailAssetsError(
                 f"it is no whole gzip file ({error}): put it there again"
             ) from error
-    return gzip.GzipFile(fileobj=open_file())  # type: ignore[return-value]
 
 
 def _same_beginning(stream: IO[bytes], known: Progress) -> "_Hash | None":
@@ -137,12 +146,13 @@ class _Reader:
             rest = block[end:]
             open_digest.update(rest)
             open_bytes += len(rest)
-            if len(open_line) <= MAX_LINE_BYTES:
+            if len(open_line) <= MAX_LINE_BYTES + _AROUND:
                 open_line += rest
             if self._size >= PORTION_BYTES:
                 yield self._portion(WHOLE if not open_bytes else OPEN, last=False)
             block = stream.read(BLOCK_BYTES)
-        last_line = WHOLE
+        # It stays so: if anything followed, the file would be read from its beginning.
+        last_line = TAKEN if self.known.last_line == TAKEN else WHOLE
         if open_bytes:
             last_line = OPEN
             if self.still:
@@ -152,11 +162,11 @@ class _Reader:
         yield self._portion(last_line, last=True)
 
     def _add(self, open_line: bytearray, open_bytes: int, whole: bytes) -> None:
-        if open_bytes > len(open_line) or open_bytes > MAX_LINE_BYTES:
+        if open_bytes > MAX_LINE_BYTES + _AROUND:
             # Only the first line of these is the open one; what is left of it is dropped.
             self._cut.append(self._lines)
             whole = whole[whole.index(b"\n") :]
-            del open_line[KEPT_BYTES:]
+            del open_line[KEPT_BYTES + _AROUND :]
         data = bytes(open_line) + whole if open_line else whole
         if not self._position and not self._lines and data.startswith(BOM):
             data = data[len(BOM) :]

@@ -1,0 +1,346 @@
+"""What is new of an event file: only whole lines, once, however the file came to be as it is."""
+
+import gzip
+import hashlib
+import io
+import tracemalloc
+from collections.abc import Iterator
+from typing import IO
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest import event_lines, event_reader
+from retail_assets.ingest.event_lines import BOM, KEPT_BYTES, MAX_LINE_BYTES, to_arrow
+from retail_assets.ingest.event_reader import OPEN, TAKEN, WHOLE, Portion, Progress, read_new
+
+NOTHING = Progress()
+
+
+def portions(
+    content: bytes, known: Progress = NOTHING, *, still: bool = True, packed: bool = False
+) -> list[Portion]:
+    return list(read_new(lambda: io.BytesIO(content), packed=packed, known=known, still=still))
+
+
+def read(
+    content: bytes, known: Progress = NOTHING, *, still: bool = True, packed: bool = False
+) -> Portion:
+    """The one portion of a small file."""
+    (portion,) = portions(content, known, still=still, packed=packed)
+    assert portion.last
+    assert portion.lines == to_arrow(portion.data, portion.cut).num_rows
+    assert portion.cut == ()
+    return portion
+
+
+def progress(content: bytes, lines: int, last_line: str = WHOLE) -> Progress:
+    return Progress(len(content), hashlib.sha256(content).hexdigest(), lines, last_line)
+
+
+def known(content: bytes, *, still: bool = True) -> Progress:
+    return read(content, still=still).progress
+
+
+def test_all_lines_of_a_new_file_are_new() -> None:
+    portion = read(b"a\nb\n")
+    assert (portion.data, portion.lines, portion.restarted) == (b"a\nb\n", 2, False)
+    assert portion.progress == progress(b"a\nb\n", 2)
+
+
+def test_nothing_is_new_of_an_empty_file() -> None:
+    portion = read(b"")
+    assert (portion.data, portion.lines, portion.progress) == (b"", 0, NOTHING)
+
+
+def test_nothing_is_new_of_an_unchanged_file() -> None:
+    for content in (b"a\nb\n", b"a\nb", b"", b"\n"):
+        before = known(content)
+        portion = read(content, before)
+        assert (portion.data, portion.lines, portion.restarted) == (b"", 0, False)
+        assert portion.progress == before
+
+
+def test_of_a_file_that_grew_the_new_lines_are_new() -> None:
+    portion = read(b"a\nb\nc\n", known(b"a\nb\n"))
+    assert (portion.data, portion.lines, portion.restarted) == (b"c\n", 1, False)
+    assert portion.progress == progress(b"a\nb\nc\n", 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a\nB\n", b"a\nB\nc\n", b"a\n", b"", b"\na\nb\n", b"a\n\nb"],
+    ids=["same size", "larger", "shorter", "emptied", "shifted", "other newlines"],
+)
+def test_a_file_whose_beginning_is_another_starts_again(content: bytes) -> None:
+    portion = read(content, known(b"a\nb\n"))
+    assert portion.restarted
+    assert portion.data.removesuffix(b"\n") == content.removesuffix(b"\n")
+    assert portion.progress.bytes_taken == len(content)
+    assert portion.progress.lines == portion.lines
+
+
+def test_the_last_line_without_newline_is_left_while_somebody_may_write() -> None:
+    portion = read(b"a\nb", still=False)
+    assert (portion.data, portion.progress) == (b"a\n", progress(b"a\n", 1, OPEN))
+
+
+def test_the_line_that_was_left_is_taken_when_it_has_ended() -> None:
+    portion = read(b"a\nbc\nd", known(b"a\nb", still=False), still=False)
+    assert (portion.data, portion.restarted) == (b"bc\n", False)
+    assert portion.progress == progress(b"a\nbc\n", 2, OPEN)
+
+
+def test_the_last_line_without_newline_is_taken_when_the_file_is_still() -> None:
+    portion = read(b"a\nb", known(b"a\nb", still=False))
+    assert (portion.data, portion.restarted) == (b"b\n", False)
+    assert portion.progress == progress(b"a\nb", 2, TAKEN)
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_a_line_that_was_taken_without_newline_is_not_taken_again(still: bool) -> None:
+    before = known(b"a\nb")
+    portion = read(b"a\nb", before, still=still)
+    assert (portion.data, portion.lines, portion.restarted) == (b"", 0, False)
+    assert portion.progress == before
+
+
+@pytest.mark.parametrize("more", [b"c\n", b"\n", b"\nc\n", b"c"])
+def test_a_file_whose_taken_last_line_went_on_starts_again(more: bytes) -> None:
+    portion = read(b"a\nb" + more, known(b"a\nb"))
+    assert portion.restarted
+    assert portion.progress.bytes_taken == len(b"a\nb" + more)
+
+
+def test_a_byte_order_mark_at_the_beginning_is_no_content_but_counts_as_bytes() -> None:
+    portion = read(BOM + b"a\n")
+    assert (portion.data, portion.progress) == (b"a\n", progress(BOM + b"a\n", 1))
+    assert read(BOM, still=True).data == b"\n"
+    grown = read(BOM + b"a\n" + BOM + b"b\n", portion.progress)
+    assert (grown.data, grown.restarted) == (BOM + b"b\n", False)
+    assert read(b"a\n" + BOM + b"b\n").data == b"a\n" + BOM + b"b\n"
+
+
+def test_a_packed_file_is_read_as_its_content() -> None:
+    packed = gzip.compress(b"a\nb\n")
+    portion = read(packed, packed=True)
+    assert (portion.data, portion.progress) == (b"a\nb\n", known(b"a\nb\n"))
+
+
+def test_a_packed_file_may_grow_by_another_packed_part_or_be_packed_otherwise() -> None:
+    before = known(b"a\nb\n")
+    appended = gzip.compress(b"a\nb\n") + gzip.compress(b"c\n")
+    assert read(appended, before, packed=True).data == b"c\n"
+    assert read(gzip.compress(b"a\nb\nc\n", 1), before, packed=True).data == b"c\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"a\nb\n" * 1000)[:-9],
+        gzip.compress(b"a\nb\n" * 1000)[:15],
+        gzip.compress(b"a\nb\n")[:-8] + b"\0" * 8,
+        gzip.compress(b"a\n") + b"a\n",
+        b"a\nb\n",
+        b"\x1f\x8b",
+        gzip.compress(b"a\n")[:10] + b"\xff\xff\xff\xff",
+    ],
+    ids=["cut", "cut early", "checksum", "rubbish after", "no gzip", "header", "rubbish"],
+)
+def test_of_a_packed_file_that_is_not_whole_nothing_is_taken(content: bytes) -> None:
+    with pytest.raises(RetailAssetsError, match="no whole gzip file"):
+        portions(content, packed=True)
+
+
+def test_a_packed_file_that_breaks_off_between_two_readings_is_named_as_such() -> None:
+    whole = gzip.compress(b"a\nb\n" * 1000)
+    contents = iter([whole, whole[:-9]])
+    with pytest.raises(RetailAssetsError, match="no whole gzip file"):
+        list(read_new(lambda: io.BytesIO(next(contents)), packed=True, known=NOTHING, still=True))
+
+
+def test_every_file_that_is_opened_is_closed() -> None:
+    opened: list[io.BytesIO] = []
+
+    def open_file(content: bytes) -> IO[bytes]:
+        opened.append(io.BytesIO(content))
+        return opened[-1]
+
+    before = known(b"a\nb")
+    for content, packed in (
+        (b"a\nb", False),
+        (b"a\nb\nc", False),
+        (gzip.compress(b"a\nb"), True),
+        (gzip.compress(b"a\nb\nc"), True),
+    ):
+        list(
+            read_new(lambda c=content: open_file(c), packed=packed, known=before, still=True)  # type: ignore[misc]
+        )
+    broken = gzip.compress(b"a\nb")[:-1]
+    with pytest.raises(RetailAssetsError):
+        list(read_new(lambda: open_file(broken), packed=True, known=before, still=True))
+    abandoned = read_new(lambda: open_file(b"a"), packed=False, known=NOTHING, still=True)
+    next(abandoned)
+    abandoned.close()  # type: ignore[attr-defined]
+    assert [file.closed for file in opened] == [True] * len(opened)
+
+
+# Portions
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Portions of a few bytes."""
+    return shrink(monkeypatch, block=4, portion=8)
+
+
+def shrink(
+    patch: pytest.MonkeyPatch, *, block: int, portion: int, line: int = MAX_LINE_BYTES
+) -> pytest.MonkeyPatch:
+    patch.setattr(event_reader, "BLOCK_BYTES", block)
+    patch.setattr(event_reader, "PORTION_BYTES", portion)
+    for module in (event_reader, event_lines):
+        patch.setattr(module, "MAX_LINE_BYTES", line)
+        patch.setattr(module, "KEPT_BYTES", min(line, KEPT_BYTES))
+    return patch
+
+
+def test_a_large_file_comes_in_portions_and_the_next_may_go_on_from_any(
+    small: pytest.MonkeyPatch,
+) -> None:
+    content = b"".join(b"%d\n" % n for n in range(40))
+    found = portions(content)
+    assert len(found) > 5
+    assert [portion.last for portion in found] == [False] * (len(found) - 1) + [True]
+    assert not any(portion.restarted for portion in found)
+    again = portions(content, known(b"0\n2\n"))
+    assert [portion.restarted for portion in again] == [True] + [False] * (len(again) - 1)
+    assert b"".join(portion.data for portion in found) == content
+    for number, portion in enumerate(found):
+        so_far = content[: portion.progress.bytes_taken]
+        assert portion.progress == progress(so_far, so_far.count(b"\n"), portion.progress.last_line)
+        rest = portions(content, portion.progress)
+        assert not rest[0].restarted
+        assert b"".join(part.data for part in rest) == content[portion.progress.bytes_taken :]
+        assert rest[-1].progress == found[-1].progress, number
+
+
+def table(found: list[Portion]) -> list[tuple[str, str | None]]:
+    """The lines of portions, and what is wrong with them."""
+    return [
+        (row["payload"], row["defect"])
+        for portion in found
+        for row in to_arrow(portion.data, portion.cut).to_pylist()
+    ]
+
+
+hostile = st.lists(
+    st.sampled_from([b"\n", b"\n", b"\r\n", b"\r", b"abc", "é".encode(), b"\0", b"\xff", BOM])
+    | st.binary(max_size=3),
+    max_size=30,
+).map(b"".join)
+
+
+@settings(max_examples=400)
+@given(
+    content=hostile,
+    block=st.integers(1, 9),
+    portion=st.integers(1, 12),
+    line=st.sampled_from([3, 5, 8, 100]),
+    still=st.booleans(),
+    packed=st.booleans(),
+)
+@example(content=b"abcde\r\n", block=6, portion=1, line=5, still=True, packed=False)
+@example(content=BOM + b"abc\n", block=1, portion=1, line=3, still=True, packed=False)
+@example(content=BOM + b"ab\rcdefg\n", block=2, portion=1, line=3, still=True, packed=False)
+def test_portions_hold_the_lines_that_one_large_portion_holds(
+    content: bytes, block: int, portion: int, line: int, still: bool, packed: bool
+) -> None:
+    file = gzip.compress(content) if packed else content
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, block=1 << 20, portion=1 << 20, line=line)
+        whole = portions(file, still=still, packed=packed)
+        assert len(whole) == 1
+        expected = table(whole)
+        shrink(patch, block=block, portion=portion, line=line)
+        found = portions(file, still=still, packed=packed)
+        assert table(found) == expected
+        assert found[-1].progress == whole[-1].progress
+        for part in found:
+            assert part.lines == to_arrow(part.data, part.cut).num_rows
+        # Whoever stops after any of them, goes on with what is left.
+        stopped = found[len(found) // 2]
+        rest = portions(file, stopped.progress, still=still, packed=packed)
+        assert table(found[: len(found) // 2 + 1]) + table(rest) == expected
+        assert rest[-1].progress.lines == whole[-1].progress.lines
+
+
+@settings(max_examples=200)
+@given(
+    versions=st.lists(st.tuples(hostile, st.booleans(), st.booleans()), min_size=1, max_size=5),
+    block=st.integers(1, 9),
+    portion=st.integers(1, 12),
+)
+def test_whatever_a_file_was_before_its_lines_are_those_of_its_content(
+    versions: list[tuple[bytes, bool, bool]], block: int, portion: int
+) -> None:
+    """Versions follow each other, or each goes on where the one before ended."""
+    state, content, held = NOTHING, b"", []
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, block=block, portion=portion)
+        for more, goes_on, still in versions:
+            content = content + more if goes_on else more
+            for part in portions(content, state, still=still):
+                held = table([part]) if part.restarted else held + table([part])
+                state = part.progress
+            fresh = portions(content, still=still)
+            if still or state.last_line != TAKEN:
+                assert held == table(fresh)
+                assert state.bytes_taken == fresh[-1].progress.bytes_taken
+            assert state.content_hash == hashlib.sha256(content[: state.bytes_taken]).hexdigest()
+            assert state.lines == len(held)
+
+
+# Long lines
+
+
+class Endless(io.RawIOBase):
+    """A line of many bytes that are nowhere."""
+
+    def __init__(self, size: int, end: bytes) -> None:
+        self.left, self.end = size, end
+
+    def read(self, size: int = -1) -> bytes:
+        assert size > 0
+        count = min(size, self.left)
+        self.left -= count
+        if count:
+            return b"x" * count
+        rest, self.end = self.end, b""
+        return rest
+
+
+@pytest.mark.parametrize("still", [True, False])
+@pytest.mark.parametrize("end", [b"", b"\nshort\n"])
+def test_an_endless_line_is_read_in_bounded_memory(end: bytes, still: bool) -> None:
+    size = 200_000_000
+
+    def found() -> Iterator[Portion]:
+        return read_new(lambda: Endless(size, end), packed=False, known=NOTHING, still=still)  # type: ignore[arg-type,return-value]
+
+    tracemalloc.start()
+    try:
+        (portion,) = found()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30_000_000
+    taken = bool(end) or still
+    assert portion.cut == ((0,) if taken else ())
+    assert portion.progress.bytes_taken == (size + len(end) if taken else 0)
+    assert portion.progress.last_line == (WHOLE if end else TAKEN if still else OPEN)
+    lines = table([portion])
+    assert lines[:1] == ([("x" * KEPT_BYTES, "line_too_long")] if taken else [])
+    assert lines[1:] == ([("short", None)] if end else [])
