@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 FILE = "file"
 """The source of events that came in files."""
 
+COPY = "copy"
+"""What came of a file whose content is there under another name."""
+
 MAX_ATTEMPTS = 3
 """How often a file that cannot be read is tried as it is."""
 
@@ -80,6 +83,8 @@ class Taken:
 
     def plus(self, later: "Taken") -> "Taken":
         """This and a later portion of the same file."""
+        if later.outcome == COPY:
+            return replace(later, lines=self.lines + later.lines)
         return replace(
             self,
             lines=self.lines + later.lines,
@@ -124,7 +129,10 @@ def pending_event_files(settings: "Settings") -> Pending:
         RetailAssetsError: if a bucket cannot be reached.
     """
     listing = event_folder(settings).list()
-    left_alone = dict.fromkeys(listing.links, "is a link, which is not followed")
+    left_alone = {
+        **dict.fromkeys(listing.links, "is a link, which is not followed"),
+        **dict.fromkeys(listing.unnamed, "has a name that is not UTF-8 text: rename it"),
+    }
     known: dict[str, tuple[int, int, str]] = {}
     failed: dict[str, tuple[int, int, str, int]] = {}
     try:
@@ -346,7 +354,8 @@ class _Plan:
     """What a transaction does with each file's rows, and then with its ledger entry.
 
     Files with the same content count once, under the name that comes first in the alphabet; the
-    others are `copies` of that one. When it changes, a copy inherits its rows.
+    others are copies of that one, however each came to its content. When its holder changes, a copy
+    inherits the rows.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[_Waiting]) -> None:
@@ -357,108 +366,88 @@ class _Plan:
         self.displaced: list[str] = []
         self.heirs: list[tuple[str, Entry]] = []
         self._others: dict[str, Entry] = {}
-        self._changed = [item for item in waiting if item.portion.restarted or item.portion.lines]
-        self._replace()
-        self._free_copies()
-        self._find_copies()
+        self._share()
+        self._move()
 
-    def _replace(self) -> None:
-        for item in self._changed:
-            entry = item.entry
+    def _share(self) -> None:
+        """Find the files that have the same content, and who is a copy of whom."""
+        same: dict[str, list[str]] = {}
+        for path, item in self._waiting.items():
+            if item.portion.last and item.portion.progress.lines:
+                same.setdefault(item.portion.progress.content_hash, []).append(path)
+        holders = self._find(
+            "copy_of IS NULL AND lines > 0 AND content_hash IN (SELECT unnest(?::VARCHAR[]))",
+            list(same),
+        )
+        orphans = self._find("copy_of IN (SELECT unnest(?::VARCHAR[]))", list(self._waiting))
+        for entry in (*holders, *orphans):
+            same.setdefault(entry.progress.content_hash, []).append(entry.path)
+        for paths in same.values():
+            self.copies |= dict.fromkeys(paths, min(paths))
+        beaten = [entry.path for entry in holders if self.copies[entry.path] != entry.path]
+        for entry in self._find("copy_of IN (SELECT unnest(?::VARCHAR[]))", beaten):
+            self.copies[entry.path] = self.copies[str(entry.copy_of)]
+        self.copies = {path: holder for path, holder in self.copies.items() if path != holder}
+
+    def _find(self, where: str, values: Sequence[str]) -> list[Entry]:
+        if not values:
+            return []
+        found = [
+            entry
+            for entry in _read_entries(self._connection, where, [values])
+            if entry.path not in self._waiting
+        ]
+        self._others |= {entry.path: entry for entry in found}
+        return found
+
+    def _move(self) -> None:
+        """Say which rows have to go, and who inherits some."""
+        before = {path: item.entry for path, item in self._waiting.items()} | self._others
+        for path, entry in before.items():
             if entry is None:
                 continue
-            if item.portion.restarted:
-                self.replaced.append(item.path)
-            elif entry.copy_of is not None:
-                # It went on by itself: its first lines count from now on as its own.
+            item = self._waiting.get(path)
+            if item is not None and item.portion.restarted:
+                self.replaced.append(path)
+            elif entry.copy_of is None and path in self.copies:
+                self.displaced.append(path)
+            elif entry.copy_of is not None and path not in self.copies:
                 self.heirs.append((entry.copy_of, entry))
+        for path, entry in self._others.items():
+            self._others[path] = self._with_role(entry)
 
-    def _free_copies(self) -> None:
-        """The copies of files that change now become copies of the first of them."""
-        changed = {item.path for item in self._changed}
-        orphans: dict[str, list[Entry]] = {}
-        if changed:
-            for entry in _read_entries(
-                self._connection, "copy_of IN (SELECT unnest(?::VARCHAR[]))", [list(changed)]
-            ):
-                if entry.path not in changed and entry.copy_of is not None:
-                    orphans.setdefault(entry.copy_of, []).append(entry)
-        for holder, copies in orphans.items():
-            heir, *rest = sorted(copies, key=lambda entry: entry.path)
-            self.heirs.append((holder, heir))
-            self._others[heir.path] = replace(heir, copy_of=None)
-            for entry in rest:
-                self._others[entry.path] = replace(entry, copy_of=heir.path)
-
-    def _find_copies(self) -> None:
-        new = {
-            item.path: item.portion.progress
-            for item in self._changed
-            if item.portion.last
-            and item.portion.progress.lines == item.portion.lines
-            and item.portion.lines
-            and item.portion.progress.last_line != OPEN
-        }
-        if not new:
-            return
-        changed = {item.path for item in self._changed}
-        holders: dict[str, str] = {}
-        for entry in _read_entries(
-            self._connection,
-            "copy_of IS NULL AND last_line <> 'open'"
-            " AND content_hash IN (SELECT unnest(?::VARCHAR[]))",
-            [[progress.content_hash for progress in new.values()]],
-        ):
-            if entry.path not in changed:
-                self._others.setdefault(entry.path, entry)
-                holders[entry.progress.content_hash] = entry.path
-        for path, progress in sorted(new.items()):
-            holder = holders.setdefault(progress.content_hash, path)
-            if holder == path:
-                continue
-            if holder < path:
-                self.copies[path] = holder
-            else:
-                self._displace(holder, path)
-                holders[progress.content_hash] = path
-
-    def _displace(self, holder: str, path: str) -> None:
-        """The file that comes first has the rows, whichever was taken in first."""
-        self.displaced.append(holder)
-        for entry in (
-            self._others[holder],
-            *_read_entries(self._connection, "copy_of = ?", [holder]),
-        ):
-            if entry.path not in {item.path for item in self._changed}:
-                self._others[entry.path] = replace(entry, copy_of=path, accepted=0, dead_lettered=0)
+    def _with_role(self, entry: Entry) -> Entry:
+        """The entry as the plan has it: who is a copy, or becomes one, counts nothing."""
+        holder = self.copies.get(entry.path)
+        if holder is None:
+            return replace(entry, copy_of=None)
+        return replace(entry, copy_of=holder, accepted=0, dead_lettered=0)
 
     def enter(self, deltas: Sequence[Delta]) -> Iterable[Taken]:
         """Write the ledger; returns what came of each file."""
-        counts = {
-            delta.source_name: (delta.accepted, delta.dead_lettered)
-            for delta in deltas
-            if delta.source == FILE
-        }
-        others = {name for name in counts if name not in self._waiting} - self._others.keys()
+        changes = {delta.source_name: delta for delta in deltas if delta.source == FILE}
+        others = changes.keys() - self._waiting.keys() - self._others.keys()
         self._others |= entries(self._connection, others)
-        taken = {path: self._taken(item, counts) for path, item in self._waiting.items()}
-        written = [
-            *(entry for entry, _ in taken.values()),
-            *(_counted(entry, counts.get(path)) for path, entry in self._others.items()),
-        ]
+        current = self._others | {path: self._entry(item) for path, item in self._waiting.items()}
         again = [
             item.path
             for item in self._waiting.values()
             if item.entry is not None and item.portion.restarted
         ]
-        _write(self._connection, written, again)
-        return [result for _, result in taken.values()]
+        _write(
+            self._connection,
+            [_counted(entry, changes.get(path)) for path, entry in current.items()],
+            again,
+        )
+        return [
+            self._taken(item, changes.get(path, Delta(FILE, path)))
+            for path, item in self._waiting.items()
+        ]
 
-    def _taken(self, item: _Waiting, counts: Mapping[str, tuple[int, int]]) -> tuple[Entry, Taken]:
-        accepted, dead = counts.get(item.path, (0, 0))
+    def _entry(self, item: _Waiting) -> Entry:
+        """The ledger's entry of a file, what is counted now aside."""
         old, portion = item.entry, item.portion
         if old is None or portion.restarted:
-            outcome = "new" if old is None else "replaced"
             entry = Entry(
                 item.path,
                 1 if old is None else old.version + 1,
@@ -466,45 +455,55 @@ class _Plan:
                 item.file.size_bytes,
                 item.file.modified_ns,
                 portion.progress,
-                accepted,
-                dead,
-                self.copies.get(item.path),
+                accepted=0,
+                dead_lettered=0,
+                copy_of=None,
             )
         else:
-            outcome = "grown" if portion.lines else "unchanged"
             entry = replace(
                 old,
                 size_bytes=item.file.size_bytes,
                 modified_ns=item.file.modified_ns,
                 progress=portion.progress,
-                accepted=old.accepted + accepted,
-                dead_lettered=old.dead_lettered + dead,
-                copy_of=old.copy_of if not portion.lines else None,
             )
-        if item.path in self._others:
-            entry = replace(entry, copy_of=self._others.pop(item.path).copy_of)
-        if entry.copy_of is not None and outcome == "new":
-            outcome = "copy"
-        return entry, Taken(item.path, outcome, portion.lines, accepted, dead)
+        return self._with_role(entry)
+
+    def _taken(self, item: _Waiting, delta: Delta) -> Taken:
+        old, portion, lines = item.entry, item.portion, item.portion.lines
+        if old is not None and portion.restarted:
+            outcome = "replaced"
+        elif item.path in self.copies and (lines or item.path in self.displaced):
+            outcome = COPY
+        elif old is None:
+            outcome = "new"
+        else:
+            outcome = "grown" if lines else "unchanged"
+        if old is not None and old.copy_of is not None and outcome == "grown":
+            # It went on by itself: its first lines count from now on as its own.
+            lines = portion.progress.lines
+        return Taken(item.path, outcome, lines, delta.taken, delta.taken_dead)
 
 
-def _counted(entry: Entry, delta: tuple[int, int] | None) -> Entry:
-    accepted, dead = delta or (0, 0)
+def _counted(entry: Entry, delta: Delta | None) -> Entry:
+    if delta is None:
+        return entry
     return replace(
-        entry, accepted=entry.accepted + accepted, dead_lettered=entry.dead_lettered + dead
+        entry,
+        accepted=entry.accepted + delta.accepted,
+        dead_lettered=entry.dead_lettered + delta.dead_lettered,
     )
 
 
 def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
     """In a transaction, bring the ledger in line with rows that came and went without a file."""
-    counts = {
-        delta.source_name: (delta.accepted, delta.dead_lettered)
+    changes = {
+        delta.source_name: delta
         for delta in deltas
         if delta.source == FILE and (delta.accepted or delta.dead_lettered)
     }
     _write(
         connection,
-        [_counted(entry, counts[path]) for path, entry in entries(connection, counts).items()],
+        [_counted(entry, changes[path]) for path, entry in entries(connection, changes).items()],
         (),
     )
 

@@ -54,12 +54,18 @@ _STAGED = (
 
 @dataclass(frozen=True)
 class Delta:
-    """What changed for one source: rows that came to the tables less rows that left them."""
+    """What changed for one source: rows that came to the tables less rows that left them.
+
+    `taken` and `taken_dead` are those of them that were received now: they came by no change
+    elsewhere.
+    """
 
     source: str
     source_name: str
-    accepted: int
-    dead_lettered: int
+    accepted: int = 0
+    dead_lettered: int = 0
+    taken: int = 0
+    taken_dead: int = 0
 
 
 @dataclass(frozen=True)
@@ -313,13 +319,14 @@ class EventBatch:
 
     def _deltas(self) -> tuple[Delta, ...]:
         rows = self._connection.execute(
-            "SELECT source, source_name, sum(accepted), sum(dead_lettered) FROM"
-            " (SELECT source, source_name, 1 AS accepted, 0 AS dead_lettered"
-            " FROM temp.main.judged_events"
-            f" WHERE {_ENTERING}"
-            " UNION ALL SELECT source, source_name, 0, 1 FROM temp.main.judged_events"
+            "SELECT source, source_name, sum(accepted), sum(dead_lettered),"
+            " coalesce(sum(accepted) FILTER (taken), 0),"
+            " coalesce(sum(dead_lettered) FILTER (taken), 0) FROM"
+            " (SELECT source, source_name, 1 AS accepted, 0 AS dead_lettered, NOT stored AS taken"
+            f" FROM temp.main.judged_events WHERE {_ENTERING}"
+            " UNION ALL SELECT source, source_name, 0, 1, NOT stored FROM temp.main.judged_events"
             " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
-            " UNION ALL SELECT source, source_name, -accepted, -dead_lettered"
+            " UNION ALL SELECT source, source_name, -accepted, -dead_lettered, false"
             " FROM temp.main.gone_events) GROUP BY ALL"
         ).fetchall()
         return tuple(Delta(*row) for row in rows)

@@ -1,0 +1,302 @@
+"""Whatever happens to event files and in whatever order: the tables follow from what was taken."""
+
+import gzip
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from retail_assets.ingest import event_files, event_reader
+from retail_assets.ingest.event_files import ingest, pending_event_files
+from retail_assets.ingest.replay import check_day
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import NewLake
+
+NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
+"""An example costs seconds: making it smaller would cost minutes."""
+
+# The later a name stands in the alphabet, the earlier may its day be.
+PATHS = {
+    "2026-10-20/a.jsonl": date(2026, 10, 20),
+    "2026-10-20/c.jsonl": date(2026, 10, 20),
+    "a/2026-10-21.jsonl": date(2026, 10, 21),
+    "b 2026-10-20.jsonl.gz": date(2026, 10, 20),
+    "z'ü/2026-10-19.jsonl": date(2026, 10, 19),
+}
+
+REST = '"order_id":"O1","customer_id":"C1","region":"N","order_value_gbp":'
+
+# Each line with the identity of its event; those with none, and all others, are dead letters.
+LINES = {
+    f'{{"event_id":"E1",{REST}1}}': "E1",
+    f'{{"event_id":" E1 ",{REST}2.50,"note":"again"}}': "E1",
+    f'{{"event_id":"E2",{REST}3}}': "E2",
+    f"{{{REST}4}}": "four",
+    '{"order_value_gbp": 4, "region": "N", "order_id": "O1", "customer_id": "C1"}': "four",
+    f"{{{REST}5}}": "five",
+    "{": None,
+    '{"order_id":"O1"}': None,
+    "": None,
+}
+
+contents = st.builds(
+    lambda lines, end: ("\n".join(lines) + end).encode(),
+    st.lists(st.sampled_from(sorted(LINES)), max_size=4),
+    st.sampled_from(["\n", "\n", ""]),
+)
+paths = st.sampled_from(sorted(PATHS))
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A file as the model has it: its content, unpacked, and whether somebody still writes."""
+
+    content: bytes
+    still: bool
+
+
+def lines_of(content: bytes) -> list[str]:
+    lines = content.decode().split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def taken_now(path: str, file: OnDisk, before: bytes | None) -> bytes | None:
+    """What is taken of a file, all in all."""
+    if file.still:
+        return file.content
+    if path.endswith(".gz") or file.content == before:
+        return before
+    return file.content[: file.content.rfind(b"\n") + 1]
+
+
+Row = tuple[date, str, int, str]
+
+
+@dataclass
+class Expected:
+    """The tables that follow from what was taken of each file."""
+
+    raw: set[Row]
+    enriched: set[Row]
+    dead: set[Row]
+    files: dict[str, tuple[Any, ...]]
+
+
+def expected(taken: dict[str, bytes]) -> Expected:
+    holders: dict[bytes, str] = {}
+    for path in sorted(taken):
+        holders.setdefault(taken[path] or path.encode(), path)
+    rows = [
+        (PATHS[path], path, position, line)
+        for path in holders.values()
+        for position, line in enumerate(lines_of(taken[path]), start=1)
+    ]
+    winners: dict[str, Row] = {}
+    for row in sorted(rows):
+        identity = LINES.get(row[3])
+        if identity is not None:
+            winners.setdefault(identity, row)
+    enriched = set(winners.values())
+    dead = {row for row in rows if LINES.get(row[3]) is None}
+    files = {}
+    for path, content in taken.items():
+        holder = holders[content or path.encode()]
+        accepted, dead_lettered = (sum(row[1] == path for row in part) for part in (enriched, dead))
+        lines = len(lines_of(content))
+        files[path] = (
+            PATHS[path], len(content), lines, accepted, dead_lettered,
+            lines - accepted - dead_lettered, None if holder == path else holder,
+        )  # fmt: skip
+    return Expected(set(rows), enriched, dead, files)
+
+
+class Events(RuleBasedStateMachine):
+    """Files land, grow, are replaced, renamed, deleted and sent again, and are taken in."""
+
+    def __init__(self, new_lake: NewLake) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        self.settings = Settings(data_dir=Path(folder))
+        self.lake = new_lake(self.settings.data_dir)
+        self.connection = self.stack.enter_context(self.lake.connect())
+        self.folder = Path(self.settings.events_location)
+        self.on_disk: dict[str, OnDisk] = {}
+        self.taken: dict[str, bytes] = {}
+        self.clock = 1_791_800_000
+        self.ingested = self.checked = True
+
+    def teardown(self) -> None:
+        try:
+            if not self.ingested:
+                self.take_in()
+            self.the_tables_follow_from_what_was_taken()
+            for day in sorted(set(PATHS.values())):
+                assert check_day(self.lake, self.connection, day) == []
+        finally:
+            self.stack.close()
+
+    def write(self, path: str, file: OnDisk) -> None:
+        self.on_disk[path] = file
+        place = self.folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        packed = path.endswith(".gz")
+        place.write_bytes(gzip.compress(file.content) if packed else file.content)
+        self.clock += 1
+        # A file of the future stays young, however slow the machine is.
+        modified = self.clock if file.still else int(time.time()) + 1_000_000 + self.clock
+        os.utime(place, (modified, modified))
+        self.ingested = False
+
+    @initialize(content=contents)
+    def start(self, content: bytes) -> None:
+        self.write("2026-10-20/c.jsonl", OnDisk(content, still=True))
+
+    @rule(path=paths, content=contents, still=st.booleans())
+    def land_or_replace(self, path: str, content: bytes, still: bool) -> None:
+        self.write(path, OnDisk(content, still))
+
+    @precondition(lambda self: self.on_disk)
+    @rule(data=st.data(), more=contents, still=st.booleans())
+    def append(self, data: st.DataObject, more: bytes, still: bool) -> None:
+        path = data.draw(st.sampled_from(sorted(self.on_disk)))
+        self.write(path, OnDisk(self.on_disk[path].content + more, still))
+
+    @precondition(lambda self: self.on_disk)
+    @rule(data=st.data(), other=paths, keep=st.booleans())
+    def send_again_or_rename(self, data: st.DataObject, other: str, keep: bool) -> None:
+        path = data.draw(st.sampled_from(sorted(self.on_disk)))
+        file = self.on_disk[path]
+        if not keep:
+            self.delete(path)
+        self.write(other, OnDisk(file.content, still=True))
+
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data(), other=paths)
+    def land_what_was_taken(self, data: st.DataObject, other: str) -> None:
+        path = data.draw(st.sampled_from(sorted(self.taken)))
+        self.write(other, OnDisk(self.taken[path], still=True))
+
+    @precondition(lambda self: self.on_disk)
+    @rule(data=st.data())
+    def cut_off(self, data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(sorted(self.on_disk)))
+        content = self.on_disk[path].content
+        kept = data.draw(st.sampled_from(range(content.count(b"\n") + 1)))
+        shorter = b"".join(content.splitlines(keepends=True)[:kept])
+        self.write(path, OnDisk(shorter, still=True))
+
+    @precondition(lambda self: self.on_disk)
+    @rule(data=st.data())
+    def touch(self, data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(sorted(self.on_disk)))
+        self.write(path, OnDisk(self.on_disk[path].content, still=True))
+
+    @precondition(lambda self: self.on_disk)
+    @rule(data=st.data())
+    def delete_one(self, data: st.DataObject) -> None:
+        self.delete(data.draw(st.sampled_from(sorted(self.on_disk))))
+
+    def delete(self, path: str) -> None:
+        del self.on_disk[path]
+        (self.folder / path).unlink()
+
+    @precondition(lambda self: not self.ingested)
+    @rule()
+    def take_in(self) -> None:
+        pending = pending_event_files(self.settings)
+        assert pending.left_alone == {}
+        came = ingest(self.lake, self.connection, self.settings, pending.files)
+        assert came.failed == {}
+        for file in came.files.values():
+            assert min(file.lines, file.accepted, file.dead_lettered, file.duplicate) >= 0, file
+        assert pending_event_files(self.settings).files == {}
+        for path, file in self.on_disk.items():
+            after = taken_now(path, file, self.taken.get(path))
+            if after is not None:
+                self.taken[path] = after
+        self.ingested, self.checked = True, False
+
+    @precondition(lambda self: self.ingested)
+    @rule()
+    def take_in_again(self) -> None:
+        before = self.connection.execute("FROM lake.event_files ORDER BY ALL").fetchall()
+        came = ingest(self.lake, self.connection, self.settings, sorted(self.on_disk))
+        assert {file.outcome for file in came.files.values()} <= {"unchanged"}
+        after = self.connection.execute("FROM lake.event_files ORDER BY ALL").fetchall()
+        assert [row[:-2] for row in after] == [row[:-2] for row in before]
+
+    @invariant()
+    def the_tables_follow_from_what_was_taken(self) -> None:
+        if self.checked:
+            return
+        self.checked = True
+        right = expected(self.taken)
+        assert self.rows("raw_events", "payload") == right.raw
+        assert (
+            self.rows(
+                "enriched_events",
+                "(SELECT payload FROM lake.raw_events AS r WHERE "
+                "(r.received_date, r.source, r.source_name, r.position) = (e.received_date,"
+                " e.source, e.source_name, e.position))",
+            )
+            == right.enriched
+        )
+        assert self.rows("dead_letter_events", "payload") == right.dead
+        found = self.connection.execute(
+            "SELECT path, received_date, bytes_taken, lines, accepted, dead_lettered, duplicate,"
+            " copy_of FROM lake.event_files WHERE retracted_at IS NULL"
+        ).fetchall()
+        assert {path: tuple(rest) for path, *rest in found} == right.files
+        assert len(found) == len(right.files)
+        identities = self.connection.execute(
+            "SELECT DISTINCT payload, event_id FROM lake.raw_events"
+        ).fetchall()
+        ids = {(LINES.get(payload), event_id) for payload, event_id in identities}
+        assert len(ids) == len({ours for ours, _ in ids}) == len({theirs for _, theirs in ids})
+
+    def rows(self, table: str, payload: str) -> set[Row]:
+        found = self.connection.execute(
+            f"SELECT received_date, source_name, position, {payload} FROM lake.{table} AS e"
+        ).fetchall()
+        assert len(set(found)) == len(found)
+        return set(found)
+
+
+def run(machine: Callable[[], RuleBasedStateMachine], examples: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(max_examples=examples, stateful_step_count=12, phases=NO_SHRINKING),
+    )
+
+
+@pytest.mark.slow
+def test_the_tables_follow_from_what_was_taken_of_each_file(new_lake: NewLake) -> None:
+    run(lambda: Events(new_lake), examples=9)
+
+
+@pytest.mark.slow
+def test_the_tables_are_the_same_when_files_are_taken_in_portions(
+    new_lake: NewLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (event_files, event_reader):
+        monkeypatch.setattr(module, "PORTION_BYTES", 100)
+    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 64)
+    run(lambda: Events(new_lake), examples=4)
