@@ -3,10 +3,17 @@
 import gzip
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
+from retail_assets.ingest import dead_letters
+from retail_assets.ingest.event_files import Ingested, ingest, pending_event_files
+from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
 STILL_NS = 1_791_800_000 * 10**9
@@ -45,3 +52,52 @@ def write_events(
     time = STILL_NS + len(content) * 10**9 if modified_ns is None else modified_ns
     os.utime(file, ns=(time, time))
     return file
+
+
+@dataclass(frozen=True)
+class EventIntake:
+    """A lake to take event files into, over one connection."""
+
+    settings: Settings
+    lake: Lake
+    connection: duckdb.DuckDBPyConnection
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings) -> Iterator["EventIntake"]:
+        """Connect to the lake of these settings."""
+        lake = Lake.from_settings(settings)
+        with lake.connect() as connection:
+            yield cls(settings, lake, connection)
+
+    def write(self, path: str, lines: Sequence[str] | bytes, **options: Any) -> None:
+        """Write an event file; see `write_events`."""
+        write_events(self.settings, path, lines, **options)
+
+    def take(self) -> Ingested:
+        """Take in all that is pending."""
+        paths = pending_event_files(self.settings).files
+        return ingest(self.lake, self.connection, self.settings, paths)
+
+    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def tables(self) -> dict[str, list[tuple[Any, ...]]]:
+        """All rows of the event tables and their ledger, without what tells when."""
+        return {
+            table: self.rows(f"SELECT {columns} FROM {table} ORDER BY ALL")
+            for table, columns in (
+                ("raw_events", "*"),
+                ("enriched_events", "* EXCLUDE (processed_at)"),
+                ("dead_letter_events", "* EXCLUDE (processed_at)"),
+                ("event_files", "* EXCLUDE (ingested_at)"),
+            )
+        }
+
+    def events(self, columns: str = "event_id") -> list[tuple[Any, ...]]:
+        """These columns of the enriched events, by identity."""
+        return self.rows(f"SELECT {columns} FROM enriched_events ORDER BY event_id")
+
+    def letters(self) -> list[str]:
+        """The ids of all dead letters."""
+        return sorted(letter["id"] for letter in dead_letters.find(self.connection))

@@ -5,7 +5,6 @@ redrive is a raw event of its own, of the source `redrive`, whose name is that o
 what is valid is taken in, and once: a letter that was redriven is not redriven again.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -46,7 +45,7 @@ class Redriven:
 def find(
     connection: duckdb.DuckDBPyConnection,
     *,
-    ids: Collection[str] = (),
+    ids: Collection[str] | None = None,
     reason: str | None = None,
     day: date | None = None,
     open_only: bool = False,
@@ -56,7 +55,7 @@ def find(
 
     Args:
         connection: a connection to the lake.
-        ids: only these.
+        ids: only these; without any, none.
         reason: only those with this reason code.
         day: only those received on this day.
         open_only: leave those out that were redriven.
@@ -69,11 +68,11 @@ def find(
     conditions: list[str] = []
     parameters: list[Any] = []
     for condition, value in (
-        ("id IN (SELECT unnest(?::VARCHAR[]))", list(ids)),
+        ("id IN (SELECT unnest(?::VARCHAR[]))", None if ids is None else list(ids)),
         ("reason = ?", reason),
         ("received_date = ?", day),
     ):
-        if value:
+        if value is not None:
             conditions.append(condition)
             parameters.append(value)
     if open_only:
@@ -144,7 +143,8 @@ def _take_in(
     names = [letter["id"] for letter in letters]
     numbers = pa.array(range(len(letters)), pa.int32())
     lines = (
-        to_arrow("".join(f"{text}\n" for text in texts).encode())
+        # What came over the command line and is no UTF-8 is judged as such.
+        to_arrow("".join(f"{text}\n" for text in texts).encode(errors="surrogateescape"))
         .append_column("source_no", numbers)
         .append_column("position", pa.array([1] * len(letters), pa.int64()))
     )
@@ -179,7 +179,4 @@ def _take_in(
 
 def _one_line(payload: str) -> str:
     """A payload may be written over several lines; an event is one."""
-    try:
-        return json.dumps(json.loads(payload), ensure_ascii=False)
-    except ValueError:
-        return " ".join(payload.splitlines())
+    return payload.strip().replace("\r\n", " ").replace("\n", " ")

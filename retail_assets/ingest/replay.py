@@ -11,7 +11,7 @@ import duckdb
 from retail_assets import tables
 from retail_assets.ingest.event_files import apply_deltas
 from retail_assets.ingest.events import EventBatch
-from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.lake.connection import Lake
 
 TABLES = (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
@@ -52,15 +52,19 @@ def check_day(lake: Lake, connection: duckdb.DuckDBPyConnection, day: date) -> S
 
     Writers wait as they would for a replay.
     """
-    snapshot = current_snapshot(connection)
     found: list[Difference] = []
     with (
         EventBatch(connection) as batch,
         suppress(_TakeBack),
         lake.transaction(connection, f"check replay of {day}"),
     ):
+        # AT (VERSION …) would show what this transaction has changed as well.
+        for table in TABLES:
+            connection.execute(
+                f"CREATE TEMP TABLE {_before(table)} AS {_rows(table, day, 'lake.' + table.name)}"
+            )
         _replay(connection, batch, day)
-        found = [_difference(connection, table, day, snapshot) for table in TABLES]
+        found = [_difference(connection, table, day) for table in TABLES]
         _take_back()
     return [difference for difference in found if difference.gone or difference.new]
 
@@ -78,12 +82,20 @@ def _replay(connection: duckdb.DuckDBPyConnection, batch: EventBatch, day: date)
     apply_deltas(connection, batch.settle().deltas)
 
 
-def _difference(
-    connection: duckdb.DuckDBPyConnection, table: tables.Table, day: date, snapshot: int
-) -> Difference:
+def _before(table: tables.Table) -> str:
+    return f"before_replay_{table.name}"
+
+
+def _rows(table: tables.Table, day: date, source: str) -> str:
     columns = ", ".join(name for name in table.column_names if name != "processed_at")
-    now = f"SELECT {columns} FROM lake.{table.name} WHERE received_date = DATE '{day}'"
-    before = now.replace(" WHERE", f" AT (VERSION => {snapshot}) WHERE")
+    return f"SELECT {columns} FROM {source} WHERE received_date = DATE '{day}'"
+
+
+def _difference(
+    connection: duckdb.DuckDBPyConnection, table: tables.Table, day: date
+) -> Difference:
+    before = f"FROM temp.main.{_before(table)}"
+    now = _rows(table, day, f"lake.{table.name}")
     gone = f"({before} EXCEPT ALL {now})"
     new = f"({now} EXCEPT ALL {before})"
     counts = connection.execute(
