@@ -47,6 +47,10 @@ class Scope:
             window if open_end else f"{window} AND {day or table.day} <= DATE '{self.last}'"
         )
 
+    def has(self, day: date) -> bool:
+        """Whether a day is among these."""
+        return self.first is None or self.last is None or self.first <= day <= self.last
+
 
 Check = Callable[[Scope], dg.AssetCheckResult]
 
@@ -146,10 +150,11 @@ def completed_reconcile_with_raw(scope: Scope) -> dg.AssetCheckResult:
     behind = set(ledger.stale_days(scope.connection, tables.COMPLETED_ORDERS, tables.RAW_ORDERS))
     days = {
         day
-        for (day,) in scope.rows(tables.PUBLISHED_DAYS, "day")
-        .filter(f"table_name = '{tables.COMPLETED_ORDERS.name}'")
-        .project("day")
-        .fetchall()
+        for (day,) in scope.connection.execute(
+            "SELECT day FROM lake.published_days WHERE table_name = ?",
+            [tables.COMPLETED_ORDERS.name],
+        ).fetchall()
+        if scope.has(day)
     } - behind
     wrong = [
         row
