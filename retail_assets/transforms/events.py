@@ -69,7 +69,8 @@ def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
         The same rows with `reason` and `field` (String), both null for a valid event.
     """
     rules = list(_rules())
-    first_broken = nw.lit(None, dtype=nw.Int64)
+    none = len(rules)
+    first_broken = nw.lit(none)
     for number, (broken, _, _) in reversed(list(enumerate(rules))):
         first_broken = nw.when(broken).then(nw.lit(number)).otherwise(first_broken)
     reason = field = nw.lit(None, dtype=nw.String)
@@ -78,7 +79,7 @@ def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
         reason = nw.when(is_it).then(_expr(code)).otherwise(reason)
         if name is not None:
             field = nw.when(is_it).then(_expr(name)).otherwise(field)
-    bad = ~nw.col("rule").is_null()
+    bad = nw.col("rule") < none
     nothing = nw.lit(None, dtype=nw.String)
     # Most are valid, and need not go through all reasons again.
     return (

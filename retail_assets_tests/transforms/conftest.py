@@ -47,5 +47,8 @@ def _schema(table: Table) -> pa.Schema:
 
 def result(frame: nw.LazyFrame[Any]) -> list[dict[str, Any]]:
     """The rows of a frame, nulls as None, in an order that depends on the values alone."""
-    rows: list[dict[str, Any]] = frame.collect(backend="pyarrow").to_native().to_pylist()
+    table = frame.collect(backend="pyarrow").to_native()
+    # Of a filtered pandas frame its index comes along.
+    columns = [name for name in table.column_names if name != "__index_level_0__"]
+    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
     return sorted(rows, key=lambda row: [(value is not None, str(value)) for value in row.values()])

@@ -36,22 +36,18 @@ def judge() -> Iterator[Judge]:
             connection.register("lines", lines.append_column("n", [range(lines.num_rows)]))
             query = f"(SELECT DATE '{received}' AS received_date, * FROM lines)"
             parsed = nw.from_native(connection.sql(duckdb_events.parsed(query)))
-            # Python has no year 0.
-            in_time = "CASE WHEN year(event_date) > 0 THEN {0} END AS {0}"
-            found = (
-                events.judge(parsed)
-                .to_native()
-                .order("n")
-                .project(
-                    f"* REPLACE ({in_time.format('event_date')},"
-                    f" {in_time.format('event_timestamp')})"
-                )
-            )
+            found = events.judge(parsed).to_native().order("n").project(in_time())
             rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
             assert len(rows) == lines.num_rows
             return rows
 
         yield judged
+
+
+def in_time() -> str:
+    """Typed lines without the dates of the year 0, which Python does not have."""
+    in_time = "CASE WHEN year(event_date) > 0 THEN {0} END AS {0}"
+    return f"* REPLACE ({in_time.format('event_date')}, {in_time.format('event_timestamp')})"
 
 
 def event(**changed: Any) -> str:

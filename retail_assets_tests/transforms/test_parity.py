@@ -1,7 +1,7 @@
 """The transforms give equal results on pandas (pyarrow types) and DuckDB, whatever the frames."""
 
 from collections.abc import Callable, Iterator
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -11,8 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from retail_assets.tables import COMPLETED_ORDERS, CUSTOMERS, PRODUCTS, RAW_ORDERS
-from retail_assets.transforms import orders, revenue
+from retail_assets.tables import (
+    COMPLETED_ORDERS,
+    CUSTOMERS,
+    DEAD_LETTER_EVENTS,
+    ENRICHED_EVENTS,
+    PRODUCTS,
+    RAW_ORDERS,
+)
+from retail_assets.transforms import events, orders, revenue
 from retail_assets_tests.transforms.conftest import (
     Engine,
     Rows,
@@ -168,3 +175,146 @@ def test_every_verdict_is_the_same(engines: tuple[Engine, Engine]) -> None:
     )
     judged = same(engines, lambda engine: orders.judge(engine(table), late_days=LATE_DAYS))
     assert {row["reason"] for row in judged} == {reason for _, (reason, _) in VERDICTS}
+
+
+# Events
+
+instants = st.builds(
+    lambda minutes: datetime(2026, 10, 24, 22, tzinfo=timezone.utc) + timedelta(minutes=minutes),
+    st.integers(0, 8).map(lambda quarters: 15 * quarters),
+)
+
+
+@st.composite
+def valid_event(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "received_date": draw(st.sampled_from(DAYS)),
+        "event_date": draw(st.none() | st.sampled_from(DAYS)),
+        "event_timestamp": draw(st.none() | instants),
+        "order_id": draw(ids),
+        "customer_id": draw(ids),
+        "product_id": draw(st.none() | st.just("") | ids),
+        "region": draw(texts),
+        "status": draw(st.none() | st.sampled_from(["", *orders.STATUSES])),
+        "order_value_gbp": draw(
+            money | st.sampled_from(["0.01", "99.99", "100", "499.99", "500"]).map(Decimal)
+        ),
+        "source": draw(st.sampled_from(["file", "redrive"])),
+        "source_name": draw(st.sampled_from(["a.jsonl", "b.jsonl", "ä/a.jsonl"])),
+    }
+
+
+valid_events = st.lists(valid_event(), max_size=12).map(
+    lambda rows: [{**row, "position": position} for position, row in enumerate(rows)]
+)
+
+EVENT = {
+    "received_date": date(2026, 10, 25), "event_date": date(2026, 10, 25), "order_id": "A",
+    "event_timestamp": datetime(2026, 10, 25, 0, 30, tzinfo=timezone.utc), "customer_id": "A",
+    "product_id": "A", "region": "ä", "status": "completed", "order_value_gbp": Decimal("0.01"),
+    "source": "file", "source_name": "a.jsonl", "position": 1,
+}  # fmt: skip
+UNTIMED = {**EVENT, "event_timestamp": None, "event_date": None}
+RETURNED = {**EVENT, "status": "returned", "position": 2}
+
+
+@settings(max_examples=40)
+@given(rows=valid_events, product_rows=products, customer_rows=customers)
+@example(rows=[], product_rows=[], customer_rows=[])
+@example(rows=[EVENT], product_rows=[], customer_rows=[])
+@example(rows=[UNTIMED, RETURNED], product_rows=[], customer_rows=[])
+@example(rows=[{**EVENT, "product_id": None}], product_rows=[], customer_rows=[])
+@example(rows=[UNTIMED, {**UNTIMED, "order_id": "B"}], product_rows=[], customer_rows=[])
+def test_from_valid_events_to_live_orders(
+    engines: tuple[Engine, Engine], rows: Rows, product_rows: Rows, customer_rows: Rows
+) -> None:
+    typed, known, people = (
+        arrow(ENRICHED_EVENTS, [{**row, "order_date": row["event_date"]} for row in rows]),
+        arrow(PRODUCTS, product_rows),
+        arrow(CUSTOMERS, customer_rows),
+    )
+    columns = [name for name in typed.column_names if name in EVENT or name == "order_date"]
+    typed = typed.select(columns).rename_columns(
+        ["event_date" if name == "order_date" else name for name in columns]
+    )
+    enriched_rows = same(
+        engines, lambda engine: events.enrich(engine(typed), engine(known), engine(people))
+    )
+    assert len(enriched_rows) == len(rows)
+    enriched = arrow(ENRICHED_EVENTS, enriched_rows)
+    live = same(engines, lambda engine: events.live_orders(engine(enriched)))
+    assert {row["order_id"]: row for row in live} == live_by_hand(enriched_rows)
+    assert len({row["order_id"] for row in live}) == len(live)
+    revenues = same(engines, lambda engine: revenue.daily_revenue(engine(arrow_of(live))))
+    assert sum(row["total_revenue"] for row in revenues) == sum(
+        row["order_value_gbp"] for row in live
+    )
+
+
+def live_by_hand(enriched: Rows) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for order_id in {row["order_id"] for row in enriched}:
+        mine = [row for row in enriched if row["order_id"] == order_id]
+        latest = max(
+            mine,
+            key=lambda row: (
+                (row["event_timestamp"] is not None, str(row["event_timestamp"])),
+                *(row[name] for name in ("received_date", "source", "source_name", "position")),
+            ),
+        )
+        if latest["status"] == "completed":
+            found[order_id] = {
+                "order_id": order_id,
+                "region": latest["region"],
+                "order_value_gbp": latest["order_value_gbp"],
+                "order_date": min(row["order_date"] for row in mine),
+            }
+    return found
+
+
+def arrow_of(live: Rows) -> Any:
+    return arrow(COMPLETED_ORDERS, live)
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "received_date": st.sampled_from(DAYS),
+                "reason": st.sampled_from(list(events.REASONS)),
+                "field": st.none() | texts,
+                "payload": texts,
+            }
+        ),
+        max_size=20,
+    )
+)
+@example(rows=[])
+def test_dead_letters_are_counted_alike(engines: tuple[Engine, Engine], rows: Rows) -> None:
+    letters = arrow(DEAD_LETTER_EVENTS, rows)
+    counts = same(engines, lambda engine: events.dead_letter_counts(engine(letters)))
+    assert sum(row["dead_letters"] for row in counts) == len(rows)
+    assert len({(row["received_date"], row["reason"]) for row in counts}) == len(counts)
+
+
+def test_every_verdict_on_an_event_is_the_same(engines: tuple[Engine, Engine]) -> None:
+    """The typed fields of all lines of which a verdict is tested, and of pairs of changes."""
+    from retail_assets.engines import duckdb_events
+    from retail_assets.ingest.event_lines import to_arrow
+    from retail_assets_tests.transforms.test_events import VERDICTS, in_time
+
+    lines = to_arrow(
+        b"".join((t if isinstance(t, bytes) else t.encode()) + b"\n" for t, _ in VERDICTS)
+    )
+    lines = lines.append_column("n", [range(len(VERDICTS))])
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'Europe/London'")
+        connection.register("lines", lines)
+        parsed = duckdb_events.parsed("(SELECT DATE '2026-10-20' AS received_date, * FROM lines)")
+        typed = connection.sql(parsed).project(in_time()).to_arrow_table()
+    judged = same(engines, lambda engine: events.judge(engine(typed)))
+    found = {row["n"]: (row["reason"], row["field"]) for row in judged}
+    for n, (text, said) in enumerate(VERDICTS):
+        if said != ("absurd_timestamp", "event_timestamp"):
+            assert found[n] == (said or (None, None)), text[:200]
+    assert {reason for reason, _ in found.values()} == {None, *events.REASONS}
