@@ -66,6 +66,8 @@ class EventIntake:
     @contextmanager
     def open(cls, settings: Settings) -> Iterator["EventIntake"]:
         """Connect to the lake of these settings."""
+        # Tables this small take longer with more threads.
+        settings = settings.model_copy(update={"threads": 1})
         lake = Lake.from_settings(settings)
         with lake.connect() as connection:
             yield cls(settings, lake, connection)

@@ -254,21 +254,18 @@ def test_a_payload_is_for_one_letter(taken):
         redrive(taken, DEAR, NEGATIVE, payload=event(3))
 
 
-@pytest.mark.parametrize(
-    ("payload", "problem"),
-    [
-        ("{", "still not_json"),
-        ("", "still empty_line"),
-        ("[]", "still not_an_object"),
-        (event(3, order_value_gbp=0), r"still not_positive \(order_value_gbp\)"),
-        ('{"a": 1, "a": 2}', r"still repeated_field \(a\)"),
-        ('{"order_value_gbp": NaN}', "still "),
-        ("\udcff", "still not_utf8"),
-        (event(3, note="\0"), "still control_character"),
-    ],
-)
-def test_a_payload_that_is_no_better_is_an_error_and_changes_nothing(taken, payload, problem):
+def test_a_payload_that_is_no_better_is_an_error_and_changes_nothing(taken):
     before = taken.tables()
-    with pytest.raises(RetailAssetsError, match=f"The payload is not valid: {problem}"):
-        redrive(taken, NEGATIVE, payload=payload)
+    for payload, problem in (
+        ("{", "not_json"),
+        ("", "empty_line"),
+        ("[]", "not_an_object"),
+        (event(3, order_value_gbp=0), r"not_positive \(order_value_gbp\)"),
+        ('{"a": 1, "a": 2}', r"repeated_field \(a\)"),
+        (event(3, order_value_gbp=float("nan")), r"not_finite \(order_value_gbp\)"),
+        ("\udcff", "not_utf8"),
+        (event(3, note="\0"), "control_character"),
+    ):
+        with pytest.raises(RetailAssetsError, match=f"The payload is not valid: still {problem}"):
+            redrive(taken, NEGATIVE, payload=payload)
     assert taken.tables() == before

@@ -1,0 +1,306 @@
+"""The commands of the event lane as a user meets them: exit codes, tables, one clear sentence."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retail_assets.ingest import event_files
+from retail_assets.settings import Settings
+from retail_assets.transforms import events
+from retail_assets_tests.conftest import NewLake
+from retail_assets_tests.event_files import EventIntake, event, write_events
+from retail_assets_tests.test_cli import Command
+
+DAY = "2026-10-12"
+LETTER = f"file:{DAY}/b.jsonl:2"
+RANGE = ("--start", DAY, "--end", "2026-10-31")
+
+
+class Quiet(Command):
+    """A progress bar that is not on a terminal leaves an empty line."""
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        code, out, err = super().__call__(*arguments)
+        return code, out, err.lstrip("\n")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Quiet(monkeypatch, capfd)
+
+
+@pytest.fixture
+def intake(settings: Settings, new_lake: NewLake) -> Iterator[EventIntake]:
+    """A lake with three accepted events and two dead letters."""
+    new_lake(settings.data_dir)
+    with EventIntake.open(settings) as intake:
+        intake.write(f"{DAY}/a.jsonl", [event(1), event(2, order_value_gbp=700)])
+        intake.write(
+            f"{DAY}/b.jsonl",
+            [event(3), event(4, order_value_gbp=-4, customer_id="C9"), "null", event(1)],
+        )
+        intake.take()
+        yield intake
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of a printed table."""
+    return [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith(("│", "┃"))
+    ]
+
+
+# --- ingest-events -------------------------------------------------------------------------------
+
+
+def test_pending_event_files_are_taken_in_and_counted(settings: Settings, command: Command) -> None:
+    write_events(settings, f"{DAY}/a [b].jsonl", [event(1), event(2, surprise=1), "null"])
+    write_events(settings, f"{DAY}/c.jsonl.gz", [event(2), event(3)])
+    code, out, err = command("ingest-events")
+    assert code == 0
+    assert cells(out) == [
+        ["file", "outcome", "lines", "accepted", "dead-lettered", "duplicate"],
+        [f"{DAY}/a [b].jsonl", "new", "3", "2", "1", "0"],
+        [f"{DAY}/c.jsonl.gz", "new", "2", "1", "0", "1"],
+        ["2 files", "", "5", "3", "1", "1"],
+    ]
+    assert "New field surprise (" in err
+    code, out, _ = command("query", "SELECT sum(total_revenue) AS r FROM live_revenue", *JSON)
+    assert (code, json.loads(out)) == (0, [{"r": "30.00"}])
+
+    code, out, err = command("ingest-events")
+    assert (code, err) == (0, "")
+    assert cells(out)[1:] == [["0 files", "", "0", "0", "0", "0"]]
+
+    write_events(settings, f"{DAY}/a [b].jsonl", [event(1), event(2, surprise=1), "null", event(4)])
+    write_events(settings, f"{DAY}/c.jsonl.gz", [event(5)])
+    code, out, err = command("ingest-events")
+    assert (code, err) == (0, "")
+    assert cells(out)[1:] == [
+        [f"{DAY}/a [b].jsonl", "grown", "1", "1", "0", "0"],
+        [f"{DAY}/c.jsonl.gz", "replaced", "1", "1", "0", "0"],
+        ["2 files", "", "2", "2", "0", "0"],
+    ]
+
+
+JSON = ("--format", "json")
+
+
+def test_a_file_that_cannot_be_read_fails_by_name_and_the_others_are_taken_in(
+    settings: Settings, command: Command
+) -> None:
+    write_events(settings, f"{DAY}/good.jsonl", [event(1)])
+    write_events(settings, f"{DAY}/bad.jsonl.gz", b"\x1f\x8b\x08")
+    for attempt in range(event_files.MAX_ATTEMPTS):
+        code, out, err = command("ingest-events")
+        assert code == 1
+        assert cells(out)[-1][0] == ("1 files" if attempt == 0 else "0 files")
+        assert err.startswith(f"Error: {DAY}/bad.jsonl.gz cannot be read: it is no whole gzip file")
+        assert "Traceback" not in err
+    code, _, err = command("ingest-events")
+    assert code == 0
+    assert err.startswith(f"{DAY}/bad.jsonl.gz failed 3 times: ")
+
+
+def test_a_link_is_named_and_not_followed(settings: Settings, command: Command) -> None:
+    write_events(settings, f"{DAY}/a.jsonl", [event(1)])
+    Path(settings.events_location, "link.jsonl").symlink_to(f"{DAY}/a.jsonl")
+    code, out, err = command("ingest-events")
+    assert (code, err) == (0, "link.jsonl is a link, which is not followed\n")
+    assert cells(out)[-1] == ["1 files", "", "1", "1", "0", "0"]
+
+
+def test_files_just_written_are_waited_for(
+    settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETAIL_EVENT_SETTLE_SECONDS", "0.5")
+    write_events(settings, f"{DAY}/a.jsonl.gz", [event(1)]).touch()
+    code, out, _ = command("ingest-events")
+    assert code == 0
+    assert cells(out)[-1] == ["1 files", "", "1", "1", "0", "0"]
+
+
+def test_status_tells_of_pending_event_files_and_of_dead_letters(
+    settings: Settings, intake: EventIntake, command: Command
+) -> None:
+    file = write_events(settings, f"{DAY}/c.jsonl", [event(5)])
+    write_events(settings, f"{DAY}/bad.jsonl.gz", b"\x1f\x8b\x08")
+    for _ in range(event_files.MAX_ATTEMPTS):
+        event_files.ingest(intake.lake, intake.connection, settings, [f"{DAY}/bad.jsonl.gz"])
+    code, out, _ = command("status", *JSON)
+    assert code == 0
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["pending event files"] == 1
+    assert figures["pending event bytes"] == file.stat().st_size
+    assert figures["oldest pending event file, seconds"] > 3600
+    assert figures["event files left alone"] == 1
+    assert "failed 3 times" in figures[f"left alone: {DAY}/bad.jsonl.gz"]
+    assert figures["event lines"] == 6
+    assert figures["dead-letter rate"] == round(2 / 6, 6)
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+def test_a_replay_says_how_many_days_it_has_recomputed(
+    intake: EventIntake, command: Command
+) -> None:
+    assert command("replay", *RANGE) == (0, "1 days with events are recomputed.\n", "")
+    assert command("replay", *RANGE, "--check") == (0, "1 days with events would not change.\n", "")
+    nothing = ("--start", "2026-10-13", "--end", "2026-10-31")
+    assert command("replay", *nothing) == (0, "0 days with events are recomputed.\n", "")
+
+
+def test_a_check_that_finds_differences_exits_with_one_and_names_them(
+    intake: EventIntake, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "OUT_OF_RANGE_GBP", 500)
+    code, out, err = command("replay", *RANGE, "--check")
+    assert (code, out) == (1, "")
+    assert err == (
+        f"Error: {DAY}: a replay would take 1 rows out of enriched_events and put 0 in, for example"
+        f" of file:{DAY}/a.jsonl:2\n"
+        f"{DAY}: a replay would take 0 rows out of dead_letter_events and put 1 in, for example of"
+        f" file:{DAY}/a.jsonl:2\n"
+    )
+    assert command("replay", *RANGE)[0] == 0
+    assert command("replay", *RANGE, "--check")[0] == 0
+
+
+@pytest.mark.parametrize("arguments", [["--start", DAY], ["--start", DAY, "--end", "soon"]])
+def test_a_replay_without_days_is_wrong_usage(
+    settings: Settings, command: Command, arguments: list[str]
+) -> None:
+    code, out, err = command("replay", *arguments)
+    assert (code, out) == (2, "")
+    assert "--end" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["replay", *RANGE],
+        ["dead-letters", "list"],
+        ["dead-letters", "show", LETTER],
+        ["dead-letters", "redrive", LETTER],
+        ["dead-letters", "redrive", "--reason", "not_json"],
+    ],
+)
+def test_without_a_lake_there_is_one_sentence(
+    settings: Settings, command: Command, arguments: list[str]
+) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: There is no lake at ")
+    assert not settings.lake_dir.exists(), "and none was made"
+
+
+# --- dead-letters --------------------------------------------------------------------------------
+
+
+def test_letters_are_listed_by_what_is_asked_for(intake: EventIntake, command: Command) -> None:
+    code, out, err = command("dead-letters", "list", *JSON)
+    assert (code, err) == (0, "")
+    assert [(row["id"], row["reason"], row["field"]) for row in json.loads(out)] == [
+        (LETTER, "not_positive", "order_value_gbp"),
+        (f"file:{DAY}/b.jsonl:3", "not_an_object", None),
+    ]
+    for arguments, expected in (
+        (["--reason", "not_an_object"], 1),
+        (["--day", "2026-10-13"], 0),
+        (["--limit", "1"], 1),
+    ):
+        code, out, _ = command("dead-letters", "list", *JSON, *arguments)
+        assert (code, len(json.loads(out))) == (0, expected), arguments
+    code, out, _ = command("dead-letters", "list")
+    assert cells(out)[1] == [LETTER, DAY, "not_positive", "order_value_gbp", "False"]
+    assert "C9" not in out
+
+
+def test_a_letter_is_shown_whole(intake: EventIntake, command: Command) -> None:
+    code, out, err = command("dead-letters", "show", LETTER)
+    assert (code, err) == (0, "")
+    shown = dict(row for row in cells(out) if row[0])
+    assert (shown["id"], shown["reason"]) == (LETTER, "not_positive")
+    assert '"customer_id": "C9"' in shown["payload"]
+
+
+def test_a_letter_that_is_not_there_is_one_sentence(intake: EventIntake, command: Command) -> None:
+    for name in ("show", "redrive"):
+        code, out, err = command("dead-letters", name, "file:none:1")
+        assert (code, out) == (1, "")
+        assert err.startswith("Error: There is no dead letter file:none:1: `dead-letters list`")
+        assert "Traceback" not in err
+
+
+def test_letters_are_redriven_as_they_are(intake: EventIntake, command: Command) -> None:
+    code, out, err = command("dead-letters", "redrive", LETTER, f"file:{DAY}/b.jsonl:3")
+    assert (code, err) == (0, "")
+    assert cells(out)[1:] == [
+        [LETTER, "still not_positive (order_value_gbp)"],
+        [f"file:{DAY}/b.jsonl:3", "still not_an_object"],
+    ]
+    code, out, _ = command("dead-letters", "redrive", "--reason", "not_positive")
+    assert (code, cells(out)[1:]) == (0, [[LETTER, "still not_positive (order_value_gbp)"]])
+
+
+def test_a_reason_that_no_open_letter_has_redrives_nothing(
+    intake: EventIntake, command: Command
+) -> None:
+    code, out, err = command("dead-letters", "redrive", "--reason", "not_json")
+    assert (code, err) == (0, "")
+    assert cells(out)[1:] == []
+
+
+def test_a_letter_is_mended_with_a_payload_from_the_line_or_from_a_file(
+    intake: EventIntake, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "mended.json"
+    file.write_text(json.dumps(json.loads(event(4, order_value_gbp=44)), indent=2) + "\n")
+    code, out, err = command("dead-letters", "redrive", LETTER, "--payload", f"@{file}")
+    assert (code, err) == (0, "")
+    assert cells(out)[1:] == [[LETTER, "accepted"]]
+    sql = "SELECT order_value_gbp AS value FROM enriched_events WHERE event_id = 'E4'"
+    assert json.loads(command("query", sql, *JSON)[1]) == [{"value": "44.00"}]
+    sql = "SELECT sum(total_revenue) AS value FROM live_revenue"
+    assert json.loads(command("query", sql, *JSON)[1]) == [{"value": "764.00"}]
+
+    code, out, _ = command("dead-letters", "redrive", LETTER, "--payload", event(5))
+    assert (code, cells(out)[1:]) == (0, [[LETTER, "redriven before"]])
+    assert len(json.loads(command("dead-letters", "list", *JSON)[1])) == 1
+    assert len(json.loads(command("dead-letters", "list", "--all", *JSON)[1])) == 2
+
+
+def test_a_payload_that_is_not_valid_is_one_sentence(intake: EventIntake, command: Command) -> None:
+    code, out, err = command("dead-letters", "redrive", LETTER, "--payload", "{}")
+    assert (code, out) == (1, "")
+    assert err == "Error: The payload is not valid: still missing_field (order_id).\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Error: Name dead letters, or give a --reason."),
+        ([LETTER, "--reason", "not_json"], "Error: Name dead letters, or give a --reason."),
+        ([LETTER, "b", "--payload", "{}"], "Error: A payload mends one dead letter: name one."),
+        ([LETTER, "--payload", "@nowhere.json"], "Error: nowhere.json cannot be read: "),
+    ],
+)
+def test_wrong_usage_of_redrive_exits_with_two(
+    intake: EventIntake, command: Command, arguments: list[str], message: str
+) -> None:
+    code, out, err = command("dead-letters", "redrive", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+
+
+def test_the_commands_of_the_event_lane_have_help(command: Command) -> None:
+    for name in ("ingest-events", "replay", "dead-letters", "dead-letters redrive"):
+        code, out, _ = command(*name.split(), "--help")
+        assert code == 0
+        assert f"Usage: retail-assets {name} " in " ".join(out.split())
