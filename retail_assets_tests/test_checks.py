@@ -175,7 +175,7 @@ def test_a_bad_day_fails_alone_and_by_name_and_the_others_are_published(
             if event.is_step_failure and event.step_failure_data.user_failure_data
         ]
         of_days = [table for table in checks.CHECKED if table.group == "batch"]
-            assert len(problems) == len(of_days), "one for each table of days"
+        assert len(problems) == len(of_days), "one for each table of days"
         assert all(f"1 day failed.\n{bad}: {path} lacks the columns" in text for text in problems)
         assert revenue_by_day(platform).keys() == others
         for table in (tables.RAW_ORDERS, tables.REJECTED_ORDERS, *automation.RESTATED):

@@ -21,9 +21,16 @@ PARENTS = {
     "completed_orders": {"raw_orders", "products", "customers"},
     "daily_revenue": {"completed_orders"},
     "daily_revenue_by_category": {"completed_orders"},
+    "raw_events": set(),
+    "enriched_events": {"raw_events", "products", "customers"},
+    "dead_letter_events": {"raw_events"},
+    "dead_letter_counts": {"dead_letter_events"},
+    "live_revenue": {"enriched_events"},
 }
 REFERENCE = {"products", "customers"}
 FOLLOWING = {"daily_revenue", "daily_revenue_by_category"}
+EVENTS = {"raw_events", "enriched_events", "dead_letter_events"}
+FOLLOWING_EVENTS = {"dead_letter_counts", "live_revenue"}
 
 
 @pytest.fixture
@@ -71,10 +78,11 @@ def test_every_asset_is_described(definitions: dg.Definitions, name: str) -> Non
     asset = definitions.resolve_asset_graph().get(dg.AssetKey(name))
     table = tables.BY_NAME[name]
     assert asset.description == table.description
-    assert asset.group_name == ("reference" if name in REFERENCE else "batch")
+    group = "reference" if name in REFERENCE else "batch"
+    assert asset.group_name == ("events" if name in EVENTS | FOLLOWING_EVENTS else group)
     assert asset.owners == ["team:analytics"]
     assert asset.kinds == {"duckdb", "ducklake", "parquet"}
-    assert asset.tags["domain"] == "orders"
+    assert asset.tags["domain"] == ("events" if asset.group_name == "events" else "orders")
     assert asset.code_version
     assert asset.metadata["dagster/table_name"] == f"lake.main.{name}"
     schema = asset.metadata["dagster/column_schema"]
@@ -91,8 +99,15 @@ def test_assets_of_days_backfill_in_one_run_and_have_a_deadline(
     definitions: dg.Definitions, settings: Settings, name: str
 ) -> None:
     asset = definitions.resolve_asset_graph().get(dg.AssetKey(name))
-    if name in REFERENCE:
+    if name in REFERENCE | FOLLOWING_EVENTS:
         assert asset.partitions_def is None
+        assert (asset.automation_condition is not None) == (name in FOLLOWING_EVENTS)
+        return
+    if name in EVENTS:
+        assert asset.partitions_def == dg.DailyPartitionsDefinition(
+            str(settings.start_date), timezone="Europe/London", end_offset=1
+        )
+        assert asset.backfill_policy == dg.BackfillPolicy.single_run()
         return
     assert asset.partitions_def == dg.DailyPartitionsDefinition(
         str(settings.start_date), timezone="Europe/London"
@@ -110,6 +125,8 @@ def test_every_asset_has_checks_and_every_check_a_description(definitions: dg.De
         "completed_orders": {"completed_reconcile_with_raw", "references_are_known"},
         "daily_revenue": {"revenue_reconciles_with_orders"},
         "daily_revenue_by_category": {"revenue_reconciles_with_orders"},
+        "raw_events": {"lines_add_up", "files_are_readable"},
+        "live_revenue": {"stream_agrees_with_batch"},
     }
     found: dict[str, set[str]] = {}
     for key in graph.asset_check_keys:
@@ -129,6 +146,7 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
         "batch": {"raw_orders", "rejected_orders"} | restated,
         "restate": restated,
         "reference": REFERENCE,
+        "events": EVENTS,
     }
     assert all(
         definitions.resolve_job_def(name).executor_def == dg.in_process_executor for name in found
@@ -149,11 +167,13 @@ def test_schedule_and_sensors_are_on_and_say_what_they_do(definitions: dg.Defini
         "new_exports": ["batch"],
         "restated_days": ["restate"],
         "changed_reference": ["reference"],
+        "new_event_files": ["events"],
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "new_exports",
         "restated_days",
         "changed_reference",
+        "new_event_files",
         "automation",
     }
     for sensor in repository.sensor_defs:

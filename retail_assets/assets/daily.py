@@ -15,7 +15,6 @@ from retail_assets.tables import Table
 
 OWNERS = ["team:analytics"]
 KINDS = {"duckdb", "ducklake", "parquet"}
-TAGS = {"domain": "orders"}
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 """For what a second try may mend, such as a busy catalog; bad data are never retried."""
@@ -38,7 +37,7 @@ def table_spec(table: Table, *, code_version: str) -> dict[str, Any]:
         "group_name": table.group,
         "owners": OWNERS,
         "kinds": KINDS,
-        "tags": TAGS,
+        "tags": {"domain": "events" if table.group == "events" else "orders"},
         "code_version": code_version,
         "metadata": {
             "dagster/column_schema": column_schema(table),
