@@ -25,6 +25,7 @@ from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED
 from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.event_files import event
 from retail_assets_tests.platform import INSTANCE, write_reference
 
 pytestmark = [
@@ -75,18 +76,27 @@ class Services:
         self.settings.exports_dir.mkdir(exist_ok=True)
         shutil.move(path, self.settings.exports_dir / path.name)
 
-    def revenue(self) -> dict[date, str]:
-        """The published revenue of each day."""
+    def drop_events(self, day: date, name: str, *lines: str) -> None:
+        """Let an event file land: written aside, then moved to its place."""
+        aside = self.settings.data_dir / "aside" / name
+        aside.parent.mkdir(exist_ok=True)
+        aside.write_text("".join(f"{line}\n" for line in lines))
+        folder = Path(self.settings.events_location, str(day))
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.move(aside, folder / name)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the lake."""
         try:
             with Lake.from_settings(self.settings).connect(read_only=True) as connection:
-                return {
-                    day: str(total)
-                    for day, total in connection.execute(
-                        "SELECT order_date, sum(total_revenue) FROM daily_revenue GROUP BY 1"
-                    ).fetchall()
-                }
+                return connection.execute(sql).fetchall()
         except RetailAssetsError:
-            return {}  # nobody has written yet
+            return []  # nobody has written yet
+
+    def revenue(self) -> dict[date, str]:
+        """The published revenue of each day."""
+        found = self.query("SELECT order_date, sum(total_revenue) FROM daily_revenue GROUP BY 1")
+        return {day: str(total) for day, total in found}
 
     def materialized(self, asset: str) -> set[str]:
         """The partitions that the UI shows as materialized."""
@@ -98,11 +108,13 @@ class Services:
         return {event["partition"] for event in found["assetNodeOrError"]["assetMaterializations"]}
 
 
-def eventually(ask: Callable[[], T], accept: Callable[[T], bool]) -> T:
+def eventually(
+    ask: Callable[[], T], accept: Callable[[T], bool], seconds: float = HANG_SECONDS
+) -> T:
     """Ask until the answer is accepted; returns the last answer, which the test asserts on."""
     started = time.monotonic()
     answer = ask()
-    while not accept(answer) and time.monotonic() - started < HANG_SECONDS:
+    while not accept(answer) and time.monotonic() - started < seconds:
         time.sleep(0.5)
         answer = ask()
     return answer
@@ -148,7 +160,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(HANG_SECONDS)
-    assert (code, processes_of(home)) == (0, []), "SIGTERM ends all that was started"
+    # What was killed in the middle of its work takes a moment to be gone.
+    left = eventually(lambda: processes_of(home), lambda found: not found, seconds=5)
+    assert (code, left) == (0, []), "SIGTERM ends all that was started"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -225,3 +239,29 @@ def test_a_backfill_launched_in_the_ui_is_one_run(services: Services, launched: 
     }
     revenue = services.revenue()
     assert {day: revenue.get(day) for day in BACKFILLED} == dict.fromkeys(BACKFILLED, "10.00")
+
+
+def test_event_files_that_land_are_rows_and_materializations_and_live_revenue_follows(
+    services: Services,
+) -> None:
+    day, files = date(2026, 11, 2), 5
+    for n in range(files):
+        lines = [event(10 * n + k, order_value_gbp=2) for k in range(4)]
+        services.drop_events(day, f"{n}.jsonl", *lines, event(0), "no json")
+    expected = [(str(day), 4 * files)]
+    rows = "SELECT received_date::VARCHAR, count(*) FROM enriched_events GROUP BY 1"
+    assert eventually(lambda: services.query(rows), lambda found: found == expected) == expected
+    for asset in ("raw_events", "enriched_events", "dead_letter_events"):
+        shown = eventually(lambda name=asset: services.materialized(name), {str(day)}.issubset)
+        assert shown == {str(day)}, asset
+
+    # Nobody asked for what follows.
+    live = "SELECT order_date::VARCHAR, total_revenue::VARCHAR FROM revenue_now"
+    live += f" WHERE source = 'stream' AND order_date = DATE '{day}'"
+    assert eventually(lambda: services.query(live), bool) == [(str(day), f"{8 * files}.00")]
+    letters = "SELECT reason, dead_letters FROM dead_letter_counts"
+    assert eventually(lambda: services.query(letters), bool) == [("not_json", files)]
+
+    services.drop_events(day, "0.jsonl", event(0, order_value_gbp=7))
+    expected = [(str(day), f"{8 * (files - 1) + 7}.00")]
+    assert eventually(lambda: services.query(live), lambda found: found == expected) == expected
