@@ -149,7 +149,8 @@ class _Reader:
             if len(open_line) <= MAX_LINE_BYTES + _AROUND:
                 open_line += rest
             if self._size >= PORTION_BYTES:
-                yield self._portion(WHOLE if not open_bytes else OPEN, last=False)
+                # Whoever finds this in the ledger has to go on, even from between two lines.
+                yield self._portion(OPEN, last=False)
             block = stream.read(BLOCK_BYTES)
         # It stays so: if anything followed, the file would be read from its beginning.
         last_line = TAKEN if self.known.last_line == TAKEN else WHOLE

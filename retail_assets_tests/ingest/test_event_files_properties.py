@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from retail_assets.ingest import event_files, event_reader
 from retail_assets.ingest.event_files import ingest, pending_event_files
 from retail_assets.ingest.replay import check_day
+from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
 
@@ -135,7 +136,9 @@ class Events(RuleBasedStateMachine):
         self.stack = ExitStack()
         folder = self.stack.enter_context(tempfile.TemporaryDirectory())
         self.settings = Settings(data_dir=Path(folder))
-        self.lake = new_lake(self.settings.data_dir)
+        new_lake(self.settings.data_dir)
+        # Tables this small take longer with more threads.
+        self.lake = Lake.from_settings(self.settings.model_copy(update={"threads": 1}))
         self.connection = self.stack.enter_context(self.lake.connect())
         self.folder = Path(self.settings.events_location)
         self.on_disk: dict[str, OnDisk] = {}

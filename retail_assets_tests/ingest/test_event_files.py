@@ -1,0 +1,806 @@
+"""What becomes of event files: which are new, and that each line of them counts exactly once."""
+
+import gzip
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+import duckdb
+import pytest
+from typing_extensions import Self
+
+from retail_assets.errors import UsageError
+from retail_assets.ingest import event_files, event_reader
+from retail_assets.ingest.event_files import (
+    MAX_ATTEMPTS,
+    Ingested,
+    Pending,
+    ingest,
+    pending_event_files,
+)
+from retail_assets.ingest.event_folder import EventFolder
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import NewLake
+from retail_assets_tests.event_files import event, write_events
+
+BAD = "{"
+
+
+@dataclass(frozen=True)
+class Events:
+    """A lake to take event files into, over one connection."""
+
+    lake: Lake
+    connection: duckdb.DuckDBPyConnection
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.events_location)
+
+    def write(self, path: str, *lines: str) -> Path:
+        return write_events(self.settings, path, lines)
+
+    def pending(self) -> Pending:
+        return pending_event_files(self.settings)
+
+    def take(self, *paths: str) -> Ingested:
+        """Take in these files, or all that are pending; the ledger must balance after it."""
+        files = paths or tuple(self.pending().files)
+        came = ingest(self.lake, self.connection, self.settings, files)
+        self.must_balance()
+        return came
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql).fetchall()
+
+    def accepted(self) -> list[tuple[str, str, int]]:
+        """Event, file and line of the enriched events."""
+        return self.rows(
+            "SELECT event_id, source_name, position FROM lake.enriched_events ORDER BY ALL"
+        )
+
+    def dead(self) -> list[tuple[str, int, str]]:
+        return self.rows(
+            "SELECT source_name, position, reason FROM lake.dead_letter_events ORDER BY ALL"
+        )
+
+    def ledger(self) -> dict[str, tuple[Any, ...]]:
+        """Lines, accepted, dead-lettered, duplicate and copy of each file."""
+        found = self.rows(
+            "SELECT path, lines, accepted, dead_lettered, duplicate, copy_of FROM lake.event_files"
+            " WHERE retracted_at IS NULL ORDER BY path"
+        )
+        return {path: tuple(rest) for path, *rest in found}
+
+    def tables(self) -> list[list[tuple[Any, ...]]]:
+        """Everything that follows from what was received."""
+        return [
+            self.rows(f"SELECT * EXCLUDE ({without}) FROM lake.{table} ORDER BY ALL")
+            for table, without in (
+                ("raw_events", "payload"),
+                ("enriched_events", "processed_at"),
+                ("dead_letter_events", "processed_at"),
+                ("live_revenue", "order_date"),
+            )
+        ]
+
+    def must_balance(self) -> None:
+        held = self.rows(
+            "SELECT source_name, sum(raw), sum(accepted), sum(dead) FROM ("
+            "SELECT source_name, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
+            " UNION ALL SELECT source_name, 0, 1, 0 FROM lake.enriched_events"
+            " UNION ALL SELECT source_name, 0, 0, 1 FROM lake.dead_letter_events) GROUP BY ALL"
+        )
+        tables = {path: tuple(counts) for path, *counts in held}
+        ledger = self.ledger()
+        assert tables.keys() <= ledger.keys()
+        for path, (lines, accepted, dead, duplicate, copy_of) in ledger.items():
+            assert lines == accepted + dead + duplicate
+            raw = 0 if copy_of else lines
+            assert tables.get(path, (0, 0, 0)) == (raw, accepted, dead)
+        identities = self.rows(
+            "SELECT (SELECT count(DISTINCT event_id) FROM lake.raw_events),"
+            " (SELECT count(DISTINCT event_id) FROM lake.enriched_events),"
+            " (SELECT count(*) FROM lake.enriched_events)"
+        )
+        assert len(set(identities[0])) == 1, "each valid event is there once"
+
+
+@pytest.fixture
+def events(lake: Lake, settings: Settings) -> Iterator[Events]:
+    # Tables this small take longer with more threads.
+    lake = Lake.from_settings(settings.model_copy(update={"threads": 1}))
+    with lake.connect() as connection:
+        yield Events(lake, connection, settings)
+
+
+def outcomes(came: Ingested) -> dict[str, tuple[Any, ...]]:
+    """Outcome, accepted, dead-lettered and duplicate lines of each file."""
+    assert came.failed == {}
+    return {
+        path: (file.outcome, file.accepted, file.dead_lettered, file.duplicate)
+        for path, file in came.files.items()
+    }
+
+
+def grow(file: Path, more: str) -> None:
+    """Append, as a second later."""
+    modified = file.stat().st_mtime_ns + 10**9
+    file.write_bytes(file.read_bytes() + more.encode())
+    os.utime(file, ns=(modified, modified))
+
+
+# What a file gives
+
+
+def test_each_line_is_accepted_a_dead_letter_or_a_duplicate(events: Events) -> None:
+    events.write("a.jsonl", event(1), "", BAD, event(2), event(1), "null", event(3, region=None))
+    came = events.take()
+    assert outcomes(came) == {"a.jsonl": ("new", 2, 4, 1)}
+    assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 4)]
+    assert events.dead() == [
+        ("a.jsonl", 2, "empty_line"), ("a.jsonl", 3, "not_json"),
+        ("a.jsonl", 6, "not_an_object"), ("a.jsonl", 7, "missing_field"),
+    ]  # fmt: skip
+    assert events.ledger() == {"a.jsonl": (7, 2, 4, 1, None)}
+
+
+def test_raw_events_hold_every_line_as_it_was(events: Events) -> None:
+    lines = [event(1), event(1), " ", "{'", '"\u2028 🎁"', event(2, note="é")]
+    events.write("a.jsonl", *lines)
+    events.take()
+    found = events.rows("SELECT position, payload, event_id FROM lake.raw_events ORDER BY ALL")
+    assert [row[:2] for row in found] == list(enumerate(lines, start=1))
+    assert [row[2] for row in found] == ["E1", "E1", None, None, None, "E2"]
+
+
+def test_events_without_an_id_are_told_apart_by_their_content(events: Events) -> None:
+    one = event(1, event_id=None)
+    turned = "{" + ", ".join(reversed(one.strip("{}").split(", "))) + "}"
+    events.write("a.jsonl", one, turned, event(2, event_id=None), event(1, event_id=" "), one)
+    # A blank id is one that is not there, but it is another content.
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 3, 0, 2)}
+
+
+def test_an_empty_folder_and_one_that_is_not_there_have_nothing_new(events: Events) -> None:
+    assert events.pending() == Pending({}, (), {})
+    events.folder.mkdir()
+    assert events.pending() == Pending({}, (), {})
+    assert events.take().files == {}
+
+
+def test_an_empty_file_is_in_the_ledger_and_gives_nothing(events: Events) -> None:
+    for path in ("a.jsonl", "b.jsonl", "c.jsonl.gz"):
+        write_events(events.settings, path, b"")
+    assert outcomes(events.take()) == dict.fromkeys(
+        ("a.jsonl", "b.jsonl", "c.jsonl.gz"), ("new", 0, 0, 0)
+    )
+    assert events.pending().files == {}
+    events.write("b.jsonl", event(1))
+    assert outcomes(events.take()) == {"b.jsonl": ("grown", 1, 0, 0)}
+
+
+def test_a_packed_file_gives_its_lines(events: Events) -> None:
+    events.write("a.jsonl.gz", event(1), BAD)
+    events.write("b.ndjson.gz", event(2))
+    events.write("c.ndjson", event(3))
+    assert {path: one[1] for path, one in outcomes(events.take()).items()} == {
+        "a.jsonl.gz": 1, "b.ndjson.gz": 1, "c.ndjson": 1,
+    }  # fmt: skip
+
+
+NAMES = [
+    "with space.jsonl", "ünï/日本 🎁.jsonl", "it's \"quoted\"; DROP.jsonl", "%s ? $1 {x}.jsonl",
+    "a/b/c/d/e.jsonl", "new\nline.jsonl", "back\\slash.jsonl", "-.jsonl", "100%.jsonl.gz",
+    "x.jsonl/y.jsonl", "file:1:2.jsonl",
+]  # fmt: skip
+
+
+def test_files_may_be_called_anything_and_lie_in_any_folder(events: Events) -> None:
+    for number, name in enumerate(NAMES):
+        events.write(name, event(number), BAD)
+    came = events.take()
+    assert outcomes(came) == dict.fromkeys(NAMES, ("new", 1, 1, 0))
+    # They are found again, whether they grow, are replaced or copied.
+    for number, name in enumerate(NAMES):
+        events.write(name, event(number), BAD, event(100 + number))
+    assert {path: one[:2] for path, one in outcomes(events.take()).items()} == dict.fromkeys(
+        NAMES, ("grown", 1)
+    )
+    for number, name in enumerate(NAMES):
+        events.write(name, event(200 + number))
+        events.write(f"copies/{name}", event(200 + number))
+    assert {one[0] for one in outcomes(events.take()).values()} <= {"replaced", "copy", "new"}
+    assert len(events.accepted()) == len(NAMES)
+
+
+def test_a_name_that_is_no_text_is_left_alone_and_stops_no_other(events: Events) -> None:
+    events.write("a.jsonl", event(1))
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    (events.folder / name).write_text(event(2))
+    pending = events.pending()
+    assert list(pending.files) == ["a.jsonl"]
+    assert pending.left_alone == {"caf\\xe9.jsonl": "has a name that is not UTF-8 text: rename it"}
+
+
+def test_hidden_files_and_other_endings_are_no_event_files(events: Events) -> None:
+    for path in (
+        ".a.jsonl", ".hidden/a.jsonl", "a/.b/c.jsonl", "a.jsonl.tmp", "a.json", "a.csv", "a.gz",
+        "jsonl", "a.jsonl.part",
+    ):  # fmt: skip
+        events.write(path, event(1))
+    (events.folder / "folder.jsonl").mkdir()
+    os.mkfifo(events.folder / "pipe.jsonl")
+    assert events.pending() == Pending({}, (), {})
+
+
+# Links, and paths that leave the folder
+
+
+def test_links_are_named_and_not_followed(events: Events, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.jsonl").write_text(event(1))
+    events.write("real.jsonl", event(2))
+    (events.folder / "file.jsonl").symlink_to(outside / "secret.jsonl")
+    (events.folder / "folder").symlink_to(outside)
+    (events.folder / "own.jsonl").symlink_to(events.folder / "real.jsonl")
+    (events.folder / "dangling.jsonl").symlink_to(outside / "none")
+    pending = events.pending()
+    assert list(pending.files) == ["real.jsonl"]
+    assert pending.left_alone.keys() == {"file.jsonl", "folder", "own.jsonl", "dangling.jsonl"}
+    came = events.take("file.jsonl", "folder/secret.jsonl", "own.jsonl", "real.jsonl")
+    assert came.failed.keys() == {"file.jsonl", "folder/secret.jsonl", "own.jsonl"}
+    assert all("is a link" in problem for problem in came.failed.values())
+    assert events.accepted() == [("E2", "real.jsonl", 1)]
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.jsonl", "a/../../secret.jsonl", "/etc/secret.jsonl", "..", "", "."]
+)
+def test_a_path_that_leaves_the_folder_is_refused(events: Events, path: str) -> None:
+    (events.settings.data_dir / "secret.jsonl").write_text(event(1))
+    events.write("real.jsonl", event(2))
+    came = events.take(path, "real.jsonl")
+    assert came.failed.keys() == {path}
+    assert events.accepted() == [("E2", "real.jsonl", 1)]
+    with pytest.raises(UsageError, match="leaves the events folder"):
+        EventFolder(events.settings.events_location).open(path)
+
+
+# The day on which a file landed
+
+
+@pytest.mark.parametrize(
+    ("path", "modified", "day"),
+    [
+        ("2026-10-08/a.jsonl", "2026-10-12T12:00:00", date(2026, 10, 8)),
+        ("orders_2026_10_08.jsonl", "2026-10-12T12:00:00", date(2026, 10, 8)),
+        ("2026-10-08/orders-2026-10-09.jsonl", "2026-10-12T12:00:00", date(2026, 10, 9)),
+        ("2026-10-08/2026-02-30.jsonl", "2026-10-12T12:00:00", date(2026, 10, 8)),
+        # Not among the partitions.
+        ("2026-10-01/a.jsonl", "2026-10-12T12:00:00", date(2026, 10, 12)),
+        ("2999-10-01/a.jsonl", "2026-10-12T12:00:00", date(2026, 10, 12)),
+        ("12026-10-08.jsonl", "2026-10-12T12:00:00", date(2026, 10, 12)),
+        # In the business time zone.
+        ("a.jsonl", "2026-10-12T22:59:59", date(2026, 10, 12)),
+        ("a.jsonl", "2026-10-12T23:00:00", date(2026, 10, 13)),
+        ("a.jsonl", "2026-10-25T23:59:59", date(2026, 10, 25)),
+    ],
+)
+def test_the_received_day_is_named_by_the_path_else_by_the_time_of_the_file(
+    events: Events, path: str, modified: str, day: date
+) -> None:
+    written = datetime.fromisoformat(modified).replace(tzinfo=timezone.utc)
+    write_events(
+        events.settings, path, [event(1), BAD], modified_ns=int(written.timestamp()) * 10**9
+    )
+    came = events.take()
+    assert came.days == {day}
+    for table in ("raw_events", "enriched_events", "dead_letter_events", "event_files"):
+        assert events.rows(f"SELECT DISTINCT received_date FROM lake.{table}") == [(day,)]
+
+
+def test_a_file_from_before_the_first_partition_landed_today(events: Events) -> None:
+    write_events(events.settings, "a.jsonl", [event(1)], modified_ns=10**9)
+    before = datetime.now(timezone.utc).date()
+    (day,) = events.take().days
+    assert 0 <= (day - before).days <= 1
+
+
+# Which files are new
+
+
+def test_a_file_that_is_there_again_is_unchanged(events: Events) -> None:
+    file = events.write("a.jsonl", event(1), BAD)
+    events.take()
+    before = events.tables()
+    assert events.pending().files == {}
+    shutil.copyfile(file, file.with_suffix(".tmp"))
+    file.unlink()
+    shutil.move(file.with_suffix(".tmp"), file)
+    assert list(events.pending().files) == ["a.jsonl"]
+    assert outcomes(events.take()) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    assert events.tables() == before
+    assert outcomes(events.take("a.jsonl")) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    assert events.rows("SELECT version FROM lake.event_files") == [(1,)]
+
+
+def test_a_file_that_is_packed_otherwise_is_unchanged(events: Events) -> None:
+    file = events.write("a.jsonl.gz", event(1))
+    events.take()
+    file.write_bytes(gzip.compress(f"{event(1)}\n".encode(), 1, mtime=1))
+    os.utime(file, (1_791_900_000, 1_791_900_000))
+    assert outcomes(events.take()) == {"a.jsonl.gz": ("unchanged", 0, 0, 0)}
+
+
+def test_late_files_and_files_of_one_time_are_all_new(events: Events) -> None:
+    """Neither a clock nor a cursor decides."""
+    now = 1_791_800_000 * 10**9
+    write_events(events.settings, "m.jsonl", [event(1)], modified_ns=now)
+    events.take()
+    write_events(events.settings, "a.jsonl", [event(2)], modified_ns=now)
+    write_events(events.settings, "z.jsonl", [event(3)], modified_ns=now)
+    write_events(events.settings, "b.jsonl", [event(4)], modified_ns=now - 10**15)
+    assert list(events.pending().files) == ["a.jsonl", "b.jsonl", "z.jsonl"]
+    events.take()
+    assert len(events.accepted()) == 4
+
+
+def test_a_file_that_is_deleted_keeps_what_it_gave(events: Events) -> None:
+    file = events.write("a.jsonl", event(1))
+    events.take()
+    file.unlink()
+    events.write("b.jsonl", event(1), event(2))
+    assert outcomes(events.take()) == {"b.jsonl": ("new", 1, 0, 1)}
+    assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "b.jsonl", 2)]
+
+
+def test_of_a_file_that_grew_only_the_new_lines_are_taken(events: Events) -> None:
+    file = events.write("a.jsonl", event(1), BAD)
+    events.take()
+    grow(file, f"{event(2)}\n{event(1)}\n{BAD}\n")
+    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 1, 1)}
+    assert events.ledger() == {"a.jsonl": (5, 2, 2, 1, None)}
+    assert events.dead() == [("a.jsonl", 2, "not_json"), ("a.jsonl", 5, "not_json")]
+
+
+def test_a_file_that_was_replaced_gives_what_it_has_now(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD, event(2), BAD)
+    events.take()
+    events.write("a.jsonl", event(2), event(3), "null")
+    assert outcomes(events.take()) == {"a.jsonl": ("replaced", 2, 1, 0)}
+    assert events.accepted() == [("E2", "a.jsonl", 1), ("E3", "a.jsonl", 2)]
+    assert events.dead() == [("a.jsonl", 3, "not_an_object")]
+    assert events.rows(
+        "SELECT version, lines, retracted_at IS NULL FROM lake.event_files ORDER BY version"
+    ) == [(1, 4, False), (2, 3, True)]
+
+
+def test_a_file_that_was_emptied_gives_nothing_any_more(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD)
+    events.write("b.jsonl", event(1))
+    events.take()
+    events.write("a.jsonl")
+    assert outcomes(events.take()) == {"a.jsonl": ("replaced", 0, 0, 0)}
+    assert events.accepted() == [("E1", "b.jsonl", 1)]
+    assert events.dead() == []
+
+
+def test_a_duplicate_elsewhere_comes_forward_when_its_event_is_gone(events: Events) -> None:
+    events.write("a.jsonl", event(1), event(2))
+    events.write("b.jsonl", event(1, region="South"), event(2))
+    events.write("c.jsonl", event(1, region="West"))
+    events.take()
+    assert [row[1] for row in events.accepted()] == ["a.jsonl", "a.jsonl"]
+    events.write("a.jsonl", event(2))
+    events.take()
+    assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "a.jsonl", 1)]
+    assert events.rows("SELECT region FROM lake.enriched_events WHERE event_id = 'E1'") == [
+        ("South",)
+    ]
+    assert events.ledger()["b.jsonl"] == (2, 1, 0, 1, None)
+    assert events.ledger()["c.jsonl"] == (1, 0, 0, 1, None)
+
+
+@pytest.mark.parametrize(
+    "first", ["2026-10-11/z.jsonl", "2026-10-12/a.jsonl"], ids=["earlier day", "earlier name"]
+)
+def test_the_event_that_was_received_first_counts_though_it_was_taken_in_later(
+    events: Events, first: str
+) -> None:
+    events.write("2026-10-12/m.jsonl", event(1, region="late"), event(2))
+    events.take()
+    events.write(first, event(3), event(1, region="first"))
+    came = events.take()
+    assert outcomes(came) == {first: ("new", 2, 0, 0)}
+    assert ("E1", first, 2) in events.accepted()
+    assert events.ledger()["2026-10-12/m.jsonl"] == (2, 1, 0, 1, None)
+
+
+# Half-written files
+
+
+def test_the_last_line_without_newline_waits_until_the_file_is_still(events: Events) -> None:
+    young = time.time_ns() + 3600 * 10**9
+    content = f"{event(1)}\n{event(2)}".encode()
+    file = write_events(events.settings, "a.jsonl", content, modified_ns=young)
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 1, 0, 0)}
+    assert events.pending() == Pending({}, ("a.jsonl",), {})
+    # Nobody has touched it since.
+    os.utime(file, ns=(young - 7200 * 10**9,) * 2)
+    assert list(events.pending().files) == ["a.jsonl"]
+    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
+    assert events.pending() == Pending({}, (), {})
+    assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 2)]
+
+
+def test_a_line_that_was_left_is_read_when_the_clock_alone_has_moved(
+    lake: Lake, settings: Settings
+) -> None:
+    quick = settings.model_copy(update={"event_settle_seconds": 0.3})
+    write_events(quick, "a.jsonl", event(1).encode(), modified_ns=time.time_ns())
+    with lake.connect() as connection:
+        first = ingest(lake, connection, quick, ["a.jsonl"])
+        assert first.files["a.jsonl"].lines == 0
+        time.sleep(0.35)
+        assert list(pending_event_files(quick).files) == ["a.jsonl"]
+        assert outcomes(ingest(lake, connection, quick, ["a.jsonl"])) == {
+            "a.jsonl": ("grown", 1, 0, 0)
+        }
+
+
+def test_a_half_written_line_is_never_half_read(events: Events) -> None:
+    young = time.time_ns() + 3600 * 10**9
+    whole = f"{event(1)}\n{event(2, region='é🎁')}\r\n{BAD}\n{event(3)}\n".encode()
+    for size in [*range(0, len(whole), 47), len(whole)]:
+        write_events(events.settings, "a.jsonl", whole[:size], modified_ns=young + size)
+        assert events.take().failed == {}
+        assert len(events.rows("FROM lake.raw_events")) == whole[:size].count(b"\n")
+    assert [row[0] for row in events.accepted()] == ["E1", "E2", "E3"]
+    assert events.dead() == [("a.jsonl", 3, "not_json")]
+    assert events.rows("SELECT DISTINCT version FROM lake.event_files") == [(1,)]
+
+
+def test_a_line_that_goes_on_after_it_was_taken_is_read_anew(events: Events) -> None:
+    line = event(1)
+    file = write_events(events.settings, "a.jsonl", f"{event(0)}\n{line[:-5]}".encode())
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 1, 1, 0)}
+    # Looking at it once more in between makes no difference.
+    os.utime(file, ns=(file.stat().st_mtime_ns + 10**9,) * 2)
+    assert outcomes(events.take()) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    grow(file, f"{line[-5:]}\n{event(2)}\n")
+    assert outcomes(events.take()) == {"a.jsonl": ("replaced", 3, 0, 0)}
+    assert events.dead() == []
+
+
+def test_a_packed_file_is_left_until_it_is_still(events: Events) -> None:
+    young = time.time_ns() + 3600 * 10**9
+    write_events(events.settings, "a.jsonl.gz", [event(1)], modified_ns=young)
+    assert events.pending() == Pending({}, ("a.jsonl.gz",), {})
+
+
+# Copies
+
+
+def test_a_copy_is_counted_as_duplicates_under_its_name(events: Events) -> None:
+    for path in ("a.jsonl", "b.jsonl", "c/copy.jsonl.gz"):
+        events.write(path, event(1), BAD, event(1))
+    came = events.take()
+    assert outcomes(came) == {
+        "a.jsonl": ("new", 1, 1, 1),
+        "b.jsonl": ("copy", 0, 0, 3),
+        "c/copy.jsonl.gz": ("copy", 0, 0, 3),
+    }
+    assert events.ledger() == {
+        "a.jsonl": (3, 1, 1, 1, None),
+        "b.jsonl": (3, 0, 0, 3, "a.jsonl"),
+        "c/copy.jsonl.gz": (3, 0, 0, 3, "a.jsonl"),
+    }
+    assert events.dead() == [("a.jsonl", 2, "not_json")]
+
+
+def test_a_renamed_file_is_a_copy_of_what_it_was(events: Events) -> None:
+    file = events.write("b.jsonl", event(1), BAD)
+    events.take()
+    file.rename(events.folder / "c.jsonl")
+    assert outcomes(events.take()) == {"c.jsonl": ("copy", 0, 0, 2)}
+    assert events.ledger()["c.jsonl"] == (2, 0, 0, 2, "b.jsonl")
+
+
+def test_the_first_name_in_the_alphabet_has_the_rows_whenever_it_comes(events: Events) -> None:
+    for path in ("c.jsonl", "d.jsonl", "b.jsonl", "a.jsonl"):
+        events.write(path, event(1), BAD)
+        events.take()
+    assert events.accepted() == [("E1", "a.jsonl", 1)]
+    assert events.dead() == [("a.jsonl", 2, "not_json")]
+    assert events.ledger() == {
+        "a.jsonl": (2, 1, 1, 0, None),
+        **dict.fromkeys(("b.jsonl", "c.jsonl", "d.jsonl"), (2, 0, 0, 2, "a.jsonl")),
+    }
+
+
+@pytest.mark.parametrize("now", [[event(9)], [event(1), BAD, event(9)]], ids=["replaced", "grown"])
+def test_when_the_holder_changes_the_next_copy_has_the_rows(
+    events: Events, now: Sequence[str]
+) -> None:
+    for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        events.write(path, event(1), BAD)
+    events.take()
+    events.write("a.jsonl", *now)
+    events.take()
+    grown = len(now) > 1
+    assert events.ledger() == {
+        "a.jsonl": (3, 2, 1, 0, None) if grown else (1, 1, 0, 0, None),
+        "b.jsonl": (2, 0, 1, 1, None) if grown else (2, 1, 1, 0, None),
+        "c.jsonl": (2, 0, 0, 2, "b.jsonl"),
+    }
+
+
+def test_a_copy_that_goes_on_counts_from_then_on_for_itself(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD)
+    copy = events.write("b.jsonl", event(1), BAD)
+    events.take()
+    grow(copy, f"{event(2)}\n")
+    assert outcomes(events.take()) == {"b.jsonl": ("grown", 1, 1, 1)}
+    assert events.ledger() == {"a.jsonl": (2, 1, 1, 0, None), "b.jsonl": (3, 1, 1, 1, None)}
+
+
+def test_a_file_that_grew_into_a_copy_is_one(events: Events) -> None:
+    """However a file came to its content."""
+    events.write("a.jsonl", event(1), BAD, event(2))
+    file = events.write("b.jsonl", event(1), BAD)
+    events.take()
+    assert len(events.dead()) == 2
+    grow(file, f"{event(2)}\n")
+    assert outcomes(events.take()) == {"b.jsonl": ("copy", 0, 0, 1)}
+    assert events.ledger()["b.jsonl"] == (3, 0, 0, 3, "a.jsonl")
+    assert events.dead() == [("a.jsonl", 2, "not_json")]
+
+
+def test_a_file_that_lands_while_its_holder_changes_joins_the_copies(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD)
+    events.write("b.jsonl", event(1), BAD)
+    events.take()
+    events.write("a.jsonl", event(2))
+    events.write("c.jsonl", event(1), BAD)
+    events.take()
+    assert events.ledger() == {
+        "a.jsonl": (1, 1, 0, 0, None),
+        "b.jsonl": (2, 1, 1, 0, None),
+        "c.jsonl": (2, 0, 0, 2, "b.jsonl"),
+    }
+
+
+def test_two_files_that_change_places_are_counted_as_they_are(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD)
+    events.write("b.jsonl", event(2), "null")
+    events.take()
+    events.write("a.jsonl", event(2), "null")
+    events.write("b.jsonl", event(1), BAD)
+    events.take()
+    assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "a.jsonl", 1)]
+    assert events.dead() == [("a.jsonl", 2, "not_an_object"), ("b.jsonl", 2, "not_json")]
+
+
+def test_the_copy_of_a_file_of_many_portions_is_one(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [text for n in range(5) for text in (event(n), BAD)]
+    for module in (event_files, event_reader):
+        monkeypatch.setattr(module, "PORTION_BYTES", 300)
+    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 100)
+    events.write("b.jsonl", *lines)
+    assert outcomes(events.take()) == {"b.jsonl": ("new", 5, 5, 0)}
+    assert len(events.rows("FROM ducklake_snapshots('lake')")) > 3
+    events.write("c.jsonl", *lines)
+    assert outcomes(events.take()) == {"c.jsonl": ("copy", 0, 0, 10)}
+    events.write("a.jsonl", *lines)
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 5, 5, 0)}
+    assert {path: row[-1] for path, row in events.ledger().items()} == {
+        "a.jsonl": None, "b.jsonl": "a.jsonl", "c.jsonl": "a.jsonl",
+    }  # fmt: skip
+
+
+# Files that cannot be read
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The paths that may not be read: a superuser may read all files."""
+    paths: set[str] = set()
+    opened = EventFolder.open
+
+    def refuse(folder: EventFolder, path: str) -> IO[bytes]:
+        if path in paths:
+            raise PermissionError(13, "Permission denied", path)
+        return opened(folder, path)
+
+    monkeypatch.setattr(EventFolder, "open", refuse)
+    return paths
+
+
+def test_a_file_that_cannot_be_read_fails_by_name_and_stops_no_other(
+    events: Events, locked: set[str]
+) -> None:
+    for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        events.write(path, event(ord(path[0])))
+    locked.add("b.jsonl")
+    came = events.take()
+    assert came.failed == {
+        "b.jsonl": "b.jsonl cannot be read: [Errno 13] Permission denied: 'b.jsonl'"
+    }
+    assert came.files.keys() == {"a.jsonl", "c.jsonl"}
+    assert events.rows("SELECT path, attempts FROM lake.failed_event_files") == [("b.jsonl", 1)]
+
+
+def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is(
+    events: Events, locked: set[str]
+) -> None:
+    events.write("a.jsonl", event(1))
+    locked.add("a.jsonl")
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        assert list(events.pending().files) == ["a.jsonl"]
+        events.take()
+        assert events.rows("SELECT attempts FROM lake.failed_event_files") == [(attempt,)]
+    pending = events.pending()
+    assert pending.files == {}
+    assert pending.left_alone["a.jsonl"].startswith("failed 3 times: a.jsonl cannot be read")
+    # Another version is another chance, and others go on.
+    events.write("b.jsonl", event(2))
+    events.write("a.jsonl", event(1), event(3))
+    assert list(events.pending().files) == ["a.jsonl", "b.jsonl"]
+    events.take()
+    assert events.rows("SELECT attempts FROM lake.failed_event_files") == [(1,)]
+    locked.clear()
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 2, 0, 0)}
+    assert events.rows("FROM lake.failed_event_files") == []
+
+
+def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (event_files, event_reader):
+        monkeypatch.setattr(module, "PORTION_BYTES", 300)
+    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 300)
+    events.write("a.jsonl", *(event(n) for n in range(10)))
+    opened = EventFolder.open
+
+    class Breaking:
+        def __init__(self, stream: IO[bytes]) -> None:
+            self.stream, self.blocks = stream, 2
+
+        def read(self, size: int) -> bytes:
+            self.blocks -= 1
+            if self.blocks < 0:
+                raise OSError(5, "Input/output error")
+            return self.stream.read(size)
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFolder, "open", lambda *args: Breaking(opened(*args)))
+        came = events.take()
+    assert came.failed.keys() == {"a.jsonl"}
+    taken = len(events.accepted())
+    assert 0 < taken < 10
+    came = events.take()
+    assert outcomes(came) == {"a.jsonl": ("grown", 10 - taken, 0, 0)}
+    assert len(events.accepted()) == 10
+
+
+def test_a_packed_file_that_breaks_off_gives_nothing_until_it_is_whole(events: Events) -> None:
+    whole = gzip.compress(b"".join(f"{event(n)}\n".encode() for n in range(500)))
+    file = events.folder / "a.jsonl.gz"
+    events.write("b.jsonl", event(1000))
+    for size in (10, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        os.utime(file, (1_791_800_000, 1_791_800_000 + size))
+        came = events.take("a.jsonl.gz", "b.jsonl")
+        assert "no whole gzip file" in came.failed["a.jsonl.gz"]
+    assert len(events.accepted()) == 1
+    file.write_bytes(whole)
+    os.utime(file, (1_791_900_000, 1_791_900_000))
+    assert outcomes(events.take()) == {"a.jsonl.gz": ("new", 500, 0, 0)}
+    assert events.rows("FROM lake.failed_event_files") == []
+
+
+def test_a_file_that_is_gone_when_it_is_read_fails_by_name(events: Events) -> None:
+    events.write("a.jsonl", event(1))
+    came = events.take("a.jsonl", "gone.jsonl")
+    assert came.failed.keys() == {"gone.jsonl"}
+    assert len(events.accepted()) == 1
+
+
+# New fields
+
+
+def test_a_new_field_is_reported_once_and_so_is_a_new_type_of_it(events: Events) -> None:
+    events.write("a.jsonl", event(1, note="x", odd={"a": 1}), event(2, note="y"), event(3))
+    assert sorted(events.take().new_fields) == [("note", "VARCHAR"), ("odd", "OBJECT")]
+    events.write("b.jsonl", event(4, note="z")[:-1] + ', "": null}')
+    assert events.take().new_fields == [("", "NULL")]
+    events.write("c.jsonl", event(5, note=1), event(6, note=[1]), event(7, note="x"))
+    assert sorted(events.take().new_fields) == [("note", "ARRAY"), ("note", "UBIGINT")]
+    events.write("a.jsonl", event(1, note="other"))
+    assert events.take().new_fields == []
+    assert events.rows("SELECT count(*), count(DISTINCT first_seen_at) FROM lake.event_fields") == [
+        (5, 3)
+    ]
+
+
+def test_fields_of_events_that_are_not_valid_are_no_news(events: Events) -> None:
+    events.write("a.jsonl", event(1, region=None, note="x"))
+    assert events.take().new_fields == []
+
+
+def test_made_up_field_names_do_not_fill_the_ledger(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retail_assets.ingest import events as module
+
+    monkeypatch.setattr(module, "MAX_FIELDS", 10)
+    events.write("a.jsonl", event(1, **{f"field{n}": n for n in range(100)}))
+    events.write("b.jsonl", event(2, **{"x" * 100_000: 1}))
+    assert len(events.take().new_fields) == 10
+    events.write("c.jsonl", event(3, another=1))
+    assert events.take().new_fields == []
+    assert events.rows("SELECT max(length(extra)) > 100000 FROM lake.enriched_events") == [(True,)]
+
+
+# The order of arrival
+
+
+def test_the_order_of_arrival_makes_no_difference(
+    events: Events, new_lake: NewLake, tmp_path: Path
+) -> None:
+    """Whether files come one by one or together, in whatever order."""
+    contents = {
+        "2026-10-11/z.jsonl": [event(1), event(2, event_id=None), BAD],
+        "2026-10-12/a.jsonl": [event(1, region="a"), event(2), event(3)],
+        "2026-10-12/b.jsonl": [event(3, region="b"), event(2, event_id=None), BAD, BAD],
+        "2026-10-12/copy.jsonl.gz": [event(1), event(2, event_id=None), BAD],
+        "2026-10-13/a.jsonl": [event(4, event_id="E1"), event(3), ""],
+        "late/2026-10-11.jsonl": [event(3, region="late"), event(5)],
+    }
+    for path, lines in contents.items():
+        events.write(path, *lines)
+    events.take()
+    together, ledger = events.tables(), events.ledger()
+    chance = random.Random(3)  # noqa: S311  # repeatable
+    for number in range(3):
+        order = list(contents)
+        chance.shuffle(order)
+        other = Settings(data_dir=tmp_path / str(number), threads=1)
+        new_lake(other.data_dir)
+        lake = Lake.from_settings(other)
+        with lake.connect() as connection:
+            one_by_one = Events(lake, connection, other)
+            for path in order:
+                one_by_one.write(path, *contents[path])
+                one_by_one.take()
+            assert one_by_one.tables() == together, order
+            assert one_by_one.ledger() == ledger, order
+
+
+def test_running_it_again_changes_nothing(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD, event(1))
+    events.write("b.jsonl", event(1), event(2, note=1))
+    events.write("c.jsonl", event(1), BAD, event(1))
+    events.take()
+    before = events.tables(), events.ledger()
+    again = events.take("a.jsonl", "b.jsonl", "c.jsonl")
+    assert {one[0] for one in outcomes(again).values()} == {"unchanged"}
+    assert (events.tables(), events.ledger()) == before
