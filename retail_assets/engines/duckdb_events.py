@@ -138,8 +138,8 @@ def content_ids(events: str) -> str:
         events: a table or subquery with `line_no` and `payload`, an object each.
     """
     return (
-        "SELECT line_no, 'content:' || sha256(concat(string_agg(concat_ws(' ', fullkey, type, atom),"
-        " chr(10) ORDER BY fullkey, id),"
+        "SELECT line_no, 'content:' || sha256(concat("
+        "string_agg(concat_ws(' ', fullkey, type, atom), chr(10) ORDER BY fullkey, id),"
         rf" any_value(CASE WHEN regexp_matches(key, '[.\[\s\"]') THEN payload END))) AS event_id"
         f" FROM {events}, json_tree(payload) GROUP BY line_no"
     )

@@ -7,6 +7,7 @@ finds there that another process has taken a file further in the meantime leaves
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.lake.rows import insert_columns
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from retail_assets.settings import Settings
 
 FILE = "file"
@@ -215,6 +218,8 @@ class _Waiting:
 
 
 class _Intake:
+    """Reads files and prepares their lines while a thread takes in what was read before."""
+
     def __init__(
         self,
         lake: Lake,
@@ -231,18 +236,29 @@ class _Intake:
         self._weight = 0
         self._unreadable: dict[FoundFile, str] = {}
         self._result = Ingested()
+        self._thread = ThreadPoolExecutor(1, "event_ingest")
+        self._taking: Future[None] | None = None
         self._today = datetime.now(ZoneInfo(settings.timezone)).date()
 
     def run(self, paths: Sequence[str]) -> Ingested:
-        for first in range(0, len(paths), PORTION_FILES):
-            some = sorted(set(paths[first : first + PORTION_FILES]))
-            known = entries(self._connection, some)
-            for path in some:
-                self._read(path, known.get(path))
-            self._commit()
-            self._progress(min(first + PORTION_FILES, len(paths)))
+        with self._thread:
+            for first in range(0, len(paths), PORTION_FILES):
+                some = sorted(set(paths[first : first + PORTION_FILES]))
+                self._wait()
+                known = entries(self._connection, some)
+                for path in some:
+                    self._read(path, known.get(path))
+                self._commit()
+                self._progress(min(first + PORTION_FILES, len(paths)))
+            self._wait()
         self._result.snapshot = current_snapshot(self._connection)
         return self._result
+
+    def _wait(self) -> None:
+        """Wait for the thread, which has the connection to itself until then."""
+        taking, self._taking = self._taking, None
+        if taking is not None:
+            taking.result()
 
     def _read(self, path: str, entry: Entry | None) -> None:
         file = FoundFile(path, 0, 0)
@@ -254,15 +270,14 @@ class _Intake:
                 known=entry.progress if entry else Progress(),
                 still=file.is_still(time.time_ns(), self._settings.event_settle_seconds),
             ):
-                self._waiting.append(_Waiting(file, entry, portion, self._day(file)))
+                waiting = _Waiting(file, entry, portion, self._day(file))
+                self._waiting.append(waiting)
                 self._weight += len(portion.data)
                 if self._weight >= PORTION_BYTES or not portion.last:
                     self._commit()
                 if not portion.last:
-                    # The rest goes on from what is in the ledger now.
-                    entry = entries(self._connection, [path]).get(path)
-                    if entry is None or entry.progress != portion.progress:
-                        return
+                    # The rest goes on from what the ledger will have then, or is left out.
+                    entry = _after(waiting)
         except (OSError, RetailAssetsError) as error:
             self._unreadable[file] = f"{path} cannot be read: {error}"
 
@@ -275,8 +290,19 @@ class _Intake:
         unreadable, self._unreadable = self._unreadable, {}
         if not waiting and not unreadable:
             return
+        staged = _arrow(waiting)
+        self._wait()
+        self._taking = self._thread.submit(self._take, waiting, staged, unreadable)
+
+    def _take(
+        self,
+        waiting: Sequence[_Waiting],
+        staged: "tuple[pa.Table, pa.Table] | None",
+        unreadable: Mapping[FoundFile, str],
+    ) -> None:
         with EventBatch(self._connection) as batch:
-            _stage(batch, waiting)
+            if staged is not None:
+                batch.add(*staged)
             with self._lake.transaction(self._connection, "ingest event files"):
                 self._settle(batch, waiting, unreadable)
 
@@ -317,14 +343,34 @@ def _state(entry: Entry | None) -> tuple[int, Progress] | None:
     return (entry.version, entry.progress) if entry else None
 
 
-def _stage(batch: EventBatch, waiting: Sequence[_Waiting]) -> None:
-    """All portions end to end, so that a thousand small files are as fast as a large one."""
+def _after(item: _Waiting) -> Entry:
+    """What the ledger has of a file once a portion of it is in; the counts are not known yet."""
+    version = item.entry.version if item.entry else 0
+    return Entry(
+        path=item.path,
+        version=version + 1 if item.entry is None or item.portion.restarted else version,
+        received_date=item.received_date,
+        size_bytes=item.file.size_bytes,
+        modified_ns=item.file.modified_ns,
+        progress=item.portion.progress,
+        accepted=0,
+        dead_lettered=0,
+        copy_of=None,
+    )
+
+
+def _arrow(waiting: Sequence[_Waiting]) -> "tuple[pa.Table, pa.Table] | None":
+    """All portions end to end, so that a thousand small files are as fast as a large one.
+
+    Returns:
+        Lines and sources as `EventBatch.add` takes them; None if there are no lines.
+    """
     import numpy as np
     import pyarrow as pa
 
     counts = [item.portion.lines for item in waiting]
     if not sum(counts):
-        return
+        return None
     cut: list[int] = []
     line = 0
     for item in waiting:
@@ -347,7 +393,7 @@ def _stage(batch: EventBatch, waiting: Sequence[_Waiting]) -> None:
             "source_name": pa.array([item.path for item in waiting], pa.string()),
         }
     )
-    batch.add(lines, sources)
+    return lines, sources
 
 
 class _Plan:
