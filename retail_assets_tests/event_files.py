@@ -76,9 +76,10 @@ class EventIntake:
         """Write an event file; see `write_events`."""
         write_events(self.settings, path, lines, **options)
 
-    def take(self) -> Ingested:
-        """Take in all that is pending."""
-        paths = pending_event_files(self.settings).files
+    def take(self, paths: Sequence[str] | None = None) -> Ingested:
+        """Take in some files, by default all that are pending."""
+        if paths is None:
+            paths = list(pending_event_files(self.settings).files)
         return ingest(self.lake, self.connection, self.settings, paths)
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:

@@ -13,6 +13,7 @@ CONTEXT.set_forkserver_preload(
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
         "pandas",
+        "pyarrow.compute",
         "retail_assets_tests.warm",
     ]
 )

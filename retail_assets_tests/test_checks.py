@@ -36,12 +36,14 @@ def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
         yield platform
 
 
-def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
-    """Run all checks by themselves: they look at whole tables."""
+def evaluate(
+    platform: Platform, selection: dg.AssetSelection | None = None
+) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
+    """Run checks, by default all, by themselves: they look at whole tables."""
     definitions = dg.Definitions.merge(
         platform.definitions,
         dg.Definitions(
-            jobs=[dg.define_asset_job("checks", dg.AssetSelection.all_asset_checks())],
+            jobs=[dg.define_asset_job("checks", selection or dg.AssetSelection.all_asset_checks())],
         ),
     )
     result = definitions.resolve_job_def("checks").execute_in_process(
