@@ -292,7 +292,7 @@ def run(machine: Callable[[], RuleBasedStateMachine], examples: int) -> None:
 
 @pytest.mark.slow
 def test_the_tables_follow_from_what_was_taken_of_each_file(new_lake: NewLake) -> None:
-    run(lambda: Events(new_lake), examples=9)
+    run(lambda: Events(new_lake), examples=7)
 
 
 @pytest.mark.slow
@@ -302,4 +302,4 @@ def test_the_tables_are_the_same_when_files_are_taken_in_portions(
     for module in (event_files, event_reader):
         monkeypatch.setattr(module, "PORTION_BYTES", 100)
     monkeypatch.setattr(event_reader, "BLOCK_BYTES", 64)
-    run(lambda: Events(new_lake), examples=4)
+    run(lambda: Events(new_lake), examples=3)
