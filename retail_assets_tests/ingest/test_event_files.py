@@ -412,18 +412,18 @@ def test_a_duplicate_elsewhere_comes_forward_when_its_event_is_gone(events: Even
 
 
 @pytest.mark.parametrize(
-    "first", ["2026-10-11/z.jsonl", "2026-10-12/a.jsonl"], ids=["earlier day", "earlier name"]
+    "first", ["z/2026-10-11.jsonl", "a/2026-10-12.jsonl"], ids=["earlier day", "earlier name"]
 )
 def test_the_event_that_was_received_first_counts_though_it_was_taken_in_later(
     events: Events, first: str
 ) -> None:
-    events.write("2026-10-12/m.jsonl", event(1, region="late"), event(2))
+    events.write("m/2026-10-12.jsonl", event(1, region="late"), event(2))
     events.take()
     events.write(first, event(3), event(1, region="first"))
     came = events.take()
     assert outcomes(came) == {first: ("new", 2, 0, 0)}
     assert ("E1", first, 2) in events.accepted()
-    assert events.ledger()["2026-10-12/m.jsonl"] == (2, 1, 0, 1, None)
+    assert events.ledger()["m/2026-10-12.jsonl"] == (2, 1, 0, 1, None)
 
 
 # Half-written files
