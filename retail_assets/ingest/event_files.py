@@ -6,7 +6,7 @@ finds there that another process has taken a file further in the meantime leaves
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -261,6 +261,18 @@ class _Intake:
             taking.result()
 
     def _read(self, path: str, entry: Entry | None) -> None:
+        for file, portion in self._new(path, entry):
+            waiting = _Waiting(file, entry, portion, self._day(file))
+            self._waiting.append(waiting)
+            self._weight += len(portion.data)
+            if self._weight >= PORTION_BYTES or not portion.last:
+                self._commit()
+            if not portion.last:
+                # The rest goes on from what the ledger will have then, or is left out.
+                entry = _after(waiting)
+
+    def _new(self, path: str, entry: Entry | None) -> Iterator[tuple[FoundFile, Portion]]:
+        """What is new of a file. That it cannot be read is noted; other faults are not its own."""
         file = FoundFile(path, 0, 0)
         try:
             file = self._folder.stat(path)
@@ -270,14 +282,7 @@ class _Intake:
                 known=entry.progress if entry else Progress(),
                 still=file.is_still(time.time_ns(), self._settings.event_settle_seconds),
             ):
-                waiting = _Waiting(file, entry, portion, self._day(file))
-                self._waiting.append(waiting)
-                self._weight += len(portion.data)
-                if self._weight >= PORTION_BYTES or not portion.last:
-                    self._commit()
-                if not portion.last:
-                    # The rest goes on from what the ledger will have then, or is left out.
-                    entry = _after(waiting)
+                yield file, portion
         except (OSError, RetailAssetsError) as error:
             self._unreadable[file] = f"{path} cannot be read: {error}"
 

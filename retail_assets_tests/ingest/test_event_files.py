@@ -15,7 +15,7 @@ import duckdb
 import pytest
 from typing_extensions import Self
 
-from retail_assets.errors import UsageError
+from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest import event_files, event_reader
 from retail_assets.ingest.event_files import (
     MAX_ATTEMPTS,
@@ -699,6 +699,28 @@ def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
     came = events.take()
     assert outcomes(came) == {"a.jsonl": ("grown", 10 - taken, 0, 0)}
     assert len(events.accepted()) == 10
+
+
+def test_that_the_lake_is_busy_is_no_fault_of_a_file(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (event_files, event_reader):
+        monkeypatch.setattr(module, "PORTION_BYTES", 100)
+    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 100)
+    for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        events.write(path, *(event(n) for n in range(3)))
+
+    def busy(*_: object) -> None:
+        raise RetailAssetsError("The lake is busy: try again.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "transaction", busy)
+        with pytest.raises(RetailAssetsError, match="busy"):
+            events.take()
+    assert events.rows("FROM lake.failed_event_files") == []
+    assert list(events.pending().files) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    events.take()
+    assert len(events.accepted()) == 3
 
 
 def test_a_packed_file_that_breaks_off_gives_nothing_until_it_is_whole(events: Events) -> None:
