@@ -12,7 +12,7 @@ from retail_assets.settings import Settings
 from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.faults.batch import contents
 from retail_assets_tests.faults.boundaries import run_undisturbed, run_watched
-from retail_assets_tests.faults.ingestion import one_by_one, race, take_in
+from retail_assets_tests.faults.ingestion import BLOCK, one_by_one, race, take_in
 from retail_assets_tests.faults.kill import INTO_COMMIT_SECONDS, Harness, copy, do
 from retail_assets_tests.processes import finish, start
 
@@ -53,8 +53,14 @@ def later_files(settings: Settings) -> None:
     write_events(
         settings,
         "2026-10-14/new.jsonl",
-        [*(event(n, surprise=n) for n in range(80, 90)), event(99, event_id=None), *BAD],
+        [*map(half_a_block, range(80, 86)), event(86, surprise=1), event(99, event_id=None), *BAD],
     )
+
+
+def half_a_block(number: int) -> str:
+    """A line so long that portions end with a line: then none is left open to tell of the rest."""
+    length = BLOCK // 2 - 1
+    return event(number, note="").replace('""', f'"{"x" * (length - len(event(number, note="")))}"')
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +122,7 @@ def test_killed_at_any_commit_boundary_the_next_ingest_gives_the_same_tables(nex
     harness = Harness(take_in, (), next_day, tmp_path)
     boundaries, expected = harness.undisturbed()
     commits = [name.removeprefix("after COMMIT of ") for name in boundaries if "after" in name]
-    assert commits == [*["ingest event files"] * 5, "publish live_revenue"]
+    assert commits == [*["ingest event files"] * 6, "publish live_revenue"]
     assert len(boundaries) == 3 * len(commits)
     kills = [(number,) for number in range(len(boundaries))]
     wrong = harness.kill_everywhere(kills, expected)
