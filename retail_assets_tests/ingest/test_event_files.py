@@ -710,8 +710,12 @@ def test_that_the_lake_is_busy_is_no_fault_of_a_file(
     for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
         events.write(path, *(event(n) for n in range(3)))
 
-    def busy(*_: object) -> None:
-        raise RetailAssetsError("The lake is busy: try again.")
+    begin, faults = Lake.transaction, ["The lake is busy: try again."]
+
+    def busy(*arguments: Any) -> Any:
+        if faults:
+            raise RetailAssetsError(faults.pop())
+        return begin(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "transaction", busy)
