@@ -302,7 +302,7 @@ def redrive_letters(
         raise UsageError("Name dead letters, or give a --reason.")
     if payload and payload.startswith("@"):
         try:
-            payload = Path(payload[1:]).read_text(encoding="utf-8")
+            payload = Path(payload[1:]).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{payload[1:]} cannot be read: {error}") from error
     settings = load_settings()
@@ -375,6 +375,7 @@ def _progress() -> Any:
         MofNCompleteColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
 
 
