@@ -251,8 +251,17 @@ class _Intake:
                 self._commit()
                 self._progress(min(first + PORTION_FILES, len(paths)))
             self._wait()
+        self._forget_gone()
         self._result.snapshot = current_snapshot(self._connection)
         return self._result
+
+    def _forget_gone(self) -> None:
+        """Forget the failures of files that are not there any more: nobody can mend them."""
+        failed = self._connection.execute("SELECT path FROM lake.failed_event_files").fetchall()
+        gone = [path for (path,) in failed if not self._folder.has(path)]
+        if gone:
+            with self._lake.transaction(self._connection, "forget event files that are gone"):
+                _note_failures(self._connection, {}, gone)
 
     def _wait(self) -> None:
         """Wait for the thread, which has the connection to itself until then."""

@@ -94,6 +94,16 @@ class EventFolder:
             return FoundFile(path, found.st_size, found.st_mtime_ns)
         return _remote_file(path, self._files.info(f"{self._root}/{path}"))
 
+    def has(self, path: str) -> bool:
+        """Whether a file is there, readable or not."""
+        try:
+            self.stat(path)
+        except FileNotFoundError:
+            return False
+        except (OSError, UsageError):
+            return True
+        return True
+
     def open(self, path: str) -> IO[bytes]:
         """Open a file for reading its bytes, packed ones as they are.
 

@@ -665,6 +665,19 @@ def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is(
     assert events.rows("FROM lake.failed_event_files") == []
 
 
+def test_a_file_that_cannot_be_read_is_forgotten_once_it_is_gone(
+    events: Events, locked: set[str]
+) -> None:
+    events.write("a.jsonl", event(1))
+    events.write("b.jsonl", event(2))
+    locked |= {"a.jsonl", "b.jsonl"}
+    events.take()
+    (events.folder / "a.jsonl").unlink()
+    events.write("c.jsonl", event(3))
+    events.take("c.jsonl")
+    assert events.rows("SELECT path FROM lake.failed_event_files") == [("b.jsonl",)]
+
+
 def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
