@@ -538,9 +538,9 @@ class _Plan:
             outcome = "new"
         else:
             outcome = "grown" if lines else "unchanged"
-        if old is not None and old.copy_of is not None and outcome == "grown":
-            # It went on by itself: its first lines count from now on as its own.
-            lines = portion.progress.lines
+        if any(heir.path == item.path for _, heir in self.heirs):
+            # A copy no more: what it has of the other's lines counts from now on as its own.
+            outcome, lines = "grown", portion.progress.lines
         return Taken(item.path, outcome, lines, delta.taken, delta.taken_dead)
 
 

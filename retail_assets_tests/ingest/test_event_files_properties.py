@@ -5,12 +5,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from hypothesis.stateful import (
 from retail_assets.ingest import event_files, event_reader
 from retail_assets.ingest.event_files import ingest, pending_event_files
 from retail_assets.ingest.replay import check_day
+from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
@@ -126,6 +128,10 @@ def expected(taken: dict[str, bytes]) -> Expected:
             lines - accepted - dead_lettered, None if holder == path else holder,
         )  # fmt: skip
     return Expected(set(rows), enriched, dead, files)
+
+
+class Killed(BaseException):
+    """Ends an ingest at a commit, as the end of its process would."""
 
 
 class Events(RuleBasedStateMachine):
@@ -236,6 +242,28 @@ class Events(RuleBasedStateMachine):
             if after is not None:
                 self.taken[path] = after
         self.ingested, self.checked = True, False
+
+    @precondition(lambda self: not self.ingested)
+    @rule(at=st.integers(0, 3), after=st.booleans())
+    def take_in_killed_and_started_again(self, at: int, after: bool) -> None:
+        commit, passed = lake_connection.commit, 0
+
+        def killed(connection: duckdb.DuckDBPyConnection) -> None:
+            nonlocal passed
+            passed += 1
+            if passed <= at or after:
+                commit(connection)
+            if passed > at:
+                raise Killed
+
+        pending = pending_event_files(self.settings)
+        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            patch.setattr(lake_connection, "commit", killed)
+            ingest(self.lake, self.connection, self.settings, pending.files)
+        # What the process had staged is gone with it.
+        self.connection.close()
+        self.connection = self.stack.enter_context(self.lake.connect())
+        self.take_in()
 
     @precondition(lambda self: self.ingested)
     @rule()
