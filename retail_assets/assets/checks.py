@@ -14,10 +14,11 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import partitions, tables
+from retail_assets.consumers import live_revenue
 from retail_assets.lake import days as ledger
 from retail_assets.lake.io_manager import describe_failures
 from retail_assets.lake.resource import LakeResource
-from retail_assets.transforms import events, orders, revenue
+from retail_assets.transforms import orders, revenue
 
 UNUSUAL_RATIO = 0.5
 """How far a day's orders may be from the mean of the same weekday before, as a share of it."""
@@ -37,14 +38,14 @@ class Scope:
     first: date | None
     last: date | None
 
-    def rows(self, table: tables.Table, day: str | None = None, *, open_end: bool = False) -> Any:
+    def rows(self, table: tables.Table, *, open_end: bool = False) -> Any:
         """The rows of a table in these days, as a relation."""
         relation = self.connection.table(f"lake.{table.name}")
         if self.first is None or table.day is None:
             return relation
-        window = f"{day or table.day} >= DATE '{self.first}'"
+        window = f"{table.day} >= DATE '{self.first}'"
         return relation.filter(
-            window if open_end else f"{window} AND {day or table.day} <= DATE '{self.last}'"
+            window if open_end else f"{window} AND {table.day} <= DATE '{self.last}'"
         )
 
     def has(self, day: date) -> bool:
@@ -268,18 +269,14 @@ def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
         " b.total_revenue) > 0 ORDER BY ALL"
     ).fetchall()
     listed = [day for day, _ in days][-SHOWN:]
-    dates = ", ".join(f"DATE '{day}'" for day in listed) or "NULL"
-    concerned = scope.connection.sql(
-        "SELECT * FROM lake.enriched_events WHERE order_id IN (SELECT order_id"
-        f" FROM lake.enriched_events WHERE order_date IN ({dates}))"
-    )
-    live = events.live_orders(nw.from_native(concerned)).to_native().sql_query()
+    live = live_revenue.live_orders(scope.connection, listed).to_native().sql_query()
     orders_behind = scope.connection.execute(
         "SELECT order_date, order_id, s.order_value_gbp AS stream_gbp, b.order_value_gbp AS"
         f" batch_gbp FROM ({live}) AS s FULL JOIN lake.completed_orders AS b"
-        f" USING (order_date, order_id, region) WHERE order_date IN ({dates})"
+        " USING (order_date, order_id, region) WHERE order_date IN (SELECT unnest(?::DATE[]))"
         " AND s.order_value_gbp IS DISTINCT FROM b.order_value_gbp"
-        f" ORDER BY order_date DESC, order_id LIMIT {SHOWN}"
+        f" ORDER BY order_date DESC, order_id LIMIT {SHOWN}",
+        [listed],
     ).fetchall()
     return dg.AssetCheckResult(
         passed=not days,

@@ -15,8 +15,9 @@ from retail_assets.assets.charts import dead_letters_by_reason
 from retail_assets.assets.daily import RETRIES, table_spec
 from retail_assets.consumers import live_revenue
 from retail_assets.ingest import event_files, replay
+from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.io_manager import Draft
-from retail_assets.lake.publish import Publication
+from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
@@ -78,7 +79,11 @@ def event_assets(
         with lake.get_connection() as connection:
             if config.files:
                 found = event_files.ingest(lake.lake, connection, settings, config.files)
-                context.log.info(_describe(found))
+                about = _ingest_metadata(found)
+                context.log.info(
+                    "{files} files: {lines} lines, {accepted} accepted, {dead_lettered}"
+                    " dead-lettered, {duplicate} duplicate".format_map(about)
+                )
                 for problem in found.failed.values():
                     context.log.error(problem)
                 if found.new_fields:
@@ -86,7 +91,6 @@ def event_assets(
                         "Fields that no event had before: %s",
                         ", ".join(f"{name} ({kind})" for name, kind in found.new_fields),
                     )
-                about: dict[str, Any] = _ingest_metadata(found)
             else:
                 for day in replay.event_days(connection, min(days), max(days)):
                     replay.replay_day(lake.lake, connection, day)
@@ -102,19 +106,12 @@ def event_assets(
 def _publication(
     connection: duckdb.DuckDBPyConnection, table: tables.Table, days: list[date]
 ) -> Publication:
-    sums = "".join(f", sum({name})" for name in table.measures)
-    rows = dict.fromkeys(days, 0)
-    measures: dict[date, dict[str, Any]] = {}
-    for day, count, *values in connection.execute(
-        f"SELECT received_date, count(*){sums} FROM lake.{table.name}"
-        " WHERE received_date BETWEEN ? AND ? GROUP BY ALL",
-        [min(days), max(days)],
-    ).fetchall():
-        if day in rows:
-            rows[day] = count
-            measures[day] = dict(zip(table.measures, values, strict=True))
-    (snapshot,) = connection.execute("SELECT id FROM lake.current_snapshot()").fetchone() or (0,)
-    return Publication(table, rows, {}, snapshot, measures)
+    window = f"received_date BETWEEN DATE '{min(days)}' AND DATE '{max(days)}'"
+    source = f"(SELECT * FROM lake.{table.name} WHERE {window})"
+    rows, measures = day_facts(connection, table, source, days)
+    # A day without events is no day of nothing sold.
+    measures = {day: values for day, values in measures.items() if rows[day]}
+    return Publication(table, rows, {}, current_snapshot(connection), measures)
 
 
 def _ingest_metadata(found: event_files.Ingested) -> dict[str, Any]:
@@ -131,14 +128,6 @@ def _ingest_metadata(found: event_files.Ingested) -> dict[str, Any]:
         **({"new_fields": dict(found.new_fields)} if found.new_fields else {}),
         "file_names": sorted(found.files)[:SHOWN_FILES],
     }
-
-
-def _describe(found: event_files.Ingested) -> str:
-    figures = _ingest_metadata(found)
-    return (
-        f"{figures['files']} files: {figures['lines']} lines, {figures['accepted']} accepted,"
-        f" {figures['dead_lettered']} dead-lettered, {figures['duplicate']} duplicate"
-    )
 
 
 def _table_asset(

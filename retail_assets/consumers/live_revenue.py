@@ -1,5 +1,8 @@
 """Live revenue: recompute the days whose events have changed since they were published."""
 
+from collections.abc import Collection
+from datetime import date
+
 import duckdb
 import narwhals as nw
 
@@ -20,14 +23,22 @@ def refresh(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Publication | 
     Returns:
         The days that were recomputed; None if all were up to date.
     """
-    days = ledger.behind(connection, tables.LIVE_REVENUE)
+    days = ledger.stale_days(connection, tables.LIVE_REVENUE)
     if not days:
         return None
-    listed = ", ".join(f"DATE '{day}'" for day in days)
-    # All events of every order that has one on these days: its first may lie on another.
+    live = revenue.daily_revenue(live_orders(connection, days))
+    return publish_days(lake, connection, tables.LIVE_REVENUE, live, days, only_days=True)
+
+
+def live_orders(connection: duckdb.DuckDBPyConnection, days: Collection[date]) -> nw.LazyFrame:
+    """The orders that count, of all orders that have an event on one of these days.
+
+    All of their events are looked at: the first of an order may lie on another day, and so the
+    order.
+    """
+    listed = ", ".join(f"DATE '{day}'" for day in days) or "NULL"
     concerned = connection.sql(
         "SELECT * FROM lake.enriched_events WHERE order_id IN"
         f" (SELECT order_id FROM lake.enriched_events WHERE order_date IN ({listed}))"
     )
-    live = revenue.daily_revenue(events.live_orders(nw.from_native(concerned)))
-    return publish_days(lake, connection, tables.LIVE_REVENUE, live, days, only_days=True)
+    return events.live_orders(nw.from_native(concerned))

@@ -110,35 +110,31 @@ def mark_changed(connection: duckdb.DuckDBPyConnection, feed: Feed, days: Iterab
     )
 
 
-def stale_days(connection: duckdb.DuckDBPyConnection, table: Table, source: Table) -> list[date]:
-    """The days of a table that are missing or behind, though the day of its source is published.
+def stale_days(
+    connection: duckdb.DuckDBPyConnection, table: Table, source: Table | None = None
+) -> list[date]:
+    """The days of a table that are missing or behind.
 
     Args:
         connection: a connection to the lake.
         table: a table with a feed.
-        source: the table of the feed that outside data enters by.
+        source: the table of days that outside data enters by, if there is one: only days of it that
+            are published are meant.
     """
-    return [
-        day
-        for (day,) in connection.execute(
-            "SELECT c.day FROM lake.changed_days AS c"
-            " JOIN lake.published_days AS s ON s.table_name = ? AND s.day = c.day"
-            " LEFT JOIN lake.published_days AS p ON p.table_name = ? AND p.day = c.day"
-            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version) ORDER BY c.day",
-            [source.name, table.name, table.feed],
-        ).fetchall()
-    ]
-
-
-def behind(connection: duckdb.DuckDBPyConnection, table: Table) -> list[date]:
-    """The days of a table whose outside data have changed since they were published, if ever."""
+    entered, parameters = "", [table.name, table.feed]
+    if source is not None:
+        entered = (
+            " AND c.day IN (SELECT s.day FROM lake.published_days AS s WHERE s.table_name = ?)"
+        )
+        parameters.append(source.name)
     return [
         day
         for (day,) in connection.execute(
             "SELECT c.day FROM lake.changed_days AS c"
             " LEFT JOIN lake.published_days AS p ON p.table_name = ? AND p.day = c.day"
-            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version) ORDER BY c.day",
-            [table.name, table.feed],
+            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version)"
+            f"{entered} ORDER BY c.day",
+            parameters,
         ).fetchall()
     ]
 

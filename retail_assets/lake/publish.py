@@ -86,7 +86,7 @@ def publish_days(
         _end_read(connection)
         failed |= {day: text for day, text in problems.items() if day not in failed}
         good = [day for day in wanted if day not in failed]
-        rows, measures = _facts(connection, table, staged, good)
+        rows, measures = day_facts(connection, table, f"temp.main.{staged}", good)
         snapshot = _swap(lake, connection, table, rows, versions, failed)
     finally:
         _end_read(connection)
@@ -339,16 +339,27 @@ def _maybe_twins(connection: duckdb.DuckDBPyConnection, table: Table, staged: st
     return bool(twins)
 
 
-def _facts(
-    connection: duckdb.DuckDBPyConnection, table: Table, staged: str, days: Collection[date]
+def day_facts(
+    connection: duckdb.DuckDBPyConnection, table: Table, source: str, days: Collection[date]
 ) -> tuple[dict[date, int], dict[date, dict[str, Decimal | int]]]:
+    """Count the rows of each day, and sum up the measures of the table.
+
+    Args:
+        connection: a connection to the lake.
+        table: the table of days.
+        source: a table or subquery with its columns; rows of other days are left out.
+        days: the days; one without rows has zeros.
+
+    Returns:
+        The number of rows, and the measures by name, of each day.
+    """
     sums = "".join(f", sum({name})" for name in table.measures)
     rows = dict.fromkeys(days, 0)
     measures: dict[date, dict[str, Decimal | int]] = {
         day: dict.fromkeys(table.measures, 0) for day in days
     }
     for day, count, *values in connection.execute(
-        f"SELECT {table.day_column}, count(*){sums} FROM temp.main.{staged} GROUP BY ALL"
+        f"SELECT {table.day_column}, count(*){sums} FROM {source} GROUP BY ALL"
     ).fetchall():
         if day in rows:
             rows[day] = count

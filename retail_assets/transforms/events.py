@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import narwhals as nw
 
-from retail_assets.transforms.orders import COMPLETED, STATUSES, UNKNOWN
+from retail_assets.transforms.orders import COMPLETED, STATUSES, with_attributes
 
 HIGH_VALUE_GBP = 500
 MID_VALUE_GBP = 100
@@ -56,7 +56,6 @@ REASONS: Mapping[str, str] = {
 """Why an event is dead-lettered. The rules are tried in this order; the first that fails counts."""
 
 _TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
-_ENRICHED = ("product_name", "product_category", "customer_segment", "home_region")
 
 
 def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
@@ -149,38 +148,17 @@ def enrich(valid: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame)
     """
     value = nw.col("order_value_gbp")
     blank = nw.col("status").is_null() | (nw.col("status") == "")
-    return (
-        valid.join(
-            products.select("product_id", "product_name", "product_category"),
-            on="product_id",
-            how="left",
-        )
-        .join(
-            customers.select("customer_id", "customer_segment", "home_region"),
-            on="customer_id",
-            how="left",
-        )
-        .with_columns(
-            nw.when(nw.col(name).is_null())
-            .then(nw.lit(UNKNOWN))
-            .otherwise(nw.col(name))
-            .alias(name)
-            for name in _ENRICHED
-        )
-        .with_columns(
-            status=nw.when(blank).then(nw.lit(COMPLETED)).otherwise(nw.col("status")),
-            product_id=nw.when(nw.col("product_id") == "")
-            .then(nw.lit(None, dtype=nw.String))
-            .otherwise(nw.col("product_id")),
-            order_date=nw.when(nw.col("event_date").is_null())
-            .then(nw.col("received_date"))
-            .otherwise(nw.col("event_date")),
-            value_tier=nw.when(value >= HIGH_VALUE_GBP)
-            .then(nw.lit("high"))
-            .otherwise(
-                nw.when(value >= MID_VALUE_GBP).then(nw.lit("mid")).otherwise(nw.lit("low"))
-            ),
-        )
+    return with_attributes(valid, products, customers).with_columns(
+        status=nw.when(blank).then(nw.lit(COMPLETED)).otherwise(nw.col("status")),
+        product_id=nw.when(nw.col("product_id") == "")
+        .then(nw.lit(None, dtype=nw.String))
+        .otherwise(nw.col("product_id")),
+        order_date=nw.when(nw.col("event_date").is_null())
+        .then(nw.col("received_date"))
+        .otherwise(nw.col("event_date")),
+        value_tier=nw.when(value >= HIGH_VALUE_GBP)
+        .then(nw.lit("high"))
+        .otherwise(nw.when(value >= MID_VALUE_GBP).then(nw.lit("mid")).otherwise(nw.lit("low"))),
     )
 
 

@@ -129,40 +129,50 @@ def completed_orders(
         The columns of `completed_orders`; attributes of an unknown product or customer are
         `unknown`.
     """
-    looked_up = ("product_name", "product_category", "customer_segment", "home_region")
+    counted = with_exclusion(raw_orders).filter(nw.col("exclusion").is_null())
+    return with_attributes(counted, products, customers).select(
+        "order_date",
+        "order_id",
+        "order_timestamp",
+        "region",
+        "order_value_gbp",
+        "product_id",
+        "product_name",
+        "product_category",
+        "customer_id",
+        "customer_segment",
+        "home_region",
+        "export_date",
+    )
+
+
+def with_attributes(
+    rows: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame
+) -> nw.LazyFrame:
+    """Look up what is known of the product and customer of orders or events.
+
+    Args:
+        rows: rows with `product_id` and `customer_id`.
+        products: all of `products`.
+        customers: all of `customers`.
+
+    Returns:
+        The same rows with `product_name`, `product_category`, `customer_segment` and `home_region`
+        (String), `unknown` where there is no such product or customer.
+    """
+    of_product, of_customer = (
+        ("product_name", "product_category"),
+        ("customer_segment", "home_region"),
+    )
     return (
-        with_exclusion(raw_orders)
-        .filter(nw.col("exclusion").is_null())
-        .join(
-            products.select("product_id", "product_name", "product_category"),
-            on="product_id",
-            how="left",
-        )
-        .join(
-            customers.select("customer_id", "customer_segment", "home_region"),
-            on="customer_id",
-            how="left",
-        )
+        rows.join(products.select("product_id", *of_product), on="product_id", how="left")
+        .join(customers.select("customer_id", *of_customer), on="customer_id", how="left")
         .with_columns(
             nw.when(nw.col(name).is_null())
             .then(nw.lit(UNKNOWN))
             .otherwise(nw.col(name))
             .alias(name)
-            for name in looked_up
-        )
-        .select(
-            "order_date",
-            "order_id",
-            "order_timestamp",
-            "region",
-            "order_value_gbp",
-            "product_id",
-            "product_name",
-            "product_category",
-            "customer_id",
-            "customer_segment",
-            "home_region",
-            "export_date",
+            for name in (*of_product, *of_customer)
         )
     )
 
