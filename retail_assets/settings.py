@@ -1,13 +1,14 @@
 """Every setting of the platform, read from `RETAIL_*` environment variables."""
 
+import json
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retail_assets.errors import UsageError
 
@@ -71,6 +72,12 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="DuckDB threads of one process (default: all cores)."
     )
+    kafka_options: Annotated[dict[str, str | int | float | bool], NoDecode] = Field(
+        default_factory=dict,
+        repr=False,
+        description="More options of librdkafka for every Kafka client, as a JSON object, such as"
+        ' `{"security.protocol": "SASL_SSL"}`.',
+    )
 
     @field_validator("data_dir")
     @classmethod
@@ -86,6 +93,20 @@ class Settings(BaseSettings):
             message = f"{value!r} is not a time zone of the IANA database, such as Europe/London"
             raise ValueError(message) from error
         return value
+
+    @field_validator("kafka_options", mode="before")
+    @classmethod
+    def _kafka_options_of_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            options = json.loads(value)
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            # The value is not shown: it may have a password.
+            raise ValueError('it must be a JSON object, such as {"client.id": "shop"}')  # noqa: TRY004
+        return options
 
     @cached_property
     def exports_dir(self) -> Path:
@@ -138,7 +159,25 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        variable = "RETAIL_" + "_".join(str(part) for part in first["loc"]).upper()
-        message = f"{variable}={first['input']!r} cannot be used: {first['msg']}."
-        raise UsageError(message) from error
+        raise UsageError(_what_is_wrong(error)) from _without_secrets(error)
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """One sentence about the first of the values that cannot be used, with no secret in it."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    variable = f"RETAIL_{name.upper()}"
+    if _is_secret(name):
+        return f"{variable} cannot be used: {first['msg']}."
+    return f"{variable}={first['input']!r} cannot be used: {first['msg']}."
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a setting may hold a password: such a one is not shown anywhere."""
+    field = Settings.model_fields.get(name)
+    return field is not None and not field.repr
+
+
+def _without_secrets(error: ValidationError) -> ValidationError | None:
+    """The error itself, which has the values in it, unless one of them is a secret."""
+    return None if any(_is_secret(str(each["loc"][0])) for each in error.errors()) else error
