@@ -304,16 +304,22 @@ DAILY_REVENUE_BY_CATEGORY = Table(
 )
 
 _POSITION = (
-    Column("source", "VARCHAR", "How it came: `file`, or `redrive` for a mended dead letter."),
+    Column(
+        "source",
+        "VARCHAR",
+        "How it came: `file`, `kafka`, `webhook`, or `redrive` for a mended dead letter.",
+    ),
     Column(
         "source_name",
         "VARCHAR",
-        "The file, relative to the events folder; of a redrive the dead letter that it mends.",
+        "The file, relative to the events folder; `topic:partition`; the start of the worker with"
+        " the webhook; of a redrive the dead letter that it mends.",
     ),
     Column(
         "position",
         "BIGINT",
-        "The line in the file, from 1; of a redrive which attempt it was, from 1.",
+        "The line in the file, from 1; the offset in the partition; the number of the event that a"
+        " webhook got, from 1; of a redrive which attempt it was, from 1.",
     ),
 )
 """Where an event was received: no two events share it."""
@@ -602,6 +608,100 @@ EVENT_FIELDS = Table(
     ),
 )
 
+STREAM_OFFSETS = Table(
+    name="stream_offsets",
+    description="Ledger: how far each source was taken in, and how far each consumer has come.",
+    key=("kind", "name", "part"),
+    columns=(
+        Column("kind", "VARCHAR", "`source` or `consumer`."),
+        Column("name", "VARCHAR", "`kafka`, `webhook`, or the consumer."),
+        Column(
+            "part",
+            "VARCHAR",
+            "The `source_name` of the events: topic and partition, or the start of a worker; blank"
+            " for consumers.",
+        ),
+        Column(
+            "position",
+            "BIGINT",
+            "The next position that is new; of a consumer the snapshot that it has seen.",
+        ),
+        Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
+        Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
+        Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
+        Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
+        Column("updated_at", INSTANT, "When it last moved."),
+    ),
+)
+
+STREAM_WORKERS = Table(
+    name="stream_workers",
+    description="Ledger: the starts of `retail-assets stream`, with a heartbeat while they live.",
+    key=("worker",),
+    columns=(
+        Column("worker", "VARCHAR", "Identifies this start of a worker."),
+        Column("host", "VARCHAR", "The machine that it runs on."),
+        Column("process_id", "BIGINT", "Its process there."),
+        Column("sources", "VARCHAR", "What it takes events from: files, kafka, webhook."),
+        Column("state", "VARCHAR", "`running`, or `stopped` once it has ended in order."),
+        Column("problem", "VARCHAR", "What was wrong at the last heartbeat.", nullable=True),
+        Column("figures", "VARCHAR", "What it has done and how fast, as a JSON object."),
+        Column("started_at", INSTANT, "When it started."),
+        Column("heartbeat_at", INSTANT, "When it last said that it lives."),
+    ),
+)
+
+NOTIFICATIONS = Table(
+    name="notifications",
+    description="Ledger: the messages to people, one row for each service that is to get it.",
+    key=("key", "service"),
+    columns=(
+        Column(
+            "key",
+            "VARCHAR",
+            "Identifies the message; sent along, so that who gets it twice can tell.",
+        ),
+        Column(
+            "service",
+            "VARCHAR",
+            "The scheme of the service's URL, and the start of the SHA-256 of the URL.",
+        ),
+        Column("kind", "VARCHAR", "What it is about, as in notified."),
+        Column("severity", "VARCHAR", "`warning`, `failure` or `success`."),
+        Column("title", "VARCHAR", "One line."),
+        Column("body", "VARCHAR", "The text."),
+        Column("created_at", INSTANT, "When it was written."),
+        Column("next_attempt_at", INSTANT, "When it is tried next, unless sent or given up."),
+        Column("attempts", "BIGINT", "How often it was tried."),
+        Column("sent_at", INSTANT, "When the service accepted it.", nullable=True),
+        Column("given_up_at", INSTANT, "When the last attempt failed.", nullable=True),
+        Column("problem", "VARCHAR", "Why the newest attempt failed.", nullable=True),
+    ),
+)
+
+NOTIFIED = Table(
+    name="notified",
+    description="Ledger: the alerts and failures that messages were written about.",
+    key=("kind", "subject", "opened_at"),
+    columns=(
+        Column(
+            "kind",
+            "VARCHAR",
+            "`fraud_alert`, `stock_alert`, `failed_day`, `failed_event_file`, `dead_worker`,"
+            " `no_events` or `missing_day`.",
+        ),
+        Column("subject", "VARCHAR", "The alert, day, file or worker."),
+        Column("message", "VARCHAR", "The key of the message about it."),
+        Column("opened_at", INSTANT, "When it was seen first."),
+        Column(
+            "resolved_at",
+            INSTANT,
+            "When it was seen to be over; of an alert, when it was seen.",
+            nullable=True,
+        ),
+    ),
+)
+
 EXPORT_FILES = Table(
     name="export_files",
     description="Ledger: the export that each day's raw orders come from.",
@@ -670,6 +770,10 @@ ALL = (
     DEAD_LETTER_EVENTS,
     DEAD_LETTER_COUNTS,
     LIVE_REVENUE,
+    STREAM_OFFSETS,
+    STREAM_WORKERS,
+    NOTIFICATIONS,
+    NOTIFIED,
     EXPORT_FILES,
     EVENT_FILES,
     FAILED_EVENT_FILES,

@@ -13,7 +13,8 @@ from typing import Any
 import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest.event_lines import to_arrow
+from retail_assets.ingest.event_files import apply_deltas
+from retail_assets.ingest.event_lines import payloads_to_arrow
 from retail_assets.ingest.events import EventBatch
 from retail_assets.lake.connection import Lake
 
@@ -144,7 +145,7 @@ def _take_in(
     numbers = pa.array(range(len(letters)), pa.int32())
     lines = (
         # What came over the command line and is no UTF-8 is judged as such.
-        to_arrow("".join(f"{text}\n" for text in texts).encode(errors="surrogateescape"))
+        payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
         .append_column("source_no", numbers)
         .append_column("position", pa.array([1] * len(letters), pa.int64()))
     )
@@ -167,9 +168,11 @@ def _take_in(
             done = {letter["id"] for letter in find(connection, ids=names) if letter["redriven"]}
             outcomes |= dict.fromkeys(done, "redriven before")
             batch.leave_out(REDRIVE, list(outcomes))
+            deltas = batch.settle().deltas
+            apply_deltas(connection, deltas)
             accepted = {
                 delta.source_name
-                for delta in batch.settle().deltas
+                for delta in deltas
                 if delta.source == REDRIVE and delta.accepted > 0
             }
     for name in names:

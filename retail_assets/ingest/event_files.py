@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest import offsets
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
 from retail_assets.ingest.event_lines import to_arrow
 from retail_assets.ingest.event_reader import (
@@ -489,6 +490,7 @@ class _Plan:
         others = changes.keys() - self._waiting.keys() - self._others.keys()
         self._others |= entries(self._connection, others)
         current = self._others | {path: self._entry(item) for path, item in self._waiting.items()}
+        offsets.apply_deltas(self._connection, [delta for delta in deltas if delta.source != FILE])
         again = [
             item.path
             for item in self._waiting.values()
@@ -555,7 +557,8 @@ def _counted(entry: Entry, delta: Delta | None) -> Entry:
 
 
 def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
-    """In a transaction, bring the ledger in line with rows that came and went without a file."""
+    """In a transaction, bring the ledgers in line with rows that came and went by other sources."""
+    offsets.apply_deltas(connection, [delta for delta in deltas if delta.source != FILE])
     changes = {
         delta.source_name: delta
         for delta in deltas

@@ -1,6 +1,6 @@
 """Event lines out of bytes: complete lines into Arrow, whatever the bytes are."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +72,36 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
         codes = pa.array([defects[line] for line in faulty], pa.string())
         defect = pc.replace_with_mask(defect, mask, codes)
     return pa.table({"payload": payload, "defect": defect})
+
+
+def payloads_to_arrow(payloads: Sequence[bytes]) -> "pa.Table":
+    r"""Make a row of each payload, as `to_arrow` does of each line; a newline in one is part of it.
+
+    Returns:
+        A row for each payload: `payload` (string) and `defect` (string, null for sound ones).
+    """
+    import pyarrow as pa
+
+    data = b"\n".join(payloads)
+    if payloads and data.count(b"\n") == len(payloads) - 1 and b"\r" not in data:
+        return to_arrow(data + b"\n")
+    rows = [_row(payload) for payload in payloads]
+    return pa.table(
+        {
+            "payload": pa.array([text for text, _ in rows], pa.string()),
+            "defect": pa.array([defect for _, defect in rows], pa.string()),
+        }
+    )
+
+
+def _row(payload: bytes) -> tuple[str, str | None]:
+    if len(payload) > MAX_LINE_BYTES:
+        return _shown(payload, cut=True), LINE_TOO_LONG
+    if b"\0" in payload:
+        return _shown(payload, cut=False), NUL_BYTE
+    if not _is_utf8(payload):
+        return _shown(payload, cut=False), NOT_UTF8
+    return payload.decode(), None
 
 
 def _not_utf8(data: bytes, starts: np.ndarray, ends: np.ndarray) -> Iterator[int]:

@@ -14,42 +14,27 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 import duckdb
-import narwhals as nw
 from typing_extensions import Self
 
 from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
+from retail_assets.ingest import event_workspace as workspace
+from retail_assets.ingest.event_workspace import ENTERING, PLACE, enriched_sql, judged_sql
 from retail_assets.lake import days as ledger
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
-from retail_assets.transforms import events
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PLACE = "received_date, source, source_name, position"
-"""What tells received lines apart, and which of two was first."""
-
 MAX_FIELDS = 1_000
 """How many fields beyond the known ones are kept count of: their names may be made up."""
 
-_GONE = """
-    event_id VARCHAR, order_id VARCHAR, order_date DATE, received_date DATE, source VARCHAR,
-    source_name VARCHAR, position BIGINT, accepted INTEGER, dead_lettered INTEGER
-"""
-"""Rows that leave enriched_events or dead_letter_events, and what their source loses by it."""
-
-_ENTERING = "reason IS NULL AND rowid NOT IN (SELECT line_no FROM temp.main.beaten_events)"
-
 _IDENTITY = "CASE WHEN reason IS NULL THEN own_id END"
 
-_STAGED = (
-    "judged_events",
-    "gone_events",
-    "current_events",
-    "rival_events",
-    "beaten_events",
-)
+SMALL = 2_000
+"""Up to so many lines a batch goes through prepared statements, one row after the other; more go
+straight from where they are."""
 
 
 @dataclass(frozen=True)
@@ -90,21 +75,14 @@ class EventBatch:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self._small = True
 
     def __enter__(self) -> Self:
-        self._drop()
-        execute = self._connection.execute
-        execute(f"CREATE TEMP TABLE gone_events ({_GONE})")
-        nothing = f"SELECT {_stored(replayed=False)} FROM lake.raw_events LIMIT 0"
-        execute(f"CREATE TEMP TABLE judged_events AS {self._judged_lines(nothing)}")
+        workspace.open_workspace(self._connection)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._drop()
-
-    def _drop(self) -> None:
-        for name in _STAGED:
-            self._connection.execute(f"DROP TABLE IF EXISTS temp.main.{name}")
+        workspace.clear(self._connection)
 
     def add(self, lines: "pa.Table", sources: "pa.Table") -> None:
         """Stage and judge lines as they were received.
@@ -112,8 +90,13 @@ class EventBatch:
         Args:
             lines: `source_no` (integer), `position` (int64), `payload` and `defect` (string); in
                 several chunks, so that all cores have work.
-            sources: `source_no`, `received_date` (date), `source` and `source_name` (string).
+            sources: `source_no` (from 0, in order), `received_date` (date), `source` and
+                `source_name` (string).
         """
+        self._small = self._small and lines.num_rows <= SMALL
+        if lines.num_rows <= SMALL:
+            self._add_few(lines, sources)
+            return
         for name, table in (("arrow_lines", lines), ("arrow_sources", sources)):
             self._connection.register(name, table)
         try:
@@ -125,6 +108,23 @@ class EventBatch:
         finally:
             for name in ("arrow_lines", "arrow_sources"):
                 self._connection.unregister(name)
+
+    def _add_few(self, lines: "pa.Table", sources: "pa.Table") -> None:
+        # To register a table would change the catalog, and have the prepared statements planned
+        # anew.
+        places = sources.take(lines["source_no"].combine_chunks())
+        values = [
+            *(places[name].to_pylist() for name in ("received_date", "source", "source_name")),
+            *(lines[name].to_pylist() for name in ("position", "payload", "defect")),
+        ]
+        self._connection.execute(
+            "INSERT INTO temp.main.received_lines SELECT unnest(?::DATE[]), unnest(?::VARCHAR[]),"
+            " unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::VARCHAR[]),"
+            " unnest(?::VARCHAR[]), false, NULL, false",
+            values,
+        )
+        self._stage("EXECUTE judge_events")
+        self._connection.execute("TRUNCATE temp.main.received_lines")
 
     def add_day(self, day: date) -> None:
         """In a transaction, stage all lines of a day to be judged anew, in place of the old."""
@@ -147,13 +147,17 @@ class EventBatch:
             execute(f"DELETE FROM lake.{table.name} WHERE received_date = ?", [day])
 
     def _judge(self, lines: str) -> None:
-        """Type and judge lines, and stage them."""
+        """Type and judge the lines of a query, and stage them."""
+        self._stage(f"INSERT INTO temp.main.judged_events {judged_sql(f'({lines})')}")
+
+    def _stage(self, statement: str) -> None:
+        """Carry out a statement that stages judged lines, and give events without id one."""
         execute = self._connection.execute
-        first = self._staged()
-        execute(f"INSERT INTO temp.main.judged_events {self._judged_lines(lines)}")
+        (last,) = execute("SELECT max(rowid) FROM temp.main.judged_events").fetchone() or (None,)
+        execute(statement)
         unnamed = (
             "(SELECT rowid AS line_no, payload FROM temp.main.judged_events"
-            f" WHERE own_id IS NULL AND reason IS NULL AND rowid >= {first})"
+            f" WHERE own_id IS NULL AND reason IS NULL AND rowid > {-1 if last is None else last})"
         )
         if execute(f"SELECT 1 FROM {unnamed} LIMIT 1").fetchone():
             execute(
@@ -161,17 +165,6 @@ class EventBatch:
                 f" FROM ({engine.content_ids(unnamed)}) AS c"
                 " WHERE judged_events.rowid = c.line_no"
             )
-
-    def _staged(self) -> int:
-        (count,) = self._connection.execute(
-            "SELECT coalesce(max(rowid), -1) + 1 FROM temp.main.judged_events"
-        ).fetchone() or (0,)
-        return int(count)
-
-    def _judged_lines(self, lines: str) -> str:
-        rows = nw.from_native(self._connection.sql(engine.parsed(f"({lines})")))
-        judged = events.judge(rows).drop(*_READING).to_native().sql_query()
-        return f"SELECT *, nullif(event_id, '') AS own_id FROM ({judged})"
 
     def problems(self) -> list[tuple[str, str, str | None]]:
         """The name of the source, the reason and the field of each line that is not valid."""
@@ -212,6 +205,14 @@ class EventBatch:
                 [source, list(source_names)],
             )
 
+    def leave_out_before(self, source: str, source_name: str, position: int) -> None:
+        """Forget what was staged of a source below a position."""
+        self._connection.execute(
+            "DELETE FROM temp.main.judged_events WHERE source = ? AND source_name = ?"
+            " AND position < ?",
+            [source, source_name, position],
+        )
+
     def inherit(self, source: str, source_name: str, heir: str, received_date: date) -> None:
         """In a transaction, stage what is stored of a source once more, as lines of another."""
         self._judge(
@@ -246,8 +247,8 @@ class EventBatch:
         execute = self._connection.execute
         valid = "temp.main.judged_events WHERE reason IS NULL"
         execute(
-            f"CREATE OR REPLACE TEMP TABLE current_events AS SELECT event_id, order_id,"
-            f" order_date, {PLACE} FROM lake.enriched_events"
+            f"INSERT INTO temp.main.current_events SELECT event_id, order_id, order_date, {PLACE}"
+            " FROM lake.enriched_events"
             f" WHERE event_id IN (SELECT own_id FROM {valid})"
         )
         # Groups of hashes cost a third of groups of texts; few are left to be ranked.
@@ -256,7 +257,7 @@ class EventBatch:
             " UNION ALL SELECT hash(event_id) FROM temp.main.current_events)"
         )
         execute(
-            "CREATE OR REPLACE TEMP TABLE rival_events AS SELECT *, row_number() OVER"
+            "INSERT INTO temp.main.rival_events SELECT *, row_number() OVER"
             f" (PARTITION BY event_id ORDER BY {PLACE}) AS place FROM"
             f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE} FROM {valid} AND {twins}"
             f" UNION ALL SELECT event_id, NULL, {PLACE} FROM temp.main.current_events)"
@@ -270,12 +271,12 @@ class EventBatch:
             execute(f"DELETE FROM lake.enriched_events WHERE event_id IN ({demoted})")
         # Few: those of the many others enter.
         execute(
-            "CREATE OR REPLACE TEMP TABLE beaten_events AS SELECT line_no"
-            " FROM temp.main.rival_events WHERE line_no IS NOT NULL AND place > 1"
+            "INSERT INTO temp.main.beaten_events SELECT line_no FROM temp.main.rival_events"
+            " WHERE line_no IS NOT NULL AND place > 1"
         )
 
     def _insert(self) -> None:
-        execute, table = self._connection.execute, self._connection.table
+        execute = self._connection.execute
         judged = "temp.main.judged_events"
         execute(
             f"INSERT INTO lake.raw_events BY NAME SELECT {PLACE}, payload, defect,"
@@ -293,21 +294,9 @@ class EventBatch:
             f" now() AS processed_at FROM {judged}"
             " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
         )
-        entering = self._connection.sql(
-            f"SELECT * EXCLUDE (event_id), own_id AS event_id, now() AS processed_at FROM {judged}"
-            f" WHERE {_ENTERING}"
-        )
-        enriched = events.enrich(
-            nw.from_native(entering),
-            nw.from_native(table("lake.products")),
-            nw.from_native(table("lake.customers")),
-        ).select(*tables.ENRICHED_EVENTS.column_names)
-        execute(
-            "INSERT INTO lake.enriched_events BY NAME"
-            f" SELECT * FROM ({enriched.to_native().sql_query()})"
-        )
+        self._enrich()
         orders = (
-            f"SELECT order_id FROM {judged} WHERE {_ENTERING}"
+            f"SELECT order_id FROM {judged} WHERE {ENTERING}"
             " UNION ALL SELECT order_id FROM temp.main.gone_events"
         )
         changed_days = execute(
@@ -317,13 +306,26 @@ class EventBatch:
         ).fetchall()
         ledger.mark_changed(self._connection, "events", [day for (day,) in changed_days])
 
+    def _enrich(self) -> None:
+        execute = self._connection.execute
+        for table, key in ((tables.PRODUCTS, "product_id"), (tables.CUSTOMERS, "customer_id")):
+            execute(
+                f"INSERT INTO temp.main.known_{table.name} SELECT * FROM lake.{table.name}"
+                f" WHERE {key} IN (SELECT {key} FROM temp.main.judged_events)"
+            )
+        source = enriched_sql()
+        if self._small:
+            execute("EXECUTE enrich_events")
+            source = "SELECT * FROM temp.main.entering_events"
+        execute(f"INSERT INTO lake.enriched_events BY NAME {source}")
+
     def _deltas(self) -> tuple[Delta, ...]:
         rows = self._connection.execute(
             "SELECT source, source_name, sum(accepted), sum(dead_lettered),"
             " coalesce(sum(accepted) FILTER (taken), 0),"
             " coalesce(sum(dead_lettered) FILTER (taken), 0) FROM"
             " (SELECT source, source_name, 1 AS accepted, 0 AS dead_lettered, NOT stored AS taken"
-            f" FROM temp.main.judged_events WHERE {_ENTERING}"
+            f" FROM temp.main.judged_events WHERE {ENTERING}"
             " UNION ALL SELECT source, source_name, 0, 1, NOT stored FROM temp.main.judged_events"
             " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
             " UNION ALL SELECT source, source_name, -accepted, -dead_lettered, false"
@@ -368,17 +370,3 @@ def _stored(*, replayed: bool) -> str:
     return (
         f"{PLACE}, payload, defect, true AS stored, event_id AS stored_id, {replayed} AS replayed"
     )
-
-
-_READING = (
-    "form",
-    "crowded",
-    "repeated",
-    "nul",
-    "finite",
-    "whole_pence",
-    "time_is_text",
-    "days_ahead",
-    *(f"has_{name}" for name in engine.FIELDS),
-)
-"""What only the judgement needs."""

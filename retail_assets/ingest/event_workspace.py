@@ -1,0 +1,146 @@
+"""The temporary tables in which `EventBatch` judges lines, and the statements that do it.
+
+To plan the judgement takes several times longer than to judge a hundred lines. So the text of the
+statements is made once a process, and they are prepared once a connection, over tables that stay:
+a table that is made anew would have them planned anew.
+"""
+
+from functools import lru_cache
+
+import duckdb
+import narwhals as nw
+
+from retail_assets.engines import duckdb_events as engine
+from retail_assets.transforms import events
+
+PLACE = "received_date, source, source_name, position"
+"""What tells received lines apart, and which of two was first."""
+
+REUSED = 500
+"""How many batches use the same tables: DuckDB keeps the rows that were deleted from them."""
+
+ENTERING = "reason IS NULL AND rowid NOT IN (SELECT line_no FROM temp.main.beaten_events)"
+"""Which of the judged lines get into enriched_events."""
+
+RECEIVED = "temp.main.received_lines"
+
+_PLACE_COLUMNS = "received_date DATE, source VARCHAR, source_name VARCHAR, position BIGINT"
+
+_TABLES = {
+    "received_lines": f"""
+        {_PLACE_COLUMNS}, payload VARCHAR, defect VARCHAR, stored BOOLEAN, stored_id VARCHAR,
+        replayed BOOLEAN""",
+    # Rows that leave enriched_events or dead_letter_events, and what their source loses by it.
+    "gone_events": f"""
+        event_id VARCHAR, order_id VARCHAR, order_date DATE, {_PLACE_COLUMNS}, accepted INTEGER,
+        dead_lettered INTEGER""",
+    "current_events": f"event_id VARCHAR, order_id VARCHAR, order_date DATE, {_PLACE_COLUMNS}",
+    "rival_events": f"event_id VARCHAR, line_no BIGINT, {_PLACE_COLUMNS}, place BIGINT",
+    "beaten_events": "line_no BIGINT",
+}
+
+_LIKE = {
+    "known_products": "SELECT * FROM lake.products",
+    "known_customers": "SELECT * FROM lake.customers",
+    "entering_events": "SELECT * FROM lake.enriched_events",
+}
+
+_READING = (
+    "form",
+    "crowded",
+    "repeated",
+    "nul",
+    "finite",
+    "whole_pence",
+    "time_is_text",
+    "days_ahead",
+    *(f"has_{name}" for name in engine.FIELDS),
+)
+"""What only the judgement needs."""
+
+
+def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables and statements, unless they are there and have not been used too often."""
+    try:
+        (used,) = connection.execute("SELECT nextval('temp.main.event_batches')").fetchone() or (0,)
+    except duckdb.CatalogException:
+        used = REUSED
+    if used < REUSED:
+        clear(connection)
+    else:
+        _create(connection)
+
+
+def clear(connection: duckdb.DuckDBPyConnection) -> None:
+    """Empty the tables."""
+    for name in (*_TABLES, *_LIKE, "judged_events"):
+        connection.execute(f"TRUNCATE temp.main.{name}")
+
+
+def _create(connection: duckdb.DuckDBPyConnection) -> None:
+    execute = connection.execute
+    # A statement that is prepared over an empty table would find it empty for ever.
+    execute("SET disabled_optimizers = 'statistics_propagation'")
+    execute("CREATE OR REPLACE TEMP SEQUENCE event_batches")
+    for name, columns in _TABLES.items():
+        execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
+    for name, query in _LIKE.items():
+        execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query} LIMIT 0")
+    if not _texts():
+        _texts()["judged"] = _judged(connection)
+    judged = _texts()["judged"]
+    execute(f"CREATE OR REPLACE TEMP TABLE judged_events AS {judged} LIMIT 0")
+    if "enriched" not in _texts():
+        _texts()["enriched"] = _enriched(connection)
+    for name, statement in (
+        ("judge_events", f"INSERT INTO temp.main.judged_events {judged}"),
+        (
+            "enrich_events",
+            f"INSERT INTO temp.main.entering_events BY NAME {_texts()['enriched']}",
+        ),
+    ):
+        execute(f"DEALLOCATE PREPARE {name}" if _is_prepared(connection, name) else "SELECT 1")
+        execute(f"PREPARE {name} AS {statement}")
+
+
+def _is_prepared(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM duckdb_prepared_statements() WHERE name = ?", [name]
+    ).fetchone()
+    return found is not None
+
+
+@lru_cache
+def _texts() -> dict[str, str]:
+    """The SQL of the rules, once it was made."""
+    return {}
+
+
+def judged_sql(lines: str) -> str:
+    """The query that judges the lines of a table or query."""
+    return _texts()["judged"].replace(RECEIVED, lines)
+
+
+def enriched_sql() -> str:
+    """The query that enriches the judged lines that get into enriched_events."""
+    return _texts()["enriched"]
+
+
+def _judged(connection: duckdb.DuckDBPyConnection) -> str:
+    rows = nw.from_native(connection.sql(engine.parsed(RECEIVED)))
+    judged = events.judge(rows).drop(*_READING).to_native().sql_query()
+    return f"SELECT *, nullif(event_id, '') AS own_id FROM ({judged})"
+
+
+def _enriched(connection: duckdb.DuckDBPyConnection) -> str:
+    entering = connection.sql(
+        "SELECT * EXCLUDE (event_id), own_id AS event_id, now() AS processed_at"
+        f" FROM temp.main.judged_events WHERE {ENTERING}"
+    )
+    columns = connection.table("temp.main.entering_events").columns
+    enriched = events.enrich(
+        nw.from_native(entering),
+        nw.from_native(connection.table("temp.main.known_products")),
+        nw.from_native(connection.table("temp.main.known_customers")),
+    ).select(*columns)
+    return str(enriched.to_native().sql_query())

@@ -1,0 +1,1 @@
+"""The resident worker: takes events from its sources through the ingest, and feeds consumers."""
