@@ -1,13 +1,14 @@
 """Every setting of the platform, read from `RETAIL_*` environment variables."""
 
 import json
+import re
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retail_assets.errors import UsageError
@@ -64,6 +65,84 @@ class Settings(BaseSettings):
         description="How long an event file must be still before its last line, if it has no"
         " newline, is taken for whole, and before a packed file is read.",
     )
+    fraud_window_minutes: int = Field(
+        default=30,
+        ge=1,
+        le=44_640,
+        description="The window in which a customer's orders, cards and addresses are counted, in"
+        " minutes.",
+    )
+    fraud_orders_in_window: int = Field(
+        default=4,
+        ge=1,
+        description="More orders of a customer within the window are suspicious.",
+    )
+    fraud_values_in_window: int = Field(
+        default=2,
+        ge=1,
+        description="More different cards, or addresses, of a customer within the window are"
+        " suspicious.",
+    )
+    fraud_card_fields: str = Field(
+        default="card_id,card_hash,payment_card",
+        description="Fields of events, separated by commas: the first that an event has is its"
+        " payment card.",
+    )
+    fraud_address_fields: str = Field(
+        default="shipping_address,delivery_address",
+        description="Fields of events, separated by commas: the first that an event has is its"
+        " address.",
+    )
+    fraud_value_ratio: float = Field(
+        default=5,
+        gt=1,
+        description="An order worth so many times the mean of the customer's earlier orders, or"
+        " more, is suspicious.",
+    )
+    fraud_value_gbp: float = Field(
+        default=100, ge=0, description="An order of less is not, whatever the ratio, in GBP."
+    )
+    fraud_earlier_orders: int = Field(
+        default=5, ge=1, description="Nor is one with fewer earlier orders to compare it with."
+    )
+    fraud_weight_orders: float = Field(
+        default=0.6, ge=0, le=1, description="Weight of many orders within the window."
+    )
+    fraud_weight_value: float = Field(
+        default=0.5, ge=0, le=1, description="Weight of a value above the customer's history."
+    )
+    fraud_weight_cards: float = Field(
+        default=0.6, ge=0, le=1, description="Weight of many cards within the window."
+    )
+    fraud_weight_addresses: float = Field(
+        default=0.4, ge=0, le=1, description="Weight of many addresses within the window."
+    )
+    fraud_weight_region: float = Field(
+        default=0.2, ge=0, le=1, description="Weight of a region that is not the customer's home."
+    )
+    fraud_weight_model: float = Field(
+        default=0.5, ge=0, le=1, description="Weight of an order that the model finds unusual."
+    )
+    fraud_alert_score: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="Orders are reported from this score on: 1 - (1 - weight) * (1 - weight) * …"
+        " over what speaks against them.",
+    )
+    fraud_model_share: float = Field(
+        default=0.99,
+        gt=0,
+        le=1,
+        description="The model finds an order unusual that is more so than this share of those that"
+        " it was trained on.",
+    )
+    fraud_training_days: int = Field(
+        default=90, ge=1, description="How many days of orders a model is trained on."
+    )
+    fraud_training_orders: int = Field(
+        default=1_000, ge=100, description="With fewer orders no model is trained."
+    )
     memory_limit: str = Field(
         default="512MB",
         pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
@@ -77,6 +156,79 @@ class Settings(BaseSettings):
         repr=False,
         description="More options of librdkafka for every Kafka client, as a JSON object, such as"
         ' `{"security.protocol": "SASL_SSL"}`.',
+    )
+    webhook_token: SecretStr | None = Field(
+        default=None,
+        description="The bearer token of the webhook: a long random text. None: no webhook.",
+    )
+    webhook_max_bytes: int = Field(
+        default=1_000_000, ge=1, description="How large the body of a request to it may be."
+    )
+    webhook_body_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="How long the head of a request may take to come, and then its body.",
+    )
+    webhook_connections: int = Field(
+        default=100, ge=1, description="How many connections to the webhook there may be at once."
+    )
+    webhook_events_per_second: float = Field(
+        default=2_000, gt=0, description="How many events the webhook takes a second."
+    )
+    webhook_burst: int = Field(
+        default=10_000,
+        ge=1,
+        description="How many events it takes at once after a quiet time, and in one request.",
+    )
+    notify_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        repr=False,
+        description="Where notifications go: URLs of services that apprise knows, as a JSON list or"
+        " with commas between them. None: no notifications.",
+    )
+    notify_per_minute: int = Field(
+        default=10,
+        ge=1,
+        description="How many notifications there are in a minute at most; what is more goes into"
+        " a summary.",
+    )
+    notify_attempts: int = Field(
+        default=8, ge=1, description="How often a notification is tried before it is given up."
+    )
+    notify_max_age_hours: float = Field(
+        default=24,
+        gt=0,
+        description="Alerts about older events are not notified.",
+    )
+    notify_worker_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="A worker that has not said for so long that it lives is notified as dead.",
+    )
+    notify_event_age_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Notify when no event has come for so long (default: never).",
+    )
+    notify_missing_day_hour: int = Field(
+        default=9,
+        ge=0,
+        le=23,
+        description="Notify when yesterday is not published by this hour of the business day.",
+    )
+    publish_bootstrap: str | None = Field(
+        default=None, description="Kafka brokers that events and alerts are published on to."
+    )
+    publish_events_topic: str | None = Field(
+        default=None, description="Topic for enriched events (default: they are not published on)."
+    )
+    publish_alerts_topic: str | None = Field(
+        default=None,
+        description="Topic for fraud and stock alerts (default: they are not published on).",
+    )
+    publish_from: Literal["now", "beginning"] = Field(
+        default="now",
+        description="What a topic gets first: changes from now on, or all that the lake has.",
     )
 
     @field_validator("data_dir")
@@ -107,6 +259,21 @@ class Settings(BaseSettings):
             # The value is not shown: it may have a password.
             raise ValueError('it must be a JSON object, such as {"client.id": "shop"}')  # noqa: TRY004
         return options
+
+    @field_validator("notify_urls", mode="before")
+    @classmethod
+    def _urls_of_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError:
+                # The value is not shown: it may have a password.
+                raise ValueError("it starts like a JSON list and is none") from None
+        # A URL may have commas within.
+        found = re.split(r"[\s,]+(?=[A-Za-z0-9]+://)", value.strip().strip(","))
+        return [url for url in found if url]
 
     @cached_property
     def exports_dir(self) -> Path:

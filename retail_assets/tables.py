@@ -702,6 +702,113 @@ NOTIFIED = Table(
     ),
 )
 
+FRAUD_ALERTS = Table(
+    name="fraud_alerts",
+    description="Orders that look wrong, with what speaks against each.",
+    group="events",
+    key=("event_id",),
+    columns=(
+        Column(
+            "event_id",
+            "VARCHAR",
+            "The first event of the order.",
+            derived_from=("enriched_events.event_id",),
+        ),
+        Column(
+            "customer_id",
+            "VARCHAR",
+            "Who ordered.",
+            derived_from=("enriched_events.customer_id",),
+            personal=True,
+        ),
+        Column(
+            "order_id",
+            "VARCHAR",
+            "The order.",
+            derived_from=("enriched_events.order_id",),
+        ),
+        Column(
+            "order_date",
+            "DATE",
+            "The business day of the order's first event.",
+            derived_from=("enriched_events.order_date",),
+        ),
+        Column(
+            "event_timestamp",
+            INSTANT,
+            "When that event happened, if it says so.",
+            nullable=True,
+            derived_from=("enriched_events.event_timestamp",),
+        ),
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which the order was first heard of.",
+            derived_from=("enriched_events.received_date",),
+        ),
+        Column(
+            "region",
+            "VARCHAR",
+            "The region in which the order was taken.",
+            derived_from=("enriched_events.region",),
+        ),
+        Column(
+            "order_value_gbp",
+            MONEY,
+            "Value of the order in GBP, as its latest event has it.",
+            derived_from=("enriched_events.order_value_gbp",),
+        ),
+        Column(
+            "reasons",
+            "VARCHAR",
+            "What speaks against it: reason codes, separated by commas.",
+            derived_from=("enriched_events.extra", "enriched_events.home_region"),
+        ),
+        Column("rule_score", "DOUBLE", "How sure the rules are, from 0 to 1."),
+        Column(
+            "model_score",
+            "DOUBLE",
+            "The share of the orders it was trained on that the model finds less unusual; null if"
+            " no model looked at it.",
+            nullable=True,
+            derived_from=("fraud_models.model",),
+        ),
+        Column("score", "DOUBLE", "How sure rules and model are together, from 0 to 1."),
+        Column(
+            "model_version",
+            "VARCHAR",
+            "The model.",
+            nullable=True,
+            derived_from=("fraud_models.version",),
+        ),
+        Column("explanation", "VARCHAR", "The reasons in words, with their figures."),
+    ),
+)
+
+FRAUD_MODELS = Table(
+    name="fraud_models",
+    description="What finds unusual orders: one model for each day, trained on the days up to it.",
+    group="events",
+    key=("trained_to",),
+    columns=(
+        Column("trained_to", "DATE", "The last day whose events it knows."),
+        Column(
+            "version",
+            "VARCHAR",
+            "The day and a hash of all that the model follows from: the same history gives the"
+            " same version.",
+        ),
+        Column("trained_from", "DATE", "The first order date that it was trained on."),
+        Column("orders", "BIGINT", "How many orders it was trained on."),
+        Column("features", "VARCHAR", "What it looks at: names, separated by commas."),
+        Column("library", "VARCHAR", "What made it, and can read it: scikit-learn's version."),
+        Column("metrics", "VARCHAR", "How it did on orders that it had not seen, as JSON."),
+        Column("model", "BLOB", "The model, in the format of skops."),
+        Column("sha256", "VARCHAR", "SHA-256 of `model`, in hexadecimal."),
+        Column("trained_at", INSTANT, "When it was stored."),
+    ),
+)
+
 EXPORT_FILES = Table(
     name="export_files",
     description="Ledger: the export that each day's raw orders come from.",
@@ -774,6 +881,8 @@ ALL = (
     STREAM_WORKERS,
     NOTIFICATIONS,
     NOTIFIED,
+    FRAUD_ALERTS,
+    FRAUD_MODELS,
     EXPORT_FILES,
     EVENT_FILES,
     FAILED_EVENT_FILES,
