@@ -809,6 +809,21 @@ FRAUD_MODELS = Table(
     ),
 )
 
+CONSUMER_DEAD_LETTERS = Table(
+    name="consumer_dead_letters",
+    description="The keys that a consumer could not recompute and went on without: their rows are"
+    " as they were before. A success removes the entry.",
+    key=("consumer", "key"),
+    columns=(
+        Column("consumer", "VARCHAR", "The consumer."),
+        Column("key", "VARCHAR", "What it could not recompute: an order, a product, a day, …"),
+        Column("problem", "VARCHAR", "What went wrong."),
+        Column("snapshot", "BIGINT", "The snapshot of the lake that it was tried at."),
+        Column("attempts", "BIGINT", "How often it was tried."),
+        Column("failed_at", INSTANT, "When it was last tried."),
+    ),
+)
+
 EXPORT_FILES = Table(
     name="export_files",
     description="Ledger: the export that each day's raw orders come from.",
@@ -883,6 +898,7 @@ ALL = (
     NOTIFIED,
     FRAUD_ALERTS,
     FRAUD_MODELS,
+    CONSUMER_DEAD_LETTERS,
     EXPORT_FILES,
     EVENT_FILES,
     FAILED_EVENT_FILES,

@@ -1,0 +1,272 @@
+"""What there is to tell people of, as the lake has it now: failures that last, and new alerts.
+
+A failure holds for a while and is over some time later; an alert is there once and for all.
+Messages leave the machine: nothing personal is in them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+
+from retail_assets import tables
+from retail_assets.settings import Settings
+from retail_assets.sql import literal
+
+DEAD_WORKER = "dead_worker"
+NO_EVENTS = "no_events"
+MISSING_DAY = "missing_day"
+FAILED_DAY = "failed_day"
+FAILED_EVENT_FILE = "failed_event_file"
+
+FAILURES = {
+    DEAD_WORKER: ("The stream worker is dead", "stream workers"),
+    NO_EVENTS: ("No events come in", "silences"),
+    MISSING_DAY: ("A day is not published", "missing days"),
+    FAILED_DAY: ("A day failed", "failed days"),
+    FAILED_EVENT_FILE: ("An event file cannot be read", "failed event files"),
+}
+"""The title of one failure of each kind, and what several are called; the gravest kind first."""
+
+PROBLEM_LENGTH = 500
+
+
+@dataclass(frozen=True)
+class AlertKind:
+    """Alerts of one table: the titles of one and of several, and the columns that are told."""
+
+    kind: str
+    table: str
+    title: str
+    plural: str
+    shown: Sequence[str]
+
+
+ALERTS = (
+    AlertKind(
+        "fraud_alert",
+        "fraud_alerts",
+        "Fraud alert",
+        "fraud alerts",
+        ("order_id", "order_value_gbp", "region", "score", "reasons"),
+    ),
+    AlertKind(
+        "stock_alert",
+        "stock_alerts",
+        "Low stock",
+        "stock alerts",
+        ("product_id", "product_name", "stock", "threshold", "order_date"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to tell of: `kind` and `subject` identify it, `text` is one line."""
+
+    kind: str
+    subject: str
+    text: str
+
+
+def failures(
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    now: datetime,
+    open_days: Sequence[str] = (),
+) -> list[Finding]:
+    """The failures that hold now.
+
+    Args:
+        connection: a connection to the lake.
+        settings: how long is too long.
+        now: the time, with a time zone.
+        open_days: days that were missing when last looked at; they are until they are published.
+    """
+    return [
+        *_dead_worker(connection, settings, now),
+        *_no_events(connection, settings, now),
+        *_missing_days(connection, settings, now, open_days),
+        *_failed_days(connection),
+        *_failed_event_files(connection),
+    ]
+
+
+def alive_worker(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
+) -> str | None:
+    """A stream worker that lives, if there is one."""
+    row = connection.execute(
+        "SELECT worker FROM lake.stream_workers WHERE state = 'running' AND heartbeat_at >= ?"
+        " ORDER BY heartbeat_at DESC LIMIT 1",
+        [now - timedelta(seconds=settings.notify_worker_seconds)],
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def new_alerts(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
+) -> list[Finding]:
+    """The alerts that nobody was told of and that are not too old, the oldest first."""
+    found: list[Finding] = []
+    for alert in ALERTS:
+        query = recent_alerts(alert, settings)
+        if query is None:
+            continue
+        shown = [name for name in alert.shown if name in tables.BY_NAME[alert.table].types]
+        rows = connection.execute(
+            f"SELECT subject, {', '.join(shown)} FROM ({query}) WHERE subject NOT IN"
+            " (SELECT subject FROM lake.notified WHERE kind = ?) ORDER BY happened_at, subject",
+            [oldest(settings, now), alert.kind],
+        ).fetchall()
+        found += [Finding(alert.kind, subject, _listed(shown, values)) for subject, *values in rows]
+    return found
+
+
+def recent_alerts(alert: AlertKind, settings: Settings) -> str | None:
+    """The query for the alerts since a time, its parameter, with `subject` and `happened_at`.
+
+    Returns:
+        None where the lake has no such table.
+    """
+    table = tables.BY_NAME.get(alert.table)
+    if table is None:
+        return None
+    zone = literal(settings.timezone)
+    times = [
+        expression
+        for name, expression in (
+            ("event_timestamp", "event_timestamp"),
+            # An event without a time may have come at any time of its day.
+            ("order_date", f"timezone({zone}, (order_date + 1)::TIMESTAMP)"),
+        )
+        if name in table.types
+    ]
+    happened = f"coalesce({', '.join(times)})" if times else "now()"
+    return (
+        f"SELECT *, concat_ws(':', {', '.join(table.key)}) AS subject, {happened} AS happened_at"
+        f" FROM lake.{table.name} WHERE {happened} >= ?"
+    )
+
+
+def oldest(settings: Settings, now: datetime) -> datetime:
+    """Of alerts about what happened before, nobody is told."""
+    return now - timedelta(hours=settings.notify_max_age_hours)
+
+
+def _dead_worker(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
+) -> list[Finding]:
+    if alive_worker(connection, settings, now) is not None:
+        return []
+    row = connection.execute(
+        "SELECT worker, host, state, heartbeat_at, problem FROM lake.stream_workers"
+        " ORDER BY heartbeat_at DESC LIMIT 1"
+    ).fetchone()
+    if row is None or row[2] != "running":
+        return []
+    worker, host, _, heartbeat, problem = row
+    text = (
+        f"The stream worker {worker} on {host} last said at {_clock(heartbeat, settings)} that it"
+        f" lives{f', and then: {_short(problem)}' if problem else ''}. Start it again; until then"
+        " event files are left to the sensor."
+    )
+    return [Finding(DEAD_WORKER, worker, text)]
+
+
+def _no_events(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
+) -> list[Finding]:
+    if settings.notify_event_age_minutes is None:
+        return []
+    (newest,) = connection.execute(
+        "SELECT greatest((SELECT max(updated_at) FROM lake.stream_offsets WHERE kind = 'source'),"
+        " (SELECT max(ingested_at) FROM lake.event_files))"
+    ).fetchone() or (None,)
+    if newest is None or now - newest <= timedelta(minutes=settings.notify_event_age_minutes):
+        return []
+    text = (
+        f"The newest event came in at {_clock(newest, settings)}. See whether the shop sends any,"
+        " and `retail-assets status`."
+    )
+    return [Finding(NO_EVENTS, "events", text)]
+
+
+def _missing_days(
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    now: datetime,
+    open_days: Sequence[str],
+) -> list[Finding]:
+    local = now.astimezone(ZoneInfo(settings.timezone))
+    due = {date.fromisoformat(day) for day in open_days}
+    yesterday = local.date() - timedelta(days=1)
+    if local.hour >= settings.notify_missing_day_hour and yesterday >= settings.start_date:
+        due.add(yesterday)
+    published = [
+        day
+        for (day,) in connection.execute(
+            "SELECT day FROM lake.published_days WHERE table_name = ?"
+            " AND (day = (SELECT max(day) FROM lake.published_days WHERE table_name = ?)"
+            " OR day IN (SELECT unnest(?::DATE[])))",
+            [tables.DAILY_REVENUE.name, tables.DAILY_REVENUE.name, list(due)],
+        ).fetchall()
+    ]
+    if not published:
+        # Nobody runs the batch lane here.
+        return []
+    return [
+        Finding(
+            MISSING_DAY,
+            str(day),
+            f"{tables.DAILY_REVENUE.name} of {day} is not published. See whether its order export"
+            " has come, and the runs of that day.",
+        )
+        for day in sorted(due.difference(published))
+    ]
+
+
+def _failed_days(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT table_name, day, problem FROM lake.failed_days ORDER BY day, table_name"
+    ).fetchall()
+    return [
+        Finding(FAILED_DAY, f"{table} {day}", f"{table} of {day}: {_short(problem)}")
+        for table, day, problem in rows
+    ]
+
+
+def _failed_event_files(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT path, problem FROM lake.failed_event_files ORDER BY path"
+    ).fetchall()
+    return [
+        Finding(FAILED_EVENT_FILE, path, f"{path}: {_short(problem)}") for path, problem in rows
+    ]
+
+
+def _listed(names: Sequence[str], values: Sequence[Any]) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_id').removesuffix('_gbp').replace('_', ' ')} {_told(value)}"
+        for name, value in zip(names, values, strict=True)
+        if value is not None
+    )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, list):
+        return " and ".join(str(each) for each in value)
+    return str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= PROBLEM_LENGTH else text[:PROBLEM_LENGTH] + "…"
+
+
+def _clock(time: datetime, settings: Settings) -> str:
+    return f"{time.astimezone(ZoneInfo(settings.timezone)):%Y-%m-%d %H:%M:%S %Z}"

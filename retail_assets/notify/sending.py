@@ -1,0 +1,186 @@
+"""Sending what is in the outbox: at least once, outside of any transaction.
+
+An attempt is entered before it is made, so that two processes do not send the same message at the
+same moment, and what a process that was killed had in hand is tried again a minute later, with the
+same key. Each service has its own rows: one that is away holds up no other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import duckdb
+
+from retail_assets.lake.connection import Lake
+from retail_assets.notify.outbox import MINUTE
+from retail_assets.notify.services import Message, Service, deliver, services
+from retail_assets.settings import Settings
+
+LONGEST_WAIT = timedelta(hours=1)
+
+_OPEN = "sent_at IS NULL AND given_up_at IS NULL"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of it: messages sent, tried in vain, given up, and how many still wait.
+
+    `problem` is the newest, or None.
+    """
+
+    sent: int = 0
+    failed: int = 0
+    given_up: int = 0
+    waiting: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message in the outbox, and how often it was tried."""
+
+    message: Message
+    service: str
+    attempts: int
+
+
+def send(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    now: datetime | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Sent:
+    """Send what is due, to each service no more than the settings allow in a minute.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        settings: where to, and how often to try.
+        now: the time, with a time zone; by default that of the clock.
+        stop: asked before each message whether to leave the rest for another time.
+    """
+    clock = Clock(now)
+    outcomes: list[tuple[Letter, str | None]] = []
+    known = services(settings)
+    given_up = _give_up_unknown(lake, connection, known, clock)
+    for service in known:
+        for letter in _due(connection, settings, service, clock.now()):
+            if stop():
+                break
+            if not _claim(lake, connection, letter, clock.now()):
+                continue
+            problem = deliver(service, letter.message)
+            given_up += _mark(lake, connection, settings, letter, problem, clock.now())
+            outcomes.append((letter, problem))
+            if problem is not None:
+                # It is most likely away: its other messages need not wait for that each.
+                break
+    problems = [f"{letter.service}: {problem}" for letter, problem in outcomes if problem]
+    return Sent(
+        sent=len(outcomes) - len(problems),
+        failed=len(problems),
+        given_up=given_up,
+        waiting=_waiting(connection),
+        problem=problems[-1] if problems else None,
+    )
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time: a given one, or the clock's."""
+
+    fixed: datetime | None
+
+    def now(self) -> datetime:
+        """The time in UTC."""
+        return self.fixed or datetime.now(timezone.utc)
+
+
+def wait_after(attempts: int) -> timedelta:
+    """How long to wait after so many attempts: a minute, then twice as long each time."""
+    return min(MINUTE * (1 << min(attempts - 1, 10)), LONGEST_WAIT)
+
+
+def _due(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, service: Service, now: datetime
+) -> list[Letter]:
+    row = connection.execute(
+        "SELECT count(*) FROM lake.notifications WHERE service = ? AND sent_at > ?",
+        [service.name, now - MINUTE],
+    ).fetchone()
+    room = settings.notify_per_minute - (int(row[0]) if row else 0)
+    rows = connection.execute(
+        "SELECT key, severity, title, body, service, attempts FROM lake.notifications"
+        f" WHERE service = ? AND {_OPEN} AND next_attempt_at <= ?"
+        " ORDER BY created_at, key LIMIT ?",
+        [service.name, now, max(0, room)],
+    ).fetchall()
+    return [Letter(Message(*row[:4]), *row[4:]) for row in rows]
+
+
+def _claim(
+    lake: Lake, connection: duckdb.DuckDBPyConnection, letter: Letter, now: datetime
+) -> bool:
+    """Enter an attempt; False if somebody else has just done so."""
+    where = f"WHERE key = ? AND service = ? AND attempts = ? AND {_OPEN}"
+    identity = [letter.message.key, letter.service, letter.attempts]
+    with lake.transaction(connection, "try a notification"):
+        found = connection.execute(f"SELECT 1 FROM lake.notifications {where}", identity).fetchone()
+        if found is None:
+            return False
+        connection.execute(
+            f"UPDATE lake.notifications SET attempts = attempts + 1, next_attempt_at = ? {where}",
+            [now + wait_after(letter.attempts + 1), *identity],
+        )
+    return True
+
+
+def _mark(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    letter: Letter,
+    problem: str | None,
+    now: datetime,
+) -> int:
+    """Enter what came of an attempt; returns 1 if it was the last in vain, otherwise 0."""
+    last = problem is not None and letter.attempts + 1 >= settings.notify_attempts
+    with lake.transaction(connection, "note what came of a notification"):
+        connection.execute(
+            "UPDATE lake.notifications SET sent_at = ?, given_up_at = ?, problem = ?"
+            " WHERE key = ? AND service = ? AND sent_at IS NULL",
+            [
+                now if problem is None else None,
+                now if last else None,
+                problem,
+                letter.message.key,
+                letter.service,
+            ],
+        )
+    return int(last)
+
+
+def _give_up_unknown(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    known: list[Service],
+    clock: Clock,
+) -> int:
+    """Give up the messages to services that the settings no longer name; returns how many."""
+    where = f"WHERE {_OPEN} AND service NOT IN (SELECT unnest(?::VARCHAR[]))"
+    names = [service.name for service in known]
+    row = connection.execute(f"SELECT count(*) FROM lake.notifications {where}", [names]).fetchone()
+    if not row or not row[0]:
+        return 0
+    with lake.transaction(connection, "give up notifications to services that are gone"):
+        connection.execute(
+            f"UPDATE lake.notifications SET given_up_at = ?, problem = ? {where}",
+            [clock.now(), "RETAIL_NOTIFY_URLS no longer has this service.", names],
+        )
+    return int(row[0])
+
+
+def _waiting(connection: duckdb.DuckDBPyConnection) -> int:
+    row = connection.execute(f"SELECT count(*) FROM lake.notifications WHERE {_OPEN}").fetchone()
+    return int(row[0]) if row else 0
