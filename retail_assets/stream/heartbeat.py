@@ -1,0 +1,112 @@
+"""The heartbeat of workers: a row in the lake that says which live, what they do and how fast."""
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from uuid import uuid4
+
+import duckdb
+
+from retail_assets.lake.rows import insert_columns
+
+BEAT_SECONDS = 3.0
+"""How often a worker says that it lives."""
+
+DEAD_SECONDS = 10.0
+"""After how long a silence others take its work over."""
+
+RUNNING, STOPPED = "running", "stopped"
+
+FILES = "files"
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A worker as it last was."""
+
+    worker: str
+    host: str
+    process_id: int
+    sources: tuple[str, ...]
+    state: str
+    problem: str | None
+    figures: dict[str, Any]
+    started_at: datetime
+    heartbeat_at: datetime
+
+    def silent_seconds(self, now: datetime) -> float:
+        """How long it has not said anything."""
+        return (now - self.heartbeat_at).total_seconds()
+
+    def lives(self, now: datetime) -> bool:
+        """Whether it runs, as far as one can know."""
+        return self.state == RUNNING and self.silent_seconds(now) < DEAD_SECONDS
+
+
+def new_worker() -> str:
+    """A name for this start of a worker: the time in UTC, and something that no other has."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
+
+
+def beat(
+    connection: duckdb.DuckDBPyConnection,
+    worker: str,
+    sources: Sequence[str],
+    state: str,
+    problem: str | None,
+    figures: dict[str, Any],
+) -> None:
+    """In the caller's transaction, say that a worker lives (or has stopped)."""
+    found = connection.execute(
+        "SELECT started_at FROM lake.stream_workers WHERE worker = ?", [worker]
+    ).fetchone()
+    if found:
+        connection.execute("DELETE FROM lake.stream_workers WHERE worker = ?", [worker])
+    columns: dict[str, list[object]] = {
+        "worker VARCHAR": [worker],
+        "host VARCHAR": [socket.gethostname()],
+        "process_id BIGINT": [os.getpid()],
+        "sources VARCHAR": [", ".join(sources)],
+        "state VARCHAR": [state],
+        "problem VARCHAR": [problem],
+        "figures VARCHAR": [json.dumps(figures)],
+        "started_at TIMESTAMPTZ": [found[0] if found else datetime.now(timezone.utc)],
+    }
+    insert_columns(connection, "stream_workers", columns, "now() AS heartbeat_at")
+
+
+def heartbeats(connection: duckdb.DuckDBPyConnection, *, latest: int = 20) -> list[Heartbeat]:
+    """The workers that were heard of last, the newest first."""
+    rows = connection.execute(
+        "SELECT worker, host, process_id, sources, state, problem, figures, started_at,"
+        " heartbeat_at FROM lake.stream_workers ORDER BY heartbeat_at DESC LIMIT ?",
+        [latest],
+    ).fetchall()
+    return [
+        Heartbeat(
+            worker,
+            host,
+            process_id,
+            tuple(sources.split(", ")),
+            state,
+            problem,
+            json.loads(figures),
+            started,
+            heard,
+        )
+        for worker, host, process_id, sources, state, problem, figures, started, heard in rows
+    ]
+
+
+def living(connection: duckdb.DuckDBPyConnection, source: str | None = None) -> list[Heartbeat]:
+    """The workers that live, and take events from a source, if one is named."""
+    now = datetime.now(timezone.utc)
+    return [
+        found
+        for found in heartbeats(connection)
+        if found.lives(now) and (source is None or source in found.sources)
+    ]
