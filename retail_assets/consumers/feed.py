@@ -1,0 +1,428 @@
+"""The frame of all consumers: what has changed since its offset, recomputed by key.
+
+A consumer is a pure function from tables of the lake to tables of its own. A round looks up which
+keys have changed since the consumer's offset (a snapshot of the lake), computes all rows of these
+keys, and puts what differs into the consumer's tables, in one transaction with the new offset. So
+a round can be repeated, and two workers can run the same consumer at once.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import narwhals as nw
+
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
+from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.lake.maintenance import CATALOG
+from retail_assets.lake.rows import insert_columns
+from retail_assets.sql import literal
+from retail_assets.tables import ENRICHED_EVENTS, Table
+
+ATTEMPTS = 3
+"""How often a round is tried as a whole before the keys at fault are looked for."""
+
+MOST_DEAD_LETTERS = 20
+"""If more keys than these fail in a round, it is not for the keys, and none is set aside."""
+
+RETRY_DEAD_LETTERS = "INTERVAL 10 MINUTE"
+"""When a key that was set aside is tried again, unless it changes before."""
+
+PERSIST_AFTER = 100
+"""By how many snapshots an offset falls behind while nothing changes: moving it is a commit."""
+
+SHOWN_KEYS = 1_000
+"""How many of the keys of a round its report names."""
+
+STAMP = "updated_at"
+"""The column that the frame fills, and that does not make a row differ."""
+
+_KEYS, _PIECE = "temp.main.consumer_keys", "temp.main.consumer_piece"
+
+Compute = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, "str | nw.LazyFrame"]]
+"""Takes a connection to the lake and the name of a table with a column of keys (None: all keys).
+
+Returns all rows of these keys, by the name of each table of the consumer: a SELECT or a frame of
+that connection, with the table's columns except `updated_at`. Rows of other keys are left out.
+"""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Tables that follow from others, key by key.
+
+    `key` is a column of every one of `tables`, which are the consumer's own, and of every one of
+    `sources`, whose changes make a key's rows stale.
+    """
+
+    name: str
+    key: str
+    tables: tuple[Table, ...]
+    compute: Compute
+    sources: tuple[Table, ...] = (ENRICHED_EVENTS,)
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What a round has done.
+
+    `snapshot` is the new offset, `keys` the first of the `key_count` keys that were recomputed,
+    `inserted` and `deleted` the rows that came and went by table, `failed` the keys that were set
+    aside and why, and `rebuilt` whether all keys were recomputed.
+    """
+
+    consumer: str
+    snapshot: int
+    key_count: int
+    keys: tuple[Any, ...]
+    inserted: Mapping[str, int]
+    deleted: Mapping[str, int]
+    failed: Mapping[str, str]
+    rebuilt: bool
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far a consumer is behind: commits to its sources, and seconds since the oldest."""
+
+    snapshots: int
+    seconds: float
+
+
+class ConsumerError(RetailAssetsError):
+    """A round that failed; `consumer` says whose. The tables and the offset are as they were."""
+
+    def __init__(self, consumer: str, problem: str) -> None:
+        super().__init__(
+            f"The consumer {consumer} could not follow: {problem}. Its tables stay as they are;"
+            " it goes on from there once this is mended."
+        )
+        self.consumer = consumer
+
+
+def consume(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    consumer: Consumer,
+    *,
+    failures: int = 0,
+) -> Consumed | None:
+    """Run one round of a consumer.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        consumer: whose round.
+        failures: how many rounds in a row have failed just before. From the third attempt on the
+            keys at fault are found by halving and noted in `consumer_dead_letters`, and the others
+            are published.
+
+    Returns:
+        What was done; None if nothing had changed, or another worker was faster.
+
+    Raises:
+        ConsumerError: if the round failed. Try again after a while, with `failures` one higher.
+    """
+    try:
+        return _Round(lake, connection, consumer, isolate=failures + 1 >= ATTEMPTS).run()
+    except Exception as error:
+        raise ConsumerError(consumer.name, _reason(error)) from error
+
+
+def rewind(lake: Lake, connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> None:
+    """Forget how far a consumer has come: its next round recomputes everything."""
+    with lake.transaction(connection, f"rewind {consumer.name}"):
+        # An offset that there never was: who computes right now must notice.
+        set_consumer_offset(connection, consumer.name, -current_snapshot(connection) - 1)
+
+
+def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
+    """Say how far a consumer is behind its sources."""
+    offset = consumer_offset(connection, consumer.name)
+    names = ", ".join(literal(table.name) for table in consumer.sources)
+    ids = connection.execute(
+        f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table"
+        f" WHERE end_snapshot IS NULL AND table_name IN ({names})"
+    ).fetchone()
+    assert ids is not None
+    row = connection.execute(
+        "SELECT count(*), coalesce(date_diff('millisecond', min(s.snapshot_time::TIMESTAMPTZ),"
+        f" now()), 0) FROM {CATALOG}.ducklake_snapshot AS s"
+        f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id)"
+        " WHERE s.snapshot_id > ? AND regexp_matches(c.changes_made, ?)",
+        [-1 if offset is None else offset, rf"(insert|into_table|delete|from_table):({ids[0]})\b"],
+    ).fetchone()
+    assert row is not None
+    return Lag(row[0], max(row[1], 0) / 1000)
+
+
+@dataclass
+class _Round:
+    lake: Lake
+    connection: duckdb.DuckDBPyConnection
+    consumer: Consumer
+    isolate: bool
+    offset: int | None = None
+    seen: int = 0
+    rebuild: bool = False
+    key_count: int = 0
+    suspects: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> Consumed | None:
+        self._drop()
+        try:
+            self._begin_read()
+            changed = self._look()
+            self._execute("COMMIT")
+            if not changed:
+                return None
+            if self.key_count:
+                self._stage()
+                self._compare()
+            return self._publish()
+        finally:
+            self._end_read()
+            self._drop()
+
+    def _look(self) -> bool:
+        """Find the keys to recompute, in a transaction that reads one snapshot."""
+        self.offset = consumer_offset(self.connection, self.consumer.name)
+        self.seen = current_snapshot(self.connection)
+        if self.offset == self.seen:
+            return False
+        self.rebuild = self.offset is None or not self._is_kept(self.offset)
+        key = self.consumer.key
+        letters = (
+            "SELECT key, failed_at FROM lake.consumer_dead_letters"
+            f" WHERE consumer = {literal(self.consumer.name)}"
+        )
+        due = f"SELECT key FROM ({letters}) WHERE failed_at < now() - {RETRY_DEAD_LETTERS}"
+        found = " UNION ALL ".join(
+            f"SELECT CAST({key} AS VARCHAR) AS text, {key} FROM {source}"
+            for source in self._stale_sources()
+        )
+        self._execute(
+            f"CREATE TEMP TABLE consumer_keys AS SELECT {key}, text, suspect,"
+            " row_number() OVER (ORDER BY suspect) AS number FROM"
+            f" (SELECT DISTINCT {key}, text, text IN (SELECT key FROM ({letters})) AS suspect"
+            f" FROM ({found}) WHERE {key} IS NOT NULL)"
+        )
+        self._execute(
+            f"INSERT INTO {_KEYS} SELECT CAST(key AS {self._key_type()}), key, true,"
+            f" row_number() OVER () + (SELECT count(*) FROM {_KEYS})"
+            f" FROM ({due}) WHERE key NOT IN (SELECT text FROM {_KEYS})"
+        )
+        self.key_count, self.suspects = self._one(
+            f"SELECT count(*), count(*) FILTER (suspect) FROM {_KEYS}"
+        )
+        behind = self.seen - (self.offset or 0)
+        return self.rebuild or self.key_count > 0 or behind >= PERSIST_AFTER
+
+    def _stale_sources(self) -> list[str]:
+        """Where the keys that may have changed stand."""
+        sources, own = self.consumer.sources, self.consumer.tables
+        if self.rebuild:
+            return [f"lake.{table.name}" for table in (*sources, *own)]
+        assert self.offset is not None
+        return [
+            f"lake.table_changes('{table.name}', {self.offset + 1}, {self.seen})"
+            for table in sources
+        ]
+
+    def _is_kept(self, snapshot: int) -> bool:
+        """Whether the lake still knows what has changed since a snapshot."""
+        return bool(
+            self._execute(
+                f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot]
+            ).fetchone()
+        )
+
+    def _key_type(self) -> str:
+        return self.consumer.tables[0].types[self.consumer.key]
+
+    def _stage(self) -> None:
+        """Compute the rows of the keys; those that cannot be are set aside or end the round."""
+        for table in self.consumer.tables:
+            columns = ", ".join(f"{name} {table.types[name]}" for name in _computed(table))
+            self._execute(f"CREATE TEMP TABLE staged_{table.name} ({columns})")
+        # A failure before may say that a key fails again: each of these by itself.
+        known = self.key_count - self.suspects
+        pieces = [(number, number) for number in range(known + 1, self.key_count + 1)]
+        if known:
+            pieces.append((1, known))
+        while pieces:
+            first, last = pieces.pop()
+            try:
+                self._compute(first, last)
+            except Exception as error:
+                self._end_read()
+                if last <= known and not self.isolate:
+                    raise
+                if first < last:
+                    middle = (first + last) // 2
+                    pieces += [(middle + 1, last), (first, middle)]
+                    continue
+                self._set_aside(first, error)
+                if len(self.failed) > MOST_DEAD_LETTERS + self.suspects:
+                    raise
+
+    def _compute(self, first: int, last: int) -> None:
+        """Stage the rows of some keys, by their numbers, in a transaction of their own."""
+        self._begin_read()
+        key, keys = self.consumer.key, None
+        if not self.rebuild or last - first + 1 < self.key_count:
+            self._execute(
+                f"CREATE OR REPLACE TEMP TABLE consumer_piece AS SELECT {key} FROM {_KEYS}"
+                f" WHERE number BETWEEN {first} AND {last}"
+            )
+            keys = _PIECE
+        found = self.consumer.compute(self.connection, keys)
+        for table in self.consumer.tables:
+            rows = found[table.name]
+            query = rows if isinstance(rows, str) else nw.to_native(rows).sql_query()
+            columns = ", ".join(_computed(table))
+            these = "" if keys is None else f" WHERE {key} IN (SELECT {key} FROM {keys})"
+            self._execute(
+                f"INSERT INTO temp.main.staged_{table.name} SELECT {columns} FROM ({query}){these}"
+            )
+        self._execute("COMMIT")
+
+    def _set_aside(self, number: int, error: Exception) -> None:
+        (text,) = self._one(f"SELECT text FROM {_KEYS} WHERE number = {number}")
+        self.failed[text] = _reason(error)
+
+    def _compare(self) -> None:
+        """Find the rows that must go and come."""
+        self._begin_read()
+        failed = f"SELECT unnest([{', '.join(map(literal, self.failed))}]::VARCHAR[])"
+        key = self.consumer.key
+        concerned = (
+            f"CAST({key} AS VARCHAR) NOT IN ({failed})"
+            if self.rebuild
+            else f"{key} IN (SELECT {key} FROM {_KEYS} WHERE text NOT IN ({failed}))"
+        )
+        for table in self.consumer.tables:
+            columns = ", ".join(_computed(table))
+            own = f"SELECT {columns} FROM lake.{table.name} WHERE {concerned}"
+            staged = f"SELECT {columns} FROM temp.main.staged_{table.name}"
+            self._execute(f"CREATE TEMP TABLE gone_{table.name} AS {own} EXCEPT {staged}")
+            self._execute(f"CREATE TEMP TABLE new_{table.name} AS {staged} EXCEPT {own}")
+        self._execute("COMMIT")
+
+    def _publish(self) -> Consumed | None:
+        self._end_read()
+        deleted, inserted = self._counts("gone"), self._counts("new")
+        with suppress(_OthersWereFasterError):
+            name = self.consumer.name
+            with self.lake.transaction(self.connection, f"publish {name}"):
+                # What was compared is what the tables have, as long as the offset stands.
+                if consumer_offset(self.connection, name) != self.offset:
+                    raise _OthersWereFasterError
+                for table in self.consumer.tables:
+                    self._replace(table, deleted[table.name], inserted[table.name])
+                self._note_failures()
+                set_consumer_offset(self.connection, name, self.seen)
+            return self._report(inserted, deleted) if self.key_count else None
+        return None
+
+    def _counts(self, kind: str) -> dict[str, int]:
+        return {
+            table.name: self._one(f"SELECT count(*) FROM temp.main.{kind}_{table.name}")[0]
+            if self.key_count
+            else 0
+            for table in self.consumer.tables
+        }
+
+    def _replace(self, table: Table, deleted: int, inserted: int) -> None:
+        if deleted:
+            same = " AND ".join(f"t.{name} IS NOT DISTINCT FROM g.{name}" for name in table.key)
+            self._execute(
+                f"DELETE FROM lake.{table.name} AS t USING temp.main.gone_{table.name} AS g"
+                f" WHERE {same}"
+            )
+        if inserted:
+            stamp = f", now() AS {STAMP}" if STAMP in table.types else ""
+            self._execute(
+                f"INSERT INTO lake.{table.name} BY NAME SELECT *{stamp}"
+                f" FROM temp.main.new_{table.name}"
+            )
+
+    def _note_failures(self) -> None:
+        """Enter the keys that failed, and take out those that failed before and do no more."""
+        if not self.suspects and not self.failed:
+            return
+        where = f"WHERE consumer = ? AND key IN (SELECT text FROM {_KEYS})"
+        known = dict(
+            self._execute(
+                f"SELECT key, attempts FROM lake.consumer_dead_letters {where}",
+                [self.consumer.name],
+            ).fetchall()
+        )
+        if known:
+            self._execute(f"DELETE FROM lake.consumer_dead_letters {where}", [self.consumer.name])
+        if self.failed:
+            columns: dict[str, list[Any]] = {
+                "consumer VARCHAR": [self.consumer.name] * len(self.failed),
+                "key VARCHAR": list(self.failed),
+                "problem VARCHAR": list(self.failed.values()),
+                "snapshot BIGINT": [self.seen] * len(self.failed),
+                "attempts BIGINT": [known.get(key, ATTEMPTS - 1) + 1 for key in self.failed],
+            }
+            insert_columns(self.connection, "consumer_dead_letters", columns, "now() AS failed_at")
+
+    def _report(self, inserted: Mapping[str, int], deleted: Mapping[str, int]) -> Consumed:
+        keys = self._execute(
+            f"SELECT {self.consumer.key} FROM {_KEYS} ORDER BY ALL LIMIT {SHOWN_KEYS}"
+        ).fetchall()
+        return Consumed(
+            self.consumer.name,
+            self.seen,
+            self.key_count,
+            tuple(key for (key,) in keys),
+            inserted,
+            deleted,
+            self.failed,
+            self.rebuild,
+        )
+
+    def _begin_read(self) -> None:
+        with suppress(duckdb.TransactionException):  # one is open
+            self._execute("BEGIN")
+
+    def _end_read(self) -> None:
+        with suppress(duckdb.TransactionException):  # none is open
+            self._execute("ROLLBACK")
+
+    def _drop(self) -> None:
+        names = ["consumer_keys", "consumer_piece"]
+        names += [
+            f"{kind}_{table.name}"
+            for table in self.consumer.tables
+            for kind in ("staged", "gone", "new")
+        ]
+        for name in names:
+            self._execute(f"DROP TABLE IF EXISTS temp.main.{name}")
+
+    def _execute(self, sql: str, parameters: list[Any] | None = None) -> duckdb.DuckDBPyConnection:
+        return self.connection.execute(sql, parameters)
+
+    def _one(self, sql: str) -> tuple[Any, ...]:
+        row = self._execute(sql).fetchone()
+        assert row is not None
+        return row
+
+
+class _OthersWereFasterError(Exception):
+    """Another worker has moved the offset since it was looked at."""
+
+
+def _computed(table: Table) -> list[str]:
+    return [name for name in table.column_names if name != STAMP]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
