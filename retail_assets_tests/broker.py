@@ -79,9 +79,9 @@ class Broker:
         self.stop()
         self.start()
 
-    def create_topic(self, name: str, partitions: int = 1) -> None:
+    def create_topic(self, name: str, partitions: int = 1, **config: str) -> None:
         """Create a topic, and wait until it is there."""
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=1)
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=config)
         admin = self.admin()  # it has to outlive its answer
         admin.create_topics([topic])[name].result(HANG_SECONDS)
 
