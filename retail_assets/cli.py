@@ -3,8 +3,11 @@
 Exits with 0 when all went well, 1 when work failed, 2 for wrong usage.
 """
 
+import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -193,6 +196,53 @@ def ingest_events() -> None:
         err.print(f"New field {name} ({kind})", style="yellow", markup=False)
     if found.failed:
         raise RetailAssetsError("\n".join(found.failed.values()))
+
+
+@app.command()
+def stream(
+    files: Annotated[bool, typer.Option(help="Take event files in as they land.")] = True,
+    kafka: Annotated[
+        str | None, typer.Option(help="Brokers to read from, such as localhost:9092.")
+    ] = None,
+    topic: Annotated[str | None, typer.Option(help="The topic to read.")] = None,
+    group: Annotated[
+        str, typer.Option(help="Workers of one group share the topic's partitions.")
+    ] = "retail-assets",
+    http: Annotated[str | None, typer.Option(help="Where the webhook listens: HOST:PORT.")] = None,
+    consumers: Annotated[
+        bool, typer.Option(help="Feed fraud, inventory, live revenue and notifications.")
+    ] = True,
+) -> None:
+    """Take events in within milliseconds, from files, Kafka and a webhook, until told to stop."""
+    from retail_assets.stream.assemble import Options, build_worker
+
+    settings = load_settings()
+    worker = build_worker(
+        settings,
+        Options(files=files, kafka=kafka, topic=topic, group=group, http=http, consumers=consumers),
+    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    with _until_signal() as stop:
+        worker.run(stop, say=lambda text: err.print(text, markup=False, soft_wrap=True))
+
+
+@contextmanager
+def _until_signal() -> "Iterator[threading.Event]":
+    """An event that SIGINT and SIGTERM set; a second one ends the process."""
+    stop = threading.Event()
+
+    def tell(number: int, _: object) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        stop.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command()

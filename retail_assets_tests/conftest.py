@@ -4,17 +4,19 @@ import gzip
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import TypeAlias
 
+import duckdb
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from retail_assets import partitions
+from retail_assets.ingest import event_workspace
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -44,6 +46,22 @@ def lake(settings: Settings, new_lake: NewLake) -> Lake:
     """An empty lake with all its tables, at the place that `settings` names."""
     new_lake(settings.data_dir)
     return Lake.from_settings(settings)
+
+
+@pytest.fixture
+def rules_may_change() -> Iterator[None]:
+    """Read the rules of events anew for each batch, not once a process."""
+    create = event_workspace.create
+
+    def create_anew(connection: duckdb.DuckDBPyConnection) -> None:
+        event_workspace.texts().clear()
+        create(connection)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_workspace, "REUSED", 0)
+        patch.setattr(event_workspace, "create", create_anew)
+        yield
+    event_workspace.texts().clear()
 
 
 @pytest.fixture(scope="session")

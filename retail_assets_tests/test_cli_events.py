@@ -18,6 +18,8 @@ DAY = "2026-10-12"
 LETTER = f"file:{DAY}/b.jsonl:2"
 RANGE = ("--start", DAY, "--end", "2026-10-31")
 
+pytestmark = pytest.mark.usefixtures("rules_may_change")
+
 
 class Quiet(Command):
     """A progress bar that is not on a terminal leaves an empty line."""

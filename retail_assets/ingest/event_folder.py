@@ -146,7 +146,7 @@ class EventFolder:
         return {
             path: _remote_file(path, info)
             for path, info in ((key.removeprefix(prefix), info) for key, info in found.items())
-            if _is_event_file(path)
+            if is_event_file(path)
         }
 
     def _check(self, path: str) -> None:
@@ -192,7 +192,7 @@ def _scan(root: str, below: str, files: dict[str, FoundFile], links: list[str]) 
                 links.append(path)
             elif entry.is_dir():
                 _scan(root, path, files, links)
-            elif _is_event_file(path):
+            elif is_event_file(path):
                 try:
                     found = entry.stat()
                 except OSError:
@@ -214,7 +214,8 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _is_event_file(path: str) -> bool:
+def is_event_file(path: str) -> bool:
+    """Whether a path in the folder names an event file; hidden ones are none."""
     return path.endswith(ENDINGS) and not any(
         part.startswith(".") for part in PurePosixPath(path).parts
     )

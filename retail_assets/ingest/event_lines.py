@@ -16,6 +16,7 @@ KEPT_BYTES = 1_000
 LINE_TOO_LONG = "line_too_long"
 NOT_UTF8 = "not_utf8"
 NUL_BYTE = "nul_byte"
+NOT_TAKEN = "not_taken"
 
 BOM = b"\xef\xbb\xbf"
 
@@ -74,8 +75,12 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
     return pa.table({"payload": payload, "defect": defect})
 
 
-def payloads_to_arrow(payloads: Sequence[bytes]) -> "pa.Table":
-    r"""Make a row of each payload, as `to_arrow` does of each line; a newline in one is part of it.
+def payloads_to_arrow(payloads: Sequence[bytes], defect: str | None = None) -> "pa.Table":
+    """Make a row of each payload, as `to_arrow` does of each line; a newline in one is part of it.
+
+    Args:
+        payloads: an event each.
+        defect: what is wrong with all of them, if that is known already.
 
     Returns:
         A row for each payload: `payload` (string) and `defect` (string, null for sound ones).
@@ -83,9 +88,11 @@ def payloads_to_arrow(payloads: Sequence[bytes]) -> "pa.Table":
     import pyarrow as pa
 
     data = b"\n".join(payloads)
-    if payloads and data.count(b"\n") == len(payloads) - 1 and b"\r" not in data:
+    if not defect and data.count(b"\n") == len(payloads) - 1 and b"\r" not in data:
         return to_arrow(data + b"\n")
     rows = [_row(payload) for payload in payloads]
+    if defect:
+        rows = [(text, found or defect) for text, found in rows]
     return pa.table(
         {
             "payload": pa.array([text for text, _ in rows], pa.string()),

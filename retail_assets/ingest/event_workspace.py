@@ -22,7 +22,8 @@ REUSED = 500
 ENTERING = "reason IS NULL AND rowid NOT IN (SELECT line_no FROM temp.main.beaten_events)"
 """Which of the judged lines get into enriched_events."""
 
-RECEIVED = "temp.main.received_lines"
+RECEIVED = '"temp".main.received_lines'
+"""As DuckDB writes it when it gives a query back as text."""
 
 _PLACE_COLUMNS = "received_date DATE, source VARCHAR, source_name VARCHAR, position BIGINT"
 
@@ -68,7 +69,7 @@ def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
     if used < REUSED:
         clear(connection)
     else:
-        _create(connection)
+        create(connection)
 
 
 def clear(connection: duckdb.DuckDBPyConnection) -> None:
@@ -77,7 +78,8 @@ def clear(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"TRUNCATE temp.main.{name}")
 
 
-def _create(connection: duckdb.DuckDBPyConnection) -> None:
+def create(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables and statements, in place of those that are there."""
     execute = connection.execute
     # A statement that is prepared over an empty table would find it empty for ever.
     execute("SET disabled_optimizers = 'statistics_propagation'")
@@ -86,17 +88,17 @@ def _create(connection: duckdb.DuckDBPyConnection) -> None:
         execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
     for name, query in _LIKE.items():
         execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query} LIMIT 0")
-    if not _texts():
-        _texts()["judged"] = _judged(connection)
-    judged = _texts()["judged"]
+    if not texts():
+        texts()["judged"] = _judged(connection)
+    judged = texts()["judged"]
     execute(f"CREATE OR REPLACE TEMP TABLE judged_events AS {judged} LIMIT 0")
-    if "enriched" not in _texts():
-        _texts()["enriched"] = _enriched(connection)
+    if "enriched" not in texts():
+        texts()["enriched"] = _enriched(connection)
     for name, statement in (
         ("judge_events", f"INSERT INTO temp.main.judged_events {judged}"),
         (
             "enrich_events",
-            f"INSERT INTO temp.main.entering_events BY NAME {_texts()['enriched']}",
+            f"INSERT INTO temp.main.entering_events BY NAME {texts()['enriched']}",
         ),
     ):
         execute(f"DEALLOCATE PREPARE {name}" if _is_prepared(connection, name) else "SELECT 1")
@@ -111,24 +113,25 @@ def _is_prepared(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
 
 
 @lru_cache
-def _texts() -> dict[str, str]:
+def texts() -> dict[str, str]:
     """The SQL of the rules, once it was made."""
     return {}
 
 
 def judged_sql(lines: str) -> str:
     """The query that judges the lines of a table or query."""
-    return _texts()["judged"].replace(RECEIVED, lines)
+    return texts()["judged"].replace(RECEIVED, lines)
 
 
 def enriched_sql() -> str:
     """The query that enriches the judged lines that get into enriched_events."""
-    return _texts()["enriched"]
+    return texts()["enriched"]
 
 
 def _judged(connection: duckdb.DuckDBPyConnection) -> str:
     rows = nw.from_native(connection.sql(engine.parsed(RECEIVED)))
     judged = events.judge(rows).drop(*_READING).to_native().sql_query()
+    assert judged.count(RECEIVED) == 1
     return f"SELECT *, nullif(event_id, '') AS own_id FROM ({judged})"
 
 

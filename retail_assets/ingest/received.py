@@ -33,7 +33,8 @@ def _nothing(*_: object) -> None:
 class Received:
     """Payloads that came together from one source, by position; a payload is one event.
 
-    `offered_at` is when the oldest was offered, in seconds since 1970. Once they are durable the
+    `offered_at` is when the oldest was offered, in seconds since 1970; `defect` is why these cannot
+    be taken for events at all, if so. Once they are durable the
     ingest calls `done`; if they could not be taken in, it calls `failed` with the reason instead.
     """
 
@@ -43,6 +44,7 @@ class Received:
     positions: Sequence[int]
     payloads: Sequence[bytes]
     offered_at: float
+    defect: str | None = None
     done: Callable[[], None] = field(default=_nothing, compare=False)
     failed: Callable[[str], None] = field(default=_nothing, compare=False)
 
@@ -154,7 +156,9 @@ def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
     import numpy as np
     import pyarrow as pa
 
-    lines = payloads_to_arrow([payload for received in batch for payload in received.payloads])
+    lines = pa.concat_tables(
+        payloads_to_arrow(list(received.payloads), received.defect) for received in batch
+    ).combine_chunks()
     positions = [np.asarray(received.positions, np.int64) for received in batch]
     numbers = np.repeat(
         np.arange(len(batch), dtype=np.int32), [len(received.payloads) for received in batch]

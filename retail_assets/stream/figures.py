@@ -1,10 +1,12 @@
-"""What the worker counts and measures: one set of figures for heartbeat, `status` and Prometheus."""
+"""What the worker counts and measures, for its heartbeat, `status` and Prometheus alike."""
 
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 WINDOW_SECONDS = 60.0
@@ -82,9 +84,7 @@ class Figures:
             recent = [batch for when, batch in self._recent if when >= since]
             totals = {name: vars(found).copy() for name, found in self.sources.items()}
             gauges = dict(sorted(self.gauges.items()))
-        waited = [
-            (batch.seconds, batch.lines) for batch in recent if batch.seconds is not None
-        ]
+        waited = [(batch.seconds, batch.lines) for batch in recent if batch.seconds is not None]
         lines = sum(batch.lines for batch in recent)
         dead = sum(batch.dead_lettered for batch in recent)
         return {
@@ -105,12 +105,8 @@ def _percentiles(waited: list[tuple[float, int]]) -> list[float | None]:
     events = sum(count for _, count in waited)
     if not events:
         return [None, None, None]
-    found: list[float | None] = []
-    for share in (0.5, 0.95, 0.99):
-        left = share * events
-        for seconds, count in waited:
-            left -= count
-            if left <= 0:
-                break
-        found.append(round(seconds * 1000, 1))
-    return found
+    until = list(accumulate(count for _, count in waited))
+    return [
+        round(waited[bisect_left(until, share * events)][0] * 1000, 1)
+        for share in (0.5, 0.95, 0.99)
+    ]

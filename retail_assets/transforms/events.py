@@ -23,6 +23,9 @@ REASONS: Mapping[str, str] = {
     "line_too_long": "The line has more than 1,000,000 bytes; its first 1,000 are kept.",
     "nul_byte": "The line holds a NUL byte.",
     "not_utf8": "The line is not UTF-8 text.",
+    "not_taken": (
+        "The event alone made a transaction fail, again and again: the worker's log says why."
+    ),
     "empty_line": "The line is empty or blank.",
     "not_json": "The line is not JSON.",
     "not_an_object": "The line is JSON, but no object: a list, a number, a text, `null`.",

@@ -19,6 +19,8 @@ FILE = f"{DAY}/a.jsonl"
 DEAR, NEGATIVE, NUL, NULL = (f"file:{FILE}:{position}" for position in (2, 3, 4, 5))
 LATER = f"file:{NEXT}/b.jsonl:1"
 
+pytestmark = pytest.mark.usefixtures("rules_may_change")
+
 
 @pytest.fixture
 def intake(settings, lake) -> Iterator[EventIntake]:

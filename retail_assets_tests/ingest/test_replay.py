@@ -13,6 +13,8 @@ from retail_assets_tests.platform import CUSTOMERS, PRODUCTS
 
 DAY, NEXT = date(2026, 10, 12), date(2026, 10, 13)
 
+pytestmark = pytest.mark.usefixtures("rules_may_change")
+
 
 @pytest.fixture
 def intake(settings, lake) -> Iterator[EventIntake]:

@@ -1,0 +1,20 @@
+"""All consumers of the platform, in an order in which each comes after those that it follows."""
+
+from typing import TYPE_CHECKING
+
+from retail_assets.consumers import dead_letter_counts, fraud, inventory, live_orders, live_revenue
+
+if TYPE_CHECKING:
+    from retail_assets.consumers.feed import Consumer
+    from retail_assets.settings import Settings
+
+
+def all_consumers(settings: "Settings") -> "list[Consumer]":
+    """The consumers as the settings want them."""
+    return [
+        live_orders.CONSUMER,
+        live_revenue.CONSUMER,
+        dead_letter_counts.CONSUMER,
+        inventory.consumer(settings),
+        fraud.consumer(settings),
+    ]

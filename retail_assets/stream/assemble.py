@@ -1,0 +1,137 @@
+"""A worker as its options want it: which sources, and what follows what they bring."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retail_assets.errors import UsageError
+from retail_assets.stream.metrics import metrics_text
+from retail_assets.stream.worker import Worker
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from retail_assets.consumers.feed import Consumer
+    from retail_assets.consumers.publishing import Publication
+    from retail_assets.settings import Settings
+    from retail_assets.stream.loops import Turn
+
+CONSUMER_SECONDS = 1.0
+NOTIFY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a worker is to do: `http` is host and port, `kafka` the brokers."""
+
+    files: bool = True
+    kafka: str | None = None
+    topic: str | None = None
+    group: str = "retail-assets"
+    http: str | None = None
+    consumers: bool = True
+
+
+def build_worker(settings: "Settings", options: Options) -> Worker:
+    """Put a worker together.
+
+    Raises:
+        UsageError: if the options do not go together, or a setting cannot be used.
+    """
+    worker = Worker(settings, files=options.files)
+    if options.kafka:
+        from retail_assets.ingest.kafka import KafkaSource
+
+        if not options.topic:
+            raise UsageError("--kafka needs a --topic to read.")
+        worker.sources.append(
+            KafkaSource(
+                settings,
+                worker.lake,
+                bootstrap=options.kafka,
+                topic=options.topic,
+                group=options.group,
+            )
+        )
+    elif options.topic:
+        raise UsageError("--topic needs --kafka: the brokers, such as localhost:9092.")
+    if options.http:
+        from retail_assets.ingest.webhook import WebhookSource
+
+        host, port = _address(options.http)
+        worker.sources.append(
+            WebhookSource(
+                settings,
+                host=host,
+                port=port,
+                worker=worker.name,
+                health=worker.health,
+                metrics_text=lambda: metrics_text(worker.figures),
+            )
+        )
+    if not options.files and not worker.sources:
+        raise UsageError("A worker needs a source: event files, --kafka or --http.")
+    if options.consumers:
+        _add_consumers(worker, settings)
+    return worker
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004  # the last port
+        raise UsageError(f"--http {text!r} is no HOST:PORT, such as 127.0.0.1:8080.")
+    return host.strip("[]"), int(port)
+
+
+def _add_consumers(worker: Worker, settings: "Settings") -> None:
+    from retail_assets.consumers.publishing import publications
+    from retail_assets.consumers.registry import all_consumers
+
+    for consumer in all_consumers(settings):
+        worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
+    for publication in publications(settings):
+        worker.add_loop(
+            publication.name, _publish(worker, settings, publication), seconds=CONSUMER_SECONDS
+        )
+    if settings.notify_urls:
+        from retail_assets.notify.services import check_services
+
+        check_services(settings)
+        worker.add_loop(
+            "notifications", _notify(worker, settings), seconds=NOTIFY_SECONDS, on_wake=False
+        )
+
+
+def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
+    from retail_assets.consumers.feed import consume
+
+    def turn(connection: "duckdb.DuckDBPyConnection", failures: int) -> None:
+        if consume(worker.lake, connection, consumer, failures=failures) is not None:
+            # Others may follow what this one keeps.
+            worker.wake()
+
+    return turn
+
+
+def _publish(worker: Worker, settings: "Settings", publication: "Publication") -> "Turn":
+    from retail_assets.consumers.publishing import Publisher
+
+    publisher = Publisher(settings, publication)
+
+    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+        while True:
+            done = publisher.publish(worker.lake, connection, stop=lambda: worker.stopping)
+            if done is None or done.complete or worker.stopping:
+                return
+
+    return turn
+
+
+def _notify(worker: Worker, settings: "Settings") -> "Turn":
+    from retail_assets.notify.outbox import collect
+    from retail_assets.notify.sending import send
+
+    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+        collect(worker.lake, connection, settings)
+        send(worker.lake, connection, settings, stop=lambda: worker.stopping)
+
+    return turn

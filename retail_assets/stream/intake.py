@@ -1,0 +1,202 @@
+"""The intake of the worker: micro-batches out of the inbox into the lake, one thread, in order."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from retail_assets.ingest.event_lines import NOT_TAKEN
+from retail_assets.ingest.received import Received, Taken, take
+from retail_assets.lake.connection import Lake
+from retail_assets.stream.figures import Batch, Figures
+from retail_assets.stream.inbox import Inbox
+
+if TYPE_CHECKING:
+    from threading import Event
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENTS = 20_000
+LINGER_SECONDS = 0.02
+"""How long the first event of a micro-batch waits for others; a commit costs more than this."""
+
+IDLE_SECONDS = 0.5
+
+ATTEMPTS = 3
+"""How often a batch that fails is tried as a whole, before the event at fault is looked for."""
+
+BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
+
+NAME = "intake"
+
+Beat = Callable[[duckdb.DuckDBPyConnection], None]
+
+
+class Intake:
+    """Takes what waits in the inbox into the lake, until it is told to stop and the inbox is empty.
+
+    A batch that fails is tried again, for as long as it takes if the lake is at fault. If a single
+    event is, it is found by halving, and becomes a dead letter.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        inbox: Inbox,
+        figures: Figures,
+        *,
+        beat: Callable[[duckdb.DuckDBPyConnection], None],
+        beat_is_due: Callable[[], bool],
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._lake = lake
+        self._inbox = inbox
+        self._figures = figures
+        self._beat = beat
+        self._beat_is_due = beat_is_due
+        self._on_commit = on_commit
+
+    def run(self, draining: "Event", give_up: "Event") -> None:
+        """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
+        connection = self._lake.open()
+        try:
+            while not give_up.is_set():
+                batch = self._inbox.take(
+                    max_events=MAX_EVENTS,
+                    linger_seconds=LINGER_SECONDS,
+                    timeout_seconds=IDLE_SECONDS,
+                )
+                if batch:
+                    connection = self._take(connection, batch, give_up)
+                elif draining.is_set():
+                    return
+                elif self._beat_is_due():
+                    connection = self._beat_alone(connection)
+        finally:
+            connection.close()
+
+    def _take(
+        self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received], give_up: "Event"
+    ) -> duckdb.DuckDBPyConnection:
+        """Take a batch in, whatever happens; returns the connection to go on with."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self._commit(connection, batch)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the stream goes on
+                connection = self._recover(connection, error)
+                if give_up.wait(BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]):
+                    break
+            else:
+                return connection
+        return self._take_parts(connection, list(batch), give_up)
+
+    def _take_parts(
+        self, connection: duckdb.DuckDBPyConnection, batch: list[Received], give_up: "Event"
+    ) -> duckdb.DuckDBPyConnection:
+        """Take the halves of a batch in, and of these the halves, in their order."""
+        waiting = [batch]
+        failures = 0
+        while waiting:
+            if give_up.is_set():
+                for received in (received for part in waiting for received in part):
+                    received.failed("the worker was stopped before the lake could be written to")
+                return connection
+            part = waiting.pop(0)
+            try:
+                self._commit(connection, part)
+            except Exception as error:  # noqa: BLE001  # as above
+                connection = self._recover(connection, error)
+                if not self._can_write(connection):
+                    # The lake is at fault, not an event.
+                    waiting.insert(0, part)
+                    give_up.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+                    failures += 1
+                    continue
+                waiting[:0] = _halves(part) or [[replace(part[0], defect=NOT_TAKEN)]]
+            failures = 0
+        return connection
+
+    def _commit(self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]) -> None:
+        beat = self._beat_is_due()
+        taken = take(
+            self._lake,
+            connection,
+            batch,
+            also=lambda: self._beat(connection) if beat else None,
+        )
+        self._figures.problem(NAME, None)
+        self._count(batch, taken)
+        for received in batch:
+            received.done()
+        self._on_commit()
+
+    def _count(self, batch: Sequence[Received], taken: Taken) -> None:
+        now = time.time()
+        sources = {received.source for received in batch}
+        oldest = min(received.offered_at for received in batch)
+        self._figures.add(
+            Batch(
+                "+".join(sorted(sources)),
+                taken.lines,
+                taken.accepted,
+                taken.dead_lettered,
+                max(0.0, now - oldest),
+            )
+        )
+
+    def _recover(
+        self, connection: duckdb.DuckDBPyConnection, error: Exception
+    ) -> duckdb.DuckDBPyConnection:
+        """After a failure nothing is known of the connection: go on with another one."""
+        logger.warning("Events could not be taken in, they are tried again: %s", error)
+        self._figures.problem(NAME, f"events wait, the lake cannot be written to: {error}")
+        try:
+            fresh = self._lake.open()
+        except Exception:
+            logger.exception("The lake cannot be opened")
+            return connection
+        connection.close()
+        return fresh
+
+    def _can_write(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        try:
+            with self._lake.transaction(connection, "heartbeat"):
+                self._beat(connection)
+        except Exception:
+            logger.exception("The lake cannot be written to")
+            return False
+        return True
+
+    def _beat_alone(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        try:
+            with self._lake.transaction(connection, "heartbeat"):
+                self._beat(connection)
+        except Exception as error:  # noqa: BLE001  # tried again at the next beat
+            return self._recover(connection, error)
+        return connection
+
+
+def _halves(batch: list[Received]) -> list[list[Received]]:
+    """Two halves of a batch, in order; none of a single event."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return [batch[:middle], batch[middle:]]
+    received = batch[0]
+    middle = len(received.payloads) // 2
+    if not middle:
+        return []
+    first = replace(
+        received,
+        positions=received.positions[:middle],
+        payloads=received.payloads[:middle],
+        # Whoever offered them is told once all of them are durable.
+        done=lambda: None,
+        failed=lambda _: None,
+    )
+    second = replace(
+        received, positions=received.positions[middle:], payloads=received.payloads[middle:]
+    )
+    return [[first], [second]]

@@ -1,0 +1,94 @@
+"""Work that follows the ingest, in threads of its own: one that fails holds nobody else up."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import duckdb
+
+from retail_assets.lake.connection import Lake
+from retail_assets.stream.figures import Figures
+
+logger = logging.getLogger(__name__)
+
+Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
+"""One turn of some work: with a connection that can write, and how many turns failed just before.
+"""
+
+BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+class Loop:
+    """Does some work again and again, at most once in `seconds`, and sooner when woken.
+
+    Each turn takes place no sooner than the one before took, so that work that has become slow
+    leaves the machine to others for half of the time.
+    """
+
+    def __init__(
+        self, name: str, lake: Lake, figures: Figures, turn: Turn, *, seconds: float, on_wake: bool
+    ) -> None:
+        self.name = name
+        self._lake = lake
+        self._figures = figures
+        self._turn = turn
+        self._seconds = seconds
+        self._on_wake = on_wake
+        self._stop = threading.Event()
+        self._wanted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    @property
+    def started(self) -> bool:
+        """Whether it has begun."""
+        return self._thread.ident is not None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something has changed: take a turn as soon as it is time."""
+        if self._on_wake:
+            self._wanted.set()
+
+    def stop(self) -> None:
+        """Take a last turn and end."""
+        self._stop.set()
+        self._wanted.set()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        connection: duckdb.DuckDBPyConnection | None = None
+        last = False
+        while not last:
+            last = self._stop.is_set()
+            began = time.monotonic()
+            try:
+                connection = connection or self._lake.open()
+                self._turn(connection, failures)
+                failures = 0
+                self._figures.problem(self.name, None)
+            except Exception as error:  # noqa: BLE001  # the loop goes on, whatever one turn met
+                failures += 1
+                logger.warning("%s failed and is tried again: %s", self.name, error)
+                self._figures.problem(self.name, f"{self.name}: {error}")
+                if connection is not None:
+                    connection.close()
+                    connection = None
+            took = time.monotonic() - began
+            if failures:
+                pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
+                self._stop.wait(pause)
+            else:
+                self._stop.wait(min(self._seconds, 0.5) + took if self._on_wake else 0)
+                self._wanted.wait(self._seconds)
+                self._wanted.clear()
+        if connection is not None:
+            connection.close()

@@ -1,0 +1,173 @@
+"""The resident worker: events from files, Kafka and a webhook into the lake within milliseconds.
+
+Threads: each source has its own; one takes what they received into the lake; files have a lane of
+their own, so that a large one holds nobody up; and each consumer follows at its own pace.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from retail_assets.lake.connection import Lake
+from retail_assets.stream import heartbeat
+from retail_assets.stream.figures import Figures
+from retail_assets.stream.files import FileLane
+from retail_assets.stream.inbox import Inbox
+from retail_assets.stream.intake import Intake
+from retail_assets.stream.loops import Loop, Turn
+from retail_assets.stream.source import Source
+
+if TYPE_CHECKING:
+    from retail_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 60.0
+
+DRAIN_SECONDS = 60.0
+"""How long what waits may take to be committed once the worker is told to stop."""
+
+
+class Worker:
+    """Takes events in until it is told to stop; what it has said it has, is durable."""
+
+    def __init__(self, settings: "Settings", *, files: bool) -> None:
+        self.settings = settings
+        self.lake = Lake.from_settings(settings)
+        self.name = heartbeat.new_worker()
+        self.figures = Figures()
+        self.inbox = Inbox()
+        self.sources: list[Source] = []
+        self._loops: list[Loop] = []
+        self._files = (
+            FileLane(settings, self.lake, self.figures, on_commit=self.wake) if files else None
+        )
+        self._started_at = time.time()
+        self._beat_at = 0.0
+        self.stopping = False
+
+    def add_loop(self, name: str, turn: Turn, *, seconds: float, on_wake: bool = True) -> None:
+        """Add work that follows: a turn whenever something was committed, or every so often."""
+        self._loops.append(
+            Loop(name, self.lake, self.figures, turn, seconds=seconds, on_wake=on_wake)
+        )
+
+    def run(self, stop: threading.Event, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Work until `stop` is set; then commit what was received and end.
+
+        Raises:
+            RetailAssetsError: if a source cannot start, or the lake cannot be opened; nothing is
+                taken in then.
+        """
+        with self.lake.connect() as connection:
+            self._beat_in_transaction(connection)
+            started: list[Source] = []
+            draining, give_up = threading.Event(), threading.Event()
+            intake = threading.Thread(
+                target=self._intake().run, args=(draining, give_up), name="intake"
+            )
+            try:
+                for source in self.sources:
+                    source.start(self.inbox)
+                    started.append(source)
+                if self._files:
+                    self._files.start()
+                intake.start()
+                for loop in self._loops:
+                    loop.start()
+                say(f"Worker {self.name} takes events from {', '.join(self._source_names())}.")
+                self._wait(stop, intake)
+                say("Stopping: what was received is committed first.")
+            finally:
+                self.stopping = True
+                self._stop_sources(started)
+                draining.set()
+                self.inbox.wake()
+                if intake.ident is not None:
+                    intake.join(DRAIN_SECONDS)
+                    give_up.set()
+                    intake.join()
+                self.inbox.close()
+                self._end(started)
+                self._beat_in_transaction(connection)
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the worker does its work, and its figures."""
+        problem = self._problem()
+        ok = problem is None and not self.stopping
+        return ok, {"worker": self.name, "problem": problem, **self.figures.snapshot()}
+
+    def _intake(self) -> Intake:
+        return Intake(
+            self.lake,
+            self.inbox,
+            self.figures,
+            beat=self._beat,
+            beat_is_due=lambda: time.monotonic() - self._beat_at >= heartbeat.BEAT_SECONDS,
+            on_commit=self.wake,
+        )
+
+    def _wait(self, stop: threading.Event, intake: threading.Thread) -> None:
+        logged = time.monotonic()
+        while not stop.wait(0.2):
+            if not intake.is_alive():
+                raise RuntimeError("The intake has ended: start the worker again.")
+            if time.monotonic() - logged >= LOG_SECONDS:
+                logged = time.monotonic()
+                logger.info("%s", self.figures.snapshot())
+
+    def _stop_sources(self, started: Sequence[Source]) -> None:
+        for source in started:
+            source.stop()
+        if self._files and self._files.started:
+            self._files.stop()
+
+    def _end(self, started: Sequence[Source]) -> None:
+        for source in started:
+            source.close()
+        begun = [loop for loop in self._loops if loop.started]
+        for loop in begun:
+            loop.stop()
+        for loop in begun:
+            loop.join()
+
+    def _source_names(self) -> list[str]:
+        return [
+            *([heartbeat.FILES] if self._files else []),
+            *(source.name for source in self.sources),
+        ]
+
+    def _problem(self) -> str | None:
+        found = [
+            *self.figures.problems.values(),
+            *filter(None, (source.problem() for source in self.sources)),
+        ]
+        return "; ".join(found) or None
+
+    def _beat(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """In a transaction, say that the worker lives."""
+        self._beat_at = time.monotonic()
+        for source in self.sources:
+            self.figures.gauge(source.metrics())
+        self.figures.gauge({"inbox_events": self.inbox.events, "inbox_bytes": self.inbox.bytes})
+        heartbeat.beat(
+            connection,
+            self.name,
+            self._source_names(),
+            heartbeat.STOPPED if self.stopping else heartbeat.RUNNING,
+            self._problem(),
+            self.figures.snapshot(),
+        )
+
+    def _beat_in_transaction(self, connection: duckdb.DuckDBPyConnection) -> None:
+        with self.lake.transaction(connection, "heartbeat"):
+            self._beat(connection)
+
+    def wake(self) -> None:
+        """Something was committed: let those that follow look at it."""
+        for loop in self._loops:
+            loop.wake()
