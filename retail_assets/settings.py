@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         default=0.2, ge=0, le=1, description="Weight of a region that is not the customer's home."
     )
     fraud_weight_model: float = Field(
-        default=0.5, ge=0, le=1, description="Weight of an order that the model finds unusual."
+        default=0.4, ge=0, le=1, description="Weight of an order that the model finds unusual."
     )
     fraud_alert_score: float = Field(
         default=0.6,
@@ -231,6 +231,15 @@ class Settings(BaseSettings):
         description="What a topic gets first: changes from now on, or all that the lake has.",
     )
 
+    stock_date: date | None = Field(
+        default=None,
+        description="The day at whose start the stock of `products.csv` was counted: orders from"
+        " then on change it (default: RETAIL_START_DATE).",
+    )
+    low_stock_units: int = Field(
+        default=10, ge=0, description="A stock of fewer units is low, and falling below it alerted."
+    )
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -274,6 +283,11 @@ class Settings(BaseSettings):
         # A URL may have commas within.
         found = re.split(r"[\s,]+(?=[A-Za-z0-9]+://)", value.strip().strip(","))
         return [url for url in found if url]
+
+    @cached_property
+    def opening_date(self) -> date:
+        """The first day whose orders change the stock that the reference data have."""
+        return self.stock_date or self.start_date
 
     @cached_property
     def exports_dir(self) -> Path:

@@ -1,0 +1,262 @@
+"""The consumer of fraud: judges all orders of customers whose events have changed.
+
+An order is scored by the newest model that was there when the day began on which it was first heard
+of: one trained up to the day before the last, since a day's model is trained when the day is over.
+So a rebuild gives what was given at the time. A model that comes later than that, by a backfill,
+has the alerts rebuilt; see `fraud_training`.
+"""
+
+import logging
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import TYPE_CHECKING
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.consumers import fraud_model
+from retail_assets.consumers.feed import Consumer
+from retail_assets.sql import literal
+from retail_assets.transforms import fraud
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from retail_assets.settings import Settings
+
+NAME = "fraud"
+
+MODELS_KEPT = 16
+SCORES_KEPT = 100_000
+"""How many models, and scores of orders by them, a worker remembers: those of years may be asked
+for in each round, and are the same each time."""
+
+MODEL_DELAY = timedelta(days=2)
+"""A day's model is trained in the course of the next one, and there for the whole of the one after
+that."""
+
+_log = logging.getLogger(__name__)
+
+
+def rules(settings: "Settings") -> fraud.Rules:
+    """The thresholds and weights that the settings name."""
+    return fraud.Rules(
+        window_minutes=settings.fraud_window_minutes,
+        orders_in_window=settings.fraud_orders_in_window,
+        values_in_window=settings.fraud_values_in_window,
+        value_ratio=settings.fraud_value_ratio,
+        value_gbp=settings.fraud_value_gbp,
+        earlier_orders=settings.fraud_earlier_orders,
+        model_share=settings.fraud_model_share,
+        alert_score=settings.fraud_alert_score,
+        weights={
+            "many_orders": settings.fraud_weight_orders,
+            "value_above_history": settings.fraud_weight_value,
+            "many_cards": settings.fraud_weight_cards,
+            "many_addresses": settings.fraud_weight_addresses,
+            "away_from_home": settings.fraud_weight_region,
+            "unusual_order": settings.fraud_weight_model,
+        },
+    )
+
+
+def judged_orders(
+    connection: duckdb.DuckDBPyConnection, settings: "Settings", where: str = "true"
+) -> nw.LazyFrame:
+    """Judge the orders of some events by the rules, in a temporary table.
+
+    Args:
+        connection: a connection to the lake.
+        settings: name the rules, and the fields that hold cards and addresses.
+        where: which rows of `enriched_events`: all of some customers, or all up to some day.
+
+    Returns:
+        What `transforms.fraud.judge` returns.
+    """
+    found = fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
+    orders = _staged(connection, "fraud_orders", found.to_native().sql_query())
+    judged = fraud.judge(fraud.with_history(orders, rules(settings)), rules(settings))
+    return _staged(connection, "fraud_judged", judged.to_native().sql_query())
+
+
+def _events(settings: "Settings", where: str) -> str:
+    """The events as `transforms.fraud.orders` takes them."""
+    label = "lower(extra ->> '/is_fraud')"
+    return f"""
+        SELECT event_id, order_id, customer_id, received_date, source, source_name, position,
+            order_date, event_timestamp, region, home_region, order_value_gbp,
+            epoch_us(coalesce(event_timestamp, order_date::TIMESTAMP::TIMESTAMPTZ)) AS moment,
+            hour(event_timestamp) AS hour,
+            {_first_field(settings.fraud_card_fields)} AS card,
+            {_first_field(settings.fraud_address_fields)} AS address,
+            CASE WHEN {label} IN ('true', '1') THEN 1::BIGINT
+                WHEN {label} IN ('false', '0') THEN 0::BIGINT END AS is_fraud
+        FROM lake.enriched_events WHERE {where}
+    """
+
+
+def _first_field(names: str) -> str:
+    """The text of the first of some fields that an event has; neither case nor blanks count."""
+    pointers = [
+        "/" + name.strip().replace("~", "~0").replace("/", "~1")
+        for name in names.split(",")
+        if name.strip()
+    ]
+    texts = [f"nullif(lower(trim(extra ->> {literal(pointer)})), '')" for pointer in pointers]
+    return f"coalesce({', '.join([*texts, 'NULL::VARCHAR'])})"
+
+
+def alerts(
+    connection: duckdb.DuckDBPyConnection,
+    settings: "Settings",
+    scorer: "Scorer",
+    where: str = "true",
+) -> nw.LazyFrame:
+    """The rows of `fraud_alerts` for the customers of some events; see `judged_orders`."""
+    judged = judged_orders(connection, settings, where)
+    columns = ("event_id", "received_date", *fraud_model.COLUMNS)
+    to_score = fraud.to_be_scored(judged, rules(settings)).select(*columns)
+    scores = scorer.score(connection, to_score.to_native().to_arrow_table())
+    connection.register("fraud_scores_found", scores)
+    staged = _staged(connection, "fraud_scores", "FROM fraud_scores_found")
+    connection.unregister("fraud_scores_found")
+    return fraud.alerts(judged, staged, rules(settings))
+
+
+def consumer(settings: "Settings", scorer: "Scorer | None" = None) -> Consumer:
+    """The consumer that keeps `fraud_alerts`; the scorer tells of models that cannot be used."""
+    remembered = scorer or Scorer()
+
+    def compute(
+        connection: duckdb.DuckDBPyConnection, keys: str | None
+    ) -> Mapping[str, nw.LazyFrame]:
+        where = "true" if keys is None else f"customer_id IN (SELECT customer_id FROM {keys})"
+        return {tables.FRAUD_ALERTS.name: alerts(connection, settings, remembered, where)}
+
+    return Consumer(NAME, "customer_id", (tables.FRAUD_ALERTS,), compute)
+
+
+def _staged(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> nw.LazyFrame:
+    # Else each use of the rows would compute them again.
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
+    return nw.from_native(connection.table(f"temp.main.{name}"))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A row of `fraud_models` without the model itself."""
+
+    trained_to: date
+    version: str
+    library: str
+    features: str
+    sha256: str
+
+
+@dataclass
+class Scorer:
+    """Scores orders with the models of the lake; remembers models and scores.
+
+    `problems` has, by version, what is wrong with the models that could not be used the last time;
+    their orders have no score.
+    """
+
+    problems: dict[str, str] = field(default_factory=dict)
+    _models: OrderedDict[str, fraud_model.Model] = field(default_factory=OrderedDict)
+    _scores: dict[tuple[str, bytes], float] = field(default_factory=dict)
+
+    def score(self, connection: duckdb.DuckDBPyConnection, orders: "pa.Table") -> "pa.Table":
+        """Score orders, each with the model of the day on which it was first heard of.
+
+        Args:
+            connection: a connection to the lake.
+            orders: `event_id`, `received_date` and `fraud_model.COLUMNS`.
+
+        Returns:
+            `event_id`, `model_score` and `model_version` of those that a model scored.
+        """
+        import pyarrow as pa
+
+        scored: list[tuple[str, float, str]] = []
+        problems: dict[str, str] = {}
+        for stored, of_model in _by_model(connection, orders):
+            try:
+                scores = self._scores_of(connection, stored, of_model)
+            except fraud_model.ModelError as error:
+                problems[stored.version] = (
+                    f"The fraud model of {stored.trained_to} {error}. Its orders are judged by the"
+                    f" rules alone: materialize {tables.FRAUD_MODELS.name} of that day again."
+                )
+                continue
+            ids = of_model["event_id"].to_pylist()
+            scored += [(id_, score, stored.version) for id_, score in zip(ids, scores, strict=True)]
+        for version in problems.keys() - self.problems.keys():
+            _log.warning("%s", problems[version])
+        self.problems = problems
+        columns = list(zip(*scored, strict=True)) or [(), (), ()]
+        types = (pa.string(), pa.float64(), pa.string())
+        return pa.table(
+            [pa.array(values, type_) for values, type_ in zip(columns, types, strict=True)],
+            names=["event_id", "model_score", "model_version"],
+        )
+
+    def _scores_of(
+        self, connection: duckdb.DuckDBPyConnection, stored: _Stored, orders: "pa.Table"
+    ) -> list[float]:
+        rows = fraud_model.features(orders)
+        keys = [(stored.sha256, row.tobytes()) for row in rows]
+        new = [number for number, key in enumerate(keys) if key not in self._scores]
+        if len(self._scores) + len(new) > SCORES_KEPT:
+            self._scores.clear()
+            new = list(range(len(keys)))
+        if new:
+            scores = self._model(connection, stored).shares(rows[new]).tolist()
+            self._scores.update(zip((keys[number] for number in new), scores, strict=True))
+        return [self._scores[key] for key in keys]
+
+    def _model(self, connection: duckdb.DuckDBPyConnection, stored: _Stored) -> fraud_model.Model:
+        if stored.sha256 not in self._models:
+            row = connection.execute(
+                "SELECT model FROM lake.fraud_models WHERE trained_to = ?", [stored.trained_to]
+            ).fetchone()
+            assert row is not None
+            self._models[stored.sha256] = fraud_model.load(
+                row[0], stored.sha256, stored.library, stored.features
+            )
+            if len(self._models) > MODELS_KEPT:
+                self._models.popitem(last=False)
+        self._models.move_to_end(stored.sha256)
+        return self._models[stored.sha256]
+
+
+def _by_model(
+    connection: duckdb.DuckDBPyConnection, orders: "pa.Table"
+) -> Iterator[tuple[_Stored, "pa.Table"]]:
+    """The orders of each model; those of days before the first model have none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    stored = [
+        _Stored(*row)
+        for row in connection.execute(
+            "SELECT trained_to, version, library, features, sha256 FROM lake.fraud_models"
+            " ORDER BY trained_to"
+        ).fetchall()
+    ]
+    first_days = [first_scored(model.trained_to) for model in stored]
+    days: dict[int, list[date]] = {}
+    for day in pc.unique(orders["received_date"]).to_pylist():
+        days.setdefault(bisect_right(first_days, day) - 1, []).append(day)
+    for number, of_model in sorted(days.items()):
+        if number >= 0:
+            chosen = pc.is_in(orders["received_date"], pa.array(of_model, pa.date32()))
+            yield stored[number], orders.filter(chosen)
+
+
+def first_scored(trained_to: date) -> date:
+    """The first day whose orders a model scores."""
+    return trained_to + MODEL_DELAY
