@@ -1,0 +1,160 @@
+"""Kafka clients: their options, and what their errors say to a person, with no secret in it."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from retail_assets.errors import RetailAssetsError, UsageError
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5
+"""How long a broker may take for an answer before it counts as away."""
+
+TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+"""What Kafka allows. Beyond that, a name that starts with ^ would be a pattern of many topics."""
+
+_OURS = {
+    "enable.auto.commit": "false",
+    "enable.auto.offset.store": "false",
+    # The ledger says where to begin; what is not there any more must not be passed over silently.
+    "auto.offset.reset": "error",
+    "partition.assignment.strategy": "cooperative-sticky",
+}
+_DEFAULTS = {
+    "client.id": "retail-assets",
+    # How long the partitions of a worker that died stay with it; librdkafka waits 45 s.
+    "session.timeout.ms": "10000",
+    # librdkafka waits up to 10 s before it tries again to reach a broker that was away.
+    "reconnect.backoff.max.ms": "1000",
+    # How soon new partitions are seen; librdkafka looks every five minutes.
+    "topic.metadata.refresh.interval.ms": "30000",
+    # A broker without news answers after this; not every broker answers at once when there is any.
+    "fetch.wait.max.ms": "20",
+    # What waits in librdkafka is held in memory besides what waits here.
+    "queued.max.messages.kbytes": "32768",
+    # For so long librdkafka asks for nothing once that much waits; the default is 1 s.
+    "fetch.queue.backoff.ms": "10",
+}
+_SECRET = re.compile(r"password|secret|token|\.pem|\.key|credential|oauthbearer", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic, the group that reads it, and how its brokers are reached.
+
+    `options` are further ones of librdkafka; they are never shown.
+    """
+
+    bootstrap: str
+    topic: str
+    group: str
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not TOPIC_NAME.fullmatch(self.topic):
+            raise UsageError(
+                f"{self.topic!r} cannot be the name of a Kafka topic: use up to 249 letters,"
+                " digits, dots, underscores and hyphens."
+            )
+        if not self.bootstrap or not self.group:
+            raise UsageError("Kafka needs the address of a broker and the name of a group.")
+        taken = {*_OURS, "bootstrap.servers", "group.id"} & self.options.keys()
+        if taken:
+            raise UsageError(
+                f"RETAIL_KAFKA_OPTIONS cannot set {', '.join(sorted(taken))}:"
+                " the worker depends on its own value; remove it there."
+            )
+
+    def consumer(self, **more: Any) -> "Consumer":
+        """Make a consumer; it has asked no broker for anything yet.
+
+        Raises:
+            UsageError: if librdkafka does not take an option; names it, but not its value.
+        """
+        from confluent_kafka import Consumer, KafkaException
+
+        own = {**_OURS, "bootstrap.servers": self.bootstrap, "group.id": self.group}
+        given = {name: _text(value) for name, value in self.options.items()}
+        try:
+            return Consumer({**_DEFAULTS, **given, **own, "logger": logger, **more})
+        except KafkaException as error:
+            # The message has the value, which may be a password: only the name is shown.
+            names = [name for name in given if f'"{name}"' in str(error)]
+            what = f"the option {names[0]}" if names else "one of the options"
+            message = f"RETAIL_KAFKA_OPTIONS: librdkafka does not take {what}: correct it there."
+            raise UsageError(message) from None
+
+    def partitions(self, consumer: "Consumer", timeout: float = ANSWER_SECONDS) -> int:
+        """How many partitions the topic has.
+
+        Raises:
+            RetailAssetsError: if no broker answers, or the topic is not there for this worker.
+        """
+        from confluent_kafka import KafkaException
+
+        try:
+            metadata = consumer.list_topics(self.topic, timeout=timeout).topics[self.topic]
+        except KafkaException as error:
+            raise RetailAssetsError(self.sentence(error.args[0])) from None
+        if metadata.error is not None:
+            raise RetailAssetsError(self.sentence(metadata.error))
+        return len(metadata.partitions)
+
+    def partition(self, number: int, offset: int | None = None) -> "TopicPartition":
+        """A partition of the topic as clients name it, perhaps with an offset."""
+        from confluent_kafka import OFFSET_INVALID, TopicPartition
+
+        return TopicPartition(self.topic, number, OFFSET_INVALID if offset is None else offset)
+
+    def source_name(self, number: int) -> str:
+        """What a partition is called in the lake."""
+        return f"{self.topic}:{number}"
+
+    @property
+    def away(self) -> str:
+        """The sentence for a broker that does not answer."""
+        return f"No Kafka broker answers at {self.bootstrap}: start it, or correct the address."
+
+    def sentence(self, error: "KafkaError") -> str:
+        """What a client's error means here, and what to do."""
+        where, away = f"at {self.bootstrap}", self.away
+        absent = f"There is no Kafka topic {self.topic} {where}: create it, or correct its name."
+        login = (
+            f"The Kafka broker {where} does not accept this worker's credentials:"
+            " correct RETAIL_KAFKA_OPTIONS."
+        )
+        known = {
+            "_ALL_BROKERS_DOWN": away,
+            "_TRANSPORT": away,
+            "_TIMED_OUT": away,
+            "_RESOLVE": away,
+            "_UNKNOWN_TOPIC": absent,
+            "UNKNOWN_TOPIC_OR_PART": absent,
+            "_AUTHENTICATION": login,
+            "SASL_AUTHENTICATION_FAILED": login,
+            "_SSL": f"TLS with the Kafka broker {where} fails:"
+            " correct security.protocol and the certificates in RETAIL_KAFKA_OPTIONS.",
+            "TOPIC_AUTHORIZATION_FAILED": f"The Kafka broker {where} does not let this"
+            f" worker read the topic {self.topic}: allow its user to read and describe it.",
+            "GROUP_AUTHORIZATION_FAILED": f"The Kafka broker {where} does not let this"
+            f" worker into the group {self.group}: allow its user to read with it.",
+        }
+        return known.get(error.name()) or (
+            f"Kafka {where}, topic {self.topic}: {self._without_secrets(error.str())}."
+        )
+
+    def _without_secrets(self, text: str) -> str:
+        for name, value in self.options.items():
+            if _SECRET.search(name) and str(value):
+                text = text.replace(str(value), "•••")
+        return text
+
+
+def _text(value: str | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

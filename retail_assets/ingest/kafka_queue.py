@@ -1,0 +1,142 @@
+"""What came of a Kafka partition and is not in the lake yet, in the order of its offsets.
+
+Only one portion of a partition is under way at a time. The ledger moves to behind the last offset
+that a transaction takes in: were a portion refused while the next one is taken, it would be lost.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+PORTION_EVENTS = 20_000
+PORTION_BYTES = 8 << 20
+"""What is taken in at once of one partition."""
+
+EVENT_BYTES = 100
+"""What an event costs in memory besides its payload."""
+
+
+class ReceivedDates:
+    """The day on which a message was received: that of its timestamp, if that is a partition."""
+
+    def __init__(self, timezone: str, first: date) -> None:
+        self._timezone = ZoneInfo(timezone)
+        self._first = first
+        self._day = first
+        self._from = self._to = 0
+
+    def today(self) -> date:
+        """The day that it is now."""
+        return datetime.now(self._timezone).date()
+
+    def of(self, timestamp: int, before: date | None) -> date:
+        """Return the day of a message.
+
+        A partition's messages were received one after the other, so none counts for an earlier day
+        than the one before it, whatever the clock of its producer said.
+
+        Args:
+            timestamp: milliseconds since 1970; -1 for none.
+            before: the day of the message before it in its partition, if it is known.
+        """
+        if not self._from <= timestamp < self._to and not self._look_up(timestamp):
+            return before or self.today()
+        return self._day if before is None or before < self._day else before
+
+    def _look_up(self, timestamp: int) -> bool:
+        """Keep the day of a timestamp and its bounds; False if it is no partition."""
+        try:
+            day = datetime.fromtimestamp(timestamp / 1000, self._timezone).date()
+        except (OverflowError, OSError, ValueError):
+            return False
+        if not self._first <= day <= self.today():
+            return False
+        self._day, self._from, self._to = day, self._begin(day), self._begin(day + timedelta(1))
+        return True
+
+    def _begin(self, day: date) -> int:
+        midnight = datetime(day.year, day.month, day.day, tzinfo=self._timezone)
+        return int(midnight.timestamp() * 1000)
+
+
+@dataclass
+class Portion:
+    """Messages of one day that follow each other in a partition."""
+
+    received_date: date
+    offered_at: float
+    positions: list[int] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
+    weight: int = 0
+
+
+@dataclass
+class PartitionQueue:
+    """The messages of a partition on their way into the lake.
+
+    `position` is the ledger's, if it has one; `failure` says why the first portion could not be
+    taken in, so that it has to be put into the inbox again, but not before `retry_at`.
+    """
+
+    source_name: str
+    dates: ReceivedDates
+    position: int | None = None
+    under_way: bool = False
+    failure: str | None = None
+    retry_at: float = 0
+    weight: int = 0
+    _portions: deque[Portion] = field(default_factory=deque)
+    _day: date | None = None
+    _next: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that came is in the lake."""
+        return not self._portions
+
+    def add(self, offset: int, payload: bytes, timestamp: int) -> None:
+        """Take a message; `timestamp` in milliseconds since 1970, -1 for none."""
+        if offset < self._next:
+            return
+        self._next = offset + 1
+        self._day = day = self.dates.of(timestamp, self._day)
+        if not self._has_room(day):
+            now = time.time()
+            offered_at = min(timestamp / 1000, now) if timestamp > 0 else now
+            self._portions.append(Portion(day, offered_at))
+        portion = self._portions[-1]
+        weight = len(payload) + EVENT_BYTES
+        portion.positions.append(offset)
+        portion.payloads.append(payload)
+        portion.weight += weight
+        self.weight += weight
+
+    def _has_room(self, day: date) -> bool:
+        if len(self._portions) <= self.under_way:
+            return False
+        last = self._portions[-1]
+        return (
+            last.received_date == day
+            and len(last.positions) < PORTION_EVENTS
+            and last.weight < PORTION_BYTES
+        )
+
+    def first(self) -> Portion | None:
+        """Return the portion that is to be put into the inbox now, if there is one."""
+        if self.under_way or not self._portions or time.monotonic() < self.retry_at:
+            return None
+        return self._portions[0]
+
+    def is_durable(self) -> None:
+        """Let go of the portion under way: it is in the lake."""
+        portion = self._portions.popleft()
+        self.position = portion.positions[-1] + 1
+        self.weight -= portion.weight
+        self.under_way, self.failure = False, None
+
+    def has_failed(self, reason: str, retry_seconds: float) -> None:
+        """Keep the portion under way for another attempt: it is not in the lake."""
+        self.under_way, self.failure = False, reason
+        self.retry_at = time.monotonic() + retry_seconds
