@@ -28,6 +28,8 @@ LINGER_BYTES = 4 << 20
 
 SHUTDOWN_SECONDS = 5
 
+LAST_PORT = 65_535
+
 
 class Server:
     """Serves an ASGI application from a thread, from `start` to `close`.
@@ -122,16 +124,20 @@ class Server:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= LAST_PORT:
+        raise _cannot_listen(host, port, f"the last port is {LAST_PORT}")
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise UsageError(
-            f"The webhook cannot listen on {host}:{port} ({error}):"
-            " choose an address of this machine and a free port."
-        ) from error
+    except (OSError, UnicodeError) as error:
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, reason: object) -> UsageError:
+    return UsageError(
+        f"The webhook cannot listen on {host}:{port} ({reason}):"
+        " choose an address of this machine and a free port."
+    )
 
 
 class _Connection(H11Protocol):
@@ -156,7 +162,11 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._expect_head()
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:
+            # uvicorn answers what is no HTTP with 400, even if the request has its answer already.
+            self.transport.abort()
         if self.conn.their_state is not h11.IDLE:
             self._forget_deadline()
 
@@ -196,8 +206,8 @@ class CloseUnread:
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Serve one request."""
-        names = {name for name, _ in scope["headers"]}
-        unread = b"content-length" in names or b"transfer-encoding" in names
+        headers = dict(scope["headers"])
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
         async def watched_receive() -> "Message":
             nonlocal unread
@@ -209,8 +219,8 @@ class CloseUnread:
             if not unread:
                 await send(message)
             elif message["type"] == "http.response.start":
-                headers = [*message["headers"], (b"connection", b"close")]
-                await send({**message, "headers": headers})
+                closing = [*message["headers"], (b"connection", b"close")]
+                await send({**message, "headers": closing})
             elif message.get("more_body"):
                 await send(message)
             else:
