@@ -1,0 +1,346 @@
+"""Publishing on to Kafka: what a topic has after rounds, restarts and a broker that went away."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from retail_assets.consumers import publishing
+from retail_assets.consumers.publishing import (
+    Published,
+    Publisher,
+    PublishError,
+    publications,
+)
+from retail_assets.errors import UsageError
+from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
+from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.settings import Settings
+from retail_assets_tests.broker import Broker, durable_broker, running_broker
+from retail_assets_tests.event_files import EventIntake, event
+
+TOPIC = "enriched"
+ALERTS = "alerts"
+DAY = "2026-10-12"
+OFFSET = "publish_events"
+END = b"end of the test"
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    """A broker with both topics, empty."""
+    with running_broker() as broker:
+        broker.create_topic(TOPIC)
+        broker.create_topic(ALERTS)
+        yield broker
+
+
+@pytest.fixture
+def intake(settings: Settings, lake: Lake, broker: Broker) -> Iterator[EventIntake]:
+    with EventIntake.open(from_beginning(settings, broker)) as intake:
+        yield intake
+
+
+def from_beginning(settings: Settings, broker: Broker, **changed: Any) -> Settings:
+    update = {
+        "publish_bootstrap": broker.bootstrap,
+        "publish_events_topic": TOPIC,
+        "publish_alerts_topic": ALERTS,
+        "publish_from": "beginning",
+    }
+    return settings.model_copy(update=update | changed)
+
+
+def publisher(intake: EventIntake, name: str = OFFSET, **changed: Any) -> Publisher:
+    settings = intake.settings.model_copy(update=changed)
+    (found,) = [each for each in publications(settings) if each.name == name]
+    return Publisher(settings, found)
+
+
+def publish(intake: EventIntake, name: str = OFFSET, **changed: Any) -> Published | None:
+    """One round of a publisher that has just started."""
+    started = publisher(intake, name, **changed)
+    try:
+        return started.publish(intake.lake, intake.connection)
+    finally:
+        started.close()
+
+
+def offset(intake: EventIntake) -> int | None:
+    return consumer_offset(intake.connection, OFFSET)
+
+
+def messages(broker: Broker, topic: str = TOPIC) -> list[tuple[str, str, dict[str, Any] | None]]:
+    """The key, the change and the value of every message of a topic, in its order."""
+    # The broker's own word on where a topic ends lags behind.
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    producer.produce(topic, key=END)
+    assert producer.flush(10) == 0
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "tests"})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    found = []
+    try:
+        while True:
+            (message,) = consumer.consume(1, timeout=10)
+            key, value, headers = message.key(), message.value(), dict(message.headers() or ())
+            assert key is not None
+            if key == END:
+                return found
+            change = headers["change"].decode()
+            found.append((key.decode(), change, None if value is None else json.loads(value)))
+    finally:
+        consumer.close()
+
+
+def changes(broker: Broker) -> list[tuple[str, str]]:
+    return [(key, change) for key, change, _ in messages(broker)]
+
+
+def test_an_event_is_sent_with_all_that_is_known_of_it(intake: EventIntake, broker: Broker) -> None:
+    intake.write(
+        f"{DAY}/a.jsonl", [event(1, event_timestamp="2026-10-12T10:30:00+01:00", gift={"to": "x"})]
+    )
+    intake.take()
+    publish(intake)
+    ((key, change, value),) = messages(broker)
+    assert (key, change) == ("E1", "snapshot")
+    assert value is not None
+    assert value.pop("processed_at").endswith("Z")
+    assert value == {
+        "received_date": DAY,
+        "event_id": "E1",
+        "order_id": "O1",
+        "customer_id": "C1",
+        "product_id": "P1",
+        "region": "North",
+        "status": "completed",
+        "order_value_gbp": 10.0,
+        "quantity": None,
+        "event_timestamp": "2026-10-12T09:30:00.000000Z",
+        "order_date": DAY,
+        "value_tier": "low",
+        "product_name": "unknown",
+        "product_category": "unknown",
+        "customer_segment": "unknown",
+        "home_region": "unknown",
+        "extra": {"gift": {"to": "x"}},
+        "source": "file",
+        "source_name": f"{DAY}/a.jsonl",
+        "position": 1,
+    }
+
+
+def test_each_round_sends_what_came_since_the_last(intake: EventIntake, broker: Broker) -> None:
+    for first in (1, 3):
+        intake.write(f"{DAY}/{first}.jsonl", [event(first), event(first + 1)])
+        intake.take()
+        done = publish(intake)
+        assert done is not None
+        assert (done.rows, done.tombstones, done.complete) == (2, 0, True)
+        assert publish(intake) is None
+    assert changes(broker) == [
+        *(("E1", "snapshot"), ("E2", "snapshot")),
+        *(("E3", "insert"), ("E4", "insert")),
+    ]
+
+
+def test_from_now_on_means_nothing_of_what_was_before(intake: EventIntake, broker: Broker) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    assert publish(intake, publish_from="now") is None
+    intake.write(f"{DAY}/b.jsonl", [event(2)])
+    intake.take()
+    publish(intake, publish_from="now")
+    assert changes(broker) == [("E2", "insert")]
+
+
+def test_an_event_that_was_taken_back_is_a_tombstone_and_one_that_changed_an_update(
+    intake: EventIntake, broker: Broker
+) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1), event(2)])
+    intake.take()
+    publish(intake)
+    intake.write(f"{DAY}/a.jsonl", [event(2, order_value_gbp=20), event(3), ""])
+    intake.take()
+    done = publish(intake)
+    assert done is not None
+    assert (done.rows, done.tombstones) == (2, 1)
+    last = {key: (change, value) for key, change, value in messages(broker)}
+    assert last["E1"] == ("delete", None)
+    assert last["E2"][0] == "update"
+    assert last["E2"][1] is not None
+    assert last["E2"][1]["order_value_gbp"] == 20
+    assert last["E3"][0] == "insert"
+
+
+def test_many_changes_of_an_event_are_one_message(intake: EventIntake, broker: Broker) -> None:
+    publish(intake)
+    for value in (10, 200, 3000):
+        intake.write(f"{DAY}/a.jsonl", [event(1, order_value_gbp=value)])
+        intake.take()
+    publish(intake)
+    ((key, _, value),) = messages(broker)
+    assert key == "E1"
+    assert value is not None
+    assert value["order_value_gbp"] == 3000
+
+
+def test_a_crash_before_the_offset_moves_sends_again(
+    intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1), event(2)])
+    intake.take()
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "set_consumer_offset", crash)
+        with pytest.raises(KeyboardInterrupt):
+            publish(intake)
+    assert offset(intake) is None
+    publish(intake)
+    assert changes(broker) == [("E1", "snapshot"), ("E2", "snapshot")] * 2
+
+
+def test_a_round_that_is_stopped_moves_no_offset(intake: EventIntake, broker: Broker) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    stopped = publisher(intake)
+    assert stopped.publish(intake.lake, intake.connection, stop=lambda: True) is None
+    assert offset(intake) is None
+    assert stopped.publish(intake.lake, intake.connection) is not None
+    stopped.close()
+    assert ("E1", "snapshot") in changes(broker)
+
+
+def test_a_portion_is_some_commits_and_the_next_goes_on(
+    intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "MOST_SNAPSHOTS", 2)
+    publish(intake, publish_from="now")
+    for number in range(5):
+        intake.write(f"{DAY}/{number}.jsonl", [event(number)])
+        intake.take()
+    rounds = publisher(intake)
+    complete = []
+    while (done := rounds.publish(intake.lake, intake.connection)) is not None:
+        complete.append(done.rows)
+    rounds.close()
+    assert len(complete) > 1
+    assert changes(broker) == [(f"E{number}", "insert") for number in range(5)]
+
+
+def test_more_rows_than_the_client_holds_are_all_sent(intake: EventIntake, broker: Broker) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(number) for number in range(7_000)])
+    intake.take()
+    done = publish(intake, kafka_options={"queue.buffering.max.messages": 100})
+    assert done is not None
+    assert done.rows == 7_000
+    assert {key for key, _ in changes(broker)} == {f"E{number}" for number in range(7_000)}
+
+
+def test_what_the_lake_has_forgotten_is_sent_whole(intake: EventIntake, broker: Broker) -> None:
+    publish(intake)
+    before = current_snapshot(intake.connection)
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    intake.write(f"{DAY}/b.jsonl", [event(2)])
+    intake.take()
+    intake.connection.execute(
+        "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])",
+        [list(range(before, current_snapshot(intake.connection)))],
+    )
+    done = publish(intake)
+    assert done is not None
+    assert done.whole
+    assert changes(broker) == [("E1", "snapshot"), ("E2", "snapshot")]
+    assert publish(intake) is None
+
+
+def test_commits_that_change_nothing_move_the_offset_now_and_then(
+    intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "PERSIST_AFTER", 3)
+    publish(intake, publish_from="now")
+    rounds, seen = publisher(intake), []
+    for number in range(4):
+        with intake.lake.transaction(intake.connection, "something else"):
+            set_consumer_offset(intake.connection, "somebody", number)
+        assert rounds.publish(intake.lake, intake.connection) is None
+        seen.append(offset(intake))
+    assert 1 < len(set(seen)) < 4
+    assert messages(broker) == []
+
+
+def test_alerts_of_several_tables_share_a_topic(intake: EventIntake, broker: Broker) -> None:
+    with intake.lake.transaction(intake.connection, "an alert"):
+        intake.connection.execute(
+            "INSERT INTO lake.fraud_alerts BY NAME SELECT 'E1' AS event_id, 'C1' AS customer_id,"
+            " 'O1' AS order_id, DATE '2026-10-12' AS order_date, DATE '2026-10-12' AS"
+            " received_date, 'North' AS region, 900 AS order_value_gbp, 'velocity' AS reasons,"
+            " 0.9 AS rule_score, 0.9 AS score, 'Five orders in an hour' AS explanation"
+        )
+    publish(intake, "publish_alerts")
+    ((key, change, value),) = messages(broker, ALERTS)
+    assert (key, change) == ("fraud_alerts:E1", "snapshot")
+    assert value is not None
+    assert value["order_value_gbp"] == 900
+    assert messages(broker) == []
+
+
+def test_only_one_process_publishes_at_a_time(intake: EventIntake, broker: Broker) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    with publishing.FileLock(intake.settings.lake_dir / f"{OFFSET}.lock", thread_local=False):
+        assert publish(intake) is None
+    assert publish(intake) is not None
+
+
+def test_a_broker_that_is_away_costs_nothing_but_time(settings: Settings, lake: Lake) -> None:
+    with durable_broker() as broker:
+        broker.create_topic(TOPIC)
+        with EventIntake.open(from_beginning(settings, broker)) as intake:
+            rounds = publisher(intake, kafka_options={"message.timeout.ms": 2_000})
+            intake.write(f"{DAY}/a.jsonl", [event(1)])
+            intake.take()
+            assert rounds.publish(intake.lake, intake.connection) is not None
+            before = offset(intake)
+            intake.write(f"{DAY}/b.jsonl", [event(2)])
+            intake.take()
+            broker.kill()
+            with pytest.raises(PublishError, match="could not send to the topic enriched"):
+                rounds.publish(intake.lake, intake.connection)
+            assert offset(intake) == before
+            broker.start()
+            done = rounds.publish(intake.lake, intake.connection)
+            rounds.close()
+            assert done is not None
+            assert done.rows == 1
+            assert {key for key, _ in changes(broker)} == {"E1", "E2"}
+
+
+def test_a_missing_topic_is_said(intake: EventIntake) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    with pytest.raises(PublishError, match=r"topic nowhere .* create it"):
+        publish(intake, publish_events_topic="nowhere")
+    assert offset(intake) is None
+
+
+def test_options_that_do_not_work_are_said_without_their_secrets(intake: EventIntake) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    options = {"security.protocol": "secret-one"}
+    with pytest.raises(PublishError) as raised:
+        publish(intake, kafka_options=options)
+    assert "secret-one" not in str(raised.value)
+    assert "security.protocol" in str(raised.value)
+
+
+def test_a_topic_without_a_broker_is_a_wrong_setting(settings: Settings) -> None:
+    assert publications(settings) == []
+    with pytest.raises(UsageError, match="RETAIL_PUBLISH_BOOTSTRAP"):
+        publications(settings.model_copy(update={"publish_events_topic": TOPIC}))
