@@ -296,8 +296,8 @@ def _merge(connection: duckdb.DuckDBPyConnection, table: str, above: int, tier: 
     connection.execute(f"SET ducklake_target_file_size = '{tier.target}B'")
     try:
         done = connection.execute(
-            f"CALL ducklake_merge_adjacent_files('lake', {literal(table)}, max_compacted_files => 1,"
-            f" min_file_size => {above}, max_file_size => {tier.below})"
+            f"CALL ducklake_merge_adjacent_files('lake', {literal(table)}, min_file_size => {above}"
+            f", max_file_size => {tier.below}, max_compacted_files => 1)"
         ).fetchall()
     finally:
         connection.execute("RESET ducklake_target_file_size")

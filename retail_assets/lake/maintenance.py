@@ -1,24 +1,21 @@
 """Upkeep of the lake: compact small files, expire old snapshots, delete files nobody needs."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 import duckdb
 
+from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
+from retail_assets.lake import compaction
+from retail_assets.lake.compaction import FOLLOWED, GRACE, Tier
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.lock import write_lock
 
-GRACE = timedelta(days=2)
-"""How long a snapshot stays, and then its files: longer than any reader reads.
+CATALOG = compaction.CATALOG
 
-A reader whose snapshot is forgotten finds fewer rows, without an error. In an SQLite catalog
-DuckLake compares the times of files as text, which comes down to the day alone, in the time zone of
-whichever machine wrote it: of these two days, half a day is certain.
-"""
-
-CATALOG = "__ducklake_metadata_lake"
-"""What DuckLake calls the database of the catalog of `lake`."""
+TIERS = (*compaction.TIERS, Tier(128_000_000, 256_000_000))
+"""A merge of the last tier holds the lock for some seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,15 @@ class Maintained:
 
 
 def maintain(lake: Lake, *, keep_days: int) -> Maintained:
-    """Compact the lake and forget the history older than some days.
+    """Compact the lake as far as it goes, and forget the history older than some days.
 
-    Readers see one snapshot before and after; files that a reader may still need are kept for half
-    a day at least. Writers wait for each step, not for the whole.
+    Readers see one snapshot before and after, and every open reader keeps its files. Writers wait
+    for each step, not for the whole.
 
     Args:
         lake: the lake.
-        keep_days: how many days back the lake stays readable as it was at any time; two at least.
+        keep_days: how many days back the lake stays readable as it was at any time (within a
+            minute or an hour, where the history is long); two at least.
 
     Raises:
         RetailAssetsError: if there is no lake, or if its files do not lie where the catalog says.
@@ -51,45 +49,37 @@ def maintain(lake: Lake, *, keep_days: int) -> Maintained:
         # To open it for writing would make one.
         with lake.connect(read_only=True):
             pass
-    now = datetime.now(timezone.utc)
     with lake.connect() as connection:
         before = _files(connection)
-        for action in ("flush_inlined_data", "rewrite_data_files", "merge_adjacent_files"):
-            with write_lock(lake.catalog):
-                connection.execute(f"CALL ducklake_{action}('lake')")
-        with write_lock(lake.catalog):
-            expired = _expire(connection, now - max(timedelta(days=keep_days), GRACE))
-        with write_lock(lake.catalog):
-            deleted = _delete(connection, "cleanup_old_files", now - GRACE)
-        with write_lock(lake.catalog):
-            _check_orphans(connection, now - GRACE)
-            deleted += _delete(connection, "delete_orphaned_files", now - GRACE)
+        for _ in compaction.flush(lake, connection, rows=1):
+            pass
+        _rewrite(lake, connection)
+        for _ in compaction.merge(lake, connection, TIERS, min_files=2, from_nothing=True):
+            pass
+        expired = sum(step.count for step in compaction.expire(lake, connection, keep_days))
+        deleted = sum(step.count for step in compaction.delete(lake, connection))
+        deleted += _delete_orphans(lake, connection)
         return Maintained(expired, before, _files(connection), deleted)
 
 
-def _expire(connection: duckdb.DuckDBPyConnection, horizon: datetime) -> int:
-    """Forget the snapshots that no time since the horizon needs.
+def _rewrite(lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
+    """Rewrite the files almost all of whose rows were deleted."""
+    for table in tables.ALL:
+        if table.name not in FOLLOWED:
+            with write_lock(lake.catalog):
+                connection.execute(f"CALL ducklake_rewrite_data_files('lake', '{table.name}')")
 
-    The one that was the newest at the horizon stays: it is how the lake was then.
-    """
-    versions = [
-        version
-        for (version,) in connection.execute(
-            "SELECT snapshot_id FROM lake.snapshots() WHERE snapshot_id < (SELECT max(snapshot_id)"
-            " FROM lake.snapshots() WHERE snapshot_time <= ?::TIMESTAMPTZ)",
-            [horizon],
-        ).fetchall()
-    ]
-    if versions:
-        connection.execute(
-            "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [versions]
+
+def _delete_orphans(lake: Lake, connection: duckdb.DuckDBPyConnection) -> int:
+    """Delete the files that the catalog does not know: a writer was killed before its commit."""
+    when = datetime.now(timezone.utc) - GRACE
+    with write_lock(lake.catalog):
+        _check_orphans(connection, when)
+        return len(
+            connection.execute(
+                "CALL ducklake_delete_orphaned_files('lake', older_than => ?::TIMESTAMPTZ)", [when]
+            ).fetchall()
         )
-    return len(versions)
-
-
-def _delete(connection: duckdb.DuckDBPyConnection, action: str, when: datetime) -> int:
-    sql = f"CALL ducklake_{action}('lake', older_than => ?::TIMESTAMPTZ)"
-    return len(connection.execute(sql, [when]).fetchall())
 
 
 def _check_orphans(connection: duckdb.DuckDBPyConnection, when: datetime) -> None:
