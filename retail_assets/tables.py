@@ -809,6 +809,161 @@ FRAUD_MODELS = Table(
     ),
 )
 
+LIVE_ORDERS = Table(
+    name="live_orders",
+    description="Every order as its events have it: its latest event, on the day of its first.",
+    group="events",
+    day="order_date",
+    key=("order_id",),
+    measures=("order_value_gbp",),
+    columns=(
+        Column(
+            "order_date",
+            "DATE",
+            "The business day of the order's first event.",
+            derived_from=("enriched_events.order_date",),
+        ),
+        Column(
+            "order_id",
+            "VARCHAR",
+            "Identifies the order.",
+            derived_from=("enriched_events.order_id",),
+        ),
+        Column(
+            "ordered_at",
+            INSTANT,
+            "When its first event happened; the start of the day if no event says so.",
+            derived_from=("enriched_events.event_timestamp", "enriched_events.order_date"),
+        ),
+        *(
+            Column(name, type_, text, nullable, (f"enriched_events.{name}",))
+            for name, type_, text, nullable in (
+                ("region", "VARCHAR", "The region in which the order was taken.", False),
+                ("status", "VARCHAR", "Status in lower case; only `completed` counts.", False),
+                ("order_value_gbp", MONEY, "Value of the order in GBP.", False),
+                ("product_id", "VARCHAR", "What was ordered, if an event says so.", True),
+            )
+        ),
+        *(
+            Column(name, type_, text, nullable, derived_from=("enriched_events.status", source))
+            for name, type_, text, nullable, source in (
+                ("sold", "BIGINT", "Units sold.", False, "enriched_events.quantity"),
+                (
+                    "sold_at",
+                    INSTANT,
+                    "When it was first completed, if units were sold.",
+                    True,
+                    "enriched_events.event_timestamp",
+                ),
+                (
+                    "sold_event_id",
+                    "VARCHAR",
+                    "The event that first completed it, if units were sold.",
+                    True,
+                    "enriched_events.event_id",
+                ),
+                ("returned", "BIGINT", "Units given back.", False, "enriched_events.quantity"),
+                (
+                    "returned_at",
+                    INSTANT,
+                    "When it was returned, if it was.",
+                    True,
+                    "enriched_events.event_timestamp",
+                ),
+            )
+        ),
+        Column("updated_at", INSTANT, "When the row last changed."),
+    ),
+)
+
+LIVE_REVENUE_MINUTES = Table(
+    name="live_revenue_minutes",
+    description="Revenue of each minute and region as the events have it; the minutes of a day add"
+    " up to its live_revenue.",
+    group="events",
+    day="order_date",
+    key=("order_date", "minute", "region"),
+    measures=("total_revenue", "order_count"),
+    columns=(
+        LIVE_REVENUE.columns[0],
+        Column(
+            "minute",
+            "TIMESTAMP",
+            "The minute of the order's first event: wall-clock time in the business time zone;"
+            " midnight if no event says a time.",
+            derived_from=("live_orders.ordered_at",),
+        ),
+        *LIVE_REVENUE.columns[1:4],
+    ),
+)
+
+INVENTORY_LEVELS = Table(
+    name="inventory_levels",
+    description="The stock of each product: its opening stock less what was sold, plus what was"
+    " returned, as the events have it.",
+    group="events",
+    key=("product_id",),
+    columns=(
+        Column(
+            "product_id",
+            "VARCHAR",
+            "Identifies the product.",
+            derived_from=("products.product_id", "live_orders.product_id"),
+        ),
+        Column(
+            "stock_on_hand",
+            "BIGINT",
+            "Units in stock at the start of `RETAIL_STOCK_DATE`, if the reference data say so.",
+            nullable=True,
+            derived_from=("products.stock_on_hand",),
+        ),
+        Column("sold", "BIGINT", "Units sold since.", derived_from=("live_orders.sold",)),
+        Column(
+            "returned", "BIGINT", "Units given back since.", derived_from=("live_orders.returned",)
+        ),
+        Column(
+            "stock",
+            "BIGINT",
+            "stock_on_hand - sold + returned, if the opening stock is known.",
+            nullable=True,
+            derived_from=("products.stock_on_hand", "live_orders.sold", "live_orders.returned"),
+        ),
+        Column(
+            "below",
+            "BOOLEAN",
+            "Whether the stock is known to be less than `RETAIL_LOW_STOCK_UNITS`.",
+            derived_from=("products.stock_on_hand", "live_orders.sold", "live_orders.returned"),
+        ),
+        Column("updated_at", INSTANT, "When the row last changed."),
+    ),
+)
+
+STOCK_ALERTS = Table(
+    name="stock_alerts",
+    description="The sales that took a product's stock below `RETAIL_LOW_STOCK_UNITS`, one for each"
+    " crossing, by the times of the events. One that proves wrong goes.",
+    group="events",
+    key=("event_id",),
+    columns=(
+        Column(
+            "event_id",
+            "VARCHAR",
+            "The event of the sale.",
+            derived_from=("live_orders.sold_event_id",),
+        ),
+        Column("product_id", "VARCHAR", "What runs out.", derived_from=("live_orders.product_id",)),
+        Column("order_id", "VARCHAR", "The order.", derived_from=("live_orders.order_id",)),
+        Column("crossed_at", INSTANT, "When it was sold.", derived_from=("live_orders.sold_at",)),
+        Column(
+            "stock",
+            "BIGINT",
+            "Units left after the sale.",
+            derived_from=("products.stock_on_hand", "live_orders.sold", "live_orders.returned"),
+        ),
+        Column("updated_at", INSTANT, "When the row last changed."),
+    ),
+)
+
 CONSUMER_DEAD_LETTERS = Table(
     name="consumer_dead_letters",
     description="The keys that a consumer could not recompute and went on without: their rows are"
@@ -898,6 +1053,10 @@ ALL = (
     NOTIFIED,
     FRAUD_ALERTS,
     FRAUD_MODELS,
+    LIVE_ORDERS,
+    LIVE_REVENUE_MINUTES,
+    INVENTORY_LEVELS,
+    STOCK_ALERTS,
     CONSUMER_DEAD_LETTERS,
     EXPORT_FILES,
     EVENT_FILES,
@@ -938,4 +1097,20 @@ REVENUE_NOW = View(
     ),
 )
 
-VIEWS = (REVENUE_NOW,)
+REVENUE_BY_MINUTE = View(
+    name="revenue_by_minute",
+    description="How each day's revenue grows minute by minute, as the events have it: for each"
+    " region that has orders in the minute, the minute's and the day's until then.",
+    columns=(
+        *LIVE_REVENUE_MINUTES.columns,
+        Column("revenue_so_far", MONEY, "The day's revenue of the region until then, in GBP."),
+        Column("orders_so_far", "BIGINT", "The day's completed orders of the region until then."),
+    ),
+    query=(
+        "SELECT *, CAST(sum(total_revenue) OVER so_far AS DECIMAL(12,2)) AS revenue_so_far,"
+        " CAST(sum(order_count) OVER so_far AS BIGINT) AS orders_so_far FROM live_revenue_minutes"
+        " WINDOW so_far AS (PARTITION BY order_date, region ORDER BY minute)"
+    ),
+)
+
+VIEWS = (REVENUE_NOW, REVENUE_BY_MINUTE)

@@ -6,7 +6,7 @@ keys, and puts what differs into the consumer's tables, in one transaction with 
 a round can be repeated, and two workers can run the same consumer at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,21 +142,43 @@ def rewind(lake: Lake, connection: duckdb.DuckDBPyConnection, consumer: Consumer
 def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
     """Say how far a consumer is behind its sources."""
     offset = consumer_offset(connection, consumer.name)
-    names = ", ".join(literal(table.name) for table in consumer.sources)
-    ids = connection.execute(
-        f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table"
-        f" WHERE end_snapshot IS NULL AND table_name IN ({names})"
-    ).fetchone()
-    assert ids is not None
     row = connection.execute(
         "SELECT count(*), coalesce(date_diff('millisecond', min(s.snapshot_time::TIMESTAMPTZ),"
         f" now()), 0) FROM {CATALOG}.ducklake_snapshot AS s"
         f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id)"
         " WHERE s.snapshot_id > ? AND regexp_matches(c.changes_made, ?)",
-        [-1 if offset is None else offset, rf"(insert|into_table|delete|from_table):({ids[0]})\b"],
+        [-1 if offset is None else offset, _writes(connection, consumer)],
     ).fetchone()
     assert row is not None
     return Lag(row[0], max(row[1], 0) / 1000)
+
+
+def _changes(
+    connection: duckdb.DuckDBPyConnection, consumer: Consumer, offset: int | None
+) -> tuple[bool, bool]:
+    """Whether the lake still knows what was written since an offset, and whether sources were.
+
+    Of a snapshot that was forgotten, the rows deleted after it may be forgotten as well.
+    """
+    row = connection.execute(
+        "SELECT count(*) FILTER (snapshot_id = $offset), count(*) FILTER (snapshot_id > $offset"
+        f" AND regexp_matches(changes_made, $writes)) FROM {CATALOG}.ducklake_snapshot_changes"
+        " WHERE snapshot_id >= $offset",
+        {"offset": -1 if offset is None else offset, "writes": _writes(connection, consumer)},
+    ).fetchone()
+    assert row is not None
+    return row[0] > 0, row[1] > 0
+
+
+def _writes(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> str:
+    """A pattern of what the catalog notes of a commit that changed rows of the sources."""
+    names = ", ".join(literal(table.name) for table in consumer.sources)
+    row = connection.execute(
+        f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table"
+        f" WHERE end_snapshot IS NULL AND table_name IN ({names})"
+    ).fetchone()
+    assert row is not None
+    return rf"(insert|into_table|delete|from_table):({row[0]})\b"
 
 
 @dataclass
@@ -194,33 +216,38 @@ class _Round:
         self.seen = current_snapshot(self.connection)
         if self.offset == self.seen:
             return False
-        self.rebuild = self.offset is None or not self._is_kept(self.offset)
-        key = self.consumer.key
-        letters = (
-            "SELECT key, failed_at FROM lake.consumer_dead_letters"
-            f" WHERE consumer = {literal(self.consumer.name)}"
+        kept, changed = _changes(self.connection, self.consumer, self.offset)
+        self.rebuild = not kept
+        letters = dict(
+            self._execute(
+                f"SELECT key, failed_at < now() - {RETRY_DEAD_LETTERS}"
+                " FROM lake.consumer_dead_letters WHERE consumer = ?",
+                [self.consumer.name],
+            ).fetchall()
         )
-        due = f"SELECT key FROM ({letters}) WHERE failed_at < now() - {RETRY_DEAD_LETTERS}"
-        found = " UNION ALL ".join(
+        due = [key for key, is_due in letters.items() if is_due]
+        if self.rebuild or changed or due:
+            self._list_keys(list(letters), due)
+        behind = self.seen - (self.offset or 0)
+        return self.rebuild or self.key_count > 0 or behind >= PERSIST_AFTER
+
+    def _list_keys(self, letters: list[str], due: list[str]) -> None:
+        """Number the keys, those that have failed before last."""
+        key, key_type = self.consumer.key, self.consumer.tables[0].types[self.consumer.key]
+        changed = " UNION ALL ".join(
             f"SELECT CAST({key} AS VARCHAR) AS text, {key} FROM {source}"
             for source in self._stale_sources()
         )
+        retried = f"SELECT text, CAST(text AS {key_type}) FROM (SELECT unnest($due) AS text)"
         self._execute(
-            f"CREATE TEMP TABLE consumer_keys AS SELECT {key}, text, suspect,"
-            " row_number() OVER (ORDER BY suspect) AS number FROM"
-            f" (SELECT DISTINCT {key}, text, text IN (SELECT key FROM ({letters})) AS suspect"
-            f" FROM ({found}) WHERE {key} IS NOT NULL)"
-        )
-        self._execute(
-            f"INSERT INTO {_KEYS} SELECT CAST(key AS {self._key_type()}), key, true,"
-            f" row_number() OVER () + (SELECT count(*) FROM {_KEYS})"
-            f" FROM ({due}) WHERE key NOT IN (SELECT text FROM {_KEYS})"
+            "CREATE TEMP TABLE consumer_keys AS SELECT *, row_number() OVER (ORDER BY suspect) AS"
+            f" number FROM (SELECT DISTINCT text, {key}, text IN (SELECT unnest($letters)) AS"
+            f" suspect FROM ({changed} UNION ALL {retried}) WHERE {key} IS NOT NULL)",
+            {"letters": letters, "due": due},
         )
         self.key_count, self.suspects = self._one(
             f"SELECT count(*), count(*) FILTER (suspect) FROM {_KEYS}"
         )
-        behind = self.seen - (self.offset or 0)
-        return self.rebuild or self.key_count > 0 or behind >= PERSIST_AFTER
 
     def _stale_sources(self) -> list[str]:
         """Where the keys that may have changed stand."""
@@ -232,17 +259,6 @@ class _Round:
             f"lake.table_changes('{table.name}', {self.offset + 1}, {self.seen})"
             for table in sources
         ]
-
-    def _is_kept(self, snapshot: int) -> bool:
-        """Whether the lake still knows what has changed since a snapshot."""
-        return bool(
-            self._execute(
-                f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot]
-            ).fetchone()
-        )
-
-    def _key_type(self) -> str:
-        return self.consumer.tables[0].types[self.consumer.key]
 
     def _stage(self) -> None:
         """Compute the rows of the keys; those that cannot be are set aside or end the round."""
@@ -407,7 +423,9 @@ class _Round:
         for name in names:
             self._execute(f"DROP TABLE IF EXISTS temp.main.{name}")
 
-    def _execute(self, sql: str, parameters: list[Any] | None = None) -> duckdb.DuckDBPyConnection:
+    def _execute(
+        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> duckdb.DuckDBPyConnection:
         return self.connection.execute(sql, parameters)
 
     def _one(self, sql: str) -> tuple[Any, ...]:

@@ -1,20 +1,22 @@
-"""Live revenue: recompute the days whose events have changed since they were published."""
+"""Live revenue: by day and by minute, recomputed for the days whose live orders have changed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import date
 
 import duckdb
 import narwhals as nw
 
 from retail_assets import tables
-from retail_assets.lake import days as ledger
+from retail_assets.consumers import live_orders as orders_consumer
+from retail_assets.consumers.feed import Consumed, Consumer, consume
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.publish import Publication, publish_days
-from retail_assets.transforms import events, revenue
+from retail_assets.lake.publish import Publication, day_facts
+from retail_assets.transforms import live_orders as rules
+from retail_assets.transforms import revenue
 
 
 def refresh(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Publication | None:
-    """Bring `live_revenue` up to date.
+    """Bring `live_orders`, `live_revenue` and `live_revenue_minutes` up to date.
 
     Args:
         lake: the lake that the connection is to.
@@ -22,23 +24,48 @@ def refresh(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Publication | 
 
     Returns:
         The days that were recomputed; None if all were up to date.
+
+    Raises:
+        ConsumerError: if they could not be.
     """
-    days = ledger.stale_days(connection, tables.LIVE_REVENUE)
-    if not days:
-        return None
-    live = revenue.daily_revenue(live_orders(connection, days))
-    return publish_days(lake, connection, tables.LIVE_REVENUE, live, days, only_days=True)
+    consume(lake, connection, orders_consumer.CONSUMER)
+    consumed = consume(lake, connection, CONSUMER)
+    return None if consumed is None else _publication(connection, consumed)
 
 
 def live_orders(connection: duckdb.DuckDBPyConnection, days: Collection[date]) -> nw.LazyFrame:
-    """The orders that count, of all orders that have an event on one of these days.
-
-    All of their events are looked at: the first of an order may lie on another day, and so the
-    order.
-    """
+    """The orders of some days that count, as the consumer has them."""
     listed = ", ".join(f"DATE '{day}'" for day in days) or "NULL"
-    concerned = connection.sql(
-        "SELECT * FROM lake.enriched_events WHERE order_id IN"
-        f" (SELECT order_id FROM lake.enriched_events WHERE order_date IN ({listed}))"
+    orders = connection.sql(f"SELECT * FROM lake.live_orders WHERE order_date IN ({listed})")
+    return rules.completed(nw.from_native(orders))
+
+
+def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, nw.LazyFrame]:
+    of_keys = "" if keys is None else f" WHERE order_date IN (SELECT order_date FROM {keys})"
+    orders = connection.sql(
+        "SELECT order_date, region, status, order_value_gbp,"
+        f" date_trunc('minute', ordered_at::TIMESTAMP) AS minute FROM lake.live_orders{of_keys}"
     )
-    return events.live_orders(nw.from_native(concerned))
+    counting = rules.completed(nw.from_native(orders))
+    return {
+        tables.LIVE_REVENUE.name: revenue.daily_revenue(counting),
+        tables.LIVE_REVENUE_MINUTES.name: revenue.revenue_by(
+            counting, "order_date", "minute", "region"
+        ),
+    }
+
+
+def _publication(connection: duckdb.DuckDBPyConnection, consumed: Consumed) -> Publication:
+    table = tables.LIVE_REVENUE
+    rows, measures = day_facts(connection, table, f"lake.{table.name}", consumed.keys)
+    failed = {date.fromisoformat(day): problem for day, problem in consumed.failed.items()}
+    return Publication(table, rows, failed, consumed.snapshot, measures)
+
+
+CONSUMER = Consumer(
+    "live_revenue",
+    "order_date",
+    (tables.LIVE_REVENUE, tables.LIVE_REVENUE_MINUTES),
+    _compute,
+    sources=(tables.LIVE_ORDERS,),
+)

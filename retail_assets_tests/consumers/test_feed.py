@@ -1,7 +1,7 @@
 """The frame of consumers, with a consumer whose rule can be told to fail."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -9,10 +9,8 @@ import duckdb
 import pytest
 
 from retail_assets.consumers import feed
-from retail_assets.consumers.feed import Consumed, Consumer, ConsumerError
-from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
-from retail_assets.lake.connection import Lake, current_snapshot
-from retail_assets.lake.maintenance import CATALOG
+from retail_assets.consumers.feed import Consumed, Consumer
+from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.tables import INSTANT, MONEY, Column, Table
 from retail_assets_tests.event_files import EventIntake, event

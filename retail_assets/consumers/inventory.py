@@ -1,0 +1,48 @@
+"""Inventory: the stock of each product as the events have it, and when it fell too low."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.consumers.feed import Consumer
+from retail_assets.transforms import inventory
+
+if TYPE_CHECKING:
+    from retail_assets.settings import Settings
+
+
+def consumer(settings: "Settings") -> Consumer:
+    """The consumer with the settings' day of the opening stock and threshold.
+
+    After a change of these, rewind it: products without changes would keep what they had.
+    """
+    since = f"order_date >= DATE '{settings.opening_date}'"
+
+    def compute(
+        connection: duckdb.DuckDBPyConnection, keys: str | None
+    ) -> Mapping[str, nw.LazyFrame]:
+        of_keys = "" if keys is None else f" AND product_id IN (SELECT product_id FROM {keys})"
+        orders = nw.from_native(
+            connection.sql(f"SELECT * FROM lake.live_orders WHERE {since}{of_keys}")
+        )
+        products = nw.from_native(
+            connection.sql(f"SELECT * FROM lake.products WHERE true{of_keys}")
+        )
+        return {
+            table.name: rule(orders, products, low_stock_units=settings.low_stock_units)
+            for table, rule in (
+                (tables.INVENTORY_LEVELS, inventory.inventory_levels),
+                (tables.STOCK_ALERTS, inventory.stock_alerts),
+            )
+        }
+
+    return Consumer(
+        "inventory",
+        "product_id",
+        (tables.INVENTORY_LEVELS, tables.STOCK_ALERTS),
+        compute,
+        sources=(tables.LIVE_ORDERS, tables.PRODUCTS),
+    )

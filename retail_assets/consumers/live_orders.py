@@ -1,0 +1,22 @@
+"""Live orders: each order as its events have it, which revenue and stock follow from."""
+
+from collections.abc import Mapping
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.consumers.feed import Consumer
+from retail_assets.transforms import live_orders
+
+
+def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, nw.LazyFrame]:
+    of_keys = "" if keys is None else f" WHERE order_id IN (SELECT order_id FROM {keys})"
+    events = connection.sql(
+        "SELECT *, coalesce(event_timestamp, order_date::TIMESTAMPTZ) AS happened_at"
+        f" FROM lake.enriched_events{of_keys}"
+    )
+    return {tables.LIVE_ORDERS.name: live_orders.live_orders(nw.from_native(events))}
+
+
+CONSUMER = Consumer("live_orders", "order_id", (tables.LIVE_ORDERS,), _compute)

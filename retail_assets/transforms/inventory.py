@@ -1,0 +1,92 @@
+"""Rules of the stock: what is left of each product, and when it fell below the threshold."""
+
+import narwhals as nw
+
+
+def inventory_levels(
+    orders: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
+) -> nw.LazyFrame:
+    """Return `inventory_levels`: the opening stock less what was sold plus what was returned.
+
+    Args:
+        orders: rows of `live_orders`, since the day of the opening stock.
+        products: rows of `products`.
+        low_stock_units: a stock of less is low.
+
+    Returns:
+        The columns of `inventory_levels`, except `updated_at`, of each of the products and of each
+        that was ordered. Of a product without opening stock, the stock is not known.
+    """
+    col = nw.col
+    moved = (
+        orders.filter(~col("product_id").is_null())
+        .group_by("product_id")
+        .agg(sold=col("sold").sum(), returned=col("returned").sum())
+    )
+    both = products.select("product_id", "stock_on_hand").join(moved, on="product_id", how="full")
+    counted = both.select(
+        "stock_on_hand",
+        product_id=_either(col("product_id"), col("product_id_right")),
+        sold=_either(col("sold"), nw.lit(0)).cast(nw.Int64),
+        returned=_either(col("returned"), nw.lit(0)).cast(nw.Int64),
+    )
+    stock = col("stock_on_hand") - col("sold") + col("returned")
+    return counted.with_columns(stock=stock).with_columns(
+        below=nw.when(col("stock") < low_stock_units).then(nw.lit(True)).otherwise(nw.lit(False))  # noqa: FBT003
+    )
+
+
+def stock_alerts(
+    orders: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
+) -> nw.LazyFrame:
+    """Return `stock_alerts`: each sale that took a product's stock below the threshold.
+
+    The stock is followed through all sales and returns by the time of their events, not of their
+    arrival; at one time, by order, and a return before a sale. A product that opened below the
+    threshold has to rise above it first.
+
+    Args:
+        orders: rows of `live_orders`, since the day of the opening stock.
+        products: rows of `products`; one without opening stock has no alerts.
+        low_stock_units: a stock of less is low.
+
+    Returns:
+        The columns of `stock_alerts`, except `updated_at`.
+    """
+    col = nw.col
+    sold = orders.filter(col("sold") > 0).select(
+        "product_id",
+        "order_id",
+        event_id="sold_event_id",
+        crossed_at="sold_at",
+        change=-col("sold"),
+    )
+    returned = orders.filter(col("returned") > 0).select(
+        "product_id",
+        "order_id",
+        event_id=nw.lit(None, dtype=nw.String),
+        crossed_at="returned_at",
+        change=col("returned"),
+    )
+    # The stock of most has been above at all times, whatever came back.
+    totals = sold.group_by("product_id").agg(taken=-col("change").sum())
+    opening = (
+        products.join(totals, on="product_id")
+        .filter(col("stock_on_hand") - col("taken") < low_stock_units)
+        .select("product_id", "stock_on_hand")
+    )
+    moved = (
+        nw.concat([sold, returned]).with_columns(rank=-col("change")).join(opening, on="product_id")
+    )
+    stock = col("stock_on_hand") + col("moved")
+    followed = moved.with_columns(
+        moved=col("change")
+        .cum_sum()
+        .over("product_id", order_by=("crossed_at", "order_id", "rank"))
+    ).with_columns(stock=stock)
+    fell = (col("stock") < low_stock_units) & (col("stock") - col("change") >= low_stock_units)
+    return followed.filter(fell).select("product_id", "event_id", "order_id", "crossed_at", "stock")
+
+
+def _either(first: nw.Expr, second: nw.Expr) -> nw.Expr:
+    return nw.when(first.is_null()).then(second).otherwise(first)

@@ -1,0 +1,85 @@
+"""Rules of orders as their events have them: what an order is now, and what it did to the stock."""
+
+import narwhals as nw
+
+from retail_assets.transforms.orders import COMPLETED
+
+RETURNED = "returned"
+
+UNITS = 1
+"""What an order takes that does not say how many."""
+
+_ORDER = ("event_timestamp", "received_date", "source", "source_name", "position")
+"""An event without a time comes before those of its order that have one."""
+
+
+def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
+    """Say of each order what its events make of it, in whichever order they arrived.
+
+    An order is what its latest event says, on the day of its first; the product and the quantity
+    are those that the latest event with one says. While it is completed, it has sold its quantity:
+    that of the latest event that says so, at the time of the first. Is it returned, then it has
+    given back what it sold, or the quantity it names if nobody saw it sold. With any other status
+    it has done neither.
+
+    Args:
+        enriched: rows of `enriched_events`: all events of the orders of interest, with
+            `happened_at` (the time of the event, or the start of its day if it says none).
+
+    Returns:
+        The columns of `live_orders`, except `updated_at`.
+    """
+    col, none = nw.col, nw.lit(0)
+    sells = col("status") == COMPLETED
+    units = nw.when(col("quantity").is_null()).then(nw.lit(UNITS)).otherwise(col("quantity"))
+    # On pandas, cum_count() would count over all orders.
+    events = enriched.with_columns(
+        one=nw.lit(1), sale=nw.when(sells).then(nw.lit(1)).otherwise(none)
+    )
+    events = events.with_columns(
+        _latest_known("product_id"),
+        _latest_known("quantity"),
+        number=col("one").cum_sum().over("order_id", order_by=_ORDER),
+        sale_number=col("sale").cum_sum().over("order_id", order_by=_ORDER),
+        events=nw.len().over("order_id"),
+        first_date=col("order_date").min().over("order_id"),
+        ordered_at=col("happened_at").min().over("order_id"),
+    ).with_columns(quantity=units)
+    first_sale = sells & (col("sale_number") == 1)
+    events = events.with_columns(
+        sold_units=nw.when(sells).then(col("quantity")),
+        sold_product=nw.when(sells).then(col("product_id")),
+        sold_at=nw.when(first_sale).then(col("happened_at")),
+        sold_event_id=nw.when(first_sale).then(col("event_id")),
+    ).with_columns(*map(_latest_known, ("sold_units", "sold_product", "sold_at", "sold_event_id")))
+    return _with_stock(events.filter(col("number") == col("events")))
+
+
+def _latest_known(column: str) -> nw.Expr:
+    return nw.col(column).fill_null(strategy="forward").over("order_id", order_by=_ORDER)
+
+
+def _with_stock(latest: nw.LazyFrame) -> nw.LazyFrame:
+    col, none = nw.col, nw.lit(0)
+    returned = col("status") == RETURNED
+    was_sold = ~col("sold_units").is_null() & ((col("status") == COMPLETED) | returned)
+    given_back = nw.when(was_sold).then(col("sold_units")).otherwise(col("quantity"))
+    return latest.select(
+        "order_id",
+        "ordered_at",
+        "region",
+        "status",
+        "order_value_gbp",
+        order_date=col("first_date"),
+        product_id=nw.when(was_sold).then(col("sold_product")).otherwise(col("product_id")),
+        sold=nw.when(was_sold).then(col("sold_units")).otherwise(none).cast(nw.Int64),
+        sold_at=nw.when(was_sold).then(col("sold_at")),
+        sold_event_id=nw.when(was_sold).then(col("sold_event_id")),
+        returned=nw.when(returned).then(given_back).otherwise(none).cast(nw.Int64),
+        returned_at=nw.when(returned).then(col("happened_at")),
+    )
+
+
+def completed(orders: nw.LazyFrame) -> nw.LazyFrame:
+    """The orders of `live_orders` that count."""
+    return orders.filter(nw.col("status") == COMPLETED)
