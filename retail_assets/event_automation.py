@@ -7,6 +7,7 @@ often; a file that cannot be read fails alone within its run, and is counted in 
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timezone
@@ -19,9 +20,8 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from retail_assets.assets.events import EVENT_TABLES, INGEST
 from retail_assets.automation import IN_PROGRESS, MAX_ATTEMPTS
-from retail_assets.ingest.event_files import Pending, pending_event_files
+from retail_assets.ingest.event_files import LakeState, Pending, pending_event_files
 from retail_assets.ingest.event_folder import FoundFile, landing_day
-from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
 EVENTS = "events"
@@ -34,6 +34,9 @@ MAX_RUNS = 4
 REMEMBERED_RUNS = 200
 OVERLAP_SECONDS = 60
 """How far the clocks of those who write to runs may lie apart."""
+
+WORKER_SECONDS = 60
+"""How long a living worker is left to take a file in before the sensor does."""
 
 SHOWN = 5
 
@@ -94,16 +97,16 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         given_up = [
             path for path, file in pending.files.items() if failures.count(file) >= MAX_ATTEMPTS
         ]
+        fresh = _fresh(pending)
         ready = [
             file
             for path, file in pending.files.items()
-            if path not in busy and failures.count(file) < MAX_ATTEMPTS
+            if path not in busy and path not in fresh and failures.count(file) < MAX_ATTEMPTS
         ]
         chosen = list(islice(batches(settings, ready), max(0, MAX_RUNS - len(running))))
         asked = sum(len(files) for _, files in chosen)
-        lake = LakeState.read(settings) if chosen else LakeState()
-        requests = [_request(day, files, failures, lake) for day, files in chosen]
-        message = _describe(pending, busy, given_up, asked, len(ready) - asked)
+        requests = [_request(day, files, failures, pending.lake) for day, files in chosen]
+        message = _describe(pending, busy, fresh, given_up, asked, len(ready) - asked)
         if requests:
             context.log.info(message)
         return dg.SensorResult(
@@ -134,52 +137,10 @@ def batches(
         yield day, batch
 
 
-@dataclass(frozen=True)
-class LakeState:
-    """What the lake has of files: how far each was taken in, and how often it could not be read.
-
-    `birth` tells this lake from one that lay in the same place before.
-    """
-
-    birth: str = ""
-    files: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    faults: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, settings: Settings) -> "LakeState":
-        """Read it; of a lake that is not there yet it is empty."""
-        try:
-            with Lake.from_settings(settings).connect(read_only=True) as connection:
-                (birth,) = connection.execute(
-                    "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
-                ).fetchone() or ("",)
-                files = {
-                    path: tuple(progress)
-                    for path, *progress in connection.execute(
-                        "SELECT path, version, bytes_taken, last_line FROM lake.event_files"
-                        " WHERE retracted_at IS NULL"
-                    ).fetchall()
-                }
-                faults = dict(
-                    connection.execute(
-                        "SELECT path, attempts FROM lake.failed_event_files"
-                    ).fetchall()
-                )
-        except NoLakeError:
-            return cls()
-        return cls(str(birth), files, faults)
-
-
 def _request(
     day: date, files: Sequence[FoundFile], failures: Failures, lake: LakeState
 ) -> dg.RunRequest:
-    state = [
-        (
-            *(file.path, file.size_bytes, file.modified_ns),
-            *(lake.files.get(file.path, ()), lake.faults.get(file.path, 0)),
-        )
-        for file in files
-    ]
+    state = [(file.path, file.size_bytes, file.modified_ns, lake.of(file.path)) for file in files]
     content = hashlib.sha256(json.dumps([lake.birth, state]).encode()).hexdigest()[:16]
     attempt = 1 + max(failures.count(file) for file in files)
     return dg.RunRequest(
@@ -237,15 +198,30 @@ def _files_of(run_config: Mapping[str, Any]) -> list[str]:
     return list(config.get("files", []))
 
 
+def _fresh(pending: Pending) -> set[str]:
+    """The files that a living worker is left to take in: it is faster than a run starts."""
+    if not pending.lake.workers:
+        return set()
+    since = time.time_ns() - WORKER_SECONDS * 10**9
+    return {path for path, file in pending.files.items() if file.modified_ns > since}
+
+
 def _describe(
-    pending: Pending, busy: set[str], given_up: Sequence[str], asked: int, waiting: int
+    pending: Pending,
+    busy: set[str],
+    fresh: set[str],
+    given_up: Sequence[str],
+    asked: int,
+    waiting: int,
 ) -> str:
     if not pending.files and not pending.unsettled and not pending.left_alone:
-        return "No new event files."
+        by = f" The worker {', '.join(pending.lake.workers)} lives." if pending.lake.workers else ""
+        return f"No new event files.{by}"
     parts = [f"{len(pending.files)} event files have something new"]
     for count, text in (
         (len(pending.unsettled), "may still be written to"),
         (len(busy & pending.files.keys()), "in runs already"),
+        (len(fresh), f"left to the worker {', '.join(pending.lake.workers)}"),
         (asked, "go into runs now"),
         (waiting, "wait for the next tick"),
     ):

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import offsets
+from retail_assets.ingest import heartbeat, offsets
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
 from retail_assets.ingest.event_lines import to_arrow
 from retail_assets.ingest.event_reader import (
@@ -27,7 +27,7 @@ from retail_assets.ingest.event_reader import (
     read_new,
 )
 from retail_assets.ingest.events import Delta, EventBatch
-from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
+from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.lake.rows import insert_columns
 
 if TYPE_CHECKING:
@@ -99,26 +99,74 @@ class Taken:
 
 @dataclass
 class Ingested:
-    """What came of event files: by path; which failed and why; the received days concerned."""
+    """What came of event files: by path; which failed, and why."""
 
     files: dict[str, Taken] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    days: set[date] = field(default_factory=set)
     new_fields: list[tuple[str, str]] = field(default_factory=list)
-    snapshot: int | None = None
+
+
+@dataclass(frozen=True)
+class LakeState:
+    """What the lake has of files: how far each was taken in, and how often it could not be read.
+
+    `birth` tells this lake from one that lay in the same place before. `workers` are those that
+    live and take files in.
+    """
+
+    birth: str = ""
+    taken: Mapping[str, tuple[int, int, int, int, str]] = field(default_factory=dict)
+    failed: Mapping[str, tuple[int, int, str, int]] = field(default_factory=dict)
+    workers: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, settings: "Settings") -> "LakeState":
+        """Read it; of a lake that is not there yet it is empty.
+
+        `taken` has size, time, version, bytes taken and last line of each file; `failed` size,
+        time, problem and attempts.
+        """
+        try:
+            with Lake.from_settings(settings).connect(read_only=True) as connection:
+                (birth,) = connection.execute(
+                    "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
+                ).fetchone() or ("",)
+                taken = {
+                    path: tuple(state)
+                    for path, *state in connection.execute(
+                        "SELECT path, size_bytes, modified_ns, version, bytes_taken, last_line"
+                        " FROM lake.event_files WHERE retracted_at IS NULL"
+                    ).fetchall()
+                }
+                failed = {
+                    path: tuple(state)
+                    for path, *state in connection.execute(
+                        "SELECT path, size_bytes, modified_ns, problem, attempts"
+                        " FROM lake.failed_event_files"
+                    ).fetchall()
+                }
+                workers = tuple(found.worker for found in heartbeat.living(connection, "files"))
+        except NoLakeError:
+            return cls()
+        return cls(str(birth), taken, failed, workers)
+
+    def of(self, path: str) -> tuple[object, ...]:
+        """How far a file was taken in, and how often it could not be read."""
+        return (*self.taken.get(path, ())[2:], *self.failed.get(path, ())[3:])
 
 
 @dataclass(frozen=True)
 class Pending:
     """The files that have something new.
 
-    And those that are `unsettled`: somebody may still be writing to them; and those that are left
-    alone, with the reason.
+    And those that are `unsettled`: somebody may still be writing to them; those that are left
+    alone, with the reason; and what the lake has of all files.
     """
 
     files: dict[str, FoundFile]
     unsettled: tuple[str, ...]
     left_alone: dict[str, str]
+    lake: LakeState
 
 
 def event_folder(settings: "Settings") -> EventFolder:
@@ -137,31 +185,16 @@ def pending_event_files(settings: "Settings") -> Pending:
         **dict.fromkeys(listing.links, "is a link, which is not followed"),
         **dict.fromkeys(listing.unnamed, "has a name that is not UTF-8 text: rename it"),
     }
-    known: dict[str, tuple[int, int, str]] = {}
-    failed: dict[str, tuple[int, int, str, int]] = {}
-    try:
-        with Lake.from_settings(settings).connect(read_only=True) as connection:
-            for path, size, modified, last_line in connection.execute(
-                "SELECT path, size_bytes, modified_ns, last_line FROM lake.event_files"
-                " WHERE retracted_at IS NULL"
-            ).fetchall():
-                known[path] = (size, modified, last_line)
-            for path, size, modified, problem, attempts in connection.execute(
-                "SELECT path, size_bytes, modified_ns, problem, attempts"
-                " FROM lake.failed_event_files"
-            ).fetchall():
-                failed[path] = (size, modified, problem, attempts)
-    except NoLakeError:
-        pass
+    lake = LakeState.read(settings)
     now = time.time_ns()
     files: dict[str, FoundFile] = {}
     unsettled: list[str] = []
     for path, file in listing.files.items():
         still = file.is_still(now, settings.event_settle_seconds)
-        state = known.get(path)
+        state = lake.taken.get(path)
         if state is not None and state[:2] == (file.size_bytes, file.modified_ns):
-            new = state[2] == OPEN and still
-            if state[2] == OPEN and not still:
+            new = state[4] == OPEN and still
+            if state[4] == OPEN and not still:
                 unsettled.append(path)
         else:
             new = still or not file.packed
@@ -169,7 +202,7 @@ def pending_event_files(settings: "Settings") -> Pending:
                 unsettled.append(path)
         if not new:
             continue
-        fault = failed.get(path)
+        fault = lake.failed.get(path)
         if (
             fault is not None
             and fault[:2] == (file.size_bytes, file.modified_ns)
@@ -178,7 +211,7 @@ def pending_event_files(settings: "Settings") -> Pending:
             left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
         else:
             files[path] = file
-    return Pending(files, tuple(unsettled), left_alone)
+    return Pending(files, tuple(unsettled), left_alone, lake)
 
 
 def ingest(
@@ -253,7 +286,6 @@ class _Intake:
                 self._progress(min(first + PORTION_FILES, len(paths)))
             self._wait()
         self._forget_gone()
-        self._result.snapshot = current_snapshot(self._connection)
         return self._result
 
     def _forget_gone(self) -> None:
@@ -350,7 +382,6 @@ class _Intake:
             self._result.files[taken.path] = taken if before is None else before.plus(taken)
         _note_failures(self._connection, unreadable, [item.path for item in waiting])
         self._result.failed |= {file.path: text for file, text in unreadable.items()}
-        self._result.days |= settled.days
         self._result.new_fields += settled.new_fields
 
 

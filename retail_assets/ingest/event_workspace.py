@@ -33,9 +33,8 @@ _TABLES = {
         replayed BOOLEAN""",
     # Rows that leave enriched_events or dead_letter_events, and what their source loses by it.
     "gone_events": f"""
-        event_id VARCHAR, order_id VARCHAR, order_date DATE, {_PLACE_COLUMNS}, accepted INTEGER,
-        dead_lettered INTEGER""",
-    "current_events": f"event_id VARCHAR, order_id VARCHAR, order_date DATE, {_PLACE_COLUMNS}",
+        event_id VARCHAR, {_PLACE_COLUMNS}, accepted INTEGER, dead_lettered INTEGER""",
+    "current_events": f"event_id VARCHAR, {_PLACE_COLUMNS}",
     "rival_events": f"event_id VARCHAR, line_no BIGINT, {_PLACE_COLUMNS}, place BIGINT",
     "beaten_events": "line_no BIGINT",
 }

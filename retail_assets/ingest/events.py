@@ -20,7 +20,6 @@ from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
 from retail_assets.ingest import event_workspace as workspace
 from retail_assets.ingest.event_workspace import ENTERING, PLACE, enriched_sql, judged_sql
-from retail_assets.lake import days as ledger
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
 
@@ -57,12 +56,11 @@ class Delta:
 class Settled:
     """What a batch of lines has changed.
 
-    `deltas` says it by source, `days` names the received days concerned, and `new_fields` the
-    fields (with their JSON type) that no event had before.
+    `deltas` says it by source, and `new_fields` names the fields (with their JSON type) that no
+    event had before.
     """
 
     deltas: tuple[Delta, ...]
-    days: frozenset[date]
     new_fields: tuple[tuple[str, str], ...]
 
 
@@ -134,12 +132,12 @@ class EventBatch:
             f" WHERE received_date = DATE '{day}'"
         )
         execute(
-            f"INSERT INTO temp.main.gone_events SELECT event_id, order_id, order_date, {PLACE},"
+            f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
             " 1, 0 FROM lake.enriched_events WHERE received_date = ?",
             [day],
         )
         execute(
-            f"INSERT INTO temp.main.gone_events SELECT NULL, NULL, NULL, {PLACE}, 0, 1"
+            f"INSERT INTO temp.main.gone_events SELECT NULL, {PLACE}, 0, 1"
             " FROM lake.dead_letter_events WHERE received_date = ?",
             [day],
         )
@@ -189,7 +187,7 @@ class EventBatch:
             " IN (SELECT unnest(?::VARCHAR[])))"
         )
         self._connection.execute(
-            f"INSERT INTO temp.main.gone_events SELECT event_id, order_id, order_date, {PLACE},"
+            f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
             f" 0, 0 FROM lake.enriched_events {where}",
             names,
         )
@@ -227,7 +225,7 @@ class EventBatch:
         self._promote()
         self._pick()
         self._insert()
-        return Settled(self._deltas(), self._days(), self._fields())
+        return Settled(self._deltas(), self._fields())
 
     def _promote(self) -> None:
         """Stage the duplicates of what is gone: one of them counts in its place."""
@@ -247,7 +245,7 @@ class EventBatch:
         execute = self._connection.execute
         valid = "temp.main.judged_events WHERE reason IS NULL"
         execute(
-            f"INSERT INTO temp.main.current_events SELECT event_id, order_id, order_date, {PLACE}"
+            f"INSERT INTO temp.main.current_events SELECT event_id, {PLACE}"
             " FROM lake.enriched_events"
             f" WHERE event_id IN (SELECT own_id FROM {valid})"
         )
@@ -265,7 +263,7 @@ class EventBatch:
         demoted = "SELECT event_id FROM temp.main.rival_events WHERE line_no IS NULL AND place > 1"
         if execute(f"{demoted} LIMIT 1").fetchone():
             execute(
-                f"INSERT INTO temp.main.gone_events SELECT event_id, order_id, order_date, {PLACE},"
+                f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
                 f" 1, 0 FROM temp.main.current_events WHERE event_id IN ({demoted})"
             )
             execute(f"DELETE FROM lake.enriched_events WHERE event_id IN ({demoted})")
@@ -295,16 +293,6 @@ class EventBatch:
             " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
         )
         self._enrich()
-        orders = (
-            f"SELECT order_id FROM {judged} WHERE {ENTERING}"
-            " UNION ALL SELECT order_id FROM temp.main.gone_events"
-        )
-        changed_days = execute(
-            f"SELECT DISTINCT order_date FROM lake.enriched_events WHERE order_id IN ({orders})"
-            " UNION SELECT DISTINCT order_date FROM temp.main.gone_events"
-            " WHERE order_date IS NOT NULL"
-        ).fetchall()
-        ledger.mark_changed(self._connection, "events", [day for (day,) in changed_days])
 
     def _enrich(self) -> None:
         execute = self._connection.execute
@@ -332,13 +320,6 @@ class EventBatch:
             " FROM temp.main.gone_events) GROUP BY ALL"
         ).fetchall()
         return tuple(Delta(*row) for row in rows)
-
-    def _days(self) -> frozenset[date]:
-        rows = self._connection.execute(
-            "SELECT DISTINCT received_date FROM temp.main.judged_events"
-            " UNION SELECT DISTINCT received_date FROM temp.main.gone_events"
-        ).fetchall()
-        return frozenset(day for (day,) in rows)
 
     def _fields(self) -> tuple[tuple[str, str], ...]:
         """Note which fields valid events have beyond the known ones; returns the new ones."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from retail_assets.ingest import heartbeat
 from retail_assets.lake.connection import Lake
-from retail_assets.stream import heartbeat
 from retail_assets.stream.figures import Figures
 from retail_assets.stream.files import FileLane
 from retail_assets.stream.inbox import Inbox

@@ -303,8 +303,7 @@ def test_the_received_day_is_named_by_the_path_else_by_the_time_of_the_file(
     write_events(
         events.settings, path, [event(1), BAD], modified_ns=int(written.timestamp()) * 10**9
     )
-    came = events.take()
-    assert came.days == {day}
+    events.take()
     for table in ("raw_events", "enriched_events", "dead_letter_events", "event_files"):
         assert events.rows(f"SELECT DISTINCT received_date FROM lake.{table}") == [(day,)]
 
@@ -312,7 +311,8 @@ def test_the_received_day_is_named_by_the_path_else_by_the_time_of_the_file(
 def test_a_file_from_before_the_first_partition_landed_today(events: Events) -> None:
     write_events(events.settings, "a.jsonl", [event(1)], modified_ns=10**9)
     before = datetime.now(timezone.utc).date()
-    (day,) = events.take().days
+    events.take()
+    [(day,)] = events.rows("SELECT received_date FROM lake.raw_events")
     assert 0 <= (day - before).days <= 1
 
 

@@ -1,0 +1,199 @@
+"""What Dagster sees of the stream worker: a sensor that reports what the worker's heartbeat says.
+
+The worker needs no Dagster, and may run on another machine: it writes a row into the lake. The
+sensor turns that into materializations of the event assets (for the days that have new rows) and of
+`stream_worker`, whose freshness policy then tells a worker that lives from one that is late or
+dead.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import dagster as dg
+import duckdb
+
+from retail_assets import tables
+from retail_assets.consumers.registry import all_consumers
+from retail_assets.ingest.heartbeat import Heartbeat, heartbeats
+from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.settings import Settings
+
+WORKER = "stream_worker"
+
+REPORT_SECONDS = 60
+"""How often at most the assets are reported as materialized: each time is an event in Dagster."""
+
+LATE_SECONDS = 60
+"""A worker is late when an event file has waited for it so long."""
+
+DEAD = "dead"
+LATE = "late"
+ALIVE = "alive"
+
+STREAMED = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
+
+SPEC = dg.AssetSpec(
+    WORKER,
+    group_name="events",
+    description="The resident worker `retail-assets stream`: reported as materialized while it"
+    " lives and keeps up.",
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(minutes=2), fail_window=timedelta(minutes=5)
+    ),
+    kinds={"python", "kafka"},
+)
+
+
+@dataclass
+class Reported:
+    """What was reported last, in the sensor's cursor.
+
+    `until` is up to which `processed_at` rows were reported, `at` when, and `state` of the worker,
+    `lines` how many each worker had taken in.
+    """
+
+    until: str = ""
+    at: str = ""
+    state: str = ""
+    lines: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, cursor: str | None) -> "Reported":
+        """Read a cursor."""
+        return cls(**json.loads(cursor)) if cursor else cls()
+
+    def dump(self) -> str:
+        """What becomes the cursor."""
+        return json.dumps(asdict(self))
+
+
+def sensor(settings: Settings) -> dg.SensorDefinition:
+    """Report what the stream worker does."""
+
+    @dg.sensor(
+        name=WORKER,
+        minimum_interval_seconds=10,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Shows whether the stream worker lives, and what it takes in.",
+    )
+    def stream_worker(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        reported = Reported.load(context.cursor)
+        now = datetime.now(timezone.utc)
+        try:
+            with Lake.from_settings(settings).connect(read_only=True) as connection:
+                found = heartbeats(connection)
+                events = list(_report(settings, connection, found, reported, now))
+        except NoLakeError:
+            return dg.SensorResult(skip_reason="There is no lake yet.")
+        return dg.SensorResult(
+            asset_events=events, skip_reason=_describe(found, now), cursor=reported.dump()
+        )
+
+    return stream_worker
+
+
+def state(worker: Heartbeat, now: datetime) -> str:
+    """Whether a worker is alive, late or dead, or `stopped`."""
+    if worker.state == "stopped":
+        return worker.state
+    if not worker.lives(now):
+        return DEAD
+    waits = worker.figures.get("oldest_pending_event_file_seconds") or 0
+    return LATE if worker.problem or waits > LATE_SECONDS else ALIVE
+
+
+def _report(
+    settings: Settings,
+    connection: duckdb.DuckDBPyConnection,
+    found: Sequence[Heartbeat],
+    reported: Reported,
+    now: datetime,
+) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
+    states = {worker.worker: state(worker, now) for worker in found}
+    best = next((name for name in (ALIVE, LATE, DEAD) if name in states.values()), "")
+    due = not reported.at or now - datetime.fromisoformat(reported.at) >= timedelta(
+        seconds=REPORT_SECONDS
+    )
+    changed = best != reported.state
+    if not found or not (due or changed):
+        return
+    metadata = _metadata(found, now)
+    if best == ALIVE:
+        yield dg.AssetMaterialization(WORKER, metadata=metadata)
+    elif best:
+        yield dg.AssetObservation(WORKER, metadata=metadata)
+    lines = {worker.worker: _lines(worker) for worker in found}
+    moved = any(count > reported.lines.get(name, 0) for name, count in lines.items())
+    if moved:
+        yield from _materializations(settings, connection, reported, metadata)
+    reported.state, reported.at, reported.lines = best, now.isoformat(), lines
+
+
+def _materializations(
+    settings: Settings,
+    connection: duckdb.DuckDBPyConnection,
+    reported: Reported,
+    metadata: dict[str, Any],
+) -> Iterator[dg.AssetMaterialization]:
+    """The days with rows that are new since the last report, then what follows from them."""
+    since = datetime.fromisoformat(reported.until) if reported.until else None
+    newest = since
+    days: set[str] = set()
+    for table in (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS):
+        for day, latest in connection.execute(
+            f"SELECT received_date, max(processed_at) FROM lake.{table.name}"
+            " WHERE processed_at > coalesce(?, '-infinity'::TIMESTAMPTZ) GROUP BY 1",
+            [since],
+        ).fetchall():
+            newest = max(latest, newest or latest)
+            if day >= settings.start_date:
+                days.add(day.isoformat())
+    if newest:
+        reported.until = newest.isoformat()
+    for table in STREAMED:
+        for day in sorted(days):
+            yield dg.AssetMaterialization(table.name, partition=day, metadata=metadata)
+    if days:
+        # Afterwards, so that nothing downstream is run for what the worker has done already.
+        for consumer in all_consumers(settings):
+            for table in consumer.tables:
+                yield dg.AssetMaterialization(table.name, metadata=metadata)
+
+
+def _metadata(found: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
+    worker = max(found, key=lambda each: (state(each, now) == ALIVE, each.heartbeat_at))
+    figures = {
+        name: value
+        for name, value in worker.figures.items()
+        if name != "sources" and value is not None
+    }
+    return {
+        "worker": worker.worker,
+        "state": state(worker, now),
+        "last_heartbeat": dg.MetadataValue.timestamp(worker.heartbeat_at),
+        "sources": ", ".join(worker.sources),
+        **({"problem": worker.problem} if worker.problem else {}),
+        **figures,
+        **{
+            f"{source}_{name}": count
+            for source, totals in worker.figures.get("sources", {}).items()
+            for name, count in totals.items()
+        },
+    }
+
+
+def _lines(worker: Heartbeat) -> int:
+    return sum(totals["lines"] for totals in worker.figures.get("sources", {}).values())
+
+
+def _describe(found: Sequence[Heartbeat], now: datetime) -> str:
+    shown = [
+        f"Worker {worker.worker} on {worker.host} is {state(worker, now)}, heard of"
+        f" {worker.silent_seconds(now):.0f} s ago"
+        + (f": {worker.problem}" if worker.problem else "")
+        for worker in found[:3]
+    ]
+    return "; ".join(shown) + "." if shown else "No stream worker was ever started."
