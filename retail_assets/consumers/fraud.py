@@ -187,10 +187,7 @@ class Scorer:
             try:
                 scores = self._scores_of(connection, stored, of_model)
             except fraud_model.ModelError as error:
-                problems[stored.version] = (
-                    f"The fraud model of {stored.trained_to} {error}. Its orders are judged by the"
-                    f" rules alone: materialize {tables.FRAUD_MODELS.name} of that day again."
-                )
+                problems[stored.version] = _unusable(stored, error)
                 continue
             ids = of_model["event_id"].to_pylist()
             scored += [(id_, score, stored.version) for id_, score in zip(ids, scores, strict=True)]
@@ -220,13 +217,7 @@ class Scorer:
 
     def _model(self, connection: duckdb.DuckDBPyConnection, stored: _Stored) -> fraud_model.Model:
         if stored.sha256 not in self._models:
-            row = connection.execute(
-                "SELECT model FROM lake.fraud_models WHERE trained_to = ?", [stored.trained_to]
-            ).fetchone()
-            assert row is not None
-            self._models[stored.sha256] = fraud_model.load(
-                row[0], stored.sha256, stored.library, stored.features
-            )
+            self._models[stored.sha256] = _load(connection, stored)
             if len(self._models) > MODELS_KEPT:
                 self._models.popitem(last=False)
         self._models.move_to_end(stored.sha256)
@@ -240,13 +231,7 @@ def _by_model(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    stored = [
-        _Stored(*row)
-        for row in connection.execute(
-            "SELECT trained_to, version, library, features, sha256 FROM lake.fraud_models"
-            " ORDER BY trained_to"
-        ).fetchall()
-    ]
+    stored = _stored(connection) if len(orders) else []
     first_days = [first_scored(model.trained_to) for model in stored]
     days: dict[int, list[date]] = {}
     for day in pc.unique(orders["received_date"]).to_pylist():
@@ -255,6 +240,41 @@ def _by_model(
         if number >= 0:
             chosen = pc.is_in(orders["received_date"], pa.array(of_model, pa.date32()))
             yield stored[number], orders.filter(chosen)
+
+
+def newest_problem(connection: duckdb.DuckDBPyConnection) -> tuple[int, str | None]:
+    """How many models the lake has, and what is wrong with the newest, if anything is."""
+    stored = _stored(connection)
+    try:
+        if stored:
+            _load(connection, stored[-1])
+    except fraud_model.ModelError as error:
+        return len(stored), _unusable(stored[-1], error)
+    return len(stored), None
+
+
+def _stored(connection: duckdb.DuckDBPyConnection) -> list[_Stored]:
+    """The models that the lake has, oldest first."""
+    rows = connection.execute(
+        "SELECT trained_to, version, library, features, sha256 FROM lake.fraud_models"
+        " ORDER BY trained_to"
+    ).fetchall()
+    return [_Stored(*row) for row in rows]
+
+
+def _load(connection: duckdb.DuckDBPyConnection, stored: _Stored) -> fraud_model.Model:
+    row = connection.execute(
+        "SELECT model FROM lake.fraud_models WHERE trained_to = ?", [stored.trained_to]
+    ).fetchone()
+    assert row is not None
+    return fraud_model.load(row[0], stored.sha256, stored.library, stored.features)
+
+
+def _unusable(stored: _Stored, error: fraud_model.ModelError) -> str:
+    return (
+        f"The fraud model of {stored.trained_to} {error}. Its orders are judged by the rules alone:"
+        " materialize fraud_model of that day again."
+    )
 
 
 def first_scored(trained_to: date) -> date:

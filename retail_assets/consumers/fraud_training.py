@@ -64,7 +64,7 @@ def train_day(
     try:
         library = fraud_model.library()
     except fraud_model.ModelError as error:
-        return Training(day, first, len(orders), problem=f"No model can be trained: {error}.")
+        return Training(day, first, len(orders), problem=f"A fraud model {error}.")
     if len(orders) < settings.fraud_training_orders:
         problem = (
             f"{len(orders)} orders from {first} to {day} are too few to learn what is usual:"
@@ -133,6 +133,11 @@ def _store(
             return False, False
         connection.execute("DELETE FROM lake.fraud_models WHERE trained_to = ?", [day])
         if model is not None:
+            # A few rows go into the catalog itself; half a megabyte is a file.
+            connection.execute(
+                "CALL lake.set_option('data_inlining_row_limit', 0, table_name => ?)",
+                [FRAUD_MODELS.name],
+            )
             marks = ", ".join("?" for _ in columns)
             connection.execute(
                 f"INSERT INTO lake.fraud_models ({', '.join(columns)}, trained_at)"

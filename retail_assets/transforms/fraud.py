@@ -253,7 +253,7 @@ def alerts(judged: nw.LazyFrame, scores: nw.LazyFrame, rules: Rules) -> nw.LazyF
 def _explanations(rules: Rules) -> Mapping[str, nw.Expr]:
     col, text = nw.col, nw.lit
     window = text(f" within {rules.window_minutes} minutes")
-    tenths = (col("model_score") * 1000).floor().cast(nw.Int64)
+    tenths = (col("model_score") * 1000 + 0.5).floor().cast(nw.Int64)
     # Of a customer's first order it is not shown, but computed.
     earlier = nw.when(col("earlier_orders") > 0).then(col("earlier_pence")).otherwise(text(1))
     times = (_float("pence") * col("earlier_orders") / earlier.cast(nw.Float64)).floor()
@@ -271,7 +271,12 @@ def _explanations(rules: Rules) -> Mapping[str, nw.Expr]:
             text("in "), col("region"), text(", home is "), col("home_region")
         ),
         MODEL: nw.concat_str(
-            *(text("more unusual than "), _digits(tenths // 10), text("."), _digits(tenths % 10)),
+            *(
+                text("more unusual than "),
+                _digits(tenths // 10),
+                text("."),
+                _digits(tenths - tenths // 10 * 10),
+            ),
             text(" % of orders"),
         ),
     }
