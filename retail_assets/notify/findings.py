@@ -36,10 +36,14 @@ PROBLEM_LENGTH = 500
 
 @dataclass(frozen=True)
 class AlertKind:
-    """Alerts of one table: the titles of one and of several, and the columns that are told."""
+    """Alerts of one table: the titles of one and of several, and the columns that are told.
+
+    `subject` is the column that tells whether somebody was told already.
+    """
 
     kind: str
     table: str
+    subject: str
     title: str
     plural: str
     shown: Sequence[str]
@@ -49,6 +53,8 @@ ALERTS = (
     AlertKind(
         "fraud_alert",
         "fraud_alerts",
+        # An earlier event of the order may come later, and identify the alert from then on.
+        "order_id",
         "Fraud alert",
         "fraud alerts",
         ("order_id", "order_value_gbp", "region", "score", "reasons"),
@@ -56,9 +62,10 @@ ALERTS = (
     AlertKind(
         "stock_alert",
         "stock_alerts",
+        "event_id",
         "Low stock",
         "stock alerts",
-        ("product_id", "product_name", "stock", "threshold", "order_date"),
+        ("product_id", "stock", "order_id"),
     ),
 )
 
@@ -140,6 +147,7 @@ def recent_alerts(alert: AlertKind, settings: Settings) -> str | None:
         expression
         for name, expression in (
             ("event_timestamp", "event_timestamp"),
+            ("crossed_at", "crossed_at"),
             # An event without a time may have come at any time of its day.
             ("order_date", f"timezone({zone}, (order_date + 1)::TIMESTAMP)"),
         )
@@ -147,7 +155,7 @@ def recent_alerts(alert: AlertKind, settings: Settings) -> str | None:
     ]
     happened = f"coalesce({', '.join(times)})" if times else "now()"
     return (
-        f"SELECT *, concat_ws(':', {', '.join(table.key)}) AS subject, {happened} AS happened_at"
+        f"SELECT *, {alert.subject} AS subject, {happened} AS happened_at"
         f" FROM lake.{table.name} WHERE {happened} >= ?"
     )
 

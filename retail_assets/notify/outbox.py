@@ -139,8 +139,9 @@ def _about_alerts(
             for alert in ALERTS
             if (count := sum(finding.kind == alert.kind for finding in others))
         )
+        more = "more " if alone else ""
         lines = [Finding(f.kind, f.subject, f"{titles[f.kind]}: {f.text}") for f in others]
-        message = _message("alerts", "warning", "", f"alerts: {counts}", lines, now)
+        message = _message("alerts", "warning", "", f"{more}alerts: {counts}", lines, now)
         drafts.append(Draft("alerts", message, told=others))
     return drafts
 
@@ -182,18 +183,23 @@ def _write(
     drafts: Sequence[Draft],
     now: datetime,
 ) -> None:
-    rows = [(draft, service) for draft in drafts for service in services(settings)]
+    rows = [
+        # So that they are sent in this order.
+        (draft, now + timedelta(microseconds=number), service)
+        for number, draft in enumerate(drafts)
+        for service in services(settings)
+    ]
     insert_columns(
         connection,
         "notifications",
         {
-            "key VARCHAR": [draft.message.key for draft, _ in rows],
-            "service VARCHAR": [service.name for _, service in rows],
-            "kind VARCHAR": [draft.kind for draft, _ in rows],
-            "severity VARCHAR": [draft.message.severity for draft, _ in rows],
-            "title VARCHAR": [draft.message.title for draft, _ in rows],
-            "body VARCHAR": [draft.message.body for draft, _ in rows],
-            "created_at TIMESTAMPTZ": [now for _ in rows],
+            "key VARCHAR": [draft.message.key for draft, _, _ in rows],
+            "service VARCHAR": [service.name for _, _, service in rows],
+            "kind VARCHAR": [draft.kind for draft, _, _ in rows],
+            "severity VARCHAR": [draft.message.severity for draft, _, _ in rows],
+            "title VARCHAR": [draft.message.title for draft, _, _ in rows],
+            "body VARCHAR": [draft.message.body for draft, _, _ in rows],
+            "created_at TIMESTAMPTZ": [time for _, time, _ in rows],
             "next_attempt_at TIMESTAMPTZ": [now for _ in rows],
         },
         "0 AS attempts",
