@@ -4,10 +4,11 @@ import warnings
 
 import dagster as dg
 
-from retail_assets import automation, event_automation, partitions
-from retail_assets.assets import checks, events, orders
+from retail_assets import automation, event_automation, partitions, stream_automation
+from retail_assets.assets import checks, consumers, events, fraud, orders
 from retail_assets.lake.io_manager import LakeIOManager
 from retail_assets.lake.resource import LakeResource
+from retail_assets.notification_automation import notification_sensor
 from retail_assets.settings import Settings, load_settings
 
 
@@ -29,19 +30,26 @@ def _assemble(settings: Settings) -> dg.Definitions:
             orders.order_exports_assets(days, settings.timezone),
             *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
             events.event_assets(settings, partitions.event_partitions(settings)),
-            *events.ASSETS,
+            *consumers.consumer_assets(settings),
+            fraud.fraud_model_asset(settings, days),
+            stream_automation.SPEC,
         ],
-        asset_checks=[checks.table_checks(table) for table in checks.CHECKED],
+        asset_checks=[
+            *(checks.table_checks(table) for table in checks.CHECKED),
+            fraud.newest_model_is_usable,
+        ],
         jobs=[*automation.jobs(), event_automation.job()],
         schedules=automation.schedules(settings),
         sensors=[
             *automation.sensors(settings),
             event_automation.sensor(settings),
+            stream_automation.sensor(settings),
+            notification_sensor(settings),
             dg.AutomationConditionSensorDefinition(
                 "automation",
                 target=dg.AssetSelection.all(),
                 description="Lets revenue follow completed orders that were materialized without"
-                " it, and live revenue and dead letter counts the events.",
+                " it, the consumers the events, and trains the fraud model each night.",
                 minimum_interval_seconds=5,
                 default_status=dg.DefaultSensorStatus.RUNNING,
             ),

@@ -242,6 +242,38 @@ def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
     )
 
 
+def streams_add_up(scope: Scope) -> dg.AssetCheckResult:
+    """Of each Kafka partition and webhook: lines = accepted + dead-lettered + duplicate."""
+    held = " UNION ALL ".join(
+        f"SELECT source, source_name, {counts} FROM lake.{name} WHERE source NOT IN"
+        " ('file', 'redrive')"
+        for name, counts in (
+            ("raw_events", "1 AS raw, 0 AS accepted, 0 AS dead"),
+            ("enriched_events", "0, 1, 0"),
+            ("dead_letter_events", "0, 0, 1"),
+        )
+    )
+    parts, lines, wrong = scope.connection.execute(
+        "WITH held AS (SELECT source AS name, source_name AS part, sum(raw) AS raw,"
+        f" sum(accepted) AS accepted, sum(dead) AS dead FROM ({held}) GROUP BY ALL),"
+        " ledger AS (SELECT * FROM lake.stream_offsets WHERE kind = 'source')"
+        " SELECT count(*), coalesce(sum(o.lines), 0), list(concat_ws(':', name, part)"
+        " ORDER BY name, part) FILTER (o.lines IS NULL"
+        " OR o.lines <> o.accepted + o.dead_lettered + o.duplicate"
+        " OR o.lines <> coalesce(h.raw, 0) OR o.accepted <> coalesce(h.accepted, 0)"
+        " OR o.dead_lettered <> coalesce(h.dead, 0))"
+        " FROM ledger AS o FULL JOIN held AS h USING (name, part)"
+    ).fetchone() or (0, 0, None)
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        metadata={
+            "parts": int(parts),
+            "lines": int(lines),
+            "parts_at_fault": str((wrong or [])[:SHOWN]),
+        },
+    )
+
+
 def files_are_readable(scope: Scope) -> dg.AssetCheckResult:
     """No event file waits for somebody to mend it."""
     found = dict(
@@ -296,7 +328,7 @@ GENERAL: tuple[Check, ...] = (schema_matches, key_is_unique, required_values_are
 SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
     tables.RAW_ORDERS: (rows_add_up, volume_is_usual),
     tables.COMPLETED_ORDERS: (completed_reconcile_with_raw, references_are_known),
-    tables.RAW_EVENTS: (lines_add_up, files_are_readable),
+    tables.RAW_EVENTS: (lines_add_up, streams_add_up, files_are_readable),
     tables.LIVE_REVENUE: (stream_agrees_with_batch,),
     tables.DAILY_REVENUE: (revenue_reconciles_with_orders,),
     tables.DAILY_REVENUE_BY_CATEGORY: (revenue_reconciles_with_orders,),
@@ -314,6 +346,11 @@ CHECKED = (
     tables.DEAD_LETTER_EVENTS,
     tables.DEAD_LETTER_COUNTS,
     tables.LIVE_REVENUE,
+    tables.LIVE_ORDERS,
+    tables.LIVE_REVENUE_MINUTES,
+    tables.INVENTORY_LEVELS,
+    tables.STOCK_ALERTS,
+    tables.FRAUD_ALERTS,
 )
 
 

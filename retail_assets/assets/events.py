@@ -1,26 +1,21 @@
-"""The event lane: event files to enriched events and dead letters, and what follows from them."""
+"""The event lane: event files to enriched events and dead letters."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
 import dagster as dg
 import duckdb
-import narwhals as nw
 from pydantic import Field
 
 from retail_assets import tables
-from retail_assets.assets.charts import dead_letters_by_reason
 from retail_assets.assets.daily import RETRIES, table_spec
-from retail_assets.consumers import live_revenue
 from retail_assets.ingest import event_files, replay
 from retail_assets.lake.connection import current_snapshot
-from retail_assets.lake.io_manager import Draft
 from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
-from retail_assets.transforms import events
 
 EVENT_TABLES = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
@@ -28,14 +23,6 @@ INGEST = "event_ingest"
 """The name of the step that takes event files in."""
 
 SHOWN_FILES = 20
-
-FOLLOW_EVENTS = (
-    dg.AutomationCondition.any_deps_updated().since(
-        dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
-    )
-    & ~dg.AutomationCondition.in_progress()
-).with_label("follow_events")
-"""Follow the events of any day; most days of a long calendar have none, which `eager` minds."""
 
 
 class EventFilesConfig(dg.Config):
@@ -128,40 +115,3 @@ def _ingest_metadata(found: event_files.Ingested) -> dict[str, Any]:
         **({"new_fields": dict(found.new_fields)} if found.new_fields else {}),
         "file_names": sorted(found.files)[:SHOWN_FILES],
     }
-
-
-def _table_asset(
-    table: tables.Table, compute: Callable[..., Any], **options: Any
-) -> dg.AssetsDefinition:
-    make: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
-        **table_spec(table, code_version="1"),
-        automation_condition=FOLLOW_EVENTS,
-        retry_policy=RETRIES,
-        **options,
-    )
-    return make(compute)
-
-
-def _dead_letter_counts(dead_letter_events: nw.LazyFrame) -> Draft:
-    return Draft(events.dead_letter_counts(dead_letter_events), describe=dead_letters_by_reason)
-
-
-def _live_revenue(lake: LakeResource) -> dg.MaterializeResult[Any]:
-    with lake.get_connection() as connection:
-        published = live_revenue.refresh(lake.lake, connection)
-        (rows, total) = connection.execute(
-            "SELECT count(*), coalesce(sum(total_revenue), 0) FROM lake.live_revenue"
-        ).fetchone() or (0, 0)
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": rows,
-            "total_revenue": float(total),
-            "days_recomputed": len(published.rows) if published else 0,
-        }
-    )
-
-
-ASSETS = (
-    _table_asset(tables.DEAD_LETTER_COUNTS, _dead_letter_counts, io_manager_key="lake_io"),
-    _table_asset(tables.LIVE_REVENUE, _live_revenue, deps=[tables.ENRICHED_EVENTS.name]),
-)
