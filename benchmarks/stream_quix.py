@@ -154,12 +154,4 @@ def run(
     return {
         "seconds": max(ended for _, ended, _ in found) - min(began for began, _, _ in found),
         "peak_mb": sum(peak for _, _, peak in found),
-        "lines": rows(out / "raw"),
-        "accepted": rows(out / "events"),
-        "dead": rows(out / "dead"),
     }
-
-
-def rows(folder: Path) -> int:
-    """Rows of all Parquet files under a folder."""
-    return sum(pq.read_metadata(path).num_rows for path in folder.rglob("*.parquet"))

@@ -28,14 +28,42 @@ def quix_plain(bootstrap: str, topic: str, lines: int, data: Path, out: Path) ->
     return stream_quix.run(bootstrap, topic, lines, data, out, unique=False)
 
 
-CASES: dict[str, Case] = {"quix": quix, "quix-plain": quix_plain}
+def spark(bootstrap: str, topic: str, _: int, data: Path, out: Path) -> dict[str, float]:
+    """(s) Spark Structured Streaming, duplicates dropped against what was written before."""
+    from benchmarks import stream_spark
+
+    return stream_spark.run(bootstrap, topic, data, out, unique=True)
+
+
+def spark_plain(bootstrap: str, topic: str, _: int, data: Path, out: Path) -> dict[str, float]:
+    """(s-) Spark Structured Streaming: duplicates are kept."""
+    from benchmarks import stream_spark
+
+    return stream_spark.run(bootstrap, topic, data, out, unique=False)
+
+
+CASES: dict[str, Case] = {
+    "quix": quix,
+    "quix-plain": quix_plain,
+    "spark": spark,
+    "spark-plain": spark_plain,
+}
+
+
+def rows(folder: Path) -> int:
+    """Rows of all Parquet files under a folder."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in folder.rglob("*.parquet"))
 
 
 def main() -> None:
     """Do one case once."""
     case, bootstrap, topic, lines, data, out = sys.argv[1:]
     found = CASES[case](bootstrap, topic, int(lines), Path(data).resolve(), Path(out).resolve())
-    print(json.dumps(found))
+    written = {"lines": "raw", "accepted": "events", "dead": "dead"}
+    counts = {name: rows(Path(out) / folder) for name, folder in written.items()}
+    print(json.dumps({**found, **counts}))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
 `durable_broker()` keeps them in a bucket of a local object store: a restart, also after a kill,
 finds them again. Members of a group of consumers want a short `session.timeout.ms`, as
 `QUICK_GROUP` has it: the broker lets the first member of a group wait for half of it.
+
+Where a partition ends, the broker tells with every fetch (`get_watermark_offsets(…, cached=True)`).
+Asked for it, it names the start of the last batch and one more: right after a batch of one message.
 """
 
 import os
