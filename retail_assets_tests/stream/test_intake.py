@@ -1,0 +1,161 @@
+"""The intake: whatever goes wrong, each event ends up in the lake once, and its sender is told."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import date
+
+import duckdb
+import pytest
+
+from retail_assets.ingest.received import Received
+from retail_assets.lake.connection import Lake
+from retail_assets.stream import intake as stream_intake
+from retail_assets.stream.figures import Figures
+from retail_assets.stream.inbox import Inbox
+from retail_assets.stream.intake import Intake
+from retail_assets_tests.event_files import EventIntake, event
+
+DAY = date(2026, 10, 12)
+
+
+class Sender:
+    """Offers events, and keeps what it is told of them."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.inbox = inbox
+        self.told: list[str] = []
+        self.position = 0
+
+    def offer(self, *payloads: str) -> None:
+        positions = range(self.position, self.position + len(payloads))
+        self.position += len(payloads)
+        name = f"{positions[0]}-{positions[-1]}"
+        self.inbox.put(
+            Received(
+                "kafka",
+                "orders:0",
+                DAY,
+                positions,
+                [payload.encode() for payload in payloads],
+                offered_at=0.0,
+                done=lambda: self.told.append(f"{name} done"),
+                failed=lambda reason: self.told.append(f"{name} failed: {reason}"),
+            )
+        )
+
+
+@pytest.fixture
+def seen(settings, lake) -> Iterator[EventIntake]:
+    with EventIntake.open(settings) as seen:
+        yield seen
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_intake, "BACKOFF_SECONDS", (0.001,))
+
+
+def run(lake: Lake, inbox: Inbox, figures: Figures, stop: Callable[[], bool] | None = None) -> int:
+    """Take in all that waits; returns how many heartbeats there were."""
+    beats: list[int] = []
+    draining, give_up = threading.Event(), threading.Event()
+    draining.set()
+
+    def beat(_: duckdb.DuckDBPyConnection) -> None:
+        beats.append(1)
+        if stop and stop():
+            give_up.set()
+
+    Intake(lake, inbox, figures, beat=beat, beat_is_due=lambda: True).run(draining, give_up)
+    return len(beats)
+
+
+def test_all_that_waits_is_taken_in_and_counted_before_the_intake_ends(seen):
+    inbox, figures = Inbox(), Figures()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(1))
+    sender.offer("{", event(2))
+    assert run(seen.lake, inbox, figures) >= 1
+    assert seen.events() == [("E1",), ("E2",)]
+    assert sender.told == ["0-1 done", "2-3 done"]
+    assert vars(figures.sources["kafka"]) == {
+        "lines": 4,
+        "accepted": 2,
+        "dead_lettered": 1,
+        "duplicate": 1,
+    }
+    assert figures.problems == {}
+
+
+def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_letter(
+    seen, monkeypatch
+):
+    take = stream_intake.take
+
+    def breaking(lake, connection, batch, **options):
+        for received in batch:
+            if received.defect is None and any(b"poison" in each for each in received.payloads):
+                raise duckdb.InternalException("it met something odd")
+        return take(lake, connection, batch, **options)
+
+    monkeypatch.setattr(stream_intake, "take", breaking)
+    inbox, figures = Inbox(), Figures()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(2))
+    sender.offer(event(3), event(4, note="poison"), event(5))
+    sender.offer(event(6))
+    run(seen.lake, inbox, figures)
+    assert seen.events() == [("E1",), ("E2",), ("E3",), ("E5",), ("E6",)]
+    assert seen.rows("SELECT position, reason FROM dead_letter_events") == [(3, "not_taken")]
+    assert seen.rows("SELECT position, lines, accepted, dead_lettered FROM stream_offsets") == [
+        (6, 6, 5, 1)
+    ]
+    assert sorted(sender.told) == ["0-1 done", "2-4 done", "5-5 done"]
+    assert figures.problems == {}
+
+
+def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypatch):
+    transaction, failures = Lake.transaction, iter(range(20))
+
+    def failing(lake, connection, message):
+        if next(failures, None) is not None:
+            raise duckdb.IOException("disk full")
+        return transaction(lake, connection, message)
+
+    inbox, figures = Inbox(), Figures()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "transaction", failing)
+        run(seen.lake, inbox, figures)
+    assert next(failures, None) is None
+    assert seen.events() == [("E1",), ("E2",)]
+    assert seen.rows("SELECT count(*) FROM dead_letter_events") == [(0,)]
+    assert sender.told == ["0-1 done"]
+
+
+def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch):
+    def failing(*_):
+        raise duckdb.IOException("disk full")
+
+    inbox, figures = Inbox(), Figures()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(2))
+    sender.offer(event(3))
+    give_up = threading.Event()
+    draining = threading.Event()
+    draining.set()
+    monkeypatch.setattr(Lake, "transaction", failing)
+    worker = threading.Thread(
+        target=Intake(seen.lake, inbox, figures, beat=lambda _: None, beat_is_due=lambda: True).run,
+        args=(draining, give_up),
+    )
+    worker.start()
+    while not figures.problems:
+        pass
+    assert "disk full" in figures.problems["intake"]
+    give_up.set()
+    worker.join(60)
+    assert [told.split(":")[0] for told in sender.told] == ["0-1 failed", "2-2 failed"]
+    monkeypatch.undo()
+    assert seen.events() == []
