@@ -284,7 +284,7 @@ class Settings(BaseSettings):
         found = re.split(r"[\s,]+(?=[A-Za-z0-9]+://)", value.strip().strip(","))
         return [url for url in found if url]
 
-    @cached_property
+    @property
     def opening_date(self) -> date:
         """The first day whose orders change the stock that the reference data have."""
         return self.stock_date or self.start_date

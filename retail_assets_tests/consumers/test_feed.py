@@ -1,6 +1,7 @@
 """The frame of consumers, with a consumer whose rule can be told to fail."""
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -9,8 +10,9 @@ import duckdb
 import pytest
 
 from retail_assets.consumers import feed
-from retail_assets.consumers.feed import Consumed, Consumer
-from retail_assets.lake.connection import Lake
+from retail_assets.consumers.feed import Consumed, Consumer, ConsumerError
+from retail_assets.ingest.offsets import consumer_offset
+from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.tables import INSTANT, MONEY, Column, Table
 from retail_assets_tests.event_files import EventIntake, event
@@ -35,7 +37,8 @@ class Spender:
 
     intake: EventIntake
     poison: set[str] = field(default_factory=set)
-    computed: list[str] = field(default_factory=list)
+    computed: list[list[str]] = field(default_factory=list)
+    meanwhile: Callable[[], object] = lambda: None
 
     @property
     def consumer(self) -> Consumer:
@@ -44,35 +47,44 @@ class Spender:
     def compute(self, connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
         of_keys = f" WHERE customer_id IN (SELECT customer_id FROM {keys})" if keys else ""
         rows = f"SELECT customer_id, order_value_gbp FROM lake.enriched_events{of_keys}"
-        self.computed = [
-            customer
-            for (customer,) in connection.execute(
-                f"SELECT DISTINCT customer_id FROM ({rows}) ORDER BY 1"
-            ).fetchall()
-        ]
-        bad = self.poison & set(self.computed)
-        if bad:
-            # As it would be: a cast that fails, not an error of Python.
-            rows = (
-                f"SELECT customer_id, CAST(customer_id AS {MONEY}) AS order_value_gbp FROM ({rows})"
-            )
+        found = connection.execute(f"SELECT DISTINCT customer_id FROM ({rows}) ORDER BY 1")
+        self.computed.append([customer for (customer,) in found.fetchall()])
+        self.meanwhile()
+        value = "order_value_gbp"
+        if self.poison & set(self.computed[-1]):
+            # A statement that fails ends the transaction; an error of Python would not.
+            value = f"CAST(customer_id AS {MONEY})"
+        # In another order than the table has, and with a row that nobody asked for.
         return {
-            "spent": "SELECT sum(order_value_gbp) AS total, customer_id"
-            f" FROM ({rows}) GROUP BY customer_id"
+            "spent": f"SELECT sum({value}) AS total, customer_id FROM ({rows}) GROUP BY customer_id"
+            " UNION ALL SELECT 1, 'nobody' WHERE " + ("true" if keys else "false")
         }
 
     def consume(self, **options: Any) -> Consumed | None:
         return feed.consume(self.intake.lake, self.intake.connection, self.consumer, **options)
 
+    def rewind(self) -> None:
+        feed.rewind(self.intake.lake, self.intake.connection, self.consumer)
+
     def take(self, name: str, *lines: str) -> None:
         self.intake.write(f"{DAY}/{name}.jsonl", lines)
         self.intake.take()
+
+    def change(self, sql: str) -> None:
+        with self.intake.lake.transaction(self.intake.connection, "a test's change"):
+            self.intake.connection.execute(sql)
 
     def spent(self) -> dict[str, int]:
         return {
             customer: int(total)
             for customer, total in self.intake.rows("SELECT customer_id, total FROM spent")
         }
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        return self.intake.rows("SELECT * FROM spent ORDER BY ALL")
+
+    def snapshot(self) -> int:
+        return current_snapshot(self.intake.connection)
 
     def letters(self) -> dict[str, int]:
         return dict(
@@ -105,7 +117,7 @@ def test_what_has_changed_is_recomputed_and_nothing_else(spender: Spender) -> No
     spender.take("b", buys(3, "C2", 7), buys(4, "C3", 1))
     second = spender.consume()
     assert second is not None
-    assert spender.computed == ["C2", "C3"]
+    assert spender.computed[1:] == [["C2", "C3"]]
     assert (second.rebuilt, second.key_count, second.keys) == (False, 2, ("C2", "C3"))
     assert (second.deleted, second.inserted) == ({"spent": 1}, {"spent": 2})
     assert spender.spent() == {"C1": 10, "C2": 12, "C3": 1}
@@ -118,3 +130,269 @@ def test_rows_of_keys_that_are_gone_go(spender: Spender) -> None:
     consumed = spender.consume()
     assert consumed is not None
     assert spender.spent() == {"C1": 10, "C5": 50}
+
+
+def test_rows_that_stay_the_same_are_not_written_again(spender: Spender) -> None:
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.consume()
+    before = spender.rows()
+    spender.take("a", buys(1, "C1", 10, region="South West"), buys(2, "C2", 5))
+    consumed = spender.consume()
+    assert consumed is not None
+    assert consumed.key_count == 2
+    assert (consumed.deleted, consumed.inserted) == ({"spent": 0}, {"spent": 0})
+    assert spender.rows() == before
+
+
+def test_where_nothing_has_changed_nothing_is_committed_save_that_the_offset_keeps_up(
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PERSIST_AFTER", 3)
+    spender.take("a", buys(1, "C1", 10))
+    spender.consume()
+    snapshot = spender.snapshot()
+    offset = consumer_offset(spender.intake.connection, "spending")
+    assert offset == snapshot - 1, "its own commit is not seen"
+    assert spender.consume() is None
+    spender.change("INSERT INTO lake.event_fields VALUES ('a', 'x', now())")
+    assert spender.consume() is None
+    assert spender.snapshot() == snapshot + 1
+    assert consumer_offset(spender.intake.connection, "spending") == offset
+    spender.change("INSERT INTO lake.event_fields VALUES ('b', 'x', now())")
+    assert spender.consume() is None
+    assert spender.snapshot() == snapshot + 3
+    assert consumer_offset(spender.intake.connection, "spending") == snapshot + 2
+    assert len(spender.computed) == 1
+
+
+def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> None:
+    assert spender.consume() is None
+    spender.take("a", buys(1, "C1", 10))
+    consumed = spender.consume()
+    assert consumed is not None
+    assert not consumed.rebuilt
+    assert spender.spent() == {"C1": 10}
+
+
+def test_a_rewind_gives_the_same_rows_and_mends_what_was_spoiled(spender: Spender) -> None:
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5), buys(3, "C2", 5))
+    spender.consume()
+    before = spender.rows()
+    spender.rewind()
+    consumed = spender.consume()
+    assert consumed is not None
+    assert consumed.rebuilt
+    assert spender.rows() == before
+
+    spender.change("DELETE FROM lake.spent WHERE customer_id = 'C1'")
+    spender.change("UPDATE lake.spent SET total = 1 WHERE customer_id = 'C2'")
+    spender.change("INSERT INTO lake.spent VALUES ('C3', 4, now())")
+    assert spender.consume() is None, "nobody else writes to its tables"
+    spender.rewind()
+    spender.consume()
+    assert spender.spent() == {"C1": 10, "C2": 10}
+
+
+def test_compaction_hides_no_change(spender: Spender) -> None:
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.consume()
+    spender.take("b", *(buys(number, "C3", 1) for number in range(10, 30)))
+    spender.take("c", *(buys(number, "C4", 1) for number in range(30, 50)))
+    spender.take("a", buys(2, "C2", 5))
+    for action in ("flush_inlined_data", "rewrite_data_files", "merge_adjacent_files"):
+        spender.intake.connection.execute(f"CALL ducklake_{action}('lake')")
+    consumed = spender.consume()
+    assert consumed is not None
+    assert not consumed.rebuilt
+    assert spender.spent() == {"C2": 5, "C3": 20, "C4": 20}
+
+
+def test_what_the_lake_has_forgotten_is_rebuilt(spender: Spender) -> None:
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.consume()
+    spender.take("a", buys(2, "C2", 5))
+    spender.take("b", buys(3, "C3", 7))
+    old = list(range(spender.snapshot()))
+    for call in (
+        f"expire_snapshots('lake', versions => {old})",
+        "cleanup_old_files('lake', cleanup_all => true)",
+    ):
+        spender.intake.connection.execute(f"CALL ducklake_{call}")
+    consumed = spender.consume()
+    assert consumed is not None
+    assert consumed.rebuilt
+    assert spender.spent() == {"C2": 5, "C3": 7}
+
+
+def test_who_finds_that_another_worker_was_faster_steps_back(spender: Spender) -> None:
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    with EventIntake.open(spender.intake.settings) as intake:
+        faster = Spender(intake)
+        spender.meanwhile = faster.consume
+        assert spender.consume() is None
+    assert [len(computed) for computed in (spender.computed, faster.computed)] == [1, 1]
+    assert spender.spent() == {"C1": 10, "C2": 5}
+    assert spender.intake.rows("SELECT count(*) FROM spent") == [(2,)]
+
+
+def test_a_rewind_and_another_rebuild_in_the_middle_of_a_rebuild_double_nothing(
+    spender: Spender,
+) -> None:
+    spender.take("a", buys(1, "C1", 10))
+    spender.consume()
+    spender.rewind()
+    spender.change("DELETE FROM lake.spent")
+    with EventIntake.open(spender.intake.settings) as intake:
+        other = Spender(intake)
+
+        def meanwhile() -> None:
+            other.consume()
+            other.rewind()
+
+        spender.meanwhile = meanwhile
+        assert spender.consume() is None
+    assert spender.intake.rows("SELECT customer_id FROM spent") == [("C1",)]
+
+
+def test_workers_that_follow_at_once_while_events_come_end_with_the_rows_of_one(
+    spender: Spender,
+) -> None:
+    done = threading.Event()
+    problems: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            with EventIntake.open(spender.intake.settings) as intake:
+                worker = Spender(intake)
+                last = False
+                while not last:
+                    last = done.is_set()
+                    worker.consume()
+        except Exception as error:  # noqa: BLE001  # a thread tells nobody
+            problems.append(error)
+
+    workers = [threading.Thread(target=follow) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for number in range(6):
+        spender.take(f"f{number}", buys(number, f"C{number % 2}", 1), buys(50 + number, "C9", 2))
+    done.set()
+    for worker in workers:
+        worker.join()
+    assert problems == []
+    assert spender.spent() == {"C0": 3, "C1": 3, "C9": 12}
+    assert spender.intake.rows("SELECT count(*) FROM spent") == [(3,)]
+
+
+def test_a_round_that_fails_says_whose_it_was_and_leaves_everything_as_it_was(
+    spender: Spender,
+) -> None:
+    spender.take("a", buys(1, "C1", 10))
+    spender.consume()
+    spender.take("b", buys(2, "C1", 1), buys(3, "C2", 1))
+    spender.poison = {"C2"}
+    snapshot = spender.snapshot()
+    for failures in range(feed.ATTEMPTS - 1):
+        with pytest.raises(ConsumerError, match=r"spending .*Could not convert.*as they are") as e:
+            spender.consume(failures=failures)
+        assert e.value.consumer == "spending"
+    assert (spender.spent(), spender.letters()) == ({"C1": 10}, {})
+    assert spender.snapshot() == snapshot
+    spender.poison = set()
+    spender.consume()
+    assert spender.spent() == {"C1": 11, "C2": 1}
+
+
+def failed(spender: Spender) -> None:
+    """Eight customers, of whom C2 and C5 could not be computed; C1 is there from before."""
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 10))
+    spender.consume()
+    spender.poison = {"C2", "C5"}
+    spender.take("b", *(buys(10 + number, f"C{number}", 1) for number in range(8)))
+    consumed = spender.consume(failures=feed.ATTEMPTS - 1)
+    assert consumed is not None
+    assert set(consumed.failed) == {"C2", "C5"}
+    assert all("Could not convert" in problem for problem in consumed.failed.values())
+
+
+def test_the_keys_at_fault_are_set_aside_and_the_others_published(spender: Spender) -> None:
+    failed(spender)
+    fine = {"C0": 1, "C1": 11, "C3": 1, "C4": 1, "C6": 1, "C7": 1}
+    assert spender.spent() == fine | {"C2": 10}, "what it was before"
+    assert spender.letters() == {"C2": 3, "C5": 3}
+    assert spender.consume() is None
+
+
+def test_a_key_that_was_set_aside_holds_nobody_up_when_it_changes_again(spender: Spender) -> None:
+    failed(spender)
+    spender.take("c", buys(30, "C5", 1), buys(31, "C6", 1))
+    consumed = spender.consume()
+    assert consumed is not None
+    assert set(consumed.failed) == {"C5"}
+    assert spender.spent()["C6"] == 2
+    assert spender.letters() == {"C2": 3, "C5": 4}
+
+
+def test_a_key_that_can_be_computed_again_is_no_dead_letter_any_more(spender: Spender) -> None:
+    failed(spender)
+    spender.poison = {"C5"}
+    spender.take("c", buys(30, "C2", 1))
+    spender.consume()
+    assert spender.letters() == {"C5": 3}
+    assert spender.spent()["C2"] == 12
+
+
+def test_keys_that_were_set_aside_are_tried_again_after_a_while(spender: Spender) -> None:
+    failed(spender)
+    spender.poison = set()
+    ago = f"now() - {feed.RETRY_DEAD_LETTERS} - INTERVAL 1 SECOND"
+    spender.change(f"UPDATE lake.consumer_dead_letters SET failed_at = {ago} WHERE key = 'C5'")
+    consumed = spender.consume()
+    assert consumed is not None
+    assert consumed.keys == ("C5",)
+    assert spender.letters() == {"C2": 3}
+    assert (spender.spent()["C5"], spender.spent()["C2"]) == (1, 10)
+
+
+def test_a_rebuild_keeps_the_rows_of_keys_at_fault(spender: Spender) -> None:
+    failed(spender)
+    before = spender.spent()
+    spender.rewind()
+    consumed = spender.consume()
+    assert consumed is not None
+    assert (consumed.rebuilt, set(consumed.failed)) == (True, {"C2", "C5"})
+    assert spender.spent() == before
+    spender.poison = set()
+    spender.rewind()
+    spender.consume()
+    assert spender.letters() == {}
+    assert (spender.spent()["C2"], spender.spent()["C5"]) == (11, 1)
+
+
+def test_where_all_keys_fail_it_is_not_for_the_keys(
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "MOST_DEAD_LETTERS", 3)
+    spender.poison = {f"C{number}" for number in range(8)}
+    spender.take("a", *(buys(number, f"C{number}", 1) for number in range(8)))
+    with pytest.raises(ConsumerError):
+        spender.consume(failures=feed.ATTEMPTS - 1)
+    assert spender.letters() == {}
+    assert len(spender.computed) < 12
+
+
+def test_the_lag_counts_the_commits_to_the_sources(spender: Spender) -> None:
+    connection = spender.intake.connection
+
+    def lag() -> int:
+        return feed.lag(connection, spender.consumer).snapshots
+
+    assert feed.lag(connection, spender.consumer) == feed.Lag(0, 0.0)
+    spender.take("a", *(buys(number, "C1", 10) for number in range(20)))
+    assert lag() == 1
+    spender.change("INSERT INTO lake.event_fields VALUES ('a', 'x', now())")
+    spender.take("b", buys(20, "C2", 1))
+    assert lag() == 2
+    assert 0 < feed.lag(connection, spender.consumer).seconds < 3600
+    spender.consume()
+    assert feed.lag(connection, spender.consumer) == feed.Lag(0, 0.0)

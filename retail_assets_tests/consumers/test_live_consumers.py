@@ -1,0 +1,456 @@
+"""Live orders, live revenue and inventory: the lake's tables agree with a plain model of them."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from itertools import count
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from retail_assets import tables
+from retail_assets.consumers import feed, inventory, live_orders, live_revenue
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets_tests.event_files import EventIntake, event
+
+LONDON = ZoneInfo("Europe/London")
+DAY = date(2026, 10, 12)
+AT = "2026-10-12T09:30:00+01:00"
+
+
+@dataclass
+class Followers:
+    """A lake whose three consumers are run one after the other."""
+
+    intake: EventIntake
+    numbers: Iterator[int]
+
+    def follow(self) -> None:
+        for consumer in self.consumers():
+            feed.consume(self.intake.lake, self.intake.connection, consumer)
+
+    def rebuild(self) -> None:
+        for consumer in self.consumers():
+            feed.rewind(self.intake.lake, self.intake.connection, consumer)
+        self.follow()
+
+    def consumers(self) -> tuple[feed.Consumer, ...]:
+        return (
+            live_orders.CONSUMER,
+            live_revenue.CONSUMER,
+            inventory.consumer(self.intake.settings),
+        )
+
+    def take(self, name: str, *lines: str) -> None:
+        self.intake.write(f"{DAY}/{name}.jsonl", lines)
+        self.intake.take()
+        self.follow()
+
+    def stock(self, products: dict[str, int | None]) -> None:
+        """Put products into the reference data."""
+        self.change(
+            "INSERT INTO lake.products SELECT product, 'A', 'B', NULL, stock FROM"
+            " (SELECT unnest(?::VARCHAR[]) AS product, unnest(?::BIGINT[]) AS stock)",
+            list(products),
+            list(products.values()),
+        )
+
+    def change(self, sql: str, *parameters: Any) -> None:
+        with self.intake.lake.transaction(self.intake.connection, "a test's change"):
+            self.intake.connection.execute(sql, parameters)
+
+    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return self.intake.rows(sql, *parameters)
+
+    def level(self, product: str) -> tuple[Any, ...]:
+        """Opening stock, sold, returned, stock, and whether that is low."""
+        (found,) = self.rows(
+            "SELECT stock_on_hand, sold, returned, stock, below FROM inventory_levels"
+            " WHERE product_id = ?",
+            product,
+        )
+        return found
+
+    def alerts(self) -> list[tuple[Any, ...]]:
+        """The events that made a stock low, and what was left."""
+        return self.rows("SELECT event_id, stock FROM stock_alerts ORDER BY crossed_at, event_id")
+
+    def everything(self) -> list[list[tuple[Any, ...]]]:
+        """All rows of all consumers, with the time at which each last changed."""
+        return [
+            self.rows(f"SELECT * FROM {table.name} ORDER BY ALL")
+            for consumer in self.consumers()
+            for table in consumer.tables
+        ]
+
+
+@pytest.fixture
+def followers(lake: Lake, settings: Settings) -> Iterator[Followers]:
+    with EventIntake.open(settings) as intake:
+        yield Followers(intake, count())
+
+
+# Live revenue
+
+
+def curve(followers: Followers, region: str = "North") -> list[tuple[str, int, int]]:
+    """Minute, revenue of the minute, and of the day until then."""
+    return [
+        (f"{minute:%H:%M}", int(total), int(so_far))
+        for minute, total, so_far in followers.rows(
+            "SELECT minute, total_revenue, revenue_so_far FROM revenue_by_minute"
+            " WHERE region = ? ORDER BY order_date, minute",
+            region,
+        )
+    ]
+
+
+def test_revenue_grows_minute_by_minute_of_business_time(followers: Followers) -> None:
+    followers.take(
+        "a",
+        event(1, event_timestamp="2026-10-12T08:30:59Z"),
+        event(2, event_timestamp=AT, order_value_gbp=5),
+        event(3, event_timestamp="2026-10-12T10:00:01+01:00", region="South"),
+        event(4, event_timestamp="2026-10-12T10:05:00", order_value_gbp=2),
+        event(5, event_timestamp=AT, status="pending"),
+        event(6, order_value_gbp=1),
+    )
+    assert curve(followers) == [("00:00", 1, 1), ("09:30", 15, 16), ("10:05", 2, 18)]
+    assert curve(followers, "South") == [("10:00", 10, 10)]
+    assert followers.rows(
+        "SELECT region, total_revenue, order_count FROM live_revenue ORDER BY 1"
+    ) == [
+        ("North", 18, 4),
+        ("South", 10, 1),
+    ]
+
+
+def test_late_corrected_and_retracted_events_put_their_minutes_right(followers: Followers) -> None:
+    followers.take("a", event(1, event_timestamp=AT), event(2, event_timestamp=AT))
+    followers.take(
+        "b",
+        # The order began earlier than was known; its value is still what the latest event says.
+        event(10, order_id="O1", event_timestamp="2026-10-11T23:59:00", order_value_gbp=99),
+        # The other was worth more, and in another region.
+        event(
+            11,
+            order_id="O2",
+            event_timestamp="2026-10-12T12:00:00",
+            order_value_gbp=7,
+            region="South",
+        ),
+    )
+    assert curve(followers) == [("23:59", 10, 10)]
+    assert curve(followers, "South") == [("09:30", 7, 7)]
+    assert followers.rows(
+        "SELECT order_date, region, total_revenue FROM live_revenue ORDER BY 1"
+    ) == [
+        (DAY - timedelta(days=1), "North", 10),
+        (DAY, "South", 7),
+    ]
+    followers.take("b", event(12, order_id="O3", event_timestamp="2026-10-12T13:00:00"))
+    assert curve(followers) == [("09:30", 20, 20), ("13:00", 10, 30)]
+    assert curve(followers, "South") == []
+
+
+def test_a_refresh_says_which_days_it_recomputed(followers: Followers) -> None:
+    def refresh() -> dict[date, int] | None:
+        lake, connection = followers.intake.lake, followers.intake.connection
+        published = live_revenue.refresh(lake, connection)
+        return None if published is None else dict(published.rows)
+
+    followers.intake.write(
+        f"{DAY}/a.jsonl",
+        [event(1, event_timestamp=AT), event(2, event_timestamp="2026-10-13T10:00:00")],
+    )
+    followers.intake.take()
+    assert refresh() == {DAY: 1, DAY + timedelta(days=1): 1}
+    assert refresh() is None
+    followers.intake.write(f"{DAY}/b.jsonl", [event(3, event_timestamp=AT, region="South")])
+    followers.intake.take()
+    assert refresh() == {DAY: 2}
+
+
+# Inventory
+
+
+def test_stock_is_what_there_was_less_what_was_sold_plus_what_came_back(
+    followers: Followers,
+) -> None:
+    followers.stock({"P1": 100, "P2": 5, "P3": None})
+    followers.take(
+        "a",
+        event(1, quantity=30),
+        event(2),
+        event(3, quantity=7, status="pending"),
+        event(4, quantity=8, status="cancelled"),
+        event(5, quantity=4, event_timestamp=AT),
+        # Nobody saw it sold.
+        event(7, quantity=6, status="returned"),
+        event(8, product_id="P3", quantity=2),
+        event(9, product_id="P4", quantity=3),
+        event(10, product_id=None, quantity=3),
+    )
+    # Returned without saying what and how many: what was sold.
+    back = {"order_id": "O5", "status": "returned", "event_timestamp": "2026-10-13T09:00:00"}
+    followers.take("b", event(20, product_id=None, **back))
+    assert followers.level("P1") == (100, 35, 10, 75, False)
+    assert followers.level("P2") == (5, 0, 0, 5, True)
+    assert followers.level("P3") == (None, 2, 0, None, False)
+    assert followers.level("P4") == (None, 3, 0, None, False)
+    assert len(followers.rows("FROM inventory_levels")) == 4
+
+
+def test_only_orders_since_the_day_of_the_opening_stock_count(followers: Followers) -> None:
+    followers.stock({"P1": 100})
+    followers.take(
+        "a",
+        event(1, quantity=30, event_timestamp="2026-10-04T23:59:00"),
+        event(2, quantity=2, event_timestamp="2026-10-05T00:00:00"),
+    )
+    assert followers.level("P1") == (100, 2, 0, 98, False)
+    settings = followers.intake.settings.model_copy(update={"stock_date": date(2026, 10, 4)})
+    followers.intake = EventIntake(settings, followers.intake.lake, followers.intake.connection)
+    followers.rebuild()
+    assert followers.level("P1") == (100, 32, 0, 68, False)
+
+
+def test_stock_follows_the_reference_data(followers: Followers) -> None:
+    followers.stock({"P1": 100, "P2": 5})
+    followers.take("a", event(1, quantity=30))
+    followers.change("UPDATE lake.products SET stock_on_hand = 35 WHERE product_id = 'P1'")
+    followers.follow()
+    assert followers.level("P1") == (35, 30, 0, 5, True)
+    assert followers.alerts() == [("E1", 5)]
+    followers.change("DELETE FROM lake.products")
+    followers.follow()
+    assert followers.level("P1") == (None, 30, 0, None, False)
+    assert followers.rows("SELECT product_id FROM inventory_levels") == [("P1",)]
+
+
+def sale(number: int, quantity: int, hour: int, **more: Any) -> str:
+    return event(number, quantity=quantity, event_timestamp=f"2026-10-12T{hour:02}:00:00", **more)
+
+
+def test_each_crossing_is_alerted_once(followers: Followers) -> None:
+    followers.stock({"P1": 20, "P2": 9})
+    followers.take("a", sale(1, 10, 8), sale(9, 3, 8, product_id="P2"))
+    assert followers.alerts() == [], "the one has enough, the other never had"
+    followers.take("b", sale(2, 4, 9), sale(3, 1, 10))
+    assert followers.alerts() == [("E2", 6)]
+    once = followers.rows("FROM stock_alerts")
+    followers.take("c", sale(4, 1, 11))
+    assert followers.rows("FROM stock_alerts") == once
+    # It comes back, and goes again.
+    followers.take(
+        "d", event(5, order_id="O1", status="returned", event_timestamp="2026-10-12T12:00:00")
+    )
+    followers.take("e", sale(6, 5, 13))
+    assert followers.alerts() == [("E2", 6), ("E6", 9)]
+    before = followers.everything()
+    followers.rebuild()
+    assert followers.everything() == before
+
+
+def test_a_late_sale_moves_the_crossing_and_a_cancelled_one_takes_it_back(
+    followers: Followers,
+) -> None:
+    followers.stock({"P1": 20})
+    followers.take("a", sale(1, 6, 8), sale(2, 6, 12))
+    assert followers.alerts() == [("E2", 8)]
+    followers.take("b", sale(3, 5, 10))
+    assert followers.alerts() == [("E3", 9)]
+    cancelled = {"order_id": "O3", "status": "cancelled", "event_timestamp": "2026-10-12T15:00:00"}
+    followers.take("c", event(4, **cancelled))
+    assert followers.alerts() == [("E2", 8)]
+    # A correction of the order is no other sale.
+    followers.take("d", sale(5, 7, 16, order_id="O2"))
+    assert followers.alerts() == [("E2", 7)]
+
+
+# Any order of arrival
+
+PRODUCTS = ("A", "B", None)
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Events of few orders and products at different times, cut into batches, in any order."""
+    size = draw(st.integers(1, 14))
+    minutes = draw(st.permutations(range(size)))
+    return [
+        {
+            "order": draw(st.integers(0, 4)),
+            "product": draw(st.sampled_from(PRODUCTS)),
+            "status": draw(st.sampled_from(["completed", "completed", "returned", "cancelled"])),
+            "quantity": draw(st.sampled_from([None, 1, 3, 6])),
+            "value": draw(st.integers(1, 99)),
+            "at": datetime(2026, 10, 24, 22, 50, tzinfo=timezone.utc)
+            + timedelta(minutes=5 * minute),
+            "batch": draw(st.integers(0, 2)),
+        }
+        for minute in minutes
+    ]
+
+
+Move = tuple[datetime, int, int, str, int]
+"""When, by which order, whether out of the stock, which product, and how many units come."""
+
+
+def moves_of(order: int, history: Sequence[dict[str, Any]]) -> Iterator[Move]:
+    """What an order does to the stock, from its events in the order of their times."""
+    product = quantity = sold_at = sold = None
+    for one in history:
+        product, quantity = one["product"] or product, one["quantity"] or quantity
+        if one["status"] == "completed":
+            sold, sold_at = (product, quantity or 1), sold_at or one["at"]
+    latest = history[-1]
+    if latest["status"] == "cancelled":
+        return
+    if sold and sold[0]:
+        yield sold_at, order, 1, sold[0], -sold[1]
+    if latest["status"] == "returned":
+        what, units = sold or (product, quantity or 1)
+        if what:
+            yield latest["at"], order, 0, what, units
+
+
+def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -> dict[str, Any]:
+    """What the tables must say, computed event by event in the order of their times."""
+    histories: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for one in sorted(events, key=lambda one: one["at"]):
+        histories[one["order"]].append(one)
+    revenue: dict[datetime, list[int]] = defaultdict(list)
+    for history in histories.values():
+        if history[-1]["status"] == "completed":
+            first = history[0]["at"].astimezone(LONDON).replace(tzinfo=None)
+            revenue[first].append(history[-1]["value"])
+    levels = {name: [0, 0, stock] for name, stock in opening.items()}
+    alerts = []
+    moves = [move for order, history in histories.items() for move in moves_of(order, history)]
+    for at, order, _, product, change in sorted(moves):
+        level = levels[product]
+        level[0 if change < 0 else 1] += abs(change)
+        level[2] += change
+        if level[2] < low <= level[2] - change:
+            alerts.append((product, order, at, level[2]))
+    return {
+        "minutes": [
+            (minute.date(), minute, sum(values), len(values))
+            for minute, values in sorted(revenue.items())
+        ],
+        "levels": sorted((name, *level, level[2] < low) for name, level in levels.items()),
+        "alerts": sorted(alerts),
+    }
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory, new_lake: Any) -> Iterator[Followers]:
+    """One lake for all examples: each has orders, products and a region of its own."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("crowd"))
+    new_lake(settings.data_dir)
+    with EventIntake.open(settings) as intake:
+        yield Followers(intake, count())
+
+
+def insert(followers: Followers, example: str, events: Sequence[dict[str, Any]]) -> None:
+    """Put events where the ingest puts them."""
+    columns = {
+        "event_id": "VARCHAR",
+        "order_id": "VARCHAR",
+        "product_id": "VARCHAR",
+        "region": "VARCHAR",
+        "status": "VARCHAR",
+        "order_value_gbp": tables.MONEY,
+        "quantity": "BIGINT",
+        "event_timestamp": tables.INSTANT,
+        "position": "BIGINT",
+    }
+    rows = [
+        (
+            f"{example}{one['at']}",
+            f"{example}{one['order']}",
+            one["product"] and example + one["product"],
+            example,
+            one["status"],
+            Decimal(one["value"]),
+            one["quantity"],
+            one["at"],
+            next(followers.numbers),
+        )
+        for one in events
+    ]
+    unnested = ", ".join(f"unnest(?::{type_}[]) AS {name}" for name, type_ in columns.items())
+    followers.change(
+        "INSERT INTO lake.enriched_events BY NAME SELECT *, 'C' AS customer_id, 'low' AS"
+        f" value_tier, 'file' AS source, 'a' AS source_name, DATE '{DAY}' AS received_date,"
+        " event_timestamp::DATE AS order_date, 'unknown' AS product_name, 'unknown' AS"
+        " product_category, 'unknown' AS customer_segment, 'unknown' AS home_region,"
+        f" now() AS processed_at FROM (SELECT {unnested})",
+        *(list(values) for values in zip(*rows, strict=True)),
+    )
+
+
+def found(followers: Followers, example: str) -> dict[str, Any]:
+    length = len(example) + 1
+    return {
+        "minutes": followers.rows(
+            "SELECT order_date, minute, total_revenue, order_count FROM live_revenue_minutes"
+            " WHERE region = ? ORDER BY ALL",
+            example,
+        ),
+        "levels": followers.rows(
+            f"SELECT product_id[{length}:] AS product, sold, returned, stock, below"
+            " FROM inventory_levels WHERE starts_with(product_id, ?) ORDER BY ALL",
+            example,
+        ),
+        "alerts": followers.rows(
+            f"SELECT product_id[{length}:] AS product, order_id[{length}:]::INTEGER, crossed_at,"
+            " stock FROM stock_alerts WHERE starts_with(product_id, ?) ORDER BY ALL",
+            example,
+        ),
+    }
+
+
+@pytest.mark.slow
+@hypothesis_settings(
+    max_examples=10,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(events=sequences(), opening=st.integers(0, 25))
+def test_events_in_any_order_and_batches_of_any_size_end_in_the_same_tables(
+    crowd: Followers, events: list[dict[str, Any]], opening: int
+) -> None:
+    example = f"x{next(crowd.numbers)}:"
+    stock = {"A": opening, "B": 12}
+    crowd.stock({example + name: units for name, units in stock.items()})
+    for batch in range(3):
+        some = [one for one in events if one["batch"] == batch]
+        if some:
+            insert(crowd, example, some)
+            crowd.follow()
+    low = crowd.intake.settings.low_stock_units
+    expected = model(events, stock, low)
+    crowd.follow()
+    assert found(crowd, example) == expected
+    daily = crowd.rows(
+        "SELECT coalesce(sum(total_revenue), 0), coalesce(sum(order_count), 0) FROM live_revenue"
+        " WHERE region = ?",
+        example,
+    )
+    assert daily == [
+        (sum(row[2] for row in expected["minutes"]), sum(row[3] for row in expected["minutes"]))
+    ]
+
+
+def test_after_all_that_a_rebuild_changes_nothing(crowd: Followers) -> None:
+    before = crowd.everything()
+    crowd.rebuild()
+    assert crowd.everything() == before
