@@ -70,8 +70,8 @@ class Tier:
     target: int
 
 
-TIERS = (Tier(32_000, 160_000), Tier(256_000, 2_000_000), Tier(2_000_000, 8_000_000))
-"""A merge of 8 MB holds the lock for a tenth of a second; what becomes larger is left alone."""
+TIERS = (Tier(32_000, 160_000), Tier(200_000, 1_600_000), Tier(1_600_000, 5_000_000))
+"""A merge of 5 MB holds the lock for less than a tenth of a second. Larger files are left alone."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def steps(
     Between two steps the connection may be used for other things.
     """
     yield from flush(lake, connection, INLINED_ROWS)
-    yield from rewrite(lake, connection)
+    yield from rewrite(lake, connection, min_files=MIN_FILES)
     yield from merge(lake, connection, TIERS, min_files=MIN_FILES)
     yield from expire(lake, connection, keep_days, at_least=EXPIRED_SNAPSHOTS)
     yield from delete(lake, connection)
@@ -172,10 +172,8 @@ def flush(lake: Lake, connection: duckdb.DuckDBPyConnection, rows: int) -> Itera
         yield Step("flush", sum(count for *_, count in found), held.seconds, table)
 
 
-def rewrite(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, *, min_files: int = MIN_FILES
-) -> Iterator[Step]:
-    """Rewrite the files of little tables most of whose rows were deleted.
+def rewrite(lake: Lake, connection: duckdb.DuckDBPyConnection, *, min_files: int) -> Iterator[Step]:
+    """Rewrite the files of little tables most of whose rows were deleted, where they are that many.
 
     A ledger row that is updated all the time leaves one with each flush.
     """
@@ -347,8 +345,8 @@ def _expendable(connection: duckdb.DuckDBPyConnection, keep_days: int) -> list[i
         f" row_number() OVER (ORDER BY snapshot_id DESC) AS n FROM {CATALOG}.ducklake_snapshot),"
         " bounds AS (SELECT max(id) FILTER (time <= $horizon) AS oldest,"
         " least($hour_ago, min(time) FILTER (n <= $most)) AS full_from FROM all_snapshots),"
-        " last_ones AS (SELECT id, time, max(id) OVER (PARTITION BY time > $days_ago,"
-        " epoch(time) // CASE WHEN time > $days_ago THEN 60 ELSE 3600 END) AS last_id"
+        " last_ones AS (SELECT id, time, max(id) OVER (PARTITION BY date_trunc("
+        "CASE WHEN time > $days_ago THEN 'minute' ELSE 'hour' END, time)) AS last_id"
         " FROM all_snapshots)"
         " SELECT id FROM last_ones, bounds WHERE id < oldest"
         " OR (time < full_from AND id <> last_id AND id IS DISTINCT FROM oldest) ORDER BY id",
@@ -383,6 +381,8 @@ def _oldest_on_sqlite(connection: duckdb.DuckDBPyConnection) -> datetime | None:
 
     SQLite moves what was committed from its log to the database only as far as no open reader
     needs the state before: once all is moved, every reader sees all that was committed by now.
+    Not with Python's sqlite3: to close the catalog there would take the locks of all DuckDB
+    connections of this process away (SQLite, "How To Corrupt An SQLite Database File", 2.2.1).
     """
     for _ in range(10):
         now = datetime.now(timezone.utc)
