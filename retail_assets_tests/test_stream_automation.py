@@ -1,0 +1,181 @@
+"""What Dagster shows of the worker, and that sensor and worker do not get in each other's way."""
+
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from retail_assets import stream_automation
+from retail_assets.ingest.heartbeat import beat, heartbeats
+from retail_assets.lake.connection import Lake
+from retail_assets.stream_automation import WORKER
+from retail_assets_tests.event_files import EventIntake, event, write_events
+from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, Platform, open_platform
+
+pytestmark = DAGSTER_CALLS_ITSELF
+
+TOTALS = {"lines": 3, "accepted": 2, "dead_lettered": 1, "duplicate": 0}
+SENSOR = "new_event_files"
+
+
+@pytest.fixture
+def platform(settings, lake):
+    with open_platform(settings) as platform:
+        yield platform
+
+
+def heart(
+    lake: Lake, worker: str = "w1", *, state: str = "running", silent: float = 0, **figures: Any
+) -> None:
+    """A heartbeat of so many seconds ago."""
+    with lake.connect() as connection, lake.transaction(connection, "heartbeat"):
+        beat(
+            connection,
+            worker,
+            ["files"],
+            state,
+            figures.pop("problem", None),
+            {"sources": {"files": TOTALS}, **figures},
+        )
+        connection.execute(
+            "UPDATE lake.stream_workers SET heartbeat_at = heartbeat_at - to_seconds(?)"
+            " WHERE worker = ?",
+            [silent, worker],
+        )
+
+
+def drop(platform: Platform, name: str, number: int, *, seconds_old: float = 0) -> None:
+    write_events(
+        platform.settings,
+        f"2026-10-12/{name}",
+        [event(number)],
+        modified_ns=time.time_ns() - int(seconds_old * 1e9),
+    )
+
+
+def files(result: dg.SensorResult) -> list[str]:
+    return [
+        path.rpartition("/")[2]
+        for request in result.run_requests or []
+        for path in request.run_config["ops"]["event_ingest"]["config"]["files"]
+    ]
+
+
+def test_fresh_files_are_left_to_a_worker_that_lives(platform, lake):
+    drop(platform, "a.jsonl", 1)
+    heart(lake)
+    result = platform.tick(SENSOR)
+    assert files(result) == []
+    assert "1 left to the worker w1" in str(result.skip_reason)
+
+
+@pytest.mark.parametrize("silent", [11, 3600])
+def test_the_sensor_takes_over_when_the_worker_is_silent(platform, lake, silent):
+    drop(platform, "a.jsonl", 1)
+    heart(lake, silent=silent)
+    assert files(platform.tick(SENSOR)) == ["a.jsonl"]
+
+
+def test_the_sensor_takes_over_from_a_worker_that_has_stopped(platform, lake):
+    drop(platform, "a.jsonl", 1)
+    heart(lake, state="stopped")
+    assert files(platform.tick(SENSOR)) == ["a.jsonl"]
+
+
+def test_files_that_a_living_worker_leaves_lying_are_taken_all_the_same(platform, lake):
+    drop(platform, "fresh.jsonl", 1)
+    drop(platform, "old.jsonl", 2, seconds_old=100)
+    heart(lake)
+    assert files(platform.tick(SENSOR)) == ["old.jsonl"]
+
+
+def test_a_worker_without_files_is_no_reason_to_stand_by(platform, lake):
+    drop(platform, "a.jsonl", 1)
+    heart(lake)
+    platform.change("UPDATE lake.stream_workers SET sources = 'kafka, webhook'")
+    assert files(platform.tick(SENSOR)) == ["a.jsonl"]
+
+
+def report(platform: Platform) -> tuple[list[tuple[str, str, str | None]], str]:
+    """What a tick reports: kind, asset and partition; and what it says."""
+    result = platform.tick(WORKER)
+    events = [
+        (type(found).__name__, found.asset_key.to_user_string(), found.partition)
+        for found in result.asset_events
+    ]
+    return events, result.skip_reason.skip_message
+
+
+def test_a_living_worker_is_seen_with_its_figures_and_the_days_it_filled(platform, lake):
+    assert report(platform)[0] == []
+    with EventIntake.open(platform.settings) as intake:
+        intake.write("2026-10-12/a.jsonl", [event(1)])
+        intake.write("2026-10-13/a.jsonl", ["{"])
+        intake.take()
+    heart(lake, latency_p99_ms=120.5)
+    events, said = report(platform)
+    assert events[0] == ("AssetMaterialization", WORKER, None)
+    assert {(asset, day) for kind, asset, day in events if day} == {
+        (table, day)
+        for table in ("raw_events", "enriched_events", "dead_letter_events")
+        for day in ("2026-10-12", "2026-10-13")
+    }
+    assert "w1" in said
+    assert "alive" in said
+    # Nothing new, and too soon to say so again.
+    assert report(platform)[0] == []
+
+
+def test_only_days_with_new_rows_are_reported_again(platform, lake, monkeypatch):
+    monkeypatch.setattr(stream_automation, "REPORT_SECONDS", 0)
+    with EventIntake.open(platform.settings) as intake:
+        intake.write("2026-10-12/a.jsonl", [event(1)])
+        intake.take()
+        heart(lake)
+        report(platform)
+        intake.write("2026-10-13/b.jsonl", [event(2)])
+        intake.take()
+    assert [day for _, _, day in report(platform)[0] if day] == []
+    platform.change(
+        """UPDATE lake.stream_workers SET figures = '{"sources": {"files": {"lines": 9}}}'"""
+    )
+    events, _ = report(platform)
+    assert {day for _, _, day in events if day} == {"2026-10-13"}
+
+
+def test_a_dead_worker_is_said_to_be_dead_and_not_materialized(platform, lake):
+    heart(lake)
+    assert report(platform)[0][0] == ("AssetMaterialization", WORKER, None)
+    heart(lake, silent=30)
+    events, said = report(platform)
+    assert events == [("AssetObservation", WORKER, None)]
+    assert "dead" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "alive"),
+        ({"oldest_pending_event_file_seconds": 61}, "late"),
+        ({"problem": "the broker is away"}, "late"),
+        ({"silent": 11}, "dead"),
+        ({"state": "stopped"}, "stopped"),
+    ],
+)
+def test_states(lake, changed, state):
+    heart(lake, **changed)
+    with lake.connect(read_only=True) as connection:
+        (found,) = heartbeats(connection)
+    assert stream_automation.state(found, datetime.now(timezone.utc)) == state
+
+
+def test_the_worker_has_a_freshness_policy(platform):
+    spec = platform.repository.asset_graph.get(dg.AssetKey(WORKER))
+    assert spec.freshness_policy.fail_window.to_timedelta() == timedelta(minutes=5)
+
+
+def test_without_a_lake_the_sensor_waits(settings):
+    with open_platform(settings) as platform:
+        assert report(platform) == ([], "There is no lake yet.")
