@@ -69,10 +69,10 @@ def stock_alerts(
         change=col("returned"),
     )
     # The stock of most has been above at all times, whatever came back.
-    totals = sold.group_by("product_id").agg(taken=-col("change").sum())
+    totals = sold.group_by("product_id").agg(taken=col("change").sum())
     opening = (
         products.join(totals, on="product_id")
-        .filter(col("stock_on_hand") - col("taken") < low_stock_units)
+        .filter(col("stock_on_hand") + col("taken") < low_stock_units)
         .select("product_id", "stock_on_hand")
     )
     moved = (

@@ -1,0 +1,247 @@
+"""Live orders, stock and its alerts: their rules on every engine, and alike on all."""
+
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from retail_assets.tables import ENRICHED_EVENTS, INSTANT, LIVE_ORDERS, PRODUCTS, Column, Table
+from retail_assets.transforms import events, inventory, live_orders
+from retail_assets_tests.transforms.conftest import (
+    Engine,
+    Rows,
+    arrow,
+    on_duckdb,
+    on_pandas,
+    result,
+)
+
+DAY = date(2026, 10, 12)
+NOON = datetime(2026, 10, 12, 12, tzinfo=timezone.utc)
+HAPPENED = Table(
+    "happened", "", (*ENRICHED_EVENTS.columns, Column("happened_at", INSTANT, "When it happened."))
+)
+LOW = 10
+
+
+def at(minutes: int) -> datetime:
+    return NOON + timedelta(minutes=minutes)
+
+
+def said(minute: int | None, position: int, **more: Any) -> dict[str, Any]:
+    """An event of order O1, two units of P1, this many minutes after noon."""
+    when = None if minute is None else at(minute)
+    return {
+        "event_id": f"E{position}",
+        "order_id": "O1",
+        "product_id": "P1",
+        "region": "North",
+        "status": "completed",
+        "order_value_gbp": Decimal(10),
+        "quantity": 2,
+        "event_timestamp": when,
+        "happened_at": when or NOON - timedelta(hours=12),
+        "order_date": DAY,
+        "received_date": DAY,
+        "source": "file",
+        "source_name": "a.jsonl",
+        "position": position,
+    } | more
+
+
+def orders_of(engine: Engine, rows: Rows) -> list[dict[str, Any]]:
+    return result(live_orders.live_orders(engine(arrow(HAPPENED, rows))))
+
+
+STOCK_CASES = {
+    "sold": ([said(0, 1)], ("P1", 2, at(0), "E1", 0, None)),
+    "one unit unless it says more": ([said(0, 1, quantity=None)], ("P1", 1, at(0), "E1", 0, None)),
+    "pending takes nothing": ([said(0, 1, status="pending")], ("P1", 0, None, None, 0, None)),
+    "cancelled after the sale": (
+        [said(0, 1), said(5, 2, status="cancelled")],
+        ("P1", 0, None, None, 0, None),
+    ),
+    "gives back what it took": (
+        [said(0, 1, quantity=3), said(5, 2, status="returned", product_id=None, quantity=9)],
+        ("P1", 3, at(0), "E1", 3, at(5)),
+    ),
+    "came back and was never seen sold": (
+        [said(0, 1, status="pending", quantity=5), said(5, 2, status="returned", quantity=None)],
+        ("P1", 0, None, None, 5, at(5)),
+    ),
+    "a correction of what and how many, sold since the first": (
+        [said(0, 1), said(5, 2, product_id="P2", quantity=7)],
+        ("P2", 7, at(0), "E1", 0, None),
+    ),
+    "a correction that leaves out what and how many": (
+        [said(0, 1), said(5, 2, product_id=None, quantity=None)],
+        ("P1", 2, at(0), "E1", 0, None),
+    ),
+    "what is later by time counts, not what came later": (
+        [said(5, 1, status="returned"), said(0, 2)],
+        ("P1", 2, at(0), "E2", 2, at(5)),
+    ),
+    "without a time before those with one": (
+        [said(0, 1), said(None, 2, status="returned")],
+        ("P1", 2, at(0), "E1", 0, None),
+    ),
+    "sold again": (
+        [said(0, 1), said(5, 2, status="returned"), said(9, 3)],
+        ("P1", 2, at(0), "E1", 0, None),
+    ),
+    "nobody knows what": ([said(0, 1, product_id=None)], (None, 2, at(0), "E1", 0, None)),
+}
+
+
+@pytest.mark.parametrize(("rows", "expected"), STOCK_CASES.values(), ids=STOCK_CASES)
+def test_what_an_order_does_to_the_stock(
+    engine: Engine, rows: Rows, expected: tuple[Any, ...]
+) -> None:
+    (order,) = orders_of(engine, rows)
+    names = ("product_id", "sold", "sold_at", "sold_event_id", "returned", "returned_at")
+    assert tuple(order[name] for name in names) == expected
+
+
+def test_an_order_is_on_the_day_and_at_the_time_of_its_first_event(engine: Engine) -> None:
+    before = DAY - timedelta(days=1)
+    midnight = at(0) - timedelta(days=1, hours=12)
+    orders = orders_of(
+        engine,
+        [
+            said(0, 1, order_value_gbp=Decimal(7), region="South"),
+            said(-5, 2),
+            said(3, 3, order_id="O2"),
+            said(None, 4, order_id="O2", order_date=before, happened_at=midnight),
+        ],
+    )
+    names = ("order_id", "order_date", "ordered_at", "region", "order_value_gbp")
+    assert sorted(tuple(order[name] for name in names) for order in orders) == [
+        ("O1", DAY, at(-5), "South", 7),
+        ("O2", before, midnight, "North", 10),
+    ]
+
+
+def moved(number: int, sold: int = 0, returned: int = 0, **more: Any) -> dict[str, Any]:
+    """A live order that was sold so many minutes after noon as its number says."""
+    return {
+        "order_id": f"O{number}",
+        "product_id": "P1",
+        "sold": sold,
+        "sold_at": at(number) if sold else None,
+        "sold_event_id": f"E{number}" if sold else None,
+        "returned": returned,
+        "returned_at": at(number) if returned else None,
+    } | more
+
+
+def product(name: str, stock: int | None) -> dict[str, Any]:
+    return {"product_id": name, "stock_on_hand": stock}
+
+
+def alerts(engine: Engine, stock: int, *orders: dict[str, Any]) -> list[tuple[str, int]]:
+    frames = engine(arrow(LIVE_ORDERS, orders)), engine(arrow(PRODUCTS, [product("P1", stock)]))
+    found = result(inventory.stock_alerts(*frames, low_stock_units=LOW))
+    return sorted((row["event_id"], row["stock"]) for row in found)
+
+
+def test_an_alert_is_a_sale_that_takes_the_stock_below_the_threshold(engine: Engine) -> None:
+    assert alerts(engine, 12, moved(1, 2)) == []
+    assert alerts(engine, 12, moved(1, 3)) == [("E1", 9)]
+    assert alerts(engine, 9, moved(1, 3)) == [], "it was low before"
+    assert alerts(engine, 12, moved(2, 2), moved(1, 2)) == [("E2", 8)]
+    assert alerts(engine, 12, moved(2, 2), moved(1, 2), moved(3, 1)) == [("E2", 8)]
+    assert alerts(engine, 5, moved(1, 0, 6), moved(2, 2)) == [("E2", 9)]
+    assert alerts(engine, 12, moved(1, 3), moved(2, 0, 1), moved(3, 1)) == [("E1", 9), ("E3", 9)]
+
+
+def test_at_one_time_an_order_comes_back_before_the_next_is_sold(engine: Engine) -> None:
+    both = moved(1, 3), moved(0, 0, 2, returned_at=at(1))
+    assert alerts(engine, 12, *both) == []
+
+
+def test_levels_of_all_products_that_there_are_or_were_ordered(engine: Engine) -> None:
+    orders = [
+        moved(1, 3),
+        moved(2, 2, 2),
+        moved(3, 1, product_id="P9"),
+        moved(4, 1, product_id=None),
+        moved(5, 1, product_id="P3"),
+    ]
+    products = [product("P1", 12), product("P2", 10), product("P3", None)]
+    found = result(
+        inventory.inventory_levels(
+            engine(arrow(LIVE_ORDERS, orders)),
+            engine(arrow(PRODUCTS, products)),
+            low_stock_units=LOW,
+        )
+    )
+    names = ("product_id", "stock_on_hand", "sold", "returned", "stock", "below")
+    assert sorted(tuple(row[name] for name in names) for row in found) == [
+        ("P1", 12, 5, 2, 9, True),
+        ("P2", 10, 0, 0, 10, False),
+        ("P3", None, 1, 0, None, False),
+        ("P9", None, 1, 0, None, False),
+    ]
+
+
+# On all engines alike
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[tuple[Engine, Engine]]:
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'Europe/London'")
+        yield on_pandas, on_duckdb(connection)
+
+
+any_event = st.builds(
+    lambda minute, order, more: said(minute, 0, order_id=order, **more),
+    st.none() | st.integers(0, 3),
+    st.sampled_from(["O1", "O2"]),
+    st.fixed_dictionaries(
+        {
+            "status": st.sampled_from(["completed", "returned", "pending"]),
+            "product_id": st.sampled_from(["P1", "P2", None]),
+            "quantity": st.sampled_from([None, 1, 4]),
+            "order_date": st.sampled_from([DAY, DAY + timedelta(days=1)]),
+        }
+    ),
+)
+some_events = st.lists(any_event, max_size=8).map(
+    lambda rows: [{**row, "position": n, "event_id": f"E{n}"} for n, row in enumerate(rows)]
+)
+
+
+@settings(max_examples=25)
+@given(rows=some_events, stock=st.none() | st.integers(8, 16))
+@example(rows=[], stock=12)
+@example(rows=[said(None, 0, product_id=None, quantity=None)], stock=12)
+def test_the_rules_give_the_same_on_all_engines(
+    engines: tuple[Engine, Engine], rows: Rows, stock: int | None
+) -> None:
+    happened, products = arrow(HAPPENED, rows), arrow(PRODUCTS, [product("P1", stock)])
+
+    def compute(engine: Engine) -> list[list[dict[str, Any]]]:
+        orders = live_orders.live_orders(engine(happened))
+        return [
+            result(orders),
+            result(live_orders.completed(orders)),
+            result(inventory.inventory_levels(orders, engine(products), low_stock_units=LOW)),
+            result(inventory.stock_alerts(orders, engine(products), low_stock_units=LOW)),
+        ]
+
+    on_one, on_other = (compute(engine) for engine in engines)
+    assert on_one == on_other
+    orders, counting, *_ = on_one
+    assert [row["order_id"] for row in orders] == sorted({row["order_id"] for row in rows})
+    # The batch's view of the same events.
+    names = ("order_date", "order_id", "region", "order_value_gbp")
+    same = result(events.live_orders(on_pandas(happened)))
+    assert [[row[name] for name in names] for row in counting] == [
+        [row[name] for name in names] for row in sorted(same, key=lambda row: row["order_id"])
+    ]
