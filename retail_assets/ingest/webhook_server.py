@@ -102,7 +102,8 @@ class Server:
         self._looping.wait()
         if self._loop and self._thread.is_alive() and not self._server.should_exit:
             self._loop.call_soon_threadsafe(self._end)
-        self._thread.join()
+        # A monitor's question that hangs must not hold up the end of the worker.
+        self._thread.join(2 * SHUTDOWN_SECONDS)
 
     def _end(self) -> None:
         self._on_close()

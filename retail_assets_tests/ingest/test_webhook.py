@@ -308,7 +308,7 @@ def test_a_body_that_goes_wrong_after_it_was_refused_ends_with_its_connection(
 
 def test_a_body_that_does_not_come_in_time_is_refused():
     lines = ["Content-Type: application/json", "Content-Length: 100"]
-    with running_webhook(webhook_body_seconds=0.2) as webhook, webhook.connect() as connection:
+    with running_webhook(webhook_body_seconds=1) as webhook, webhook.connect() as connection:
         connection.sendall(head(*lines) + b'{"a":')
         assert read_answer(connection).startswith(b"HTTP/1.1 408 ")
         assert is_closed(connection)
@@ -333,11 +333,19 @@ def test_a_head_that_comes_byte_by_byte_does_not_hold_its_connection(beginning: 
         pytest.fail("The connection is still open.")
 
 
-def test_a_connection_may_be_used_again_and_again():
-    with running_webhook(webhook_body_seconds=0.2) as webhook, webhook.connect() as connection:
-        for _ in range(3):
-            connection.sendall(post_of(b"[]"))
-            assert read_answer(connection).startswith(b"HTTP/1.1 202 ")
+def test_a_request_may_take_longer_than_its_head():
+    with (
+        running_webhook(webhook_body_seconds=1) as webhook,
+        webhook.connect() as connection,
+        webhook.connect() as silent,
+    ):
+        connection.sendall(post_of(b"{}"))
+        (item,) = webhook.take()
+        assert is_closed(silent)
+        item.done()
+        assert read_answer(connection).startswith(b"HTTP/1.1 202 ")
+        connection.sendall(post_of(b"[]"))
+        assert read_answer(connection).startswith(b"HTTP/1.1 202 ")
 
 
 def test_of_a_body_that_breaks_off_nothing_is_taken():
@@ -536,6 +544,24 @@ def test_after_stop_new_events_are_put_off_and_accepted_ones_are_answered():
         item.done()
         webhook.source.close()
         assert answer.result().status_code == 202
+        assert webhook.inbox.events == 0
+
+
+def test_after_stop_no_body_is_read():
+    lines = ["Content-Type: application/json", "Content-Length: 10", "Expect: 100-continue"]
+    with running_webhook() as webhook:
+        webhook.source.stop()
+        assert webhook.send(head(*lines)).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_body_that_is_whole_only_after_stop_is_put_off():
+    lines = ["Content-Type: application/json", "Content-Length: 2", "Expect: 100-continue"]
+    with running_webhook() as webhook, webhook.connect() as connection:
+        connection.sendall(head(*lines))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        webhook.source.stop()
+        connection.sendall(b"{}")
+        assert read_answer(connection).startswith(b"HTTP/1.1 503 ")
         assert webhook.inbox.events == 0
 
 
