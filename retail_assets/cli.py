@@ -283,6 +283,70 @@ def replay(
     out.print(f"{len(days)} days with events {what}.")
 
 
+followers = typer.Typer(
+    help="What follows the events: how far each consumer is, and rewinding it.",
+    no_args_is_help=True,
+)
+app.add_typer(followers, name="consumers")
+
+
+@followers.command("list")
+def list_consumers(
+    format: Annotated[Format, typer.Option(help="How to print them.")] = Format.table,
+) -> None:
+    """List the consumers with their offset, how far they are behind, and keys set aside."""
+    from retail_assets.consumers.feed import lag
+    from retail_assets.consumers.registry import all_consumers
+    from retail_assets.ingest.offsets import consumer_offset
+
+    settings = load_settings()
+    with _connect(settings) as connection:
+        letters = dict(
+            connection.execute(
+                "SELECT consumer, count(*) FROM consumer_dead_letters GROUP BY 1"
+            ).fetchall()
+        )
+        rows = []
+        for consumer in all_consumers(settings):
+            behind = lag(connection, consumer)
+            offset = consumer_offset(connection, consumer.name)
+            rows.append(
+                [
+                    consumer.name,
+                    ", ".join(table.name for table in consumer.tables),
+                    None if offset is None or offset < 0 else offset,
+                    behind.snapshots,
+                    round(behind.seconds, 1),
+                    letters.get(consumer.name, 0),
+                ]
+            )
+    columns = ("consumer", "tables", "snapshot", "commits_behind", "seconds_behind", "set_aside")
+    _PRINTERS[format](columns, rows)
+
+
+@followers.command("rewind")
+def rewind_consumer(
+    name: Annotated[str, typer.Argument(help="The consumer, as `list` shows it.")],
+) -> None:
+    """Recompute all that a consumer keeps, from the events that there are."""
+    from retail_assets.consumers import feed
+    from retail_assets.consumers.registry import all_consumers
+    from retail_assets.lake.connection import Lake
+
+    settings = load_settings()
+    consumers = {consumer.name: consumer for consumer in all_consumers(settings)}
+    if name not in consumers:
+        raise UsageError(f"There is no consumer {name}: choose from {', '.join(consumers)}.")
+    with _connect(settings):
+        pass  # A lake to rewind must be there.
+    lake = Lake.from_settings(settings)
+    with err.status(f"Recomputing {name}"), lake.connect() as connection:
+        feed.rewind(lake, connection, consumers[name])
+        done = feed.consume(lake, connection, consumers[name])
+    changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
+    out.print(f"{name} is recomputed: {changed} rows came or went.")
+
+
 letters = typer.Typer(
     help="Events that are not valid: look at them, and redrive them.", no_args_is_help=True
 )

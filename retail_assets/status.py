@@ -1,10 +1,14 @@
 """How the platform stands: what is pending, what failed, what is behind, how large the lake is."""
 
 import time
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
+from retail_assets.consumers.feed import lag
+from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.event_files import pending_event_files
+from retail_assets.ingest.heartbeat import heartbeats, state
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
 from retail_assets.settings import Settings
@@ -12,6 +16,8 @@ from retail_assets.stale import stale_days
 
 if TYPE_CHECKING:
     from datetime import date
+
+    import duckdb
 
 
 def collect_status(settings: Settings) -> dict[str, Any]:
@@ -59,9 +65,11 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
             "SELECT coalesce(sum(rows_in), 0), coalesce(sum(rejected_rows), 0) FROM export_files"
         ).fetchone() or (0, 0)
         lines, dead = connection.execute(
-            "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM event_files"
-            " WHERE retracted_at IS NULL"
+            "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM ("
+            "SELECT lines, dead_lettered FROM event_files WHERE retracted_at IS NULL"
+            " UNION ALL SELECT lines, dead_lettered FROM stream_offsets WHERE kind = 'source')"
         ).fetchone() or (0, 0)
+        stream = _stream_figures(settings, connection)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
             " FROM ducklake_table_info('lake')"
@@ -84,4 +92,30 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         "lake bytes": int(size),
         "last snapshot": snapshot,
         "last snapshot at": committed,
+        **stream,
     }
+
+
+def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    """What the newest worker says of itself, and how far each consumer is behind."""
+    figures: dict[str, Any] = {"stream worker": "never started"}
+    for worker in heartbeats(connection, latest=1):
+        now = datetime.now(timezone.utc)
+        figures = {
+            "stream worker": f"{worker.worker} on {worker.host}: {state(worker, now)}",
+            "last heartbeat, seconds": round(worker.silent_seconds(now)),
+            **({"worker's problem": worker.problem} if worker.problem else {}),
+            **{
+                name.replace("_", " "): value
+                for name, value in worker.figures.items()
+                if worker.lives(now) and name != "sources" and value is not None
+            },
+        }
+    for consumer in all_consumers(settings):
+        behind = lag(connection, consumer)
+        figures[f"{consumer.name} behind, commits"] = behind.snapshots
+        figures[f"{consumer.name} behind, seconds"] = round(behind.seconds, 1)
+    (set_aside,) = connection.execute("SELECT count(*) FROM consumer_dead_letters").fetchone() or (
+        0,
+    )
+    return figures | {"keys set aside by consumers": set_aside}

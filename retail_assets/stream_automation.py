@@ -17,7 +17,7 @@ import duckdb
 
 from retail_assets import tables
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.ingest.heartbeat import Heartbeat, heartbeats
+from retail_assets.ingest.heartbeat import ALIVE, DEAD, LATE, Heartbeat, heartbeats, state
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
@@ -25,13 +25,6 @@ WORKER = "stream_worker"
 
 REPORT_SECONDS = 60
 """How often at most the assets are reported as materialized: each time is an event in Dagster."""
-
-LATE_SECONDS = 60
-"""A worker is late when an event file has waited for it so long."""
-
-DEAD = "dead"
-LATE = "late"
-ALIVE = "alive"
 
 STREAMED = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
@@ -93,16 +86,6 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         )
 
     return stream_worker
-
-
-def state(worker: Heartbeat, now: datetime) -> str:
-    """Whether a worker is alive, late or dead, or `stopped`."""
-    if worker.state == "stopped":
-        return worker.state
-    if not worker.lives(now):
-        return DEAD
-    waits = worker.figures.get("oldest_pending_event_file_seconds") or 0
-    return LATE if worker.problem or waits > LATE_SECONDS else ALIVE
 
 
 def _report(

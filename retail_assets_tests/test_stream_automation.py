@@ -9,6 +9,7 @@ import pytest
 
 from retail_assets import stream_automation
 from retail_assets.ingest.heartbeat import beat, heartbeats
+from retail_assets.ingest.heartbeat import state as heartbeat_state
 from retail_assets.lake.connection import Lake
 from retail_assets.stream_automation import WORKER
 from retail_assets_tests.event_files import EventIntake, event, write_events
@@ -168,7 +169,7 @@ def test_states(lake, changed, state):
     heart(lake, **changed)
     with lake.connect(read_only=True) as connection:
         (found,) = heartbeats(connection)
-    assert stream_automation.state(found, datetime.now(timezone.utc)) == state
+    assert heartbeat_state(found, datetime.now(timezone.utc)) == state
 
 
 def test_the_worker_has_a_freshness_policy(platform):

@@ -19,7 +19,11 @@ BEAT_SECONDS = 3.0
 DEAD_SECONDS = 10.0
 """After how long a silence others take its work over."""
 
+LATE_SECONDS = 60
+"""A worker is late when an event file has waited for it so long."""
+
 RUNNING, STOPPED = "running", "stopped"
+ALIVE, LATE, DEAD = "alive", "late", "dead"
 
 FILES = "files"
 
@@ -110,3 +114,13 @@ def living(connection: duckdb.DuckDBPyConnection, source: str | None = None) -> 
         for found in heartbeats(connection)
         if found.lives(now) and (source is None or source in found.sources)
     ]
+
+
+def state(worker: Heartbeat, now: datetime) -> str:
+    """Whether a worker is alive, late or dead, or stopped in order."""
+    if worker.state == STOPPED:
+        return STOPPED
+    if not worker.lives(now):
+        return DEAD
+    waits = worker.figures.get("oldest_pending_event_file_seconds") or 0
+    return LATE if worker.problem or waits > LATE_SECONDS else ALIVE

@@ -105,7 +105,7 @@ def test_files_webhook_and_kafka_together_then_an_orderly_end(settings: Settings
             until(posted)
             assert "E4" in identities(settings), "202 means that it is durable"
             until(lambda: identities(settings) == ["E1", "E2", "E3", "E4"])
-            until(lambda: query(settings, "SELECT 1 FROM live_revenue WHERE order_count = 4"))
+            until(lambda: query(settings, "SELECT 1 FROM live_revenue HAVING sum(order_count) = 4"))
             health = httpx.get(f"http://127.0.0.1:{port}/healthz")
             assert (health.status_code, health.json()["problem"]) == (200, None)
             metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
