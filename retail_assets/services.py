@@ -2,7 +2,7 @@
 
     python -m retail_assets.services --port 3000
 
-starts the Dagster UI with its daemon and code server. Ctrl-C, SIGTERM, or the end of one of them
+starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or the end of one of them
 stops all: first by asking, and what has not ended then, by force. A second Ctrl-C does not wait.
 """
 
@@ -25,10 +25,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="where the UI listens")
     parser.add_argument("--port", type=int, default=3000, help="the port that it listens on")
+    parser.add_argument("--no-worker", action="store_true", help="leave events to the sensor")
     options = parser.parse_args()
     sys.stdout.write(f"Dagster UI: http://{options.host}:{options.port} (Ctrl-C stops it)\n")
     sys.stdout.flush()
-    return run_together([_dagster(options.host, options.port)])
+    commands = [_dagster(options.host, options.port)]
+    if not options.no_worker:
+        commands.append(_worker())
+    return run_together(commands)
 
 
 def _dagster(host: str, port: int) -> list[str]:
@@ -37,6 +41,10 @@ def _dagster(host: str, port: int) -> list[str]:
         *("dev", "--workspace", "workspace.yaml", "--log-level", "warning"),
         *("--host", host, "--port", str(port)),
     ]
+
+
+def _worker() -> list[str]:
+    return [sys.executable, "-c", "from retail_assets.cli import run; run()", "stream"]
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> int:

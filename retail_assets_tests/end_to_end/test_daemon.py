@@ -147,7 +147,14 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         running.drop(day, order_row(f"E{day.day}", day, order_value_gbp=value))
     settings_given = {"RETAIL_DATA_DIR": str(folder), "RETAIL_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "retail_assets.services", "--port", str(running.port)],
+        [
+            sys.executable,
+            "-m",
+            "retail_assets.services",
+            "--no-worker",
+            "--port",
+            str(running.port),
+        ],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if not name.startswith("RETAIL_")}
         | settings_given
