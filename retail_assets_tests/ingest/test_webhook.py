@@ -425,6 +425,20 @@ def test_an_answer_does_not_say_what_gives_it(idle_webhook: Webhook):
         assert set(answer.headers) <= {"content-length", "content-type", "connection"}
 
 
+def test_an_answer_is_sent_without_delay(idle_webhook: Webhook):
+    idle_webhook.post(b"[]")
+    server = idle_webhook.source._server
+    assert server is not None
+    options = [
+        connection.transport.get_extra_info("socket").getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY
+        )
+        for connection in server._server.server_state.connections
+    ]
+    assert options
+    assert all(options)
+
+
 def test_of_too_many_connections_the_last_are_refused():
     with running_webhook(webhook_connections=2) as webhook:
         with webhook.connect() as first, webhook.connect() as second, webhook.connect() as third:
