@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -156,7 +157,8 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         # asyncio does so only for sockets that name their protocol. Without it the end of an answer
         # waits for the client's acknowledgement of its beginning: 40 ms.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > 2 * self.max_connections:
             transport.abort()
             return
