@@ -1,13 +1,16 @@
 """Notifications: what people are told of, once, and what becomes of messages on their way."""
 
 import json
+import os
+import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
 from typing import Any
 
 import dagster as dg
@@ -19,11 +22,12 @@ from retail_assets.errors import UsageError
 from retail_assets.lake import days
 from retail_assets.lake.connection import Lake
 from retail_assets.notification_automation import notification_sensor
-from retail_assets.notify import outbox, sending
+from retail_assets.notify import outbox
 from retail_assets.notify.outbox import collect
 from retail_assets.notify.sending import Sent, send
 from retail_assets.notify.services import check_services, services
 from retail_assets.settings import Settings, load_settings
+from retail_assets_tests import processes
 
 pytestmark = pytest.mark.filterwarnings(
     # apprise asks for a module of Python's that goes with 3.13.
@@ -42,6 +46,7 @@ class Receiver:
     port: int = 0
     answers: dict[str, int] = field(default_factory=dict)
     got: list[tuple[str, dict[str, Any], str | None]] = field(default_factory=list)
+    before_answer: Callable[[], None] | None = None
 
     def url(self, path: str = "/hook") -> str:
         return f"json://127.0.0.1:{self.port}{path}"
@@ -64,6 +69,8 @@ def running_receiver() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             receiver.got.append((self.path, payload, self.headers["Idempotency-Key"]))
+            if receiver.before_answer is not None:
+                receiver.before_answer()
             self.send_response(receiver.answers.get(self.path, 200))
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -413,24 +420,33 @@ def test_a_service_that_is_away_does_not_hold_up_another(
     assert Counter(receiver.keys()) == {"fraud_alert:O1": 3, "fraud_alert:O2": 2}
 
 
-def test_a_crash_between_sending_and_marking_sends_again_with_the_same_key(
-    office: Office, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(*_: object) -> None:
-        raise KeyboardInterrupt
+def send_in_a_process(settings: Settings, now: datetime) -> None:
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        send(lake, connection, settings, now)
 
-    office.alert("O1")
+
+def test_a_process_killed_between_sending_and_marking_is_made_up_for_with_the_same_key(
+    office: Office, receiver: Receiver
+) -> None:
+    office.alert("O1", "O2")
     office.collect()
-    with monkeypatch.context() as patch:
-        patch.setattr(sending, "_mark", crash)
-        with pytest.raises(KeyboardInterrupt):
-            office.send()
-    assert office.rows("sent_at") == [(None,)]
-    # Not at once: the other process may still be at it.
-    assert office.send() == Sent(waiting=1)
+    started: SimpleQueue[int] = SimpleQueue()
+
+    def kill() -> None:
+        receiver.before_answer = None
+        os.kill(started.get(), signal.SIGKILL)
+
+    receiver.before_answer = kill
+    process = processes.start(send_in_a_process, office.settings, office.now)
+    started.put(process.pid)
+    assert processes.finish([process]) == [-signal.SIGKILL]
+    assert receiver.keys() == ["fraud_alert:O1"]
+    # The first not at once: it might still be on its way.
+    assert office.send() == Sent(sent=1, waiting=1)
     office.later()
     assert office.send() == Sent(sent=1)
-    assert receiver.keys() == ["fraud_alert:O1"] * 2
+    assert receiver.keys() == ["fraud_alert:O1", "fraud_alert:O2", "fraud_alert:O1"]
     assert office.send() == Sent()
 
 

@@ -169,14 +169,15 @@ class Publisher:
         if after is not None:
             portion = Portion(after, _portion_end(connection, after, seen), seen)
             try:
-                return self._send(lake, connection, offset, portion, stop)
+                if _is_kept(connection, after):
+                    return self._send(lake, connection, offset, portion, stop)
             except duckdb.Error as error:
                 if "No snapshot found" not in str(error):
                     raise
-                logger.warning(
-                    "The lake has forgotten what changed since snapshot %s: %s sends all rows.",
-                    *(after, self.publication.name),
-                )
+            logger.warning(
+                "The lake has forgotten what changed since snapshot %s: %s sends all rows.",
+                *(after, self.publication.name),
+            )
         return self._send(lake, connection, offset, Portion(None, seen, seen), stop)
 
     def _send(
@@ -355,6 +356,14 @@ class Delivery:
 
 class _StoppedError(Exception):
     """The round is to be left to another time."""
+
+
+def _is_kept(connection: duckdb.DuckDBPyConnection, snapshot: int) -> bool:
+    """Whether the lake still knows what was there at a snapshot, and so what went since."""
+    found = connection.execute(
+        f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot]
+    ).fetchone()
+    return found is not None
 
 
 def _portion_end(connection: duckdb.DuckDBPyConnection, after: int, seen: int) -> int:
