@@ -26,20 +26,20 @@ TITLES = {
 
 def report(work: Path, repeats: int, options: Any, machine: str) -> str:
     """Measure, and return the report as Markdown."""
-    python = _stream_environment(work)
-    million = _million(work / "million", options.events)
-    results = _turns(million, work, python, repeats)
-    size = next((million / "events").glob("*/*.jsonl")).stat().st_size
+    python = str(rivals_environment(work, ROOT / "benchmarks/requirements.txt"))
+    events = million(work / "million", options.events)
+    results = _turns(events, work, python, repeats)
+    size = next((events / "events").glob("*/*.jsonl")).stat().st_size
     bad = results["d"][0]["dead"]
     many = _many_files(work / "many", options.files)
     ticks = _ticks(many)
     many_result = _run(sys.executable, "d", many, work)
     shutil.rmtree(many)
-    big = _big_file(work / "big", million, options.big_gb)
+    big = _big_file(work / "big", events, options.big_gb)
     big_size = next((big / "events").glob("*/*.jsonl")).stat().st_size
     big_result = _run(sys.executable, "d", big, work)
     shutil.rmtree(big)
-    latency = _sensor_latency(work / "sensor", options.drops)
+    latency = sensor_latency(work / "sensor", options.drops)
     return (
         "\n\n".join(
             [
@@ -89,16 +89,17 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
     )
 
 
-def _stream_environment(work: Path) -> str:
+def rivals_environment(work: Path, requirements: Path) -> Path:
+    """A Python with what the platform is compared with, and without the platform."""
     folder = work / "env"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(folder / "bin/python")
+    python = folder / "bin/python"
     index = os.environ.get("PIP_INDEX_URL")
     subprocess.run(
         [
             *(str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"),
             *(("--default-index", index) if index else ()),
-            *("--python", python, "-r", str(ROOT / "benchmarks/requirements.txt")),
+            *("--python", str(python), "-r", str(requirements)),
         ],
         check=True,
     )
@@ -114,7 +115,7 @@ def _versions(python: str) -> str:
     return done.stdout.strip()
 
 
-def _million(folder: Path, events: int) -> Path:
+def million(folder: Path, events: int) -> Path:
     """All generated events in one file. Bytes that are no text would end (b): they are replaced."""
     import gzip
 
@@ -231,7 +232,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _sensor_latency(folder: Path, drops: int) -> list[float]:
+def sensor_latency(folder: Path, drops: int) -> list[float]:
     """Seconds from a file's rename to its rows, with the services of `make ui` running."""
     from retail_assets.lake.connection import Lake, NoLakeError
     from retail_assets.settings import Settings

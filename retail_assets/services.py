@@ -2,8 +2,9 @@
 
     python -m retail_assets.services --port 3000
 
-starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or the end of one of them
-stops all: first by asking, and what has not ended then, by force. A second Ctrl-C does not wait.
+starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or
+the end of one of them stops all: first by asking, and what has not ended then, by force. A second
+Ctrl-C does not wait.
 """
 
 import argparse

@@ -1,0 +1,158 @@
+"""The live lane, measured: `docs/benchmarks-stream.md`."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import events
+from benchmarks.stream_broker import PARTITIONS, TOPIC, filled_broker
+from benchmarks.stream_latency import TOGETHER, latencies, summary
+from benchmarks.stream_sensor import stock_sensor_latency
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("files", "kafka", "webhook")
+
+TITLES = {
+    "quix-plain": "Quix Streams, duplicates kept",
+    "quix": "Quix Streams, duplicates dropped by its state",
+    "spark-plain": "Spark Structured Streaming, duplicates kept",
+    "spark": "Spark Structured Streaming, duplicates dropped against what was written",
+    "platform": "**this platform**: raw, enriched, dead-letter tables, offsets, each event once",
+}
+
+
+def report(work: Path, repeats: int, options: Any, machine: str) -> str:
+    """Measure, and return the report as Markdown."""
+    latency = {}
+    for source in SOURCES:
+        folder = work / f"latency-{source}"
+        folder.mkdir()
+        latency[source] = summary(latencies(folder, source, seconds=options.seconds))
+        print(source, latency[source])
+        shutil.rmtree(folder)
+    sensor = events.sensor_latency(work / "sensor", options.drops)
+    stock = stock_sensor_latency(work / "stock", options.drops)
+    results = _throughput(work, options.events, repeats)
+    python = work / "env/bin/python"
+    return (
+        "\n\n".join(
+            [
+                "# Benchmarks of the live lane",
+                (
+                    f"Written by `make bench`; {machine}, {_versions(python)}. Trust the ratios,"
+                    " not the seconds, which are of one machine on one day."
+                ),
+                "## From an event offered to its row, as another process sees it",
+                (
+                    f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
+                    " the worker warm and with all its consumers and upkeep; a reader polls the"
+                    f" lake. The sensors take {options.drops} files of 10 events, one after the other."
+                ),
+                _latency_table(latency, sensor, stock),
+                f"## {options.events:,} events from Kafka to tables, {PARTITIONS} partitions",
+                (
+                    f"Medians of {repeats} runs that took turns, each in a fresh process; imports,"
+                    " set-up and the wait for the group are not counted. All apply the same rules"
+                    " and write raw, enriched and dead events durably, with offsets after or with them."
+                ),
+                _throughput_table(results),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _latency_table(
+    latency: dict[str, dict[str, float]], sensor: list[float], stock: list[float]
+) -> str:
+    rows = {f"worker, {source}": found for source, found in latency.items()}
+    rows["this platform's sensor"] = summary(sorted(sensor))
+    rows["stock Dagster sensor, default executor"] = summary(sorted(stock))
+    slow = rows["stock Dagster sensor, default executor"]
+    lines = [
+        "| | p50 ms | p95 ms | p99 ms | stock sensor's p50 is |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, found in rows.items():
+        ratio = slow["p50_ms"] / found["p50_ms"]
+        lines.append(
+            f"| {name} | {found['p50_ms']:,.0f} | {found['p95_ms']:,.0f} | {found['p99_ms']:,.0f}"
+            f" | {ratio:.0f} times that |"
+        )
+    return "\n".join(lines)
+
+
+def _throughput(work: Path, lines: int, repeats: int) -> dict[str, list[dict[str, float]]]:
+    python = str(events.rivals_environment(work, ROOT / "benchmarks/requirements-stream.txt"))
+    million = events.million(work / "million", lines)
+    source = next((million / "events").glob("*/*.jsonl"))
+    results: dict[str, list[dict[str, float]]] = {}
+    for _ in range(repeats):
+        for case in TITLES:
+            with filled_broker(source) as (broker, count):
+                found = _run(case, python, broker.bootstrap, count, million, work)
+            results.setdefault(case, []).append(found)
+            print(f"stream: ({case}) {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB")
+    return results
+
+
+def _run(
+    case: str, python: str, bootstrap: str, lines: int, data: Path, work: Path
+) -> dict[str, float]:
+    out = Path(tempfile.mkdtemp(dir=work))
+    if case == "platform":
+        shutil.copytree(data / "reference", out / "reference")
+        command = [sys.executable, "-m", "benchmarks.stream_platform"]
+        arguments = [bootstrap, TOPIC, str(lines), str(out)]
+    else:
+        command = [python, "-W", "ignore", "-m", "benchmarks.stream_rivals", case]
+        arguments = [bootstrap, TOPIC, str(lines), str(data), str(out)]
+    try:
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name != "RETAIL_DATA_DIR"},
+        )
+    finally:
+        shutil.rmtree(out)
+    if done.returncode != 0:
+        raise RuntimeError(f"Case {case} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _throughput_table(results: dict[str, list[dict[str, float]]]) -> str:
+    median = {
+        case: statistics.median(run["seconds"] for run in runs) for case, runs in results.items()
+    }
+    lines = [
+        "| what | median s | events/s | times this platform's | peak MB | accepted | dead |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case, runs in results.items():
+        last = runs[-1]
+        peak = max(run["peak_mb"] for run in runs)
+        lines.append(
+            f"| {TITLES[case]} | {median[case]:.1f} | {last['lines'] / median[case]:,.0f} |"
+            f" {median[case] / median['platform']:.1f} | {peak:,.0f} | {last['accepted']:,.0f} |"
+            f" {last['dead']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _versions(python: Path) -> str:
+    code = (
+        "from importlib.metadata import version;"
+        "print(', '.join(f'{n} {version(n)}' for n in ('quixstreams', 'pyspark')))"
+    )
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()

@@ -1,0 +1,56 @@
+"""The live lane's work done by this platform: a topic into the lake, all of it durable.
+
+`python -m benchmarks.stream_platform BOOTSTRAP TOPIC LINES DATA_DIR` prints JSON as the rivals do.
+"""
+
+import json
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+from retail_assets import tables
+from retail_assets.ingest import reference
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.publish import publish_table
+from retail_assets.settings import Settings
+from retail_assets.stream.assemble import Options, build_worker
+
+
+def run(bootstrap: str, topic: str, lines: int, data: Path) -> dict[str, float]:
+    """Take a topic in; seconds from the first message on, peak memory in MB, and the counts."""
+    settings = Settings(data_dir=data)
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        for table in (tables.PRODUCTS, tables.CUSTOMERS):
+            frame = reference.read_reference(settings.reference_dir, table)
+            publish_table(lake, connection, table, frame)
+    worker = build_worker(
+        settings, Options(files=False, kafka=bootstrap, topic=topic, consumers=False)
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    began = 0.0
+    while sum(found.lines for found in worker.figures.sources.values()) < lines:
+        began = began or (time.perf_counter() if worker.inbox.events else 0.0)
+        time.sleep(0.005)
+        if not thread.is_alive():
+            raise SystemExit("the worker has ended")
+    seconds = time.perf_counter() - began
+    stop.set()
+    thread.join()
+    totals = worker.figures.sources["kafka"]
+    return {
+        "seconds": round(seconds, 2),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "lines": totals.lines,
+        "accepted": totals.accepted,
+        "dead": totals.dead_lettered,
+    }
+
+
+if __name__ == "__main__":
+    bootstrap, topic, lines, data = sys.argv[1:]
+    print(json.dumps(run(bootstrap, topic, int(lines), Path(data))))

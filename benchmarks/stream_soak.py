@@ -1,0 +1,255 @@
+"""A soak: events from all sources for a while, the worker killed at random, readers all the time.
+
+    python -m benchmarks.stream_soak FOLDER MINUTES
+
+The sensor and the daemon run beside the worker, upkeep runs in it, and a reader polls. At the end
+every event must be in the lake once, no reader may have met an error, and the number of files and
+the worker's memory must not have grown with time.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from benchmarks.stream_latency import PORT, TOKEN, event
+from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.settings import Settings
+from retail_assets_tests.broker import running_broker
+
+ROOT = Path(__file__).parents[1]
+TOPIC = "orders"
+KAFKA, WEBHOOK, FILES = 500, 300, 200
+"""Events a second of each source."""
+
+UPTIME_SECONDS = (15, 60)
+"""A worker lives so long before it is killed."""
+
+SAMPLE_SECONDS = 5
+
+
+@dataclass
+class Soak:
+    """What is going on; all threads end with `stop`."""
+
+    settings: Settings
+    bootstrap: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    offered: dict[str, int] = field(default_factory=lambda: {"kafka": 0, "webhook": 0, "files": 0})
+    reader_errors: list[str] = field(default_factory=list)
+    reads: int = 0
+    kills: int = 0
+    samples: list[dict[str, float]] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+
+    def steadily(self, per_second: int, together: int, offer: Callable[[int], None]) -> None:
+        """Call something at a steady rate, with the number of the first event."""
+        start, number = time.monotonic(), 0
+        while not self.stop.is_set():
+            pause = start + number / per_second - time.monotonic()
+            if pause > 0:
+                self.stop.wait(pause)
+            offer(number)
+            number += together
+
+    def produce(self) -> None:
+        """Offer events to Kafka."""
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 5})
+
+        def offer(number: int) -> None:
+            for each in range(number, number + 50):
+                producer.produce(TOPIC, event(each).replace('"E', '"K').encode(), key=str(each))
+            producer.poll(0)
+            self.offered["kafka"] = number + 50
+
+        self.steadily(KAFKA, 50, offer)
+        producer.flush(60)
+
+    def post(self) -> None:
+        """Offer events to the webhook, again and again until it says that it has them."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/x-ndjson"}
+        with httpx.Client(headers=headers, timeout=30) as client:
+
+            def offer(number: int) -> None:
+                body = "".join(
+                    event(each).replace('"E', '"W') + "\n" for each in range(number, number + 60)
+                )
+                while True:
+                    try:
+                        answer = client.post(f"http://127.0.0.1:{PORT}/events", content=body)
+                        if answer.status_code == httpx.codes.ACCEPTED:
+                            break
+                    except httpx.TransportError:
+                        pass
+                    time.sleep(0.2)
+                self.offered["webhook"] = number + 60
+
+            self.steadily(WEBHOOK, 60, offer)
+
+    def write(self) -> None:
+        """Offer events as files."""
+        today = datetime.now(ZoneInfo(self.settings.timezone)).date()
+        folder = Path(self.settings.events_location, str(today))
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def offer(number: int) -> None:
+            hidden = folder / f".{number}"
+            hidden.write_text(
+                "".join(
+                    event(each).replace('"E', '"F') + "\n" for each in range(number, number + 50)
+                )
+            )
+            hidden.rename(folder / f"{number:09}.jsonl")
+            self.offered["files"] = number + 50
+
+        self.steadily(FILES, 50, offer)
+
+    def read(self) -> None:
+        """Read as an analyst would, with a connection a minute and in transactions."""
+        while not self.stop.is_set():
+            try:
+                with Lake.from_settings(self.settings).connect(read_only=True) as connection:
+                    until = time.monotonic() + 60
+                    while time.monotonic() < until and not self.stop.is_set():
+                        connection.execute("BEGIN")
+                        first, second = (
+                            connection.execute(
+                                "SELECT count(*), count(DISTINCT event_id) FROM enriched_events"
+                            ).fetchone()
+                            for _ in range(2)
+                        )
+                        connection.execute("COMMIT")
+                        if first != second or first[0] != first[1]:
+                            self.reader_errors.append(f"{first} then {second}")
+                        self.reads += 1
+                        self.stop.wait(0.5)
+            except NoLakeError:
+                self.stop.wait(0.5)
+            except Exception as error:  # noqa: BLE001  # that is what is counted
+                self.reader_errors.append(str(error))
+
+    def work(self) -> None:
+        """Keep a worker running; kill it at random and start another."""
+        environment = os.environ | {"RETAIL_WEBHOOK_TOKEN": TOKEN}
+        command = [sys.executable, "-c", "from retail_assets.cli import run; run()", "stream"]
+        options = ["--kafka", self.bootstrap, "--topic", TOPIC, "--http", f"127.0.0.1:{PORT}"]
+        while not self.stop.is_set():
+            self.process = subprocess.Popen([*command, *options], env=environment)
+            if not self.stop.wait(random.uniform(*UPTIME_SECONDS)):  # noqa: S311
+                self.process.kill()
+                self.kills += 1
+                self.process.wait()
+
+    def sample(self) -> None:
+        """Note memory, files and rows every few seconds."""
+        while not self.stop.wait(SAMPLE_SECONDS):
+            process = self.process
+            if process is None:
+                continue
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+            except (OSError, StopIteration):
+                continue
+            files = sum(1 for _ in Path(self.settings.data_path).rglob("*.parquet"))
+            with Lake.from_settings(self.settings).connect(read_only=True) as connection:
+                live, snapshots = connection.execute(
+                    "SELECT (SELECT sum(file_count) FROM ducklake_table_info('lake')),"
+                    " (SELECT count(*) FROM lake.snapshots())"
+                ).fetchone()
+            self.samples.append(
+                {
+                    "rss_mb": int(rss.split()[1]) / 1024,
+                    "files": files,
+                    "live_files": float(live or 0),
+                    "snapshots": float(snapshots),
+                }
+            )
+
+
+def run(folder: Path, minutes: float) -> dict[str, object]:
+    """Soak for some minutes; returns what was seen."""
+    os.environ["RETAIL_DATA_DIR"] = str(folder)
+    home = folder / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "deploy/dagster/dagster.yaml", home)
+    settings = Settings(data_dir=folder)
+    with running_broker() as broker:
+        broker.create_topic(TOPIC, partitions=4)
+        soak = Soak(settings, broker.bootstrap)
+        services = subprocess.Popen(
+            [sys.executable, "-m", "retail_assets.services", "--no-worker", "--port", "3998"],
+            env=os.environ | {"DAGSTER_HOME": str(home)},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        threads = [
+            threading.Thread(target=target)
+            for target in (
+                *(soak.work, soak.produce, soak.post, soak.write),
+                *(soak.read, soak.sample),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(minutes * 60)
+        soak.stop.set()
+        for thread in threads:
+            thread.join()
+        found = _finish(soak)
+        services.send_signal(signal.SIGINT)
+        services.wait(120)
+    return found
+
+
+def _finish(soak: Soak) -> dict[str, object]:
+    """Wait until all is in, then count."""
+    expected = sum(soak.offered.values())
+    count = (0, 0)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and count[0] < expected:
+        time.sleep(1)
+        with Lake.from_settings(soak.settings).connect(read_only=True) as connection:
+            count = connection.execute(
+                "SELECT count(*), count(DISTINCT event_id) FROM enriched_events"
+            ).fetchone()
+    if soak.process is not None:
+        soak.process.terminate()
+        soak.process.wait(120)
+    third = max(1, len(soak.samples) // 3)
+    parts = (soak.samples[:third], soak.samples[-third:])
+    return {
+        "offered": soak.offered,
+        "rows": count[0],
+        "distinct": count[1],
+        "expected": expected,
+        "kills": soak.kills,
+        "reads": soak.reads,
+        "reader_errors": soak.reader_errors[:5],
+        **{
+            name: [round(max(sample[name] for sample in part)) for part in parts if part]
+            for name in ("rss_mb", "files", "live_files", "snapshots")
+        },
+    }
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]).absolute()
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    print(json.dumps(run(target, float(sys.argv[2])), indent=2))
