@@ -42,8 +42,8 @@ def stock_alerts(
     """Return `stock_alerts`: each sale that took a product's stock below the threshold.
 
     The stock is followed through all sales and returns by the time of their events, not of their
-    arrival; at one time, by order, and a return before a sale. A product that opened below the
-    threshold has to rise above it first.
+    arrival; at one time, what comes back is first, then the sales by order. A product that opened
+    below the threshold has to rise above it first.
 
     Args:
         orders: rows of `live_orders`, since the day of the opening stock.
@@ -60,6 +60,7 @@ def stock_alerts(
         event_id="sold_event_id",
         crossed_at="sold_at",
         change=-col("sold"),
+        is_sale=nw.lit(1),
     )
     returned = orders.filter(col("returned") > 0).select(
         "product_id",
@@ -67,6 +68,7 @@ def stock_alerts(
         event_id=nw.lit(None, dtype=nw.String),
         crossed_at="returned_at",
         change=col("returned"),
+        is_sale=nw.lit(0),
     )
     # The stock of most has been above at all times, whatever came back.
     totals = sold.group_by("product_id").agg(taken=col("change").sum())
@@ -75,14 +77,12 @@ def stock_alerts(
         .filter(col("stock_on_hand") + col("taken") < low_stock_units)
         .select("product_id", "stock_on_hand")
     )
-    moved = (
-        nw.concat([sold, returned]).with_columns(rank=-col("change")).join(opening, on="product_id")
-    )
+    moved = nw.concat([sold, returned]).join(opening, on="product_id")
     stock = col("stock_on_hand") + col("moved")
     followed = moved.with_columns(
         moved=col("change")
         .cum_sum()
-        .over("product_id", order_by=("crossed_at", "order_id", "rank"))
+        .over("product_id", order_by=("crossed_at", "is_sale", "order_id"))
     ).with_columns(stock=stock)
     fell = (col("stock") < low_stock_units) & (col("stock") - col("change") >= low_stock_units)
     return followed.filter(fell).select("product_id", "event_id", "order_id", "crossed_at", "stock")

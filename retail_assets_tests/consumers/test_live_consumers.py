@@ -301,7 +301,7 @@ def sequences(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 Move = tuple[datetime, int, int, str, int]
-"""When, by which order, whether out of the stock, which product, and how many units come."""
+"""When, whether out of the stock, by which order, which product, and how many units come."""
 
 
 def moves_of(order: int, history: Sequence[dict[str, Any]]) -> Iterator[Move]:
@@ -315,11 +315,11 @@ def moves_of(order: int, history: Sequence[dict[str, Any]]) -> Iterator[Move]:
     if latest["status"] == "cancelled":
         return
     if sold and sold[0]:
-        yield sold_at, order, 1, sold[0], -sold[1]
+        yield sold_at, 1, order, sold[0], -sold[1]
     if latest["status"] == "returned":
         what, units = sold or (product, quantity or 1)
         if what:
-            yield latest["at"], order, 0, what, units
+            yield latest["at"], 0, order, what, units
 
 
 def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -
     levels = {name: [0, 0, stock] for name, stock in opening.items()}
     alerts = []
     moves = [move for order, history in histories.items() for move in moves_of(order, history)]
-    for at, order, _, product, change in sorted(moves):
+    for at, _, order, product, change in sorted(moves):
         level = levels[product]
         level[0 if change < 0 else 1] += abs(change)
         level[2] += change

@@ -159,9 +159,11 @@ def test_an_alert_is_a_sale_that_takes_the_stock_below_the_threshold(engine: Eng
     assert alerts(engine, 12, moved(1, 3), moved(2, 0, 1), moved(3, 1)) == [("E1", 9), ("E3", 9)]
 
 
-def test_at_one_time_an_order_comes_back_before_the_next_is_sold(engine: Engine) -> None:
-    both = moved(1, 3), moved(0, 0, 2, returned_at=at(1))
-    assert alerts(engine, 12, *both) == []
+def test_at_one_time_what_comes_back_is_first_and_then_the_sales_by_order(engine: Engine) -> None:
+    back = moved(9, 0, 2, returned_at=at(1))
+    assert alerts(engine, 12, moved(1, 3), back) == []
+    three = [moved(number, 1, sold_at=at(0)) for number in (3, 1, 2)]
+    assert alerts(engine, 11, *three) == [("E2", 9)]
 
 
 def test_levels_of_all_products_that_there_are_or_were_ordered(engine: Engine) -> None:
