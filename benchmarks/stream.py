@@ -52,14 +52,14 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
                 (
                     f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
                     " the worker warm and with all its consumers and upkeep; a reader polls the"
-                    f" lake. The sensors take {options.drops} files of 10 events, one after the other."
+                    f" lake. The sensors take {options.drops} files of 10 events, one by one."
                 ),
                 _latency_table(latency, sensor, stock),
                 f"## {options.events:,} events from Kafka to tables, {PARTITIONS} partitions",
                 (
                     f"Medians of {repeats} runs that took turns, each in a fresh process; imports,"
                     " set-up and the wait for the group are not counted. All apply the same rules"
-                    " and write raw, enriched and dead events durably, with offsets after or with them."
+                    " and write raw, enriched and dead events durably, and offsets."
                 ),
                 _throughput_table(results),
             ]

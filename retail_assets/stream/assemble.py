@@ -66,7 +66,7 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
                 port=port,
                 worker=worker.name,
                 health=worker.health,
-                metrics_text=lambda: metrics_text(worker.figures),
+                metrics_text=lambda: _metrics(worker),
             )
         )
     if not options.files and not worker.sources:
@@ -75,6 +75,11 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
     if options.consumers:
         _add_consumers(worker, settings)
     return worker
+
+
+def _metrics(worker: Worker) -> bytes:
+    worker.measure()
+    return metrics_text(worker.figures)
 
 
 def _address(text: str) -> tuple[str, int]:

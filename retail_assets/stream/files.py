@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from retail_assets.ingest import event_files
 from retail_assets.ingest.event_folder import is_event_file
-from retail_assets.ingest.event_workspace import open_workspace
+from retail_assets.ingest.received import warm_up
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Batch, Figures
 
@@ -104,7 +104,7 @@ class FileLane:
         while not self._stop.is_set():
             try:
                 with self._lake.connect() as connection:
-                    open_workspace(connection)
+                    warm_up(connection)
                     while not self._stop.is_set():
                         if time.monotonic() >= next_scan:
                             self._scan(connection)

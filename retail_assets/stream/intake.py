@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from retail_assets.ingest.event_lines import NOT_TAKEN
-from retail_assets.ingest.event_workspace import open_workspace
-from retail_assets.ingest.received import Received, Taken, take
+from retail_assets.ingest.received import Received, Taken, take, warm_up
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Batch, Figures
 from retail_assets.stream.inbox import Inbox
@@ -63,7 +62,7 @@ class Intake:
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
         connection = self._lake.open()
-        open_workspace(connection)
+        warm_up(connection)
         try:
             while not give_up.is_set():
                 batch = self._inbox.take(

@@ -97,9 +97,16 @@ class Worker:
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether the worker does its work, and its figures."""
+        self.measure()
         problem = self._problem()
         ok = problem is None and not self.stopping
         return ok, {"worker": self.name, "problem": problem, **self.figures.snapshot()}
+
+    def measure(self) -> None:
+        """Bring the figures that go up and down up to date."""
+        for source in self.sources:
+            self.figures.gauge(source.metrics())
+        self.figures.gauge({"inbox_events": self.inbox.events, "inbox_bytes": self.inbox.bytes})
 
     def _intake(self) -> Intake:
         return Intake(
@@ -151,9 +158,7 @@ class Worker:
     def _beat(self, connection: duckdb.DuckDBPyConnection) -> None:
         """In a transaction, say that the worker lives."""
         self._beat_at = time.monotonic()
-        for source in self.sources:
-            self.figures.gauge(source.metrics())
-        self.figures.gauge({"inbox_events": self.inbox.events, "inbox_bytes": self.inbox.bytes})
+        self.measure()
         heartbeat.beat(
             connection,
             self.name,
