@@ -485,6 +485,23 @@ def test_two_processes_at_once_send_each_message_once(office: Office, receiver: 
     assert sorted(receiver.keys()) == [f"fraud_alert:O{number}" for number in range(5)]
 
 
+def test_of_two_processes_that_look_at_once_one_writes(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = outbox._has_old
+
+    def meanwhile(*arguments: Any) -> bool:
+        monkeypatch.setattr(outbox, "_has_old", look)
+        with office.lake.connect() as connection:
+            assert Office(office.settings, office.lake, connection).collect() == 1
+        return look(*arguments)
+
+    office.alert("O1")
+    monkeypatch.setattr(outbox, "_has_old", meanwhile)
+    assert office.collect() == 0
+    assert office.rows("key") == [("fraud_alert:O1",)]
+
+
 def test_messages_to_a_service_that_is_gone_are_given_up(
     office: Office, receiver: Receiver
 ) -> None:

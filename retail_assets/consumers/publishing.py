@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 MOST_SNAPSHOTS = 1_000
 """How many commits of the lake a round looks at; the next one goes on from there."""
 
-ROWS = 5_000
+QUEUE_KILOBYTES = 64 << 10
+"""What the client may hold; a gigabyte by default."""
+
+ROWS = 2_000
 """How many rows are fetched from the lake at a time."""
 
 PERSIST_AFTER = 100
@@ -47,6 +50,9 @@ ALERT_TABLES = ("fraud_alerts", "stock_alerts")
 CONNECT_SECONDS = 5.0
 MESSAGE_SECONDS = 30
 POLL_SECONDS = 0.1
+
+MESSAGE_BYTES = 16 << 20
+"""More than any event has: so the broker's own limit is the one that counts."""
 
 JSON_COLUMNS = frozenset({"extra"})
 """Columns of text that are JSON: part of the value as such."""
@@ -217,6 +223,8 @@ class Publisher:
             ("change", row.change.encode()),
             ("snapshot", str(portion.seen).encode()),
         ]
+        from confluent_kafka import KafkaException
+
         producer = self._connect()
         while True:
             try:
@@ -229,6 +237,9 @@ class Publisher:
                 )
             except BufferError:
                 self._wait(delivery, stop)
+            except KafkaException as error:
+                problem = f"{error.args[0].str()} (at the key {row.key})"
+                raise self._error(problem) from None
             else:
                 break
         delivery.count(row)
@@ -269,6 +280,8 @@ class Publisher:
         return {
             "linger.ms": 5,
             "message.timeout.ms": MESSAGE_SECONDS * 1000,
+            "message.max.bytes": MESSAGE_BYTES,
+            "queue.buffering.max.kbytes": QUEUE_KILOBYTES,
             **self.settings.kafka_options,
             "bootstrap.servers": self.settings.publish_bootstrap,
             # The broker drops what the client sends again, and keeps the order.
@@ -347,11 +360,12 @@ class Delivery:
         else:
             self.rows += 1
 
-    def report(self, error: "KafkaError | None", _: "Message") -> None:
+    def report(self, error: "KafkaError | None", message: "Message") -> None:
         """Enter what the broker said of a message."""
         self.open -= 1
         if error is not None and self.problem is None:
-            self.problem = error.str()
+            key = (message.key() or b"").decode()
+            self.problem = f"{error.str()} (first at the key {key})"
 
 
 class _StoppedError(Exception):

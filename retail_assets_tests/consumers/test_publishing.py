@@ -343,6 +343,18 @@ def test_options_that_do_not_work_are_said_without_their_secrets(intake: EventIn
     assert "security.protocol" in str(raised.value)
 
 
+def test_an_event_too_large_to_send_is_named_and_not_passed_over(
+    intake: EventIntake, broker: Broker
+) -> None:
+    intake.write(f"{DAY}/a.jsonl", [event(1), event(2, note="x" * 10_000)])
+    intake.take()
+    with pytest.raises(PublishError, match=r"too large .*key E2"):
+        publish(intake, kafka_options={"message.max.bytes": 5_000})
+    assert offset(intake) is None
+    publish(intake)
+    assert ("E2", "snapshot") in changes(broker)
+
+
 def test_a_topic_without_a_broker_is_a_wrong_setting(settings: Settings) -> None:
     assert publications(settings) == []
     with pytest.raises(UsageError, match="RETAIL_PUBLISH_BOOTSTRAP"):
