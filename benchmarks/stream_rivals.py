@@ -7,11 +7,24 @@ platform is not installed.
 """
 
 import json
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 Case = Callable[[str, str, int, Path, Path], dict[str, float]]
+
+ROOT = Path(__file__).parents[1]
+
+TITLES = {
+    "quix": "Quix Streams, two processes, to Parquet files",
+    "quix-plain": "Quix Streams, the same without looking for duplicates",
+    "spark": "Spark Structured Streaming, rules in SQL, to Parquet files",
+    "spark-plain": "Spark Structured Streaming, the same without looking for duplicates",
+}
 
 
 def quix(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[str, float]:
@@ -48,6 +61,55 @@ CASES: dict[str, Case] = {
     "spark": spark,
     "spark-plain": spark_plain,
 }
+
+
+def environment(folder: Path) -> str:
+    """Make an environment for the rivals; returns its Python."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin/python")
+    index = os.environ.get("PIP_INDEX_URL")
+    subprocess.run(
+        [
+            *(str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"),
+            *(("--default-index", index) if index else ()),
+            *("--python", python, "-r", str(ROOT / "benchmarks/requirements-stream.txt")),
+        ],
+        check=True,
+    )
+    return python
+
+
+def turn(
+    python: str, case: str, bootstrap: str, topic: str, lines: int, data: Path, work: Path
+) -> dict[str, float]:
+    """Do a case once, in a fresh process and folder.
+
+    The data folder holds `reference/` and one file `events/*/*.jsonl`, whose lines are the topic's.
+
+    Raises:
+        RuntimeError: The case failed, or did not take every line.
+    """
+    out = Path(tempfile.mkdtemp(dir=work))
+    try:
+        done = subprocess.run(
+            [
+                *(python, "-W", "ignore", "-m", "benchmarks.stream_rivals", case),
+                *(bootstrap, topic, str(lines), str(data), str(out)),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(out)
+    if done.returncode != 0:
+        raise RuntimeError(f"Case {case} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if result["lines"] != lines:
+        raise RuntimeError(f"Case {case} took {result['lines']} lines of {lines}.")
+    print(f"{data.name}: ({case}) {result['seconds']:.2f} s, {result['peak_mb']:.0f} MB")
+    return result
 
 
 def rows(folder: Path) -> int:
