@@ -35,8 +35,9 @@ format: setup
 bench: setup ## Side-by-side measurements; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks
 
-docs: setup ## Write the data dictionary from tables.py
+docs: setup ## Write the data dictionary from tables.py, and the page of settings
 	@$(BIN)/python -m retail_assets.data_dictionary > docs/data-dictionary.md
+	@$(BIN)/python -m retail_assets.settings_page > docs/settings.md
 
 setup: .venv/ready
 
