@@ -161,8 +161,8 @@ class _Stored:
 class Scorer:
     """Scores orders with the models of the lake; remembers models and scores.
 
-    `problems` has, by version, what is wrong with the models that could not be used the last time;
-    their orders have no score.
+    `problems` has, by version, what is wrong with the models that could not be used; their orders
+    have no score.
     """
 
     problems: dict[str, str] = field(default_factory=dict)
@@ -182,24 +182,26 @@ class Scorer:
         import pyarrow as pa
 
         scored: list[tuple[str, float, str]] = []
-        problems: dict[str, str] = {}
         for stored, of_model in _by_model(connection, orders):
             try:
                 scores = self._scores_of(connection, stored, of_model)
             except fraud_model.ModelError as error:
-                problems[stored.version] = _unusable(stored, error)
+                self._say(stored.version, _unusable(stored, error))
                 continue
+            self.problems.pop(stored.version, None)
             ids = of_model["event_id"].to_pylist()
             scored += [(id_, score, stored.version) for id_, score in zip(ids, scores, strict=True)]
-        for version in problems.keys() - self.problems.keys():
-            _log.warning("%s", problems[version])
-        self.problems = problems
         columns = list(zip(*scored, strict=True)) or [(), (), ()]
         types = (pa.string(), pa.float64(), pa.string())
         return pa.table(
             [pa.array(values, type_) for values, type_ in zip(columns, types, strict=True)],
             names=["event_id", "model_score", "model_version"],
         )
+
+    def _say(self, version: str, problem: str) -> None:
+        if self.problems.get(version) != problem:
+            _log.warning("%s", problem)
+            self.problems[version] = problem
 
     def _scores_of(
         self, connection: duckdb.DuckDBPyConnection, stored: _Stored, orders: "pa.Table"

@@ -126,10 +126,7 @@ def _store(
     """Put a model in place of the day's; says whether it is another one, and alerts are rebuilt."""
     columns = [name for name in FRAUD_MODELS.column_names if name != "trained_at"]
     with lake.transaction(connection, f"store fraud model of {day}"):
-        before = connection.execute(
-            "SELECT version FROM lake.fraud_models WHERE trained_to = ?", [day]
-        ).fetchone()
-        if (before and before[0]) == (model and model[columns.index("version")]):
+        if _intact(connection, day) == (model and model[columns.index("version")]):
             return False, False
         connection.execute("DELETE FROM lake.fraud_models WHERE trained_to = ?", [day])
         if model is not None:
@@ -145,6 +142,19 @@ def _store(
                 model,
             )
         return True, _rebuild(connection, day)
+
+
+def _intact(connection: duckdb.DuckDBPyConnection, day: date) -> str | None:
+    """The version of the day's model; of one that cannot be used "", so that it is replaced."""
+    row = connection.execute(
+        "SELECT version, library, features, sha256(model) = sha256 FROM lake.fraud_models"
+        " WHERE trained_to = ?",
+        [day],
+    ).fetchone()
+    if row is None:
+        return None
+    about = (fraud_model.library(), ",".join(fraud_model.FEATURES), True)
+    return str(row[0]) if row[1:] == about else ""
 
 
 def _rebuild(connection: duckdb.DuckDBPyConnection, day: date) -> bool:

@@ -341,10 +341,14 @@ def test_the_rules_go_on_without_a_model_that_cannot_be_used(
         problem
     ]
     assert fraud.newest_problem(watch.intake.connection) == (1, problem)
-    watch.change("DELETE FROM lake.fraud_models")
-    watch.train()
-    assert watch.rebuilt() != []
-    assert "O900" in {row[2] for row in watch.alerts()}
+    training = watch.train()
+    assert (training.changed, training.rebuilt) == (True, True)
+    watch.follow()
+    assert watch.alerts("order_id, model_version") == [
+        ("O900", training.version),
+        ("O903", training.version),
+    ]
+    assert watch.scorer.problems == {}
     assert fraud.newest_problem(watch.intake.connection) == (1, None)
 
 
