@@ -8,6 +8,11 @@ from pydantic_core import PydanticUndefined
 
 from retail_assets.settings import Settings
 
+INTRODUCTION = (
+    "Written by `make docs`. All are environment variables; a wrong one is named in one sentence"
+    " when a command starts."
+)
+
 
 def settings_page() -> str:
     """All settings with their defaults and meaning."""
@@ -15,8 +20,7 @@ def settings_page() -> str:
         [
             "# Settings",
             "",
-            "Written by `make docs` from `retail_assets/settings.py`. All are environment variables;"
-            " a wrong one is named in one sentence when a command starts.",
+            INTRODUCTION,
             "",
             "| variable | default | meaning |",
             "|---|---|---|",
@@ -32,7 +36,7 @@ def settings_page() -> str:
 def _default(field: FieldInfo) -> str:
     value: Any = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined or value in (None, (), {}):
-        return "–"
+        return "none"
     return f"`{value}`"
 
 
