@@ -398,10 +398,12 @@ def _oldest_on_sqlite(connection: duckdb.DuckDBPyConnection) -> datetime | None:
 
 def _oldest_on_postgres(connection: duckdb.DuckDBPyConnection) -> datetime | None:
     """When the oldest open transaction on the catalog began, or None where that is hidden."""
-    [(oldest,)] = connection.execute(
+    row = connection.execute(
         f"SELECT * FROM postgres_query('{CATALOG}', 'SELECT CASE WHEN bool_or(state IS NULL)"
         " THEN NULL ELSE coalesce(min(xact_start), now()) END FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND backend_type = ''client backend''')"
-    ).fetchall()
+    ).fetchone()
+    assert row is not None
+    oldest: datetime | None = row[0]
     return oldest

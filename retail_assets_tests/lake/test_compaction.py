@@ -184,8 +184,10 @@ def test_after_two_days_files_go_whoever_reads(written, eager):
 
 def test_files_that_were_just_merged_away_stay(written, eager):
     with written.connect() as connection:
+        before = files(written)
         assert compact(written, connection).files_merged > 0
         kept = files(written)
+        assert before < kept
         in_a_process(grow_old, written, timedelta(minutes=9))
         assert compact(written, connection) == NOTHING
         assert files(written) == kept
