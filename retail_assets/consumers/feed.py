@@ -31,8 +31,11 @@ MOST_DEAD_LETTERS = 20
 RETRY_DEAD_LETTERS = "INTERVAL 10 MINUTE"
 """When a key that was set aside is tried again, unless it changes before."""
 
-PERSIST_AFTER = 100
-"""By how many snapshots an offset falls behind while nothing changes: moving it is a commit."""
+PERSIST_AFTER, PERSIST_AGE = 1_000, "INTERVAL 10 MINUTE"
+"""How far an offset falls behind while nothing changes, in snapshots and in time.
+
+To move it is a commit. But were its snapshot forgotten, everything would be recomputed.
+"""
 
 SHOWN_KEYS = 1_000
 """How many of the keys of a round its report names."""
@@ -228,8 +231,16 @@ class _Round:
         due = [key for key, is_due in letters.items() if is_due]
         if self.rebuild or changed or due:
             self._list_keys(list(letters), due)
-        behind = self.seen - (self.offset or 0)
-        return self.rebuild or self.key_count > 0 or behind >= PERSIST_AFTER
+        return self.rebuild or self.key_count > 0 or self._is_far_behind()
+
+    def _is_far_behind(self) -> bool:
+        assert self.offset is not None
+        old = self._execute(
+            f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?"
+            f" AND snapshot_time::TIMESTAMPTZ < now() - {PERSIST_AGE}",
+            [self.offset],
+        ).fetchone()
+        return self.seen - self.offset >= PERSIST_AFTER or old is not None
 
     def _list_keys(self, letters: list[str], due: list[str]) -> None:
         """Number the keys, those that have failed before last."""

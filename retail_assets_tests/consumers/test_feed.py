@@ -165,6 +165,16 @@ def test_where_nothing_has_changed_nothing_is_committed_save_that_the_offset_kee
     assert len(spender.computed) == 1
 
 
+def test_an_offset_that_has_not_moved_for_long_moves(
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spender.take("a", buys(1, "C1", 10))
+    spender.consume()
+    monkeypatch.setattr(feed, "PERSIST_AGE", "INTERVAL 0 SECOND")
+    assert spender.consume() is None
+    assert consumer_offset(spender.intake.connection, "spending") == spender.snapshot() - 1
+
+
 def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> None:
     assert spender.consume() is None
     spender.take("a", buys(1, "C1", 10))
