@@ -299,7 +299,7 @@ def _with_score(
     for reason in reasons:
         weight = nw.when(nw.col(reason)).then(nw.lit(1 - rules.weights[reason]))
         innocent = innocent * weight.otherwise(nw.lit(1.0))
-    # 1 - 0.5 * 0.8 is a little less than 0.6 in binary numbers.
+    # 1 - 0.8 * 0.75 is a little less than 0.4 in binary numbers.
     score = ((1 - innocent) * _STEPS + 0.5).floor() / _STEPS
     return orders.with_columns(score.alias(name))
 

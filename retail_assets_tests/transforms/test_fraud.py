@@ -244,11 +244,12 @@ def test_the_score_is_the_chance_that_one_reason_is_right(engine: Engine) -> Non
 
 
 def test_a_score_that_is_the_threshold_in_decimals_is_an_alert(engine: Engine) -> None:
-    # 1 - 0.5 * 0.8 is less than 0.6 in binary numbers.
+    # 1 - 0.75 * 0.8 is less than 0.4 in binary numbers.
+    weights = {**RULES.weights, "value_above_history": 0.25}
     rows = [event(n, 60 * n) for n in range(2)]
     rows.append(event(2, 120, order_value_gbp=Decimal(70), region="South"))
-    (row,) = alerts(engine, rows, rules=replace(RULES, alert_score=0.6))
-    assert row["score"] == row["rule_score"] == 0.6
+    (row,) = alerts(engine, rows, rules=replace(RULES, weights=weights, alert_score=0.4))
+    assert row["score"] == row["rule_score"] == 0.4
     assert row["explanation"] == "7 times the mean of 2 earlier orders; in South, home is North"
 
 
