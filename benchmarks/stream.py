@@ -1,30 +1,19 @@
 """The live lane, measured: `docs/benchmarks-stream.md`."""
 
-import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import events
 from benchmarks.stream_broker import PARTITIONS, TOPIC, filled_broker
 from benchmarks.stream_latency import TOGETHER, latencies, summary
+from benchmarks.stream_rivals import TITLES, environment, turn
 from benchmarks.stream_sensor import stock_sensor_latency
 
-ROOT = Path(__file__).parents[1]
 SOURCES = ("files", "kafka", "webhook")
-
-TITLES = {
-    "quix-plain": "Quix Streams, duplicates kept",
-    "quix": "Quix Streams, duplicates dropped by its state",
-    "spark-plain": "Spark Structured Streaming, duplicates kept",
-    "spark": "Spark Structured Streaming, duplicates dropped against what was written",
-    "platform": "**this platform**: raw, enriched, dead-letter tables, offsets, each event once",
-}
 
 
 def report(work: Path, repeats: int, options: Any, machine: str) -> str:
@@ -38,8 +27,8 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
         shutil.rmtree(folder)
     sensor = events.sensor_latency(work / "sensor", options.drops)
     stock = stock_sensor_latency(work / "stock", options.drops)
-    results = _throughput(work, options.events, repeats)
-    python = work / "env/bin/python"
+    python = environment(work / "env-stream")
+    results = _throughput(work, python, options.events, repeats)
     return (
         "\n\n".join(
             [
@@ -88,46 +77,18 @@ def _latency_table(
     return "\n".join(lines)
 
 
-def _throughput(work: Path, lines: int, repeats: int) -> dict[str, list[dict[str, float]]]:
-    python = str(events.rivals_environment(work, ROOT / "benchmarks/requirements-stream.txt"))
+def _throughput(
+    work: Path, python: str, lines: int, repeats: int
+) -> dict[str, list[dict[str, float]]]:
     million = events.million(work / "million", lines)
-    source = next((million / "events").glob("*/*.jsonl"))
     results: dict[str, list[dict[str, float]]] = {}
-    for _ in range(repeats):
-        for case in TITLES:
-            with filled_broker(source) as (broker, count):
-                found = _run(case, python, broker.bootstrap, count, million, work)
-            results.setdefault(case, []).append(found)
-            print(f"stream: ({case}) {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB")
+    with filled_broker(next((million / "events").glob("*/*.jsonl"))) as (broker, count):
+        for _ in range(repeats):
+            for case in TITLES:
+                runs_in = sys.executable if case == "platform" else python
+                found = turn(runs_in, case, broker.bootstrap, TOPIC, count, million, work)
+                results.setdefault(case, []).append(found)
     return results
-
-
-def _run(
-    case: str, python: str, bootstrap: str, lines: int, data: Path, work: Path
-) -> dict[str, float]:
-    out = Path(tempfile.mkdtemp(dir=work))
-    if case == "platform":
-        shutil.copytree(data / "reference", out / "reference")
-        command = [sys.executable, "-m", "benchmarks.stream_platform"]
-        arguments = [bootstrap, TOPIC, str(lines), str(out)]
-    else:
-        command = [python, "-W", "ignore", "-m", "benchmarks.stream_rivals", case]
-        arguments = [bootstrap, TOPIC, str(lines), str(data), str(out)]
-    try:
-        done = subprocess.run(
-            [*command, *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={name: value for name, value in os.environ.items() if name != "RETAIL_DATA_DIR"},
-        )
-    finally:
-        shutil.rmtree(out)
-    if done.returncode != 0:
-        raise RuntimeError(f"Case {case} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def _throughput_table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -149,10 +110,10 @@ def _throughput_table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _versions(python: Path) -> str:
+def _versions(python: str) -> str:
     code = (
         "from importlib.metadata import version;"
         "print(', '.join(f'{n} {version(n)}' for n in ('quixstreams', 'pyspark')))"
     )
-    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
     return done.stdout.strip()

@@ -1,11 +1,6 @@
-"""The live lane's work done by this platform: a topic into the lake, all of it durable.
+"""The live lane's work done by this platform: a topic into the lake, all of it durable."""
 
-`python -m benchmarks.stream_platform BOOTSTRAP TOPIC LINES DATA_DIR` prints JSON as the rivals do.
-"""
-
-import json
 import resource
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,9 +13,13 @@ from retail_assets.settings import Settings
 from retail_assets.stream.assemble import Options, build_worker
 
 
-def run(bootstrap: str, topic: str, lines: int, data: Path) -> dict[str, float]:
+def run(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[str, float]:
     """Take a topic in; seconds from the first message on, peak memory in MB, and the counts."""
-    settings = Settings(data_dir=data)
+    settings = Settings(
+        data_dir=data,
+        lake_catalog=str(out / "catalog.sqlite"),
+        lake_data=str(out / "files"),
+    )
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         for table in (tables.PRODUCTS, tables.CUSTOMERS):
@@ -49,8 +48,3 @@ def run(bootstrap: str, topic: str, lines: int, data: Path) -> dict[str, float]:
         "accepted": totals.accepted,
         "dead": totals.dead_lettered,
     }
-
-
-if __name__ == "__main__":
-    bootstrap, topic, lines, data = sys.argv[1:]
-    print(json.dumps(run(bootstrap, topic, int(lines), Path(data))))
