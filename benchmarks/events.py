@@ -13,6 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.stream_rivals import environment
+
 ROOT = Path(__file__).parents[1]
 DAY = date(2026, 11, 20)
 
@@ -26,7 +28,7 @@ TITLES = {
 
 def report(work: Path, repeats: int, options: Any, machine: str) -> str:
     """Measure, and return the report as Markdown."""
-    python = str(rivals_environment(work, ROOT / "benchmarks/requirements.txt"))
+    python = environment(work / "env", "requirements.txt")
     events = million(work / "million", options.events)
     results = _turns(events, work, python, repeats)
     size = next((events / "events").glob("*/*.jsonl")).stat().st_size
@@ -87,23 +89,6 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
         )
         + "\n"
     )
-
-
-def rivals_environment(work: Path, requirements: Path) -> Path:
-    """A Python with what the platform is compared with, and without the platform."""
-    folder = work / "env"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / "bin/python"
-    index = os.environ.get("PIP_INDEX_URL")
-    subprocess.run(
-        [
-            *(str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"),
-            *(("--default-index", index) if index else ()),
-            *("--python", str(python), "-r", str(requirements)),
-        ],
-        check=True,
-    )
-    return python
 
 
 def _versions(python: str) -> str:

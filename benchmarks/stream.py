@@ -27,7 +27,7 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
         shutil.rmtree(folder)
     sensor = events.sensor_latency(work / "sensor", options.drops)
     stock = stock_sensor_latency(work / "stock", options.drops)
-    python = environment(work / "env-stream")
+    python = environment(work / "env-stream", "requirements-stream.txt")
     results = _throughput(work, python, options.events, repeats)
     return (
         "\n\n".join(

@@ -72,8 +72,8 @@ CASES: dict[str, Case] = {
 }
 
 
-def environment(folder: Path) -> str:
-    """Make an environment for the rivals; returns its Python."""
+def environment(folder: Path, requirements: str) -> str:
+    """Make an environment for rivals from a file of this folder; returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin/python")
     index = os.environ.get("PIP_INDEX_URL")
@@ -81,7 +81,7 @@ def environment(folder: Path) -> str:
         [
             *(str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"),
             *(("--default-index", index) if index else ()),
-            *("--python", python, "-r", str(ROOT / "benchmarks/requirements-stream.txt")),
+            *("--python", python, "-r", str(ROOT / "benchmarks" / requirements)),
         ],
         check=True,
     )
