@@ -102,18 +102,6 @@ def failures(
     ]
 
 
-def alive_worker(
-    connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
-) -> str | None:
-    """A stream worker that lives, if there is one."""
-    row = connection.execute(
-        "SELECT worker FROM lake.stream_workers WHERE state = 'running' AND heartbeat_at >= ?"
-        " ORDER BY heartbeat_at DESC LIMIT 1",
-        [now - timedelta(seconds=settings.notify_worker_seconds)],
-    ).fetchone()
-    return None if row is None else str(row[0])
-
-
 def new_alerts(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
 ) -> list[Finding]:
@@ -168,13 +156,13 @@ def oldest(settings: Settings, now: datetime) -> datetime:
 def _dead_worker(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
 ) -> list[Finding]:
-    if alive_worker(connection, settings, now) is not None:
-        return []
     row = connection.execute(
         "SELECT worker, host, state, heartbeat_at, problem FROM lake.stream_workers"
         " ORDER BY heartbeat_at DESC LIMIT 1"
     ).fetchone()
     if row is None or row[2] != "running":
+        return []
+    if now - row[3] <= timedelta(seconds=settings.notify_worker_seconds):
         return []
     worker, host, _, heartbeat, problem = row
     text = (
