@@ -129,7 +129,14 @@ def test_the_events_of_an_order_are_one_order_as_its_latest_says(engine: Engine)
         engine,
         [
             event(1, 30, event_id="E3", position=1, order_value_gbp=Decimal("12.00"), **late),
-            event(1, 0, event_id="E1", region="South", card="a", is_fraud=0),
+            event(
+                *(1, 0),
+                event_id="E1",
+                received_date=DAY + timedelta(days=2),
+                region="South",
+                card="a",
+                is_fraud=0,
+            ),
             event(1, 20, event_id="E2", home_region="East", is_fraud=1),
         ],
     )
