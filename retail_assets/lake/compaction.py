@@ -103,7 +103,9 @@ class Compacted:
 def compact(lake: Lake, connection: duckdb.DuckDBPyConnection, *, keep_days: int = 30) -> Compacted:
     """Do all that is due, and let other writers in between any two steps.
 
-    For a thread of its own, every half a minute or so; a worker of one thread takes `steps`.
+    For a process that does nothing else with the lake. A worker takes `steps` between its batches:
+    on an SQLite catalog a transaction that begins just while another connection reads or commits
+    may stand still for one second, because DuckDB's SQLite knows no shorter sleep.
 
     Args:
         lake: the lake.
