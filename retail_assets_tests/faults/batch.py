@@ -20,7 +20,7 @@ from retail_assets.stale import stale_days
 
 VOLATILE = (
     *("ingested_at", "published_at", "changed_at", "failed_at", "processed_at", "first_seen_at"),
-    "attempts",
+    *("updated_at", "attempts"),
 )
 """When something was done. All else is equal after a run that was disturbed: versions too, since
 a change and its version are committed together."""
@@ -82,7 +82,10 @@ def recompute(
 
 
 def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
-    """The rows of every table, in order, without what tells when or in which folder."""
+    """The rows of every table, in order, without what tells when or in which folder.
+
+    At which snapshot a consumer is depends on how often others have committed.
+    """
     found = {}
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         for table in tables.ALL:
@@ -91,7 +94,8 @@ def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
                 for name in table.column_names
                 if name not in VOLATILE
             ]
+            where = " WHERE kind = 'source'" if table is tables.STREAM_OFFSETS else ""
             found[table.name] = connection.execute(
-                f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY ALL"
+                f"SELECT {', '.join(columns)} FROM {table.name}{where} ORDER BY ALL"
             ).fetchall()
     return found
