@@ -25,12 +25,27 @@ PARENTS = {
     "enriched_events": {"raw_events", "products", "customers"},
     "dead_letter_events": {"raw_events"},
     "dead_letter_counts": {"dead_letter_events"},
-    "live_revenue": {"enriched_events"},
+    "live_orders": {"enriched_events"},
+    "live_revenue": {"live_orders"},
+    "live_revenue_minutes": {"live_orders"},
+    "inventory_levels": {"live_orders", "products"},
+    "stock_alerts": {"live_orders", "products"},
+    "fraud_alerts": {"enriched_events"},
+    "fraud_model": {"enriched_events"},
 }
 REFERENCE = {"products", "customers"}
 FOLLOWING = {"daily_revenue", "daily_revenue_by_category"}
 EVENTS = {"raw_events", "enriched_events", "dead_letter_events"}
-FOLLOWING_EVENTS = {"dead_letter_counts", "live_revenue"}
+FOLLOWING_EVENTS = {
+    "dead_letter_counts",
+    "live_orders",
+    "live_revenue",
+    "live_revenue_minutes",
+    "inventory_levels",
+    "stock_alerts",
+    "fraud_alerts",
+}
+MODEL = {"fraud_model"}
 
 
 @pytest.fixture
@@ -114,7 +129,7 @@ def test_assets_of_days_backfill_in_one_run_and_have_a_deadline(
     )
     assert asset.backfill_policy == dg.BackfillPolicy.single_run()
     assert asset.freshness_policy is not None
-    assert (asset.automation_condition is not None) == (name in FOLLOWING)
+    assert (asset.automation_condition is not None) == (name in FOLLOWING | MODEL)
 
 
 def test_every_asset_has_checks_and_every_check_a_description(definitions: dg.Definitions) -> None:
@@ -125,14 +140,15 @@ def test_every_asset_has_checks_and_every_check_a_description(definitions: dg.De
         "completed_orders": {"completed_reconcile_with_raw", "references_are_known"},
         "daily_revenue": {"revenue_reconciles_with_orders"},
         "daily_revenue_by_category": {"revenue_reconciles_with_orders"},
-        "raw_events": {"lines_add_up", "files_are_readable"},
+        "raw_events": {"lines_add_up", "streams_add_up", "files_are_readable"},
         "live_revenue": {"stream_agrees_with_batch"},
     }
     found: dict[str, set[str]] = {}
     for key in graph.asset_check_keys:
         found.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
         assert graph.get(key).description
-    assert found == {name: general | special.get(name, set()) for name in PARENTS}
+    expected = {name: general | special.get(name, set()) for name in PARENTS.keys() - MODEL}
+    assert found == expected | {"fraud_model": {"newest_model_is_usable"}}
 
 
 def test_the_jobs(definitions: dg.Definitions) -> None:

@@ -14,6 +14,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from retail_assets import event_automation
 from retail_assets.assets.events import INGEST
+from retail_assets.consumers.registry import all_consumers
 from retail_assets.event_automation import EVENTS
 from retail_assets.ingest import event_files
 from retail_assets.lake.connection import Lake
@@ -466,14 +467,14 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
     )
     write_events(platform.settings, "2026-10-14/b.jsonl", [event(5, event_timestamp=at), "null"])
     take_in(platform)
-    found = materialize(platform, "live_revenue", "dead_letter_counts")
+    found = materialize(platform, "live_orders", "live_revenue", "dead_letter_counts")
     live = "SELECT order_date::VARCHAR, region, total_revenue::VARCHAR, order_count"
     assert platform.query(f"{live} FROM live_revenue ORDER BY ALL") == [
         (DAY, "North", "12.00", 1),
         (DAY, "South", "2.50", 1),
         ("2026-10-13", "North", "10.00", 1),
     ]
-    assert found["live_revenue"]["days_recomputed"] == 2
+    assert found["live_revenue"]["keys_recomputed"] == 2
     assert found["live_revenue"]["total_revenue"] == 24.5
     assert platform.query("SELECT * FROM dead_letter_counts ORDER BY ALL") == [
         (date(2026, 10, 12), "not_an_object", 2),
@@ -485,8 +486,8 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
 
     write_events(platform.settings, "2026-10-14/b.jsonl", [event(6, event_timestamp=at), event(7)])
     take_in(platform)
-    found = materialize(platform, "live_revenue", "dead_letter_counts")
-    assert found["live_revenue"]["days_recomputed"] == 2
+    found = materialize(platform, "live_orders", "live_revenue", "dead_letter_counts")
+    assert found["live_revenue"]["keys_recomputed"] == 2
     assert platform.query(
         f"{live} FROM live_revenue WHERE order_date > DATE '{DAY}' ORDER BY 1"
     ) == [
@@ -500,7 +501,11 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
 def test_what_follows_from_events_is_requested_after_their_runs_and_only_then(
     platform: Platform,
 ) -> None:
-    followers = {dg.AssetKey("live_revenue"), dg.AssetKey("dead_letter_counts")}
+    followers = {
+        dg.AssetKey(table.name)
+        for consumer in all_consumers(platform.settings)
+        for table in consumer.tables
+    }
     state = None
 
     def evaluate() -> set[dg.AssetKey]:
@@ -530,7 +535,7 @@ def test_revenue_now_is_the_batchs_where_it_is_published_and_the_streams_elsewhe
     write_events(published.settings, f"{DAYS[0]}/a.jsonl", [event(0, order_value_gbp=99)])
     write_events(published.settings, f"{later}/b.jsonl", [event(1, order_value_gbp=7.5)])
     take_in(published)
-    materialize(published, "live_revenue")
+    materialize(published, "live_orders", "live_revenue")
     assert published.query(
         "SELECT order_date::VARCHAR, total_revenue::VARCHAR, source FROM revenue_now ORDER BY ALL"
     ) == [

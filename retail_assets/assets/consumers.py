@@ -42,9 +42,11 @@ def _assets(consumer: Consumer) -> dg.AssetsDefinition:
                 **table_spec(table, code_version="1"),
                 deps=sources,
                 automation_condition=FOLLOW_EVENTS,
+                skippable=True,
             )
             for table in consumer.tables
         ],
+        can_subset=True,
         retry_policy=RETRIES,
     )
     def follow(
@@ -57,6 +59,8 @@ def _assets(consumer: Consumer) -> dg.AssetsDefinition:
             elif consumed.failed:
                 context.log.warning("Set aside, tried again later: %s", dict(consumed.failed))
             for table in consumer.tables:
+                if dg.AssetKey(table.name) not in context.selected_asset_keys:
+                    continue
                 done = {
                     "keys_recomputed": consumed.key_count if consumed else 0,
                     "rows_inserted": consumed.inserted.get(table.name, 0) if consumed else 0,
