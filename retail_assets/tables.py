@@ -835,6 +835,12 @@ LIVE_ORDERS = Table(
             "When its first event happened; the start of the day if no event says so.",
             derived_from=("enriched_events.event_timestamp", "enriched_events.order_date"),
         ),
+        Column(
+            "minute",
+            "TIMESTAMP",
+            "The minute of that: wall-clock time in the business time zone.",
+            derived_from=("enriched_events.event_timestamp", "enriched_events.order_date"),
+        ),
         *(
             Column(name, type_, text, nullable, (f"enriched_events.{name}",))
             for name, type_, text, nullable in (
@@ -891,7 +897,7 @@ LIVE_REVENUE_MINUTES = Table(
             "TIMESTAMP",
             "The minute of the order's first event: wall-clock time in the business time zone;"
             " midnight if no event says a time.",
-            derived_from=("live_orders.ordered_at",),
+            derived_from=("live_orders.minute",),
         ),
         *LIVE_REVENUE.columns[1:4],
     ),

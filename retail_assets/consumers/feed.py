@@ -334,8 +334,11 @@ class _Round:
         )
         for table in self.consumer.tables:
             columns = ", ".join(_computed(table))
-            own = f"SELECT {columns} FROM lake.{table.name} WHERE {concerned}"
-            staged = f"SELECT {columns} FROM temp.main.staged_{table.name}"
+            self._execute(
+                f"CREATE TEMP TABLE own_{table.name} AS SELECT {columns} FROM lake.{table.name}"
+                f" WHERE {concerned}"
+            )
+            own, staged = f"FROM temp.main.own_{table.name}", f"FROM temp.main.staged_{table.name}"
             self._execute(f"CREATE TEMP TABLE gone_{table.name} AS {own} EXCEPT {staged}")
             self._execute(f"CREATE TEMP TABLE new_{table.name} AS {staged} EXCEPT {own}")
         self._execute("COMMIT")
@@ -429,7 +432,7 @@ class _Round:
         names += [
             f"{kind}_{table.name}"
             for table in self.consumer.tables
-            for kind in ("staged", "gone", "new")
+            for kind in ("staged", "own", "gone", "new")
         ]
         for name in names:
             self._execute(f"DROP TABLE IF EXISTS temp.main.{name}")

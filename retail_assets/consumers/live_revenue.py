@@ -42,10 +42,7 @@ def live_orders(connection: duckdb.DuckDBPyConnection, days: Collection[date]) -
 
 def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, nw.LazyFrame]:
     of_keys = "" if keys is None else f" WHERE order_date IN (SELECT order_date FROM {keys})"
-    orders = connection.sql(
-        "SELECT order_date, region, status, order_value_gbp,"
-        f" date_trunc('minute', ordered_at::TIMESTAMP) AS minute FROM lake.live_orders{of_keys}"
-    )
+    orders = connection.sql(f"SELECT * FROM lake.live_orders{of_keys}")
     counting = rules.completed(nw.from_native(orders))
     return {
         tables.LIVE_REVENUE.name: revenue.daily_revenue(counting),

@@ -27,7 +27,7 @@ def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
             `happened_at` (the time of the event, or the start of its day if it says none).
 
     Returns:
-        The columns of `live_orders`, except `updated_at`.
+        The columns of `live_orders`, except `minute` and `updated_at`.
     """
     col, none = nw.col, nw.lit(0)
     sells = col("status") == COMPLETED
