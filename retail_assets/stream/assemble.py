@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 CONSUMER_SECONDS = 1.0
 NOTIFY_SECONDS = 5.0
-UPKEEP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
         )
     if not options.files and not worker.sources:
         raise UsageError("A worker needs a source: event files, --kafka or --http.")
-    worker.add_loop("upkeep", _keep_up(worker), seconds=UPKEEP_SECONDS, on_wake=False)
     if options.consumers:
         _add_consumers(worker, settings)
     return worker
@@ -106,17 +104,6 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
         worker.add_loop(
             "notifications", _notify(worker, settings), seconds=NOTIFY_SECONDS, on_wake=False
         )
-
-
-def _keep_up(worker: Worker) -> "Turn":
-    from retail_assets.lake.compaction import compact
-
-    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
-        if not worker.stopping:
-            done = compact(worker.lake, connection)
-            worker.figures.gauge({"upkeep_longest_hold_seconds": done.longest_hold_seconds})
-
-    return turn
 
 
 def _consume(worker: Worker, consumer: "Consumer") -> "Turn":

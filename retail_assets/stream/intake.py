@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import duckdb
 
 from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.received import Received, Taken, take, warm_up
+from retail_assets.lake.compaction import Step, steps
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Batch, Figures
 from retail_assets.stream.inbox import Inbox
@@ -29,6 +30,12 @@ ATTEMPTS = 3
 """How often a batch that fails is tried as a whole, before the event at fault is looked for."""
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
+
+UPKEEP_SECONDS = 30.0
+"""How often the lake is compacted."""
+
+STEP_SECONDS = 0.5
+"""The pause between two steps of it: each holds the write lock for some tens of ms."""
 
 NAME = "intake"
 
@@ -58,6 +65,8 @@ class Intake:
         self._beat = beat
         self._beat_is_due = beat_is_due
         self._on_commit = on_commit
+        self._upkeep: Iterator[Step] | None = None
+        self._upkeep_at = time.monotonic() + UPKEEP_SECONDS
 
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
@@ -76,6 +85,7 @@ class Intake:
                     return
                 elif self._beat_is_due():
                     connection = self._beat_alone(connection)
+                connection = self._keep_up(connection)
         finally:
             connection.close()
 
@@ -87,7 +97,7 @@ class Intake:
             try:
                 self._commit(connection, batch)
             except Exception as error:  # noqa: BLE001  # whatever it is, the stream goes on
-                connection = self._recover(connection, error)
+                connection = self._failed(connection, error)
                 if give_up.wait(BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]):
                     break
             else:
@@ -109,7 +119,7 @@ class Intake:
             try:
                 self._commit(connection, part)
             except Exception as error:  # noqa: BLE001  # as above
-                connection = self._recover(connection, error)
+                connection = self._failed(connection, error)
                 if not self._can_write(connection):
                     # The lake is at fault, not an event.
                     waiting.insert(0, part)
@@ -119,6 +129,13 @@ class Intake:
                 waiting[:0] = _halves(part) or [[replace(part[0], defect=NOT_TAKEN)]]
             failures = 0
         return connection
+
+    def _failed(
+        self, connection: duckdb.DuckDBPyConnection, error: Exception
+    ) -> duckdb.DuckDBPyConnection:
+        logger.warning("Events could not be taken in, they are tried again: %s", error)
+        self._figures.problem(NAME, f"events wait, the lake cannot be written to: {error}")
+        return self._recover(connection)
 
     def _commit(self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]) -> None:
         beat = self._beat_is_due()
@@ -148,12 +165,9 @@ class Intake:
             )
         )
 
-    def _recover(
-        self, connection: duckdb.DuckDBPyConnection, error: Exception
-    ) -> duckdb.DuckDBPyConnection:
+    def _recover(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         """After a failure nothing is known of the connection: go on with another one."""
-        logger.warning("Events could not be taken in, they are tried again: %s", error)
-        self._figures.problem(NAME, f"events wait, the lake cannot be written to: {error}")
+        self._upkeep = None
         try:
             fresh = self._lake.open()
         except Exception:
@@ -171,12 +185,37 @@ class Intake:
             return False
         return True
 
+    def _keep_up(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        """Take a step of the lake's upkeep, if it is time.
+
+        In this thread, between two batches: with an SQLite catalog, a second one that writes makes
+        commits wait for a whole second now and then.
+        """
+        if time.monotonic() < self._upkeep_at:
+            return connection
+        self._upkeep = self._upkeep or steps(self._lake, connection)
+        try:
+            step = next(self._upkeep, None)
+        except Exception as error:  # noqa: BLE001  # it is begun again later
+            logger.warning("The upkeep of the lake failed: %s", error)
+            self._figures.problem("upkeep", f"the lake is not compacted: {error}")
+            self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
+            return self._recover(connection)
+        if step is None:
+            self._figures.problem("upkeep", None)
+            self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
+        else:
+            self._figures.gauge({"upkeep_hold_seconds": round(step.seconds, 3)})
+            self._upkeep_at = time.monotonic() + STEP_SECONDS
+        return connection
+
     def _beat_alone(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         try:
             with self._lake.transaction(connection, "heartbeat"):
                 self._beat(connection)
         except Exception as error:  # noqa: BLE001  # tried again at the next beat
-            return self._recover(connection, error)
+            return self._failed(connection, error)
+        self._figures.problem(NAME, None)
         return connection
 
 
