@@ -12,7 +12,7 @@ from typing import Literal
 MONEY = "DECIMAL(12,2)"
 INSTANT = "TIMESTAMP WITH TIME ZONE"
 
-Feed = Literal["orders", "events"]
+Feed = Literal["orders"]
 
 
 @dataclass(frozen=True)
@@ -528,7 +528,6 @@ LIVE_REVENUE = Table(
     day="order_date",
     key=("order_date", "region"),
     measures=("total_revenue", "order_count"),
-    feed="events",
     columns=(
         Column(
             "order_date",
@@ -1008,7 +1007,7 @@ CHANGED_DAYS = Table(
     " computed from an earlier version is stale.",
     key=("feed", "day"),
     columns=(
-        Column("feed", "VARCHAR", "The outside data: `orders` or `events`."),
+        Column("feed", "VARCHAR", "The outside data: `orders`."),
         Column("day", "DATE", "The business day that was changed."),
         Column("version", "BIGINT", "Goes up by one with each change."),
         Column("changed_at", INSTANT, "When it last changed."),
