@@ -90,7 +90,7 @@ class Topic:
             message = f"RETAIL_KAFKA_OPTIONS: librdkafka does not take {what}: correct it there."
             raise UsageError(message) from None
 
-    def partitions(self, consumer: "Consumer", timeout: float = ANSWER_SECONDS) -> int:
+    def partitions(self, consumer: "Consumer", timeout: float | None = None) -> int:
         """How many partitions the topic has.
 
         Raises:
@@ -99,9 +99,10 @@ class Topic:
         from confluent_kafka import KafkaException
 
         try:
-            metadata = consumer.list_topics(self.topic, timeout=timeout).topics[self.topic]
+            answer = consumer.list_topics(self.topic, timeout=timeout or ANSWER_SECONDS)
         except KafkaException as error:
             raise RetailAssetsError(self.sentence(error.args[0])) from None
+        metadata = answer.topics[self.topic]
         if metadata.error is not None:
             raise RetailAssetsError(self.sentence(metadata.error))
         return len(metadata.partitions)
