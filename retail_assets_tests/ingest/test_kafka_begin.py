@@ -63,7 +63,7 @@ def test_a_topic_that_has_fewer_partitions_than_the_ledger_is_refused(
     enter(lake, "fewer:2", 1)
 
     with (
-        pytest.raises(RetailAssetsError, match="Partition 2 .* ends at 0, but .* up to 1:"),
+        pytest.raises(RetailAssetsError, match=r"Partition 2 .* ends at 0, but .* up to 1:"),
         reading(topic.source(settings)),
     ):
         pass
@@ -87,7 +87,7 @@ def test_offsets_out_of_range_are_refused_at_the_start(
     enter(lake, "short:0", 6)
 
     with (
-        pytest.raises(RetailAssetsError, match="short .* ends at 5, but .* up to 6:"),
+        pytest.raises(RetailAssetsError, match=r"short .* ends at 5, but .* up to 6:"),
         reading(forgetful.source(settings)),
     ):
         pass
