@@ -23,6 +23,9 @@ TOGETHER = 10
 """Events of a file, or of a request."""
 
 POLL_SECONDS = 0.02
+OPTIONS = os.environ.get("BENCH_WORKER_OPTIONS", "").split()
+"""More options of the worker."""
+
 TOPIC = "orders"
 
 
@@ -141,7 +144,7 @@ def _worker(folder: Path, source: str) -> Iterator[str]:
             "kafka": ["--no-files", "--kafka", broker.bootstrap, "--topic", TOPIC],
             "webhook": ["--no-files", "--http", f"127.0.0.1:{PORT}"],
         }[source]
-        process = subprocess.Popen([*command, *options], env=environment)
+        process = subprocess.Popen([*command, *options, *OPTIONS], env=environment)
         try:
             _until_it_runs(Settings(data_dir=folder))
             yield broker.bootstrap

@@ -222,6 +222,8 @@ def stream(
         Options(files=files, kafka=kafka, topic=topic, group=group, http=http, consumers=consumers),
     )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    # It would tell of each file that lands.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     with _until_signal() as stop:
         worker.run(stop, say=lambda text: err.print(text, markup=False, soft_wrap=True))
 

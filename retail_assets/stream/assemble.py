@@ -95,14 +95,21 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
         worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
     for publication in publications(settings):
         worker.add_loop(
-            publication.name, _publish(worker, settings, publication), seconds=CONSUMER_SECONDS
+            publication.name,
+            _publish(worker, settings, publication),
+            seconds=CONSUMER_SECONDS,
+            shares_turns=False,
         )
     if settings.notify_urls:
         from retail_assets.notify.services import check_services
 
         check_services(settings)
         worker.add_loop(
-            "notifications", _notify(worker, settings), seconds=NOTIFY_SECONDS, on_wake=False
+            "notifications",
+            _notify(worker, settings),
+            seconds=NOTIFY_SECONDS,
+            on_wake=False,
+            shares_turns=False,
         )
 
 

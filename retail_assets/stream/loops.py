@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import duckdb
@@ -28,7 +29,15 @@ class Loop:
     """
 
     def __init__(
-        self, name: str, lake: Lake, figures: Figures, turn: Turn, *, seconds: float, on_wake: bool
+        self,
+        name: str,
+        lake: Lake,
+        figures: Figures,
+        turn: Turn,
+        *,
+        seconds: float,
+        on_wake: bool,
+        turns: AbstractContextManager[object] | None = None,
     ) -> None:
         self.name = name
         self._lake = lake
@@ -36,6 +45,7 @@ class Loop:
         self._turn = turn
         self._seconds = seconds
         self._on_wake = on_wake
+        self._turns = turns or nullcontext()
         self._stop = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
@@ -72,7 +82,9 @@ class Loop:
             began = time.monotonic()
             try:
                 connection = connection or self._lake.open()
-                self._turn(connection, failures)
+                with self._turns:
+                    began = time.monotonic()
+                    self._turn(connection, failures)
                 failures = 0
                 self._figures.problem(self.name, None)
             except Exception as error:  # noqa: BLE001  # the loop goes on, whatever one turn met

@@ -8,12 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from retail_assets.ingest import heartbeat
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.guard import stay_connected
 from retail_assets.stream.figures import Figures
 from retail_assets.stream.files import FileLane
 from retail_assets.stream.inbox import Inbox
@@ -43,6 +45,7 @@ class Worker:
         self.inbox = Inbox()
         self.sources: list[Source] = []
         self._loops: list[Loop] = []
+        self._turns = threading.Lock()
         self._files = (
             FileLane(settings, self.lake, self.figures, on_commit=self.wake) if files else None
         )
@@ -50,10 +53,30 @@ class Worker:
         self._beat_at = 0.0
         self.stopping = False
 
-    def add_loop(self, name: str, turn: Turn, *, seconds: float, on_wake: bool = True) -> None:
-        """Add work that follows: a turn whenever something was committed, or every so often."""
+    def add_loop(
+        self,
+        name: str,
+        turn: Turn,
+        *,
+        seconds: float,
+        on_wake: bool = True,
+        shares_turns: bool = True,
+    ) -> None:
+        """Add work that follows: a turn whenever something was committed, or every so often.
+
+        What computes shares its turns with the others: one at a time, on one core, so that the
+        ingest has the other. What waits for somebody outside does not.
+        """
         self._loops.append(
-            Loop(name, self.lake, self.figures, turn, seconds=seconds, on_wake=on_wake)
+            Loop(
+                name,
+                replace(self.lake, threads=1),
+                self.figures,
+                turn,
+                seconds=seconds,
+                on_wake=on_wake,
+                turns=self._turns if shares_turns else None,
+            )
         )
 
     def run(self, stop: threading.Event, *, say: Callable[[str], None] = lambda _: None) -> None:
@@ -65,6 +88,7 @@ class Worker:
         """
         with self.lake.connect() as connection:
             self._beat_in_transaction(connection)
+            stay_connected(self.lake, connection)
             started: list[Source] = []
             draining, give_up = threading.Event(), threading.Event()
             intake = threading.Thread(
