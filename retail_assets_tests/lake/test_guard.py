@@ -1,0 +1,89 @@
+"""A process that stays connected keeps the WAL in place, and nobody from anything."""
+
+import fcntl
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from retail_assets.lake import guard
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(fcntl, "F_OFD_SETLK"), reason="locks of open files are not everywhere"
+)
+
+HOLD = """
+import sys
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.guard import stay_connected
+from retail_assets.settings import Settings
+lake = Lake.from_settings(Settings())
+with lake.connect() as connection:
+    print(stay_connected(lake, connection), stay_connected(lake, connection), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def somebody_connected(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """A process that has closed all of its connections, and stays connected all the same."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env=os.environ | {"RETAIL_DATA_DIR": str(settings.data_dir)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True True\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def can_be_had(path: str, byte: int) -> bool:
+    """Whether a process could lock a byte for itself."""
+    code = (
+        "import fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDWR);"
+        "fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, str(byte)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0 or "BlockingIOError" in done.stderr
+    return done.returncode == 0
+
+
+def test_nobody_can_have_the_catalog_for_himself_while_somebody_stays_connected(settings, lake):
+    assert can_be_had(lake.catalog, guard.PENDING_BYTE)
+    with somebody_connected(settings):
+        assert not can_be_had(lake.catalog, guard.PENDING_BYTE)
+        assert not can_be_had(f"{lake.catalog}-shm", guard.DEAD_MAN_SWITCH)
+    assert can_be_had(lake.catalog, guard.PENDING_BYTE)
+
+
+def test_reading_writing_and_checkpoints_go_on(settings, lake: Lake):
+    with somebody_connected(settings):
+        with lake.connect() as connection, lake.transaction(connection, "a test"):
+            connection.execute("INSERT INTO products VALUES ('P1', 'Kettle', 'Kitchen', 20, 5)")
+        with lake.connect(read_only=True) as connection:
+            assert connection.execute("SELECT product_id FROM products").fetchall() == [("P1",)]
+        # In this process no connection to the lake is open any more.
+        with closing(sqlite3.connect(lake.catalog)) as catalog:
+            busy, pages, moved = catalog.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        assert (busy, pages) == (0, moved)
+    with lake.connect(read_only=True) as connection:
+        assert connection.execute("SELECT product_id FROM products").fetchall() == [("P1",)]
+
+
+def test_postgresql_needs_no_such_thing(settings):
+    lake = Lake("postgres:dbname=nowhere", settings.data_path, str(settings.lake_dir / "spill"))
+    assert not guard.stay_connected(lake, connection=None)  # type: ignore[arg-type]
