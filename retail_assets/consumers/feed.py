@@ -231,7 +231,8 @@ class _Round:
         due = [key for key, is_due in letters.items() if is_due]
         if self.rebuild or changed or due:
             self._list_keys(list(letters), due)
-        return self.rebuild or self.key_count > 0 or self._is_far_behind()
+        # Also where no key was concerned: the consumer is not behind any more.
+        return self.rebuild or changed or self.key_count > 0 or self._is_far_behind()
 
     def _is_far_behind(self) -> bool:
         assert self.offset is not None
