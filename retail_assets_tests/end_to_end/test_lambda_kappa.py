@@ -1,0 +1,168 @@
+"""Lambda and Kappa: one day through both lanes, and from its raw events once more.
+
+The stream gives today's numbers at once; the batch takes its place once the export is there; both
+agree in the end, whatever came late, twice or corrected; and a replay gives the same tables.
+"""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import pytest
+
+from retail_assets import automation, tables
+from retail_assets.consumers import feed
+from retail_assets.consumers.registry import all_consumers
+from retail_assets.ingest import replay
+from retail_assets.ingest.received import Received, take
+from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.platform import (
+    DAGSTER_CALLS_ITSELF,
+    Platform,
+    open_platform,
+    write_reference,
+)
+
+pytestmark = DAGSTER_CALLS_ITSELF
+
+DAY = date(2026, 10, 12)
+NEXT = DAY + timedelta(days=1)
+
+DERIVED = (
+    tables.ENRICHED_EVENTS,
+    tables.DEAD_LETTER_EVENTS,
+    tables.DEAD_LETTER_COUNTS,
+    tables.LIVE_ORDERS,
+    tables.LIVE_REVENUE,
+    tables.LIVE_REVENUE_MINUTES,
+    tables.INVENTORY_LEVELS,
+    tables.STOCK_ALERTS,
+    tables.FRAUD_ALERTS,
+)
+WHEN = {"processed_at", "updated_at"}
+"""Columns that say when a row was made, not what it is."""
+
+
+def at(hour: int, day: date = DAY) -> str:
+    return f"{day}T{hour:02}:30:00+01:00"
+
+
+def order(number: int, hour: int, value: float = 10, **changed) -> str:
+    """An event of an order: one of each hour."""
+    return event(
+        number,
+        order_id=f"O{changed.pop('of', number)}",
+        order_value_gbp=value,
+        event_timestamp=at(hour, changed.pop("day", DAY)),
+        quantity=1,
+        status=changed.pop("status", "completed"),
+        **changed,
+    )
+
+
+class Lanes:
+    """A lake with both lanes at work on it."""
+
+    def __init__(self, platform: Platform, intake: EventIntake) -> None:
+        self.platform = platform
+        self.intake = intake
+        self.position = 0
+
+    def stream(self, *payloads: str, day: date = DAY) -> None:
+        """Take events in as the worker does, and let the consumers follow."""
+        positions = range(self.position, self.position + len(payloads))
+        self.position += len(payloads)
+        received = Received(
+            "kafka", "orders:0", day, positions, [text.encode() for text in payloads], 0.0
+        )
+        take(self.intake.lake, self.intake.connection, [received])
+        self.follow()
+
+    def follow(self) -> None:
+        for consumer in all_consumers(self.platform.settings):
+            feed.consume(self.intake.lake, self.intake.connection, consumer)
+
+    def export(self, day: date, rows: Sequence[str]) -> None:
+        """Run the night's batch over an export."""
+        write_export_to(self.platform.settings.exports_dir, day, rows)
+        assert self.platform.run(automation.BATCH, DAY, day, checks=True).success
+
+    def revenue(self, table: str, columns: str = "") -> list[tuple[str, ...]]:
+        return self.intake.rows(
+            "SELECT order_date::VARCHAR, region, total_revenue::VARCHAR, order_count"
+            f"{columns} FROM {table} ORDER BY ALL"
+        )
+
+    def tables(self) -> dict[str, list[tuple]]:
+        return {
+            table.name: self.intake.rows(
+                f"SELECT {', '.join(name for name in table.column_names if name not in WHEN)}"
+                f" FROM {table.name} ORDER BY ALL"
+            )
+            for table in DERIVED
+        }
+
+
+@pytest.fixture
+def lanes(settings, lake):
+    write_reference(settings)
+    with open_platform(settings) as platform, EventIntake.open(settings) as intake:
+        assert platform.run(automation.REFERENCE).success
+        yield Lanes(platform, intake)
+
+
+def test_both_lanes_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lanes):
+    # During the day: a duplicate, a correction, a cancellation, a bad one, and one out of order.
+    lanes.stream(order(1, 9), order(2, 11, 20, region="South"), "{")
+    lanes.stream(order(1, 9), order(3, 10, 5), order(12, 12, 25, of=2, region="South"))
+    lanes.stream(order(4, 13, 40), order(14, 14, 40, of=4, status="cancelled"))
+    assert lanes.revenue("revenue_now", ", source") == [
+        (str(DAY), "North", "15.00", 2, "stream"),
+        (str(DAY), "South", "25.00", 1, "stream"),
+    ]
+
+    # At night the export has what the shop's database says, with one more that no event told of.
+    def row(number: int, hour: int, value: str, **changed: str) -> str:
+        return order_row(
+            f"O{number}",
+            DAY,
+            order_value_gbp=value,
+            order_timestamp=f"{DAY} {hour:02}:30:00",
+            **changed,
+        )
+
+    rows = [
+        row(1, 9, "10.00"),
+        row(2, 11, "25.00", region="South"),
+        row(3, 10, "5.00"),
+        row(4, 13, "40.00", status="cancelled"),
+        row(5, 15, "7.00"),
+    ]
+    lanes.export(DAY, rows)
+    assert lanes.revenue("revenue_now", ", source") == [
+        (str(DAY), "North", "22.00", 3, "batch"),
+        (str(DAY), "South", "25.00", 1, "batch"),
+    ]
+    assert lanes.revenue("live_revenue") != lanes.revenue("daily_revenue")
+
+    # The missing event comes late, and an order is returned on the next day, in both lanes.
+    lanes.stream(order(5, 15, 7), order(13, 9, 5, of=3, status="returned", day=NEXT), day=NEXT)
+    lanes.export(NEXT, [row(3, 10, "5.00", status="returned")])
+    assert lanes.revenue("live_revenue") == lanes.revenue("daily_revenue")
+    assert lanes.revenue("daily_revenue") == [
+        (str(DAY), "North", "17.00", 2),
+        (str(DAY), "South", "25.00", 1),
+    ]
+    assert {row[-1] for row in lanes.revenue("revenue_now", ", source")} == {"batch"}
+
+    # Kappa: the same logic over the raw events from the start.
+    live = lanes.tables()
+    assert live["live_revenue_minutes"]
+    assert live["inventory_levels"]
+    for day in (DAY, NEXT):
+        assert replay.check_day(lanes.intake.lake, lanes.intake.connection, day) == []
+        replay.replay_day(lanes.intake.lake, lanes.intake.connection, day)
+    for consumer in all_consumers(lanes.platform.settings):
+        feed.rewind(lanes.intake.lake, lanes.intake.connection, consumer)
+    lanes.follow()
+    assert lanes.tables() == live
