@@ -60,14 +60,15 @@ _READING = (
 
 
 def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables and statements, unless they are there and have not been used too often."""
+    """Make the tables and statements, unless they are there and have not been used too often.
+
+    The tables are empty: whoever used them has cleared them.
+    """
     try:
         (used,) = connection.execute("SELECT nextval('temp.main.event_batches')").fetchone() or (0,)
     except duckdb.CatalogException:
         used = REUSED
-    if used < REUSED:
-        clear(connection)
-    else:
+    if used >= REUSED:
         create(connection)
 
 

@@ -15,7 +15,7 @@ import duckdb
 from retail_assets.ingest import offsets
 from retail_assets.ingest.event_files import apply_deltas
 from retail_assets.ingest.event_lines import payloads_to_arrow
-from retail_assets.ingest.events import EventBatch
+from retail_assets.ingest.events import SMALL, EventBatch
 from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
@@ -78,9 +78,15 @@ def take(
         batch: what was received; nobody is told of it here.
         also: called in the transaction, for a heartbeat.
     """
+    few = sum(len(received.payloads) for received in batch) <= SMALL
     with EventBatch(connection) as events:
-        events.add(*_arrow(batch))
+        if not few:
+            events.add(*_arrow(batch))
         with lake.transaction(connection, "ingest events"):
+            if few:
+                # Each statement outside would be a transaction of its own, which opens the
+                # catalog: that takes longer than to judge these.
+                events.add(*_arrow(batch))
             known = _known(connection, batch)
             entries = _advance(known, batch, events)
             settled = events.settle()
