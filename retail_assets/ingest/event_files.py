@@ -166,7 +166,7 @@ class Pending:
     files: dict[str, FoundFile]
     unsettled: tuple[str, ...]
     left_alone: dict[str, str]
-    lake: LakeState
+    lake: LakeState = field(default_factory=LakeState, compare=False)
 
 
 def event_folder(settings: "Settings") -> EventFolder:
