@@ -27,7 +27,7 @@ ALL = {
     (table.name, check.__name__)
     for table in checks.CHECKED
     for check in (*checks.GENERAL, *checks.SPECIAL.get(table, ()))
-}
+} | {("fraud_model", "newest_model_is_usable")}
 
 
 @pytest.fixture
