@@ -197,7 +197,8 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reason", [None, *events.REASONS])
+# `not_taken` is no rule: the ingest gives it where an event alone makes a transaction fail.
+@pytest.mark.parametrize("reason", [None, *sorted(events.REASONS.keys() - {"not_taken"})])
 def test_a_line_is_judged_by_the_first_rule_that_it_breaks(
     judge: Judge, reason: str | None
 ) -> None:
