@@ -260,9 +260,7 @@ def replay(
 
     settings = load_settings()
     lake = Lake.from_settings(settings)
-    if not lake.exists():
-        with _connect(settings):
-            pass
+    lake.must_exist()
     differences: list[work.Difference] = []
     with _progress() as progress, lake.connect() as connection:
         days = work.event_days(connection, start.date(), end.date())
@@ -339,9 +337,8 @@ def rewind_consumer(
     consumers = {consumer.name: consumer for consumer in all_consumers(settings)}
     if name not in consumers:
         raise UsageError(f"There is no consumer {name}: choose from {', '.join(consumers)}.")
-    with _connect(settings):
-        pass  # A lake to rewind must be there.
     lake = Lake.from_settings(settings)
+    lake.must_exist()
     with err.status(f"Recomputing {name}"), lake.connect() as connection:
         feed.rewind(lake, connection, consumers[name])
         done = feed.consume(lake, connection, consumers[name])

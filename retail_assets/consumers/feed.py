@@ -16,8 +16,7 @@ import narwhals as nw
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
-from retail_assets.lake.connection import Lake, current_snapshot
-from retail_assets.lake.maintenance import CATALOG
+from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
 from retail_assets.tables import ENRICHED_EVENTS, Table

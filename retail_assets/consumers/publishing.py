@@ -21,8 +21,7 @@ from filelock import FileLock, Timeout
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
-from retail_assets.lake.connection import Lake, current_snapshot
-from retail_assets.lake.maintenance import CATALOG
+from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.sql import literal
 from retail_assets.tables import INSTANT, Table

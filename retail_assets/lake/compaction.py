@@ -18,12 +18,9 @@ from datetime import datetime, timedelta, timezone
 import duckdb
 
 from retail_assets import tables
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import CATALOG, Lake
 from retail_assets.lake.lock import POLL_SECONDS, write_lock
 from retail_assets.sql import literal
-
-CATALOG = "__ducklake_metadata_lake"
-"""What DuckLake calls the database of the catalog of `lake`."""
 
 GRACE = timedelta(days=2)
 """How long a snapshot stays, and a file that nothing needs: longer than any reader reads.

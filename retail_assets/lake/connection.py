@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 POSTGRES = "postgres:"
 
+CATALOG = "__ducklake_metadata_lake"
+"""What DuckLake calls the database of the catalog of `lake`."""
+
 ROW_GROUP = 122_880
 """Rows of a Parquet row group. Within one, the order of rows makes no day faster to find."""
 
@@ -68,6 +71,15 @@ class Lake:
         # SQLite makes an empty file before it writes to it.
         return catalog.exists() and catalog.stat().st_size > 0
 
+    def must_exist(self) -> None:
+        """Make sure that there is a lake: to open one for writing would make it.
+
+        Raises:
+            NoLakeError: if there is none.
+        """
+        if not self.exists():
+            raise self._no_lake()
+
     @contextmanager
     def connect(
         self, *, read_only: bool = False, at: int | datetime | None = None
@@ -92,8 +104,8 @@ class Lake:
     ) -> duckdb.DuckDBPyConnection:
         """Like `connect`, for callers that close the connection themselves."""
         read_only = read_only or at is not None
-        if read_only and not self.exists():
-            raise self._no_lake()
+        if read_only:
+            self.must_exist()
         Path(self.spill_dir).mkdir(parents=True, exist_ok=True)
         connection = duckdb.connect(config=self._config())
         try:

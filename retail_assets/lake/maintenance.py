@@ -9,10 +9,8 @@ from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import compaction
 from retail_assets.lake.compaction import FOLLOWED, GRACE, Tier
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import CATALOG, Lake
 from retail_assets.lake.lock import write_lock
-
-CATALOG = compaction.CATALOG
 
 TIERS = (*compaction.TIERS, Tier(128_000_000, 256_000_000))
 """A merge of the last tier holds the lock for some seconds."""
@@ -45,10 +43,7 @@ def maintain(lake: Lake, *, keep_days: int) -> Maintained:
     Raises:
         RetailAssetsError: if there is no lake, or if its files do not lie where the catalog says.
     """
-    if not lake.exists():
-        # To open it for writing would make one.
-        with lake.connect(read_only=True):
-            pass
+    lake.must_exist()
     with lake.connect() as connection:
         before = _files(connection)
         for _ in compaction.flush(lake, connection, rows=1):

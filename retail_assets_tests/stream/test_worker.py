@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +16,11 @@ import pytest
 from retail_assets.ingest.heartbeat import heartbeats
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import running_broker
+from retail_assets_tests.broker import free_port, running_broker
 from retail_assets_tests.event_files import event, write_events
 
 TOKEN = "a-long-random-text"  # noqa: S105  # of this test alone
 HANG_SECONDS = 120
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager
