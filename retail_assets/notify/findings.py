@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets import tables
+from retail_assets.ingest.heartbeat import RUNNING, heartbeats
 from retail_assets.settings import Settings
 from retail_assets.sql import literal
 
@@ -156,21 +157,18 @@ def oldest(settings: Settings, now: datetime) -> datetime:
 def _dead_worker(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
 ) -> list[Finding]:
-    row = connection.execute(
-        "SELECT worker, host, state, heartbeat_at, problem FROM lake.stream_workers"
-        " ORDER BY heartbeat_at DESC LIMIT 1"
-    ).fetchone()
-    if row is None or row[2] != "running":
-        return []
-    if now - row[3] <= timedelta(seconds=settings.notify_worker_seconds):
-        return []
-    worker, host, _, heartbeat, problem = row
-    text = (
-        f"The stream worker {worker} on {host} last said at {_clock(heartbeat, settings)} that it"
-        f" lives{f', and then: {_short(problem)}' if problem else ''}. Start it again; until then"
-        " event files are left to the sensor."
-    )
-    return [Finding(DEAD_WORKER, worker, text)]
+    return [
+        Finding(
+            DEAD_WORKER,
+            found.worker,
+            f"The stream worker {found.worker} on {found.host} last said at"
+            f" {_clock(found.heartbeat_at, settings)} that it lives"
+            f"{f', and then: {_short(found.problem)}' if found.problem else ''}. Start it again;"
+            " until then event files are left to the sensor.",
+        )
+        for found in heartbeats(connection, latest=1)
+        if found.state == RUNNING and found.silent_seconds(now) > settings.notify_worker_seconds
+    ]
 
 
 def _no_events(
