@@ -20,8 +20,9 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from retail_assets.assets.events import EVENT_TABLES, INGEST
 from retail_assets.automation import IN_PROGRESS, MAX_ATTEMPTS
-from retail_assets.ingest.event_files import LakeState, Pending, pending_event_files
+from retail_assets.ingest.event_files import Pending, pending_event_files
 from retail_assets.ingest.event_folder import FoundFile, landing_day
+from retail_assets.ingest.event_ledger import LakeState
 from retail_assets.settings import Settings
 
 EVENTS = "events"

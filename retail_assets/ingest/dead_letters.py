@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest.event_files import apply_deltas
+from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_lines import payloads_to_arrow
 from retail_assets.ingest.events import EventBatch
 from retail_assets.lake.connection import Lake

@@ -16,8 +16,9 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import heartbeat, offsets
+from retail_assets.ingest import event_ledger, offsets
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
+from retail_assets.ingest.event_ledger import FILE, Entry, LakeState
 from retail_assets.ingest.event_lines import to_arrow
 from retail_assets.ingest.event_reader import (
     OPEN,
@@ -26,17 +27,13 @@ from retail_assets.ingest.event_reader import (
     Progress,
     read_new,
 )
-from retail_assets.ingest.events import Delta, EventBatch
-from retail_assets.lake.connection import Lake, NoLakeError
-from retail_assets.lake.rows import insert_columns
+from retail_assets.ingest.events import SMALL, Delta, EventBatch
+from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from retail_assets.settings import Settings
-
-FILE = "file"
-"""The source of events that came in files."""
 
 COPY = "copy"
 """What came of a file whose content is there under another name."""
@@ -49,21 +46,6 @@ CHUNK_LINES = 20_480
 
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the ledger has of a file: its current version, as it was last looked at."""
-
-    path: str
-    version: int
-    received_date: date
-    size_bytes: int
-    modified_ns: int
-    progress: Progress
-    accepted: int
-    dead_lettered: int
-    copy_of: str | None
 
 
 @dataclass(frozen=True)
@@ -107,55 +89,6 @@ class Ingested:
 
 
 @dataclass(frozen=True)
-class LakeState:
-    """What the lake has of files: how far each was taken in, and how often it could not be read.
-
-    `birth` tells this lake from one that lay in the same place before. `workers` are those that
-    live and take files in.
-    """
-
-    birth: str = ""
-    taken: Mapping[str, tuple[int, int, int, int, str]] = field(default_factory=dict)
-    failed: Mapping[str, tuple[int, int, str, int]] = field(default_factory=dict)
-    workers: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, settings: "Settings") -> "LakeState":
-        """Read it; of a lake that is not there yet it is empty.
-
-        `taken` has size, time, version, bytes taken and last line of each file; `failed` size,
-        time, problem and attempts.
-        """
-        try:
-            with Lake.from_settings(settings).connect(read_only=True) as connection:
-                (birth,) = connection.execute(
-                    "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
-                ).fetchone() or ("",)
-                taken = {
-                    path: tuple(state)
-                    for path, *state in connection.execute(
-                        "SELECT path, size_bytes, modified_ns, version, bytes_taken, last_line"
-                        " FROM lake.event_files WHERE retracted_at IS NULL"
-                    ).fetchall()
-                }
-                failed = {
-                    path: tuple(state)
-                    for path, *state in connection.execute(
-                        "SELECT path, size_bytes, modified_ns, problem, attempts"
-                        " FROM lake.failed_event_files"
-                    ).fetchall()
-                }
-                workers = tuple(found.worker for found in heartbeat.living(connection, "files"))
-        except NoLakeError:
-            return cls()
-        return cls(str(birth), taken, failed, workers)
-
-    def of(self, path: str) -> tuple[object, ...]:
-        """How far a file was taken in, and how often it could not be read."""
-        return (*self.taken.get(path, ())[2:], *self.failed.get(path, ())[3:])
-
-
-@dataclass(frozen=True)
 class Pending:
     """The files that have something new.
 
@@ -174,8 +107,14 @@ def event_folder(settings: "Settings") -> EventFolder:
     return EventFolder(settings.events_location)
 
 
-def pending_event_files(settings: "Settings") -> Pending:
+def pending_event_files(
+    settings: "Settings", connection: duckdb.DuckDBPyConnection | None = None
+) -> Pending:
     """Compare what lies in the folder with the ledger, by name, size and time alone.
+
+    Args:
+        settings: where the files and the lake lie.
+        connection: a connection to the lake; by default one is opened for this.
 
     Raises:
         RetailAssetsError: if a bucket cannot be reached.
@@ -185,7 +124,7 @@ def pending_event_files(settings: "Settings") -> Pending:
         **dict.fromkeys(listing.links, "is a link, which is not followed"),
         **dict.fromkeys(listing.unnamed, "has a name that is not UTF-8 text: rename it"),
     }
-    lake = LakeState.read(settings)
+    lake = LakeState.of_settings(settings) if connection is None else LakeState.read(connection)
     now = time.time_ns()
     files: dict[str, FoundFile] = {}
     unsettled: list[str] = []
@@ -221,6 +160,8 @@ def ingest(
     paths: Iterable[str],
     *,
     progress: Callable[[int], None] = lambda _: None,
+    unknown: Collection[str] = (),
+    forget_gone: bool = True,
 ) -> Ingested:
     """Take in what is new of some event files; a bad file fails alone, by name.
 
@@ -230,11 +171,19 @@ def ingest(
         settings: where the files lie, and the days that there are.
         paths: the files, relative to the events folder.
         progress: called with the number of files done.
+        unknown: files that the ledger will not have: it is not asked before they are read. Of one
+            that it has all the same, nothing is taken in.
+        forget_gone: also forget failures of files that are not there any more: nobody can mend
+            them.
 
     Returns:
         What came of each file. Problems of files are in the ledger as well.
     """
-    return _Intake(lake, connection, settings, progress).run(list(paths))
+    intake = _Intake(lake, connection, settings, progress)
+    found = intake.run(list(paths), unknown)
+    if forget_gone:
+        intake.forget_gone()
+    return found
 
 
 @dataclass(frozen=True)
@@ -274,27 +223,26 @@ class _Intake:
         self._taking: Future[None] | None = None
         self._today = datetime.now(ZoneInfo(settings.timezone)).date()
 
-    def run(self, paths: Sequence[str]) -> Ingested:
+    def run(self, paths: Sequence[str], unknown: Collection[str]) -> Ingested:
         with self._thread:
             for first in range(0, len(paths), PORTION_FILES):
                 some = sorted(set(paths[first : first + PORTION_FILES]))
                 self._wait()
-                known = entries(self._connection, some)
+                asked = [path for path in some if path not in unknown]
+                known = event_ledger.entries(self._connection, asked)
                 for path in some:
                     self._read(path, known.get(path))
                 self._commit()
                 self._progress(min(first + PORTION_FILES, len(paths)))
             self._wait()
-        self._forget_gone()
         return self._result
 
-    def _forget_gone(self) -> None:
-        """Forget the failures of files that are not there any more: nobody can mend them."""
-        failed = self._connection.execute("SELECT path FROM lake.failed_event_files").fetchall()
-        gone = [path for (path,) in failed if not self._folder.has(path)]
+    def forget_gone(self) -> None:
+        failed = event_ledger.failed_paths(self._connection)
+        gone = [path for path in failed if not self._folder.has(path)]
         if gone:
             with self._lake.transaction(self._connection, "forget event files that are gone"):
-                _note_failures(self._connection, {}, gone)
+                event_ledger.note_failures(self._connection, {}, gone)
 
     def _wait(self) -> None:
         """Wait for the thread, which has the connection to itself until then."""
@@ -347,10 +295,14 @@ class _Intake:
         staged: "tuple[pa.Table, pa.Table] | None",
         unreadable: Mapping[FoundFile, str],
     ) -> None:
+        few = staged is not None and staged[0].num_rows <= SMALL
         with EventBatch(self._connection) as batch:
-            if staged is not None:
+            if staged is not None and not few:
                 batch.add(*staged)
             with self._lake.transaction(self._connection, "ingest event files"):
+                if staged is not None and few:
+                    # As in `received.take`: outside, each statement opens the catalog.
+                    batch.add(*staged)
                 self._settle(batch, waiting, unreadable)
 
     def _settle(
@@ -360,7 +312,11 @@ class _Intake:
         unreadable: Mapping[FoundFile, str],
     ) -> None:
         """In the transaction: the rows, and the ledger that says where they came from."""
-        known = entries(self._connection, [item.path for item in waiting])
+        paths = [item.path for item in waiting]
+        found = event_ledger.related(
+            self._connection, paths, list(filter(None, map(_content, waiting)))
+        )
+        known = {entry.path: entry for entry in found}
         overtaken = {
             item.path for item in waiting if _state(known.get(item.path)) != _state(item.entry)
         }
@@ -370,7 +326,7 @@ class _Intake:
             for item in waiting
             if item.path not in overtaken
         ]
-        plan = _Plan(self._connection, current)
+        plan = _Plan(self._connection, current, found)
         batch.leave_out(FILE, [*overtaken, *plan.copies])
         for holder, heir in plan.heirs:
             batch.inherit(FILE, holder, heir.path, heir.received_date)
@@ -380,9 +336,15 @@ class _Intake:
         for taken in plan.enter(settled.deltas):
             before = self._result.files.get(taken.path)
             self._result.files[taken.path] = taken if before is None else before.plus(taken)
-        _note_failures(self._connection, unreadable, [item.path for item in waiting])
+        event_ledger.note_failures(self._connection, unreadable, paths)
         self._result.failed |= {file.path: text for file, text in unreadable.items()}
         self._result.new_fields += settled.new_fields
+
+
+def _content(item: _Waiting) -> str | None:
+    """The hash of a file's content, once all of it was read and it has lines."""
+    progress = item.portion.progress
+    return progress.content_hash if item.portion.last and progress.lines else None
 
 
 def _state(entry: Entry | None) -> tuple[int, Progress] | None:
@@ -450,7 +412,12 @@ class _Plan:
     inherits the rows.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[_Waiting]) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        waiting: Sequence[_Waiting],
+        related: Sequence[Entry],
+    ) -> None:
         self._connection = connection
         self._waiting = {item.path: item for item in waiting}
         self.copies: dict[str, str] = {}
@@ -458,39 +425,38 @@ class _Plan:
         self.displaced: list[str] = []
         self.heirs: list[tuple[str, Entry]] = []
         self._others: dict[str, Entry] = {}
-        self._share()
+        self._share([entry for entry in related if entry.path not in self._waiting])
         self._move()
 
-    def _share(self) -> None:
+    def _share(self, related: Sequence[Entry]) -> None:
         """Find the files that have the same content, and who is a copy of whom."""
         same: dict[str, list[str]] = {}
         for path, item in self._waiting.items():
-            if item.portion.last and item.portion.progress.lines:
-                same.setdefault(item.portion.progress.content_hash, []).append(path)
-        holders = self._find(
-            "copy_of IS NULL AND lines > 0 AND content_hash IN (SELECT unnest(?::VARCHAR[]))",
-            list(same),
-        )
-        orphans = self._find("copy_of IN (SELECT unnest(?::VARCHAR[]))", list(self._waiting))
+            content = _content(item)
+            if content:
+                same.setdefault(content, []).append(path)
+        holders = [
+            entry
+            for entry in related
+            if entry.copy_of is None
+            and entry.progress.lines
+            and entry.progress.content_hash in same
+        ]
+        orphans = [entry for entry in related if entry.copy_of in self._waiting]
         for entry in (*holders, *orphans):
             same.setdefault(entry.progress.content_hash, []).append(entry.path)
         for paths in same.values():
             self.copies |= dict.fromkeys(paths, min(paths))
         beaten = [entry.path for entry in holders if self.copies[entry.path] != entry.path]
-        for entry in self._find("copy_of IN (SELECT unnest(?::VARCHAR[]))", beaten):
-            self.copies[entry.path] = self.copies[str(entry.copy_of)]
-        self.copies = {path: holder for path, holder in self.copies.items() if path != holder}
-
-    def _find(self, where: str, values: Sequence[str]) -> list[Entry]:
-        if not values:
-            return []
-        found = [
+        further = [
             entry
-            for entry in _read_entries(self._connection, where, [values])
+            for entry in event_ledger.copies_of(self._connection, beaten)
             if entry.path not in self._waiting
         ]
-        self._others |= {entry.path: entry for entry in found}
-        return found
+        for entry in further:
+            self.copies[entry.path] = self.copies[str(entry.copy_of)]
+        self.copies = {path: holder for path, holder in self.copies.items() if path != holder}
+        self._others = {entry.path: entry for entry in (*holders, *orphans, *further)}
 
     def _move(self) -> None:
         """Say which rows have to go, and who inherits some."""
@@ -519,18 +485,16 @@ class _Plan:
         """Write the ledger; returns what came of each file."""
         changes = {delta.source_name: delta for delta in deltas if delta.source == FILE}
         others = changes.keys() - self._waiting.keys() - self._others.keys()
-        self._others |= entries(self._connection, others)
+        self._others |= event_ledger.entries(self._connection, others)
         current = self._others | {path: self._entry(item) for path, item in self._waiting.items()}
         offsets.apply_deltas(self._connection, [delta for delta in deltas if delta.source != FILE])
-        again = [
-            item.path
-            for item in self._waiting.values()
-            if item.entry is not None and item.portion.restarted
-        ]
-        _write(
+        known = {path for path, item in self._waiting.items() if item.entry is not None}
+        retracted = {path for path in known if self._waiting[path].portion.restarted}
+        event_ledger.write(
             self._connection,
-            [_counted(entry, changes.get(path)) for path, entry in current.items()],
-            again,
+            [entry.counting(changes.get(path)) for path, entry in current.items()],
+            replaced=(known - retracted) | self._others.keys(),
+            retracted=retracted,
         )
         return [
             self._taken(item, changes.get(path, Delta(FILE, path)))
@@ -575,126 +539,3 @@ class _Plan:
             # A copy no more: what it has of the other's lines counts from now on as its own.
             outcome, lines = "grown", portion.progress.lines
         return Taken(item.path, outcome, lines, delta.taken, delta.taken_dead)
-
-
-def _counted(entry: Entry, delta: Delta | None) -> Entry:
-    if delta is None:
-        return entry
-    return replace(
-        entry,
-        accepted=entry.accepted + delta.accepted,
-        dead_lettered=entry.dead_lettered + delta.dead_lettered,
-    )
-
-
-def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
-    """In a transaction, bring the ledgers in line with rows that came and went by other sources."""
-    offsets.apply_deltas(connection, [delta for delta in deltas if delta.source != FILE])
-    changes = {
-        delta.source_name: delta
-        for delta in deltas
-        if delta.source == FILE and (delta.accepted or delta.dead_lettered)
-    }
-    _write(
-        connection,
-        [_counted(entry, changes[path]) for path, entry in entries(connection, changes).items()],
-        (),
-    )
-
-
-def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> dict[str, Entry]:
-    """What the ledger has of these files, each in its current version."""
-    if not paths:
-        return {}
-    found = _read_entries(connection, "path IN (SELECT unnest(?::VARCHAR[]))", [list(paths)])
-    return {entry.path: entry for entry in found}
-
-
-def _read_entries(
-    connection: duckdb.DuckDBPyConnection, where: str, parameters: Sequence[object]
-) -> list[Entry]:
-    return [
-        Entry(path, version, day, size, modified, Progress(*state), accepted, dead, copy_of)
-        for path, version, day, size, modified, *state, accepted, dead, copy_of in (
-            connection.execute(
-                "SELECT path, version, received_date, size_bytes, modified_ns, bytes_taken,"
-                " content_hash, lines, last_line, accepted, dead_lettered, copy_of"
-                f" FROM lake.event_files WHERE retracted_at IS NULL AND {where}",
-                list(parameters),
-            ).fetchall()
-        )
-    ]
-
-
-def _write(
-    connection: duckdb.DuckDBPyConnection, written: Sequence[Entry], again: Sequence[str]
-) -> None:
-    """Put entries in place of the current ones, which stay, as retracted, of files in `again`."""
-    if again:
-        connection.execute(
-            "UPDATE lake.event_files SET retracted_at = now() WHERE retracted_at IS NULL"
-            " AND path IN (SELECT unnest(?::VARCHAR[]))",
-            [list(again)],
-        )
-    if not written:
-        return
-    connection.execute(
-        "DELETE FROM lake.event_files WHERE retracted_at IS NULL"
-        " AND path IN (SELECT unnest(?::VARCHAR[]))",
-        [[entry.path for entry in written]],
-    )
-    columns: dict[str, list[object]] = {
-        "path VARCHAR": [entry.path for entry in written],
-        "version BIGINT": [entry.version for entry in written],
-        "received_date DATE": [entry.received_date for entry in written],
-        "size_bytes BIGINT": [entry.size_bytes for entry in written],
-        "modified_ns BIGINT": [entry.modified_ns for entry in written],
-        "bytes_taken BIGINT": [entry.progress.bytes_taken for entry in written],
-        "content_hash VARCHAR": [entry.progress.content_hash for entry in written],
-        "last_line VARCHAR": [entry.progress.last_line for entry in written],
-        "lines BIGINT": [entry.progress.lines for entry in written],
-        "accepted BIGINT": [entry.accepted for entry in written],
-        "dead_lettered BIGINT": [entry.dead_lettered for entry in written],
-        "duplicate BIGINT": [
-            entry.progress.lines - entry.accepted - entry.dead_lettered for entry in written
-        ],
-        "copy_of VARCHAR": [entry.copy_of for entry in written],
-    }
-    insert_columns(connection, "event_files", columns, "now() AS ingested_at")
-
-
-def _note_failures(
-    connection: duckdb.DuckDBPyConnection,
-    unreadable: Mapping[FoundFile, str],
-    readable: Sequence[str],
-) -> None:
-    paths = [*(file.path for file in unreadable), *readable]
-    before = {
-        path: (state, attempts)
-        for path, attempts, *state in connection.execute(
-            "SELECT path, attempts, size_bytes, modified_ns FROM lake.failed_event_files"
-            " WHERE path IN (SELECT unnest(?::VARCHAR[]))",
-            [paths],
-        ).fetchall()
-    }
-    if before:
-        connection.execute(
-            "DELETE FROM lake.failed_event_files WHERE path IN (SELECT unnest(?::VARCHAR[]))",
-            [list(before)],
-        )
-    if not unreadable:
-        return
-    attempts = [
-        before[file.path][1] + 1
-        if before.get(file.path, ([], 0))[0] == [file.size_bytes, file.modified_ns]
-        else 1
-        for file in unreadable
-    ]
-    columns: dict[str, list[object]] = {
-        "path VARCHAR": [file.path for file in unreadable],
-        "size_bytes BIGINT": [file.size_bytes for file in unreadable],
-        "modified_ns BIGINT": [file.modified_ns for file in unreadable],
-        "problem VARCHAR": list(unreadable.values()),
-        "attempts BIGINT": [*attempts],
-    }
-    insert_columns(connection, "failed_event_files", columns, "now() AS failed_at")

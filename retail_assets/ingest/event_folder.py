@@ -14,6 +14,9 @@ from retail_assets.errors import RetailAssetsError, UsageError
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 """How the names of event files end; other files are left alone, and so are hidden ones."""
 
+PACKED = ".gz"
+"""How the names of packed ones end."""
+
 _DATE = re.compile(r"(?<!\d)(\d{4})[-_](\d{2})[-_](\d{2})(?!\d)")
 
 
@@ -28,7 +31,7 @@ class FoundFile:
     @property
     def packed(self) -> bool:
         """Whether it is a gzip file: read as a whole, and only when it is still."""
-        return self.path.endswith(".gz")
+        return self.path.endswith(PACKED)
 
     def is_still(self, now_ns: int, settle_seconds: float) -> bool:
         """Whether nobody has written to it for a while."""

@@ -9,7 +9,7 @@ from typing import NoReturn
 import duckdb
 
 from retail_assets import tables
-from retail_assets.ingest.event_files import apply_deltas
+from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.events import EventBatch
 from retail_assets.lake.connection import Lake
 

@@ -3,17 +3,20 @@
 Notifications make it fast, the scan makes it complete: what was there before, what the operating
 system did not tell of, and last lines that are taken for whole once their file is still. What is
 new is decided by the ledger, as for the sensor: both may be at work on the same files.
+
+One thread takes files in; what the others find waits for it, what was just noticed first.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.ingest import event_files
-from retail_assets.ingest.event_folder import is_event_file
+from retail_assets.ingest.event_folder import PACKED, FoundFile, is_event_file
 from retail_assets.ingest.received import warm_up
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Batch, Figures
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
 SCAN_SECONDS = 10.0
+SCAN_REST = 4
+"""A scan rests for so many times as long as it took, if that is longer."""
+
+WAIT_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 FILES_AT_ONCE = 500
 """How many files are taken in before the next look at what is new."""
@@ -31,7 +38,7 @@ FILES_AT_ONCE = 500
 NOTICE_MS = 10
 """How long notifications are gathered."""
 
-NAME = "files"
+NAME, SCAN, WATCH = "files", "scan of files", "watch of files"
 
 
 class FileLane:
@@ -51,8 +58,10 @@ class FileLane:
         self._on_commit = on_commit
         self._folder = event_files.event_folder(settings)
         self._stop = threading.Event()
-        self._noticed: dict[str, float] = {}
         self._changed = threading.Condition()
+        self._noticed: dict[str, float] = {}
+        self._pending: dict[str, FoundFile] = {}
+        self._known: set[str] | None = None
         self._threads: list[threading.Thread] = []
 
     @property
@@ -61,8 +70,8 @@ class FileLane:
         return bool(self._threads)
 
     def start(self) -> None:
-        """Begin; what lies there already is taken in first."""
-        work = [self._run]
+        """Begin, with what lies there already."""
+        work = [self._take, self._scan]
         if self._folder.is_local:
             Path(self._folder.location).mkdir(parents=True, exist_ok=True)
             work.append(self._watch)
@@ -79,6 +88,14 @@ class FileLane:
             thread.join()
 
     def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._listen()
+            except Exception as error:  # noqa: BLE001  # such as a folder that is gone: the scan goes on
+                self._figures.problem(WATCH, f"changes of the events folder are not seen: {error}")
+                self._stop.wait(RETRY_SECONDS)
+
+    def _listen(self) -> None:
         from watchfiles import Change, watch
 
         root = self._folder.location
@@ -90,46 +107,39 @@ class FileLane:
             stop_event=self._stop,
             rust_timeout=1000,
             raise_interrupt=False,
+            yield_on_timeout=True,
         ):
+            self._figures.problem(WATCH, None)
             now = time.time()
-            with self._changed:
-                for change, path in changes:
-                    relative = os.path.relpath(path, root)
-                    if change != Change.deleted and is_event_file(relative):
-                        self._noticed.setdefault(relative, now)
-                self._changed.notify_all()
+            names = (
+                os.path.relpath(path, root) for kind, path in changes if kind != Change.deleted
+            )
+            # A packed file is read once it is still: the scan finds it then.
+            new = [name for name in names if is_event_file(name) and not name.endswith(PACKED)]
+            if new:
+                with self._changed:
+                    self._noticed = dict.fromkeys(new, now) | self._noticed
+                    self._changed.notify_all()
 
-    def _run(self) -> None:
-        next_scan = 0.0
-        while not self._stop.is_set():
-            try:
-                with self._lake.connect() as connection:
-                    warm_up(connection)
-                    while not self._stop.is_set():
-                        if time.monotonic() >= next_scan:
-                            self._scan(connection)
-                            next_scan = time.monotonic() + SCAN_SECONDS
-                        self._take_noticed(connection, next_scan)
-                        self._figures.problem(NAME, None)
-            except Exception as error:  # noqa: BLE001  # the lane goes on, whatever one turn met
-                self._figures.problem(NAME, f"event files: {error}")
-                self._stop.wait(RETRY_SECONDS)
+    def _scan(self) -> None:
+        self._again_and_again(SCAN, self._scan_once, read_only=True)
 
-    def _scan(self, connection: "duckdb.DuckDBPyConnection") -> None:
-        pending = event_files.pending_event_files(self._settings)
-        files = list(pending.files.values())
-        self._gauge(pending)
-        for first in range(0, len(files), FILES_AT_ONCE):
-            if self._stop.is_set():
-                return
-            some = files[first : first + FILES_AT_ONCE]
-            # Nobody knows since when the others lie there.
-            self._take(connection, [file.path for file in some], None)
-        if files:
-            self._gauge(event_files.pending_event_files(self._settings))
+    def _scan_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
+        """Look at the whole folder; returns how long to rest then."""
+        began = time.monotonic()
+        pending = event_files.pending_event_files(self._settings, connection)
+        with self._changed:
+            self._known = (self._known or set()) | pending.lake.taken.keys()
+            self._pending = dict(pending.files)
+            self._changed.notify_all()
+        self._figures.gauge({"event_files_left_alone": len(pending.left_alone)})
+        self._gauge()
+        # Of a folder of a hundred thousand files a scan takes seconds.
+        return max(SCAN_SECONDS, SCAN_REST * (time.monotonic() - began))
 
-    def _gauge(self, pending: event_files.Pending) -> None:
-        files = pending.files.values()
+    def _gauge(self) -> None:
+        with self._changed:
+            files = list(self._pending.values())
         now = time.time_ns()
         oldest = min((file.modified_ns for file in files), default=now)
         self._figures.gauge(
@@ -137,32 +147,52 @@ class FileLane:
                 "pending_event_files": len(files),
                 "pending_event_bytes": sum(file.size_bytes for file in files),
                 "oldest_pending_event_file_seconds": max(0, round((now - oldest) / 1e9, 1)),
-                "event_files_left_alone": len(pending.left_alone),
             }
         )
 
-    def _take_noticed(self, connection: "duckdb.DuckDBPyConnection", until: float) -> None:
+    def _take(self) -> None:
+        self._again_and_again(NAME, self._take_once, read_only=False)
+
+    def _take_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
+        """Take in some of what waits; there is no need to rest then."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._noticed or self._stop.is_set(), max(0.0, until - time.monotonic())
+                lambda: self._noticed or self._pending or self._stop.is_set(), WAIT_SECONDS
             )
-            paths = list(self._noticed)[:FILES_AT_ONCE]
-            noticed = {path: self._noticed.pop(path) for path in paths}
-        # A packed file is read once it is still: the scan finds it then.
-        plain = [path for path in paths if not path.endswith(".gz")]
-        if plain:
-            self._take(connection, plain, min(noticed[path] for path in plain))
+            if self._stop.is_set():
+                return 0
+            paths = list(self._noticed or self._pending)[:FILES_AT_ONCE]
+            # Nobody knows since when those lie there that a scan found.
+            since = min((self._noticed[path] for path in paths if self._noticed), default=None)
+            unknown = set(paths) - self._known if since and self._known is not None else set()
+            for path in paths:
+                self._noticed.pop(path, None)
+                self._pending.pop(path, None)
+        there = [path for path in paths if self._folder.has(path)]
+        if there:
+            self._ingest(connection, there, unknown, since)
+        return 0
 
-    def _take(
+    def _ingest(
         self,
         connection: "duckdb.DuckDBPyConnection",
         paths: Sequence[str],
+        unknown: Collection[str],
         noticed: float | None,
     ) -> None:
-        there = [path for path in paths if self._folder.has(path)]
-        if not there:
-            return
-        found = event_files.ingest(self._lake, connection, self._settings, there)
+        found = event_files.ingest(
+            self._lake,
+            connection,
+            self._settings,
+            paths,
+            unknown=unknown,
+            forget_gone=noticed is None,
+        )
+        with self._changed:
+            if self._known is not None:
+                self._known.update(paths)
+        if noticed is None:
+            self._gauge()
         taken = found.files.values()
         lines = sum(file.lines for file in taken)
         if not lines:
@@ -177,3 +207,21 @@ class FileLane:
             )
         )
         self._on_commit()
+
+    def _again_and_again(
+        self, name: str, work: "Callable[[duckdb.DuckDBPyConnection], float]", *, read_only: bool
+    ) -> None:
+        """Do some work until the end, with a connection that is made anew after a failure."""
+        while not self._stop.is_set():
+            try:
+                lake = replace(self._lake, threads=1) if read_only else self._lake
+                with lake.connect(read_only=read_only) as connection:
+                    if not read_only:
+                        warm_up(connection)
+                    while not self._stop.is_set():
+                        rest = work(connection)
+                        self._figures.problem(name, None)
+                        self._stop.wait(rest)
+            except Exception as error:  # noqa: BLE001  # it goes on, whatever one turn met
+                self._figures.problem(name, f"event files: {error}")
+                self._stop.wait(RETRY_SECONDS)
