@@ -53,9 +53,10 @@ def latencies(
     with _worker(folder, source) as bootstrap:
         offer = {"files": _files, "kafka": _kafka, "webhook": _webhook}[source](settings, bootstrap)
         seen: dict[str, float] = {}
-        stop = threading.Event()
-        reader = threading.Thread(target=_read, args=(settings, seen, stop))
+        ready, stop = threading.Event(), threading.Event()
+        reader = threading.Thread(target=_read, args=(settings, seen, ready, stop))
         reader.start()
+        ready.wait()
         warm = 5 * per_second
         offered = _offer(offer, range(-warm, seconds * per_second), per_second)
         deadline = time.monotonic() + 60
@@ -167,10 +168,13 @@ def _until_it_runs(settings: Settings) -> None:
     raise SystemExit("the worker did not start")
 
 
-def _read(settings: Settings, seen: dict[str, float], stop: threading.Event) -> None:
+def _read(
+    settings: Settings, seen: dict[str, float], ready: threading.Event, stop: threading.Event
+) -> None:
     """Look again and again which events are in the table, as a reader with a connection would."""
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         last = current_snapshot(connection)
+        ready.set()
         while not stop.is_set():
             newest = current_snapshot(connection)
             if newest > last:
