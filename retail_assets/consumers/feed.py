@@ -195,6 +195,8 @@ class _Round:
     key_count: int = 0
     suspects: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    inserted: dict[str, int] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> Consumed | None:
         self._drop()
@@ -220,13 +222,15 @@ class _Round:
             return False
         kept, changed = _changes(self.connection, self.consumer, self.offset)
         self.rebuild = not kept
-        letters = dict(
-            self._execute(
-                f"SELECT key, failed_at < now() - {RETRY_DEAD_LETTERS}"
-                " FROM lake.consumer_dead_letters WHERE consumer = ?",
-                [self.consumer.name],
+        # All there are: to leave out those of others takes DuckLake longer than to read these few.
+        letters = {
+            key: is_due
+            for consumer, key, is_due in self._execute(
+                f"SELECT consumer, key, failed_at < now() - {RETRY_DEAD_LETTERS}"
+                " FROM lake.consumer_dead_letters"
             ).fetchall()
-        )
+            if consumer == self.consumer.name
+        }
         due = [key for key, is_due in letters.items() if is_due]
         if self.rebuild or changed or due:
             self._list_keys(list(letters), due)
@@ -339,13 +343,16 @@ class _Round:
                 f" WHERE {concerned}"
             )
             own, staged = f"FROM temp.main.own_{table.name}", f"FROM temp.main.staged_{table.name}"
-            self._execute(f"CREATE TEMP TABLE gone_{table.name} AS {own} EXCEPT {staged}")
-            self._execute(f"CREATE TEMP TABLE new_{table.name} AS {staged} EXCEPT {own}")
+            self.deleted[table.name] = self._keep(f"gone_{table.name}", f"{own} EXCEPT {staged}")
+            self.inserted[table.name] = self._keep(f"new_{table.name}", f"{staged} EXCEPT {own}")
         self._execute("COMMIT")
+
+    def _keep(self, name: str, query: str) -> int:
+        """Put what a query finds into a temporary table; returns how many rows."""
+        return int(self._one(f"CREATE TEMP TABLE {name} AS {query}")[0])
 
     def _publish(self) -> Consumed | None:
         self._end_read()
-        deleted, inserted = self._counts("gone"), self._counts("new")
         with suppress(_OthersWereFasterError):
             name = self.consumer.name
             with self.lake.transaction(self.connection, f"publish {name}"):
@@ -353,28 +360,20 @@ class _Round:
                 if consumer_offset(self.connection, name) != self.offset:
                     raise _OthersWereFasterError
                 for table in self.consumer.tables:
-                    self._replace(table, deleted[table.name], inserted[table.name])
+                    self._replace(table)
                 self._note_failures()
                 set_consumer_offset(self.connection, name, self.seen)
-            return self._report(inserted, deleted) if self.key_count else None
+            return self._report() if self.key_count else None
         return None
 
-    def _counts(self, kind: str) -> dict[str, int]:
-        return {
-            table.name: self._one(f"SELECT count(*) FROM temp.main.{kind}_{table.name}")[0]
-            if self.key_count
-            else 0
-            for table in self.consumer.tables
-        }
-
-    def _replace(self, table: Table, deleted: int, inserted: int) -> None:
-        if deleted:
+    def _replace(self, table: Table) -> None:
+        if self.deleted.get(table.name):
             same = " AND ".join(f"t.{name} IS NOT DISTINCT FROM g.{name}" for name in table.key)
             self._execute(
                 f"DELETE FROM lake.{table.name} AS t USING temp.main.gone_{table.name} AS g"
                 f" WHERE {same}"
             )
-        if inserted:
+        if self.inserted.get(table.name):
             stamp = f", now() AS {STAMP}" if STAMP in table.types else ""
             self._execute(
                 f"INSERT INTO lake.{table.name} BY NAME SELECT *{stamp}"
@@ -404,7 +403,7 @@ class _Round:
             }
             insert_columns(self.connection, "consumer_dead_letters", columns, "now() AS failed_at")
 
-    def _report(self, inserted: Mapping[str, int], deleted: Mapping[str, int]) -> Consumed:
+    def _report(self) -> Consumed:
         keys = self._execute(
             f"SELECT {self.consumer.key} FROM {_KEYS} ORDER BY ALL LIMIT {SHOWN_KEYS}"
         ).fetchall()
@@ -413,8 +412,8 @@ class _Round:
             self.seen,
             self.key_count,
             tuple(key for (key,) in keys),
-            inserted,
-            deleted,
+            self.inserted,
+            self.deleted,
             self.failed,
             self.rebuild,
         )
