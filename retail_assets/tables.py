@@ -609,8 +609,11 @@ EVENT_FIELDS = Table(
 
 STREAM_OFFSETS = Table(
     name="stream_offsets",
-    description="Ledger: how far each source was taken in, and how far each consumer has come.",
-    key=("kind", "name", "part"),
+    description=(
+        "Ledger: how far each source was taken in, and how far each consumer has come. A part of a"
+        " source may have several rows, which add up: the highest position counts."
+    ),
+    key=("kind", "name", "part", "position"),
     columns=(
         Column("kind", "VARCHAR", "`source` or `consumer`."),
         Column("name", "VARCHAR", "`kafka`, `webhook`, or the consumer."),

@@ -256,7 +256,9 @@ def streams_add_up(scope: Scope) -> dg.AssetCheckResult:
     parts, lines, wrong = scope.connection.execute(
         "WITH held AS (SELECT source AS name, source_name AS part, sum(raw) AS raw,"
         f" sum(accepted) AS accepted, sum(dead) AS dead FROM ({held}) GROUP BY ALL),"
-        " ledger AS (SELECT * FROM lake.stream_offsets WHERE kind = 'source')"
+        " ledger AS (SELECT name, part, sum(lines) AS lines, sum(accepted) AS accepted,"
+        " sum(dead_lettered) AS dead_lettered, sum(duplicate) AS duplicate"
+        " FROM lake.stream_offsets WHERE kind = 'source' GROUP BY ALL)"
         " SELECT count(*), coalesce(sum(o.lines), 0), list(concat_ws(':', name, part)"
         " ORDER BY name, part) FILTER (o.lines IS NULL"
         " OR o.lines <> o.accepted + o.dead_lettered + o.duplicate"

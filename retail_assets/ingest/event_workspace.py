@@ -6,6 +6,7 @@ a table that is made anew would have them planned anew.
 """
 
 from functools import lru_cache
+from weakref import WeakKeyDictionary, WeakSet
 
 import duckdb
 import narwhals as nw
@@ -18,6 +19,9 @@ PLACE = "received_date, source, source_name, position"
 
 REUSED = 500
 """How many batches use the same tables: DuckDB keeps the rows that were deleted from them."""
+
+_uses: "WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = WeakKeyDictionary()
+_planned: "WeakSet[duckdb.DuckDBPyConnection]" = WeakSet()
 
 ENTERING = "reason IS NULL AND rowid NOT IN (SELECT line_no FROM temp.main.beaten_events)"
 """Which of the judged lines get into enriched_events."""
@@ -60,16 +64,15 @@ _READING = (
 
 
 def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables and statements, unless they are there and have not been used too often.
+    """Make the tables, unless they are there and have not been used too often.
 
     The tables are empty: whoever used them has cleared them.
     """
-    try:
-        (used,) = connection.execute("SELECT nextval('temp.main.event_batches')").fetchone() or (0,)
-    except duckdb.CatalogException:
-        used = REUSED
+    used = _uses.get(connection, REUSED)
     if used >= REUSED:
         create(connection)
+        used = 0
+    _uses[connection] = used + 1
 
 
 def clear(connection: duckdb.DuckDBPyConnection) -> None:
@@ -79,11 +82,11 @@ def clear(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def create(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables and statements, in place of those that are there."""
+    """Make the tables, in place of those that are there."""
     execute = connection.execute
+    forget_plans(connection)
     # A statement that is prepared over an empty table would find it empty for ever.
     execute("SET disabled_optimizers = 'statistics_propagation'")
-    execute("CREATE OR REPLACE TEMP SEQUENCE event_batches")
     for name, columns in _TABLES.items():
         execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
     for name, query in _LIKE.items():
@@ -94,15 +97,54 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
     execute(f"CREATE OR REPLACE TEMP TABLE judged_events AS {judged} LIMIT 0")
     if "enriched" not in texts():
         texts()["enriched"] = _enriched(connection)
+
+
+def forget_plans(connection: duckdb.DuckDBPyConnection) -> None:
+    """The temporary catalog changes, if only by a registered table.
+
+    Statements that were prepared before would be planned anew with every execution.
+    """
+    _planned.discard(connection)
+
+
+def plan(connection: duckdb.DuckDBPyConnection) -> None:
+    """Prepare `judge_events`, `identify_events(last)`, `list_fields` and `enrich_events`.
+
+    `last` is the rowid behind which lines without identity are given one.
+    """
+    if connection in _planned:
+        return
     for name, statement in (
-        ("judge_events", f"INSERT INTO temp.main.judged_events {judged}"),
+        ("judge_events", f"INSERT INTO temp.main.judged_events {texts()['judged']}"),
+        ("identify_events", identify_sql("?")),
+        (
+            "list_fields",
+            (
+                "SELECT DISTINCT left(e.key, 200), e.type FROM temp.main.judged_events AS j,"
+                " json_each(j.extra) AS e WHERE j.extra IS NOT NULL AND j.reason IS NULL"
+            ),
+        ),
         (
             "enrich_events",
             f"INSERT INTO temp.main.entering_events BY NAME {texts()['enriched']}",
         ),
     ):
-        execute(f"DEALLOCATE PREPARE {name}" if _is_prepared(connection, name) else "SELECT 1")
-        execute(f"PREPARE {name} AS {statement}")
+        if _is_prepared(connection, name):
+            connection.execute(f"DEALLOCATE PREPARE {name}")
+        connection.execute(f"PREPARE {name} AS {statement}")
+    _planned.add(connection)
+
+
+def identify_sql(last: str) -> str:
+    """The statement that gives valid lines without identity one, of those behind a rowid."""
+    unnamed = (
+        "(SELECT rowid AS line_no, payload FROM temp.main.judged_events"
+        f" WHERE own_id IS NULL AND reason IS NULL AND rowid > {last})"
+    )
+    return (
+        f"UPDATE temp.main.judged_events SET own_id = c.event_id"
+        f" FROM ({engine.content_ids(unnamed)}) AS c WHERE judged_events.rowid = c.line_no"
+    )
 
 
 def _is_prepared(connection: duckdb.DuckDBPyConnection, name: str) -> bool:

@@ -14,11 +14,12 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
 from typing_extensions import Self
 
 from retail_assets import tables
-from retail_assets.engines import duckdb_events as engine
 from retail_assets.ingest import event_workspace as workspace
+from retail_assets.ingest.event_memory import memory_of
 from retail_assets.ingest.event_workspace import ENTERING, PLACE, enriched_sql, judged_sql
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
@@ -73,10 +74,13 @@ class EventBatch:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self._memory = memory_of(connection)
         self._small = True
 
     def __enter__(self) -> Self:
         workspace.open_workspace(self._connection)
+        if self._memory:
+            self._memory.prepare()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,9 +96,12 @@ class EventBatch:
                 `source_name` (string).
         """
         self._small = self._small and lines.num_rows <= SMALL
+        if self._memory:
+            self._memory.use_one_thread(only=self._small)
         if lines.num_rows <= SMALL:
             self._add_few(lines, sources)
             return
+        workspace.forget_plans(self._connection)
         for name, table in (("arrow_lines", lines), ("arrow_sources", sources)):
             self._connection.register(name, table)
         try:
@@ -108,8 +115,8 @@ class EventBatch:
                 self._connection.unregister(name)
 
     def _add_few(self, lines: "pa.Table", sources: "pa.Table") -> None:
-        # To register a table would change the catalog, and have the prepared statements planned
-        # anew.
+        # To register a table would change the catalog, and spoil the prepared statements.
+        workspace.plan(self._connection)
         places = sources.take(lines["source_no"].combine_chunks())
         values = [
             *(places[name].to_pylist() for name in ("received_date", "source", "source_name")),
@@ -126,6 +133,7 @@ class EventBatch:
 
     def add_day(self, day: date) -> None:
         """In a transaction, stage all lines of a day to be judged anew, in place of the old."""
+        self._small = False
         execute = self._connection.execute
         self._judge(
             f"SELECT {_stored(replayed=True)} FROM lake.raw_events"
@@ -152,17 +160,18 @@ class EventBatch:
         """Carry out a statement that stages judged lines, and give events without id one."""
         execute = self._connection.execute
         (last,) = execute("SELECT max(rowid) FROM temp.main.judged_events").fetchone() or (None,)
+        last = -1 if last is None else last
         execute(statement)
         unnamed = (
-            "(SELECT rowid AS line_no, payload FROM temp.main.judged_events"
-            f" WHERE own_id IS NULL AND reason IS NULL AND rowid > {-1 if last is None else last})"
+            "SELECT 1 FROM temp.main.judged_events"
+            f" WHERE own_id IS NULL AND reason IS NULL AND rowid > {last} LIMIT 1"
         )
-        if execute(f"SELECT 1 FROM {unnamed} LIMIT 1").fetchone():
-            execute(
-                "UPDATE temp.main.judged_events SET own_id = c.event_id"
-                f" FROM ({engine.content_ids(unnamed)}) AS c"
-                " WHERE judged_events.rowid = c.line_no"
-            )
+        if not execute(unnamed).fetchone():
+            return
+        if self._small:
+            execute(f"EXECUTE identify_events({last})")
+        else:
+            execute(workspace.identify_sql(str(last)))
 
     def problems(self) -> list[tuple[str, str, str | None]]:
         """The name of the source, the reason and the field of each line that is not valid."""
@@ -222,6 +231,8 @@ class EventBatch:
 
     def settle(self) -> Settled:
         """In a transaction, put what was judged into the tables."""
+        if self._memory:
+            self._memory.refresh()
         self._promote()
         self._pick()
         self._insert()
@@ -244,10 +255,23 @@ class EventBatch:
         """Find which of the lines that claim an identity has it, and who loses it."""
         execute = self._connection.execute
         valid = "temp.main.judged_events WHERE reason IS NULL"
+        looked_up, parameters = f"SELECT own_id FROM {valid}", []
+        if self._memory:
+            hashes = np.asarray(
+                execute(f"SELECT hash(own_id) AS id FROM {valid}").fetchnumpy()["id"], np.uint64
+            )
+            numbers: list[int] = hashes.tolist()
+            known = self._memory.known(numbers)
+            self._memory.add(numbers)
+            if known is not None:
+                if not known and len(np.unique(hashes)) == len(hashes):
+                    return
+                looked_up += " AND hash(own_id) IN (SELECT unnest(?::UBIGINT[]))"
+                parameters = [known]
         execute(
             f"INSERT INTO temp.main.current_events SELECT event_id, {PLACE}"
-            " FROM lake.enriched_events"
-            f" WHERE event_id IN (SELECT own_id FROM {valid})"
+            f" FROM lake.enriched_events WHERE event_id IN ({looked_up})",
+            parameters,
         )
         # Groups of hashes cost a third of groups of texts; few are left to be ranked.
         twins = (
@@ -287,22 +311,26 @@ class EventBatch:
                 f" {_IDENTITY} AS now FROM {changed}) AS c WHERE "
                 + " AND ".join(f"raw_events.{name} = c.{name}" for name in PLACE.split(", "))
             )
-        execute(
-            f"INSERT INTO lake.dead_letter_events BY NAME SELECT {PLACE}, reason, field, payload,"
-            f" now() AS processed_at FROM {judged}"
-            " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
-        )
+        dead = f"{judged} WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
+        if execute(f"SELECT 1 FROM {dead} LIMIT 1").fetchone():
+            execute(
+                f"INSERT INTO lake.dead_letter_events BY NAME SELECT {PLACE}, reason, field,"
+                f" payload, now() AS processed_at FROM {dead}"
+            )
         self._enrich()
 
     def _enrich(self) -> None:
         execute = self._connection.execute
         for table, key in ((tables.PRODUCTS, "product_id"), (tables.CUSTOMERS, "customer_id")):
+            copied = self._memory is not None and self._memory.holds(table.name)
+            rows = f"temp.main.all_{table.name}" if copied else f"lake.{table.name}"
             execute(
-                f"INSERT INTO temp.main.known_{table.name} SELECT * FROM lake.{table.name}"
+                f"INSERT INTO temp.main.known_{table.name} SELECT * FROM {rows}"
                 f" WHERE {key} IN (SELECT {key} FROM temp.main.judged_events)"
             )
         source = enriched_sql()
         if self._small:
+            workspace.plan(self._connection)
             execute("EXECUTE enrich_events")
             source = "SELECT * FROM temp.main.entering_events"
         execute(f"INSERT INTO lake.enriched_events BY NAME {source}")
@@ -329,6 +357,15 @@ class EventBatch:
         )
         if not execute(f"{extras} LIMIT 1").fetchone():
             return ()
+        if self._memory and self._small:
+            there = set(execute("EXECUTE list_fields").fetchall())
+            if there <= self._memory.fields:
+                return ()
+            self._memory.fields.update(
+                execute("SELECT field, type FROM lake.event_fields").fetchall()
+            )
+            if there <= self._memory.fields:
+                return ()
         found = execute(
             "SELECT DISTINCT left(e.key, 200) AS field, e.type"
             f" FROM ({extras}) AS x, json_each(x.extra) AS e"

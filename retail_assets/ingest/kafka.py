@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 KAFKA = "kafka"
 """What the source is called in the lake."""
 
-WAITING_BYTES = 48 << 20
+WAITING_BYTES = 128 << 20
 """What may wait for the inbox or be in it; then reading pauses."""
 
 READ_AT_ONCE = 10_000

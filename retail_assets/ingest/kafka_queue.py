@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-PORTION_EVENTS = 20_000
-PORTION_BYTES = 8 << 20
+PORTION_EVENTS = 100_000
+PORTION_BYTES = 32 << 20
 """What is taken in at once of one partition."""
 
 EVENT_BYTES = 100

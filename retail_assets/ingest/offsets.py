@@ -1,5 +1,8 @@
 """The ledger of the stream: how far each source was taken in, and how far each consumer has come.
 
+Each transaction appends what it has taken in: to replace a row takes ten times longer. The rows of
+a part add up, and are folded into one now and then.
+
 Every function that writes works in the caller's transaction, so that an offset and the rows that it
 speaks of are committed together.
 """
@@ -14,12 +17,17 @@ from retail_assets.lake.rows import insert_columns
 
 SOURCE, CONSUMER = "source", "consumer"
 
-_WHERE = "WHERE kind = ? AND name = ? AND part IN (SELECT unnest(?::VARCHAR[]))"
+FOLD_ROWS = 100
+
+# A bare `kind = ?` would have DuckLake compare it with the statistics of each file first, which
+# takes longer than to read a ledger as small as this; and `IN (SELECT unnest(…))` is a join.
+_KIND = "concat(kind) = ?"
+_PARTS = f"{_KIND} AND concat(name) = ? AND list_contains(?::VARCHAR[], part)"
 
 
 @dataclass(frozen=True)
 class Offset:
-    """The ledger's entry of one part of a source; `position` is the next one that is new."""
+    """What the ledger has of one part of a source; `position` is the next one that is new."""
 
     name: str
     part: str
@@ -47,34 +55,34 @@ def next_positions(
         source: `kafka` or `webhook`.
         source_names: the parts, such as `orders:0`; by default all that the ledger has.
     """
-    some = "" if source_names is None else " AND part IN (SELECT unnest(?::VARCHAR[]))"
+    some = "" if source_names is None else " AND list_contains(?::VARCHAR[], part)"
     return dict(
         connection.execute(
-            f"SELECT part, position FROM lake.stream_offsets WHERE kind = ? AND name = ?{some}",
+            f"SELECT part, max(position) FROM lake.stream_offsets WHERE {_KIND} AND name = ?"
+            f"{some} GROUP BY part",
             [SOURCE, source, *([] if source_names is None else [list(source_names)])],
         ).fetchall()
     )
 
 
-def read(
-    connection: duckdb.DuckDBPyConnection, source: str, source_names: Collection[str]
-) -> dict[str, Offset]:
-    """The entries of some parts of a source, as far as there are any."""
-    rows = connection.execute(
-        "SELECT name, part, position, lines, accepted, dead_lettered FROM lake.stream_offsets"
-        f" {_WHERE}",
-        [SOURCE, source, list(source_names)],
-    ).fetchall()
-    return {row[1]: Offset(*row) for row in rows}
+def append(connection: duckdb.DuckDBPyConnection, entries: Sequence[Offset]) -> None:
+    """Add what was taken in of some parts, each up to a position that it had not reached before."""
+    if entries:
+        _insert(connection, SOURCE, entries)
 
 
-def write(
-    connection: duckdb.DuckDBPyConnection, entries: Sequence[Offset], known: Collection[str]
-) -> None:
-    """Put entries of one source in place of those that the ledger has (`known`, by part)."""
-    if not entries:
-        return
-    _replace(connection, SOURCE, entries, known)
+def is_long(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether it is time to `fold`."""
+    row = connection.execute(
+        f"SELECT count(*) - count(DISTINCT (name, part)) FROM lake.stream_offsets WHERE {_KIND}",
+        [SOURCE],
+    ).fetchone()
+    return row is not None and row[0] >= FOLD_ROWS
+
+
+def fold(connection: duckdb.DuckDBPyConnection) -> None:
+    """Put one row in place of the many of each part."""
+    _replace(connection, SOURCE, _read(connection, _KIND, [SOURCE]))
 
 
 def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
@@ -84,8 +92,8 @@ def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta])
         if delta.accepted or delta.dead_lettered:
             changed.setdefault(delta.source, {})[delta.source_name] = delta
     for source, parts in changed.items():
-        found = read(connection, source, parts)
-        write(connection, [entry.plus(parts[part]) for part, entry in found.items()], found)
+        found = _read(connection, _PARTS, [SOURCE, source, list(parts)])
+        _replace(connection, SOURCE, [entry.plus(parts[entry.part]) for entry in found])
 
 
 def consumer_offset(connection: duckdb.DuckDBPyConnection, name: str) -> int | None:
@@ -98,7 +106,7 @@ def consumer_offsets(connection: duckdb.DuckDBPyConnection) -> Mapping[str, int]
     """The snapshot up to which each consumer has seen the lake."""
     return dict(
         connection.execute(
-            "SELECT name, position FROM lake.stream_offsets WHERE kind = ?", [CONSUMER]
+            f"SELECT name, position FROM lake.stream_offsets WHERE {_KIND}", [CONSUMER]
         ).fetchall()
     )
 
@@ -107,27 +115,38 @@ def set_consumer_offset(
     connection: duckdb.DuckDBPyConnection, name: str, snapshot: int | None
 ) -> None:
     """Enter up to which snapshot a consumer has seen the lake; None forgets it."""
-    known = connection.execute(
-        f"SELECT part FROM lake.stream_offsets {_WHERE}", [CONSUMER, name, [""]]
-    ).fetchall()
     if snapshot is None:
-        if known:
-            connection.execute(f"DELETE FROM lake.stream_offsets {_WHERE}", [CONSUMER, name, [""]])
-        return
-    _replace(connection, CONSUMER, [Offset(name, "", snapshot)], [part for (part,) in known])
+        _delete(connection, CONSUMER, [Offset(name, "")])
+    else:
+        _replace(connection, CONSUMER, [Offset(name, "", snapshot)])
 
 
-def _replace(
-    connection: duckdb.DuckDBPyConnection,
-    kind: str,
-    entries: Sequence[Offset],
-    known: Collection[str],
-) -> None:
-    old = [entry.part for entry in entries if entry.part in known]
-    if old:
-        connection.execute(
-            f"DELETE FROM lake.stream_offsets {_WHERE}", [kind, entries[0].name, old]
-        )
+def _read(
+    connection: duckdb.DuckDBPyConnection, where: str, parameters: Sequence[object]
+) -> list[Offset]:
+    rows = connection.execute(
+        "SELECT name, part, max(position), sum(lines)::BIGINT, sum(accepted)::BIGINT,"
+        f" sum(dead_lettered)::BIGINT FROM lake.stream_offsets WHERE {where} GROUP BY name, part",
+        parameters,
+    ).fetchall()
+    return [Offset(*row) for row in rows]
+
+
+def _replace(connection: duckdb.DuckDBPyConnection, kind: str, entries: Sequence[Offset]) -> None:
+    _delete(connection, kind, entries)
+    if entries:
+        _insert(connection, kind, entries)
+
+
+def _delete(connection: duckdb.DuckDBPyConnection, kind: str, entries: Sequence[Offset]) -> None:
+    parts: dict[str, list[str]] = {}
+    for entry in entries:
+        parts.setdefault(entry.name, []).append(entry.part)
+    for name, some in parts.items():
+        connection.execute(f"DELETE FROM lake.stream_offsets WHERE {_PARTS}", [kind, name, some])
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, kind: str, entries: Sequence[Offset]) -> None:
     columns: dict[str, list[object]] = {
         "name VARCHAR": [entry.name for entry in entries],
         "part VARCHAR": [entry.part for entry in entries],

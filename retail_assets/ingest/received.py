@@ -6,22 +6,25 @@ nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import duckdb
 
 from retail_assets.ingest import offsets
-from retail_assets.ingest.event_files import apply_deltas
+from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_lines import payloads_to_arrow
+from retail_assets.ingest.event_memory import memory_of, remember
 from retail_assets.ingest.events import SMALL, EventBatch
 from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_LINES = 20_480
+CHUNK_LINES = 10_240
 """How many lines a core judges at a time."""
 
 
@@ -87,8 +90,7 @@ def take(
                 # Each statement outside would be a transaction of its own, which opens the
                 # catalog: that takes longer than to judge these.
                 events.add(*_arrow(batch))
-            known = _known(connection, batch)
-            entries = _advance(known, batch, events)
+            entries = _advance(_next_positions(connection, batch), batch, events)
             settled = events.settle()
             others = []
             for delta in settled.deltas:
@@ -97,16 +99,23 @@ def take(
                     entries[part] = entries[part].plus(delta)
                 else:
                     others.append(delta)
-            _write(connection, entries, known)
+            offsets.append(connection, list(entries.values()))
             apply_deltas(connection, others)
             also()
+    memory = memory_of(connection)
+    if memory:
+        memory.positions.update({part: entry.position for part, entry in entries.items()})
     mine = [delta for delta in settled.deltas if (delta.source, delta.source_name) in entries]
-    lines = sum(entry.lines - _lines(known, part) for part, entry in entries.items())
+    lines = sum(entry.lines for entry in entries.values())
     return Taken(lines, sum(item.taken for item in mine), sum(item.taken_dead for item in mine))
 
 
 def warm_up(connection: duckdb.DuckDBPyConnection) -> None:
-    """Judge a made-up event and forget it, so that the first real one need not wait for that."""
+    """Get a connection ready to take in one batch after the other, of few events each.
+
+    It is given a memory, and judges a made-up event, lest the first real one wait for that.
+    """
+    remember(connection)
     made_up = Received("kafka", "", date.today(), [0], [b"{}"], offered_at=0.0)  # noqa: DTZ011
     with EventBatch(connection) as events:
         events.add(*_arrow([made_up]))
@@ -115,53 +124,44 @@ def warm_up(connection: duckdb.DuckDBPyConnection) -> None:
 _Part = tuple[str, str]
 
 
-def _known(
+def _next_positions(
     connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]
-) -> dict[_Part, offsets.Offset]:
-    """What the ledger has of the parts that something was received from."""
-    names: dict[str, set[str]] = {}
+) -> dict[_Part, int]:
+    """The next position that is new of each part that something was received from."""
+    memory = memory_of(connection)
+    found: dict[_Part, int] = {}
+    if memory:
+        memory.refresh()
+        found = memory.positions
+    unknown: dict[str, set[str]] = {}
     for received in batch:
-        names.setdefault(received.source, set()).add(received.source_name)
-    return {
-        (source, part): entry
-        for source, parts in names.items()
-        for part, entry in offsets.read(connection, source, parts).items()
+        if (received.source, received.source_name) not in found:
+            unknown.setdefault(received.source, set()).add(received.source_name)
+    return found | {
+        (source, part): position
+        for source, parts in unknown.items()
+        for part, position in offsets.next_positions(connection, source, parts).items()
     }
 
 
-def _lines(known: dict[_Part, offsets.Offset], part: _Part) -> int:
-    return known[part].lines if part in known else 0
-
-
 def _advance(
-    known: dict[_Part, offsets.Offset], batch: Sequence[Received], events: EventBatch
+    known: dict[_Part, int], batch: Sequence[Received], events: EventBatch
 ) -> dict[_Part, offsets.Offset]:
     """Move the offsets past what was received; lines that they were past already are left out."""
+    import numpy as np
+
     positions: dict[_Part, list[int]] = {}
     for received in batch:
         positions.setdefault((received.source, received.source_name), []).extend(received.positions)
     entries: dict[_Part, offsets.Offset] = {}
     for part, found in positions.items():
-        entry = known.get(part, offsets.Offset(*part))
-        ahead = sum(position >= entry.position for position in found)
+        next_one = known.get(part, 0)
+        ahead = int(np.count_nonzero(np.asarray(found, np.int64) >= next_one))
         if ahead < len(found):
-            events.leave_out_before(*part, entry.position)
+            events.leave_out_before(*part, next_one)
         if ahead:
-            entries[part] = replace(entry, position=max(found) + 1, lines=entry.lines + ahead)
+            entries[part] = offsets.Offset(*part, max(found) + 1, ahead)
     return entries
-
-
-def _write(
-    connection: duckdb.DuckDBPyConnection,
-    entries: dict[_Part, offsets.Offset],
-    known: dict[_Part, offsets.Offset],
-) -> None:
-    for source in {source for source, _ in entries}:
-        offsets.write(
-            connection,
-            [entry for (name, _), entry in entries.items() if name == source],
-            [part for name, part in known if name == source],
-        )
 
 
 def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
@@ -169,8 +169,10 @@ def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
     import numpy as np
     import pyarrow as pa
 
+    # Of thousands of requests of an event each, one column at once.
     lines = pa.concat_tables(
-        payloads_to_arrow(list(received.payloads), received.defect) for received in batch
+        payloads_to_arrow([payload for received in alike for payload in received.payloads], defect)
+        for defect, alike in groupby(batch, attrgetter("defect"))
     ).combine_chunks()
     positions = [np.asarray(received.positions, np.int64) for received in batch]
     numbers = np.repeat(

@@ -9,7 +9,9 @@ from datetime import datetime
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import duckdb
 
@@ -25,6 +27,8 @@ POSTGRES = "postgres:"
 
 CATALOG = "__ducklake_metadata_lake"
 """What DuckLake calls the database of the catalog of `lake`."""
+
+_authors: "WeakKeyDictionary[duckdb.DuckDBPyConnection, str]" = WeakKeyDictionary()
 
 ROW_GROUP = 122_880
 """Rows of a Parquet row group. Within one, the order of rows makes no day faster to find."""
@@ -137,7 +141,10 @@ class Lake:
             connection.execute("BEGIN")
             try:
                 # First: at the end it would look through all that the transaction has changed.
-                connection.execute("CALL lake.set_commit_message(?, ?)", ["retail_assets", message])
+                connection.execute(
+                    "CALL lake.set_commit_message(?, ?, extra_info => ?)",
+                    ["retail_assets", message, author(connection)],
+                )
                 yield
                 commit(connection)
             except BaseException:
@@ -231,6 +238,11 @@ class Lake:
 
 class NoLakeError(RetailAssetsError):
     """A reader came before anything was written."""
+
+
+def author(connection: duckdb.DuckDBPyConnection) -> str:
+    """What tells the transactions of a connection apart in the history of the lake."""
+    return _authors.setdefault(connection, token_hex(8))
 
 
 def commit(connection: duckdb.DuckDBPyConnection) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from retail_assets.ingest import offsets
 from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.received import Received, Taken, take, warm_up
 from retail_assets.lake.compaction import Step, steps
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS = 20_000
-LINGER_SECONDS = 0.02
-"""How long the first event of a micro-batch waits for others; a commit costs more than this."""
+MAX_EVENTS = 200_000
+LINGER_SECONDS = 0.005
+"""How long the first event of a micro-batch waits for others: a file or a request of many comes in
+pieces. While a batch is taken in the next one gathers anyway."""
 
 IDLE_SECONDS = 0.5
 
@@ -193,7 +195,7 @@ class Intake:
         """
         if time.monotonic() < self._upkeep_at:
             return connection
-        self._upkeep = self._upkeep or steps(self._lake, connection)
+        self._upkeep = self._upkeep or self._steps(connection)
         try:
             step = next(self._upkeep, None)
         except Exception as error:  # noqa: BLE001  # it is begun again later
@@ -208,6 +210,12 @@ class Intake:
             self._figures.gauge({"upkeep_hold_seconds": round(step.seconds, 3)})
             self._upkeep_at = time.monotonic() + STEP_SECONDS
         return connection
+
+    def _steps(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
+        if offsets.is_long(connection):
+            with self._lake.transaction(connection, "fold offsets"):
+                offsets.fold(connection)
+        yield from steps(self._lake, connection)
 
     def _beat_alone(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         try:

@@ -21,6 +21,9 @@ Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
+MOST_REST_SECONDS = 1.0
+
+
 class Loop:
     """Does some work again and again, at most once in `seconds`, and sooner when woken.
 
@@ -45,6 +48,7 @@ class Loop:
         self._turn = turn
         self._seconds = seconds
         self._on_wake = on_wake
+        self._shares = turns is not None
         self._turns = turns or nullcontext()
         self._stop = threading.Event()
         self._wanted = threading.Event()
@@ -73,6 +77,10 @@ class Loop:
         """Wait for the end."""
         self._thread.join()
 
+    def _rest(self, took: float) -> None:
+        if self._shares:
+            self._stop.wait(min(took, MOST_REST_SECONDS))
+
     def _run(self) -> None:
         failures = 0
         connection: duckdb.DuckDBPyConnection | None = None
@@ -85,6 +93,7 @@ class Loop:
                 with self._turns:
                     began = time.monotonic()
                     self._turn(connection, failures)
+                    self._rest(time.monotonic() - began)
                 failures = 0
                 self._figures.problem(self.name, None)
             except Exception as error:  # noqa: BLE001  # the loop goes on, whatever one turn met
@@ -94,12 +103,11 @@ class Loop:
                 if connection is not None:
                     connection.close()
                     connection = None
-            took = time.monotonic() - began
             if failures:
                 pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
                 self._stop.wait(pause)
             else:
-                self._stop.wait(min(self._seconds, 0.5) + took if self._on_wake else 0)
+                self._stop.wait(min(self._seconds, 0.5) if self._on_wake else 0)
                 self._wanted.wait(self._seconds)
                 self._wanted.clear()
         if connection is not None:

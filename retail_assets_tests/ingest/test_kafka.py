@@ -275,6 +275,7 @@ def assert_each_once(settings: Settings, name: str, messages: int) -> None:
     assert rows(settings, "SELECT count(*), count(DISTINCT event_id) FROM enriched_events") == [
         (4 * messages, 4 * messages)
     ]
-    assert rows(settings, "SELECT part, position, lines FROM stream_offsets ORDER BY part") == [
-        (f"{name}:{number}", messages, messages) for number in range(4)
-    ]
+    assert rows(
+        settings,
+        "SELECT part, max(position), sum(lines) FROM stream_offsets GROUP BY part ORDER BY part",
+    ) == [(f"{name}:{number}", messages, messages) for number in range(4)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.offsets import Offset, write
+from retail_assets.ingest.offsets import Offset, append
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import Broker, running_broker
@@ -35,7 +35,7 @@ def enter(lake: Lake, part: str, position: int) -> None:
     """Let the ledger be at a position."""
     with lake.connect() as connection, lake.transaction(connection, "test"):
         connection.execute("DELETE FROM stream_offsets WHERE part = ?", [part])
-        write(connection, [Offset("kafka", part, position)], ())
+        append(connection, [Offset("kafka", part, position)])
 
 
 def test_a_topic_that_ends_before_the_ledger_is_refused(

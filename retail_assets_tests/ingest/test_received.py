@@ -41,8 +41,8 @@ def received(first: int, *payloads: str | bytes, part: str = "orders:0", **chang
 
 def ledger(intake: EventIntake) -> list[tuple]:
     return intake.rows(
-        "SELECT name, part, position, lines, accepted, dead_lettered, duplicate"
-        " FROM stream_offsets ORDER BY ALL"
+        "SELECT name, part, max(position), sum(lines), sum(accepted), sum(dead_lettered),"
+        " sum(duplicate) FROM stream_offsets GROUP BY ALL ORDER BY ALL"
     )
 
 

@@ -107,9 +107,9 @@ def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_lett
     run(seen.lake, inbox, figures)
     assert seen.events() == [("E1",), ("E2",), ("E3",), ("E5",), ("E6",)]
     assert seen.rows("SELECT position, reason FROM dead_letter_events") == [(3, "not_taken")]
-    assert seen.rows("SELECT position, lines, accepted, dead_lettered FROM stream_offsets") == [
-        (6, 6, 5, 1)
-    ]
+    assert seen.rows(
+        "SELECT max(position), sum(lines), sum(accepted), sum(dead_lettered) FROM stream_offsets"
+    ) == [(6, 6, 5, 1)]
     assert sorted(sender.told) == ["0-1 done", "2-4 done", "5-5 done"]
     assert figures.problems == {}
 
