@@ -27,6 +27,9 @@ FALSE_POSITIVES = 0.001
 LEAST_EVENTS = 1_000_000
 """What a filter has room for at least: 1.8 MB."""
 
+MOST_EVENTS = 50_000_000
+"""Of more events there is no filter: it takes a minute to fill, and 180 MB."""
+
 MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
@@ -177,6 +180,9 @@ class EventMemory:
         execute = self._connection.execute
         (count,) = execute(f"SELECT count(*) FROM lake.{_EVENTS}").fetchone() or (0,)
         self._count, self._room = 0, max(LEAST_EVENTS, 2 * count)
+        self._identities = None
+        if count > MOST_EVENTS:
+            return
         self._identities = Bloom(self._room, FALSE_POSITIVES)
         reader = execute(f"SELECT hash(event_id) FROM lake.{_EVENTS}").to_arrow_reader(100_000)
         for batch in reader:

@@ -129,18 +129,19 @@ def _next_positions(
 ) -> dict[_Part, int]:
     """The next position that is new of each part that something was received from."""
     memory = memory_of(connection)
+    parts = {(received.source, received.source_name) for received in batch}
     found: dict[_Part, int] = {}
     if memory:
         memory.refresh()
-        found = memory.positions
-    unknown: dict[str, set[str]] = {}
-    for received in batch:
-        if (received.source, received.source_name) not in found:
-            unknown.setdefault(received.source, set()).add(received.source_name)
+        # Who fails from here on does not know whether he has committed: then the ledger is asked.
+        found = {part: memory.positions.pop(part) for part in parts & memory.positions.keys()}
+    unknown: dict[str, list[str]] = {}
+    for source, source_name in parts - found.keys():
+        unknown.setdefault(source, []).append(source_name)
     return found | {
         (source, part): position
-        for source, parts in unknown.items()
-        for part, position in offsets.next_positions(connection, source, parts).items()
+        for source, names in unknown.items()
+        for part, position in offsets.next_positions(connection, source, names).items()
     }
 
 

@@ -33,8 +33,8 @@ ATTEMPTS = 3
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
 
-UPKEEP_SECONDS = 30.0
-"""How often the lake is compacted."""
+FIRST_UPKEEP_SECONDS, UPKEEP_SECONDS = 5.0, 30.0
+"""When the lake is compacted first, and how often; by a worker that is killed all the time, too."""
 
 STEP_SECONDS = 0.5
 """The pause between two steps of it: each holds the write lock for some tens of ms."""
@@ -68,7 +68,7 @@ class Intake:
         self._beat_is_due = beat_is_due
         self._on_commit = on_commit
         self._upkeep: Iterator[Step] | None = None
-        self._upkeep_at = time.monotonic() + UPKEEP_SECONDS
+        self._upkeep_at = time.monotonic() + FIRST_UPKEEP_SECONDS
 
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
@@ -172,6 +172,7 @@ class Intake:
         self._upkeep = None
         try:
             fresh = self._lake.open()
+            warm_up(fresh)
         except Exception:
             logger.exception("The lake cannot be opened")
             return connection

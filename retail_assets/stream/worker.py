@@ -4,6 +4,7 @@ Threads: each source has its own; one takes what they received into the lake; fi
 their own, so that a large one holds nobody up; and each consumer follows at its own pace.
 """
 
+import gc
 import logging
 import sys
 import threading
@@ -35,6 +36,10 @@ LOG_SECONDS = 60.0
 SWITCH_SECONDS = 0.001
 """How long a thread that computes in Python keeps the others waiting; by default it is 5 ms. The
 intake waits so long after each of its thirty statements, if another thread is busy then."""
+
+COLLECTED_AFTER = 20_000
+"""How many new objects Python's garbage collector waits for. With its 700 it would look again and
+again through what is being received."""
 
 DRAIN_SECONDS = 60.0
 """How long what waits may take to be committed once the worker is told to stop."""
@@ -92,7 +97,7 @@ class Worker:
             RetailAssetsError: if a source cannot start, or the lake cannot be opened; nothing is
                 taken in then.
         """
-        with _quick_switches(), self.lake.connect() as connection:
+        with _tuned_python(), self.lake.connect() as connection:
             self._beat_in_transaction(connection)
             stay_connected(self.lake, connection)
             started: list[Source] = []
@@ -209,10 +214,15 @@ class Worker:
 
 
 @contextmanager
-def _quick_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
+def _tuned_python() -> Iterator[None]:
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.set_threshold(COLLECTED_AFTER, *thresholds[1:])
+    # All that was imported stays: no collection needs to look at it.
+    gc.freeze()
     try:
         yield
     finally:
-        sys.setswitchinterval(before)
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from retail_assets.ingest import dead_letters, offsets, replay
-from retail_assets.ingest.received import Received, take
+from retail_assets.ingest.event_memory import memory_of, remember
+from retail_assets.ingest.received import Received, take, warm_up
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -21,9 +22,11 @@ DAY = date(2026, 10, 12)
 BAD = b'{"event_id": "bad"}'
 
 
-@pytest.fixture
-def intake(settings, lake) -> Iterator[EventIntake]:
+@pytest.fixture(params=["asking the lake", "remembering"])
+def intake(request, settings, lake) -> Iterator[EventIntake]:
     with EventIntake.open(settings) as intake:
+        if request.param == "remembering":
+            warm_up(intake.connection)
         yield intake
 
 
@@ -142,6 +145,8 @@ def test_a_large_batch_goes_the_same_way_as_small_ones(intake):
     intake.connection.execute("TRUNCATE lake.stream_offsets")
     for table in ("raw_events", "enriched_events", "dead_letter_events"):
         intake.connection.execute(f"DELETE FROM lake.{table}")
+    if memory_of(intake.connection):
+        remember(intake.connection)
     for first in range(0, 3_000, 500):
         take(intake.lake, intake.connection, [received(first, *payloads[first : first + 500])])
     assert intake.tables() == large

@@ -1,0 +1,230 @@
+"""What a worker remembers of the lake changes nothing of what it takes in, whatever others do."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import narwhals as nw
+import pytest
+
+from retail_assets import tables
+from retail_assets.ingest import event_memory, received
+from retail_assets.ingest.event_memory import EventMemory, memory_of
+from retail_assets.ingest.received import Received, take, warm_up
+from retail_assets.lake import connection as lake_connection
+from retail_assets.lake.publish import publish_table
+from retail_assets.settings import Settings
+from retail_assets_tests.event_files import EventIntake, event
+
+DAY = date(2026, 10, 12)
+PART = ("kafka", "orders:5")
+
+
+def batch(first: int, *payloads: str, part: str = "orders:5") -> Received:
+    texts = [text.encode() for text in payloads]
+    return Received("kafka", part, DAY, range(first, first + len(texts)), texts, offered_at=0.0)
+
+
+@pytest.fixture
+def intakes(settings, lake) -> Iterator[Callable[[], EventIntake]]:
+    """Opens connections that remember, as many as a test asks for."""
+    with ExitStack() as stack:
+
+        def opened() -> EventIntake:
+            intake = stack.enter_context(EventIntake.open(settings))
+            warm_up(intake.connection)
+            return intake
+
+        yield opened
+
+
+def memory(intake: EventIntake) -> EventMemory:
+    found = memory_of(intake.connection)
+    assert found is not None
+    return found
+
+
+def accepted(intake: EventIntake, *items: Received) -> int:
+    return take(intake.lake, intake.connection, items).accepted
+
+
+def test_what_others_take_in_is_known(intakes):
+    mine, others = intakes(), intakes()
+    assert accepted(mine, batch(0, event(1))) == 1
+    # It counts where it was received first, by the name of the source.
+    assert accepted(others, batch(0, event(1), event(2), part="orders:1")) == 2
+    assert accepted(mine, batch(1, event(1), event(2), event(3))) == 1
+    assert mine.events() == [("E1",), ("E2",), ("E3",)]
+
+
+def test_positions_that_others_take_in_are_known(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1)))
+    accepted(others, batch(0, event(1), event(2)))
+    taken = take(mine.lake, mine.connection, [batch(1, event(2), event(3))])
+    assert (taken.lines, taken.accepted) == (1, 1)
+    assert mine.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,), (2,)]
+
+
+def test_what_was_there_before_is_known(intakes):
+    accepted(intakes(), batch(0, event(1), event(2)))
+    again = intakes()
+    assert accepted(again, batch(2, event(1), event(3))) == 1
+    assert again.events() == [("E1",), ("E2",), ("E3",)]
+
+
+def test_an_event_that_was_taken_out_again_is_taken_in(intakes):
+    intake = intakes()
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    intake.write(f"{DAY}/a.jsonl", [event(20)])
+    intake.take()
+    assert accepted(intake, batch(0, event(1), event(20))) == 1
+    assert intake.events("event_id, source") == [("E1", "kafka"), ("E20", "file")]
+
+
+def test_reference_data_that_others_replace_are_taken_up(intakes, settings, lake):
+    intake = intakes()
+    accepted(intake, batch(0, event(1)))
+    with lake.connect() as connection:
+        product = connection.sql(
+            "SELECT 'P1' AS product_id, 'Tea' AS product_name, 'Drinks' AS product_category,"
+            " 3.5::DECIMAL(12,2) AS unit_price_gbp, 10::BIGINT AS stock_on_hand"
+        )
+        publish_table(lake, connection, tables.PRODUCTS, nw.from_native(product))
+    accepted(intake, batch(1, event(2)))
+    accepted(intake, batch(2, *map(event, range(3, 2_500))))
+    found = intake.rows("SELECT event_id, product_name FROM enriched_events WHERE event_id <> 'E1'")
+    assert {name for _, name in found} == {"Tea"}
+    assert len(found) == 2_498
+
+
+def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monkeypatch, lake):
+    monkeypatch.setattr(event_memory, "MOST_ROWS", 0)
+    intake = intakes()
+    with lake.connect() as connection:
+        customer = connection.sql(
+            "SELECT 'C1' AS customer_id, 'Loyal' AS customer_segment, 'North' AS home_region,"
+            " DATE '2020-01-01' AS joined_on"
+        )
+        publish_table(lake, connection, tables.CUSTOMERS, nw.from_native(customer))
+    accepted(intake, batch(0, event(1)))
+    assert not memory(intake).holds(tables.CUSTOMERS.name)
+    assert intake.events("customer_segment") == [("Loyal",)]
+
+
+def test_a_history_that_was_forgotten_is_read_anew(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1)))
+    for number in range(2, 6):
+        accepted(others, batch(number, event(number), part="orders:1"))
+    others.connection.execute("CALL ducklake_expire_snapshots('lake', older_than => now())")
+    assert accepted(mine, batch(1, event(4), event(9))) == 1
+    # Now with what was read anew.
+    assert accepted(mine, batch(3, event(5), event(9), event(10))) == 1
+    assert memory(mine).known([1, 2]) == []
+    assert mine.events() == [("E1",), ("E10",), ("E2",), ("E3",), ("E4",), ("E5",), ("E9",)]
+
+
+def test_more_events_than_there_is_room_for_are_all_known(intakes, monkeypatch):
+    monkeypatch.setattr(event_memory, "LEAST_EVENTS", 20)
+    intake = intakes()
+    for first in range(0, 200, 10):
+        assert accepted(intake, batch(first, *map(event, range(first, first + 10)))) == 10
+    assert accepted(intake, batch(200, *map(event, range(210)))) == 10
+    assert memory(intake)._room > 200
+
+
+def test_of_more_events_than_are_remembered_the_lake_is_asked(intakes, monkeypatch):
+    monkeypatch.setattr(event_memory, "MOST_EVENTS", 1)
+    accepted(intakes(), batch(0, event(1), event(2)))
+    intake = intakes()
+    assert memory(intake).known([1]) is None
+    assert accepted(intake, batch(2, event(2), event(3))) == 1
+
+
+def test_a_false_positive_is_no_duplicate(intakes, monkeypatch):
+    intake = intakes()
+    monkeypatch.setattr(EventMemory, "known", lambda _, identities: list(identities))
+    assert accepted(intake, batch(0, event(1), event(2))) == 2
+
+
+def test_new_fields_are_counted_once_whoever_saw_them_first(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1, note="a")))
+    accepted(others, batch(0, event(2, note="b", colour="red"), part="orders:1"))
+    accepted(mine, batch(1, event(3, colour="blue", size=1)))
+    assert mine.rows("SELECT field FROM event_fields ORDER BY ALL") == [
+        ("colour",),
+        ("note",),
+        ("size",),
+    ]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_whoever_does_not_know_whether_he_committed_asks(intakes, monkeypatch, committed):
+    intake = intakes()
+    accepted(intake, batch(0, event(1)))
+    commit = lake_connection.commit
+
+    def broken(connection: duckdb.DuckDBPyConnection) -> None:
+        if committed:
+            commit(connection)
+        raise ConnectionError
+
+    monkeypatch.setattr(lake_connection, "commit", broken)
+    with pytest.raises(ConnectionError):
+        accepted(intake, batch(1, event(2)))
+    monkeypatch.setattr(lake_connection, "commit", commit)
+    taken = take(intake.lake, intake.connection, [batch(1, event(2))])
+    assert taken.lines == (0 if committed else 1)
+    assert intake.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,)]
+    assert intake.events() == [("E1",), ("E2",)]
+
+
+def test_the_lake_is_asked_for_little(intakes, monkeypatch):
+    intake = intakes()
+    accepted(intake, batch(0, event(1)))
+    monkeypatch.setattr(received.offsets, "next_positions", None)
+    assert accepted(intake, batch(1, event(2))) == 1
+    assert memory(intake).positions == {PART: 2}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_nothing(
+    intakes, seed, tmp_path: Path
+):
+    chance = random.Random(seed)  # noqa: S311
+    workers = [intakes(), intakes()]
+    positions = [0, 0]
+    received_: list[Received] = []
+    files: list[tuple[str, list[str]]] = []
+    for turn in range(16):
+        lines = [
+            event(chance.randrange(30), note=turn) for _ in range(chance.choice((1, 3, 2_100)))
+        ]
+        number = chance.randrange(3)
+        worker = workers[number % 2]
+        if number == 2:
+            # Some of them in place of what was there before.
+            files.append((f"{DAY}/{chance.randrange(3)}.jsonl", lines[:5]))
+            worker.write(*files[-1])
+            worker.take()
+        else:
+            item = batch(positions[number], *lines, part=f"orders:{number}")
+            positions[number] += len(lines)
+            received_.append(item)
+            accepted(worker, item)
+    with EventIntake.open(
+        Settings(data_dir=tmp_path / "other", start_date=date(2026, 1, 1))
+    ) as one:
+        for path, lines in files:
+            one.write(path, lines)
+        one.take()
+        for item in received_:
+            accepted(one, item)
+        sources = "SELECT * EXCLUDE (processed_at) FROM enriched_events ORDER BY ALL"
+        assert workers[0].rows(sources) == one.rows(sources)
