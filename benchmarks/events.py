@@ -127,7 +127,7 @@ def million(folder: Path, events: int) -> Path:
 
 
 def _many_files(folder: Path, files: int) -> Path:
-    _reference(folder)
+    write_reference(folder)
     target = folder / "events" / str(DAY)
     target.mkdir(parents=True)
     for number in range(files):
@@ -160,7 +160,8 @@ def _big_file(folder: Path, million: Path, gigabytes: float) -> Path:
     return folder
 
 
-def _reference(folder: Path) -> None:
+def write_reference(folder: Path) -> None:
+    """Write made-up products and customers into a data folder."""
     from retail_assets.samples.generate import generate
 
     generate(folder / "scratch", days=1, orders_per_day=1, events=0, start=DAY, seed=1)
@@ -222,7 +223,7 @@ def sensor_latency(folder: Path, drops: int) -> list[float]:
     from retail_assets.lake.connection import Lake, NoLakeError
     from retail_assets.settings import Settings
 
-    _reference(folder)
+    write_reference(folder)
     target = folder / "events" / str(DAY)
     target.mkdir(parents=True)
     home = folder / "dagster"

@@ -13,6 +13,8 @@ from datetime import date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from benchmarks.events import write_reference
+from benchmarks.stream_platform import take_reference_in
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import running_broker
@@ -35,8 +37,8 @@ def event(number: int) -> str:
         {
             "event_id": f"E{number}",
             "order_id": f"O{number}",
-            "customer_id": f"C{number % 997}",
-            "product_id": f"P{number % 97}",
+            "customer_id": f"{number % 997 + 1:06}",
+            "product_id": f"P{number % 97 + 1:04}",
             "order_value_gbp": 10 + number % 400,
             "region": "North",
             "quantity": 1,
@@ -50,6 +52,8 @@ def latencies(
 ) -> list[float]:
     """Offer events evenly for a while; returns how long each took to be seen, in seconds."""
     settings = Settings(data_dir=folder)
+    write_reference(folder)
+    take_reference_in(settings)
     with _worker(folder, source) as bootstrap:
         offer = {"files": _files, "kafka": _kafka, "webhook": _webhook}[source](settings, bootstrap)
         seen: dict[str, float] = {}
@@ -136,7 +140,7 @@ def _webhook(_: Settings, __: str) -> Callable[[list[tuple[str, str]]], None]:
 def _worker(folder: Path, source: str) -> Iterator[str]:
     """A worker that takes one source; yields the broker's address, if there is one."""
     environment = os.environ | {"RETAIL_DATA_DIR": str(folder), "RETAIL_WEBHOOK_TOKEN": TOKEN}
-    command = [sys.executable, "-c", "from retail_assets.cli import run; run()", "stream"]
+    command = [sys.executable, "-m", "retail_assets", "stream"]
     with running_broker() as broker:
         if source == "kafka":
             broker.create_topic(TOPIC, partitions=2)

@@ -13,6 +13,15 @@ from retail_assets.settings import Settings
 from retail_assets.stream.assemble import Options, build_worker
 
 
+def take_reference_in(settings: Settings) -> None:
+    """Take products and customers in."""
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        for table in (tables.PRODUCTS, tables.CUSTOMERS):
+            frame = reference.read_reference(settings.reference_dir, table)
+            publish_table(lake, connection, table, frame)
+
+
 def run(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[str, float]:
     """Take a topic in; seconds from the first message on, peak memory in MB, and the counts."""
     settings = Settings(
@@ -20,11 +29,7 @@ def run(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[s
         lake_catalog=str(out / "catalog.sqlite"),
         lake_data=str(out / "files"),
     )
-    lake = Lake.from_settings(settings)
-    with lake.connect() as connection:
-        for table in (tables.PRODUCTS, tables.CUSTOMERS):
-            frame = reference.read_reference(settings.reference_dir, table)
-            publish_table(lake, connection, table, frame)
+    take_reference_in(settings)
     worker = build_worker(
         settings, Options(files=False, kafka=bootstrap, topic=topic, consumers=False)
     )

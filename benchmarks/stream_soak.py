@@ -1,13 +1,12 @@
 """A soak: events from all sources for a while, the worker killed at random, readers all the time.
 
-    python -m benchmarks.stream_soak FOLDER MINUTES
+    python -m benchmarks --only soak --minutes 15
 
 The sensor and the daemon run beside the worker, upkeep runs in it, and a reader polls. At the end
-every event must be in the lake once, no reader may have met an error, and the number of files and
-the worker's memory must not have grown with time.
+every event must be in the lake once, and no reader may have met an error; whether the number of
+files or the worker's memory grew with time is seen in `docs/soak.md`.
 """
 
-import json
 import os
 import random
 import shutil
@@ -22,7 +21,9 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from benchmarks.events import write_reference
 from benchmarks.stream_latency import PORT, TOKEN, event
+from benchmarks.stream_platform import take_reference_in
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import running_broker
@@ -32,8 +33,10 @@ TOPIC = "orders"
 KAFKA, WEBHOOK, FILES = 500, 300, 200
 """Events a second of each source."""
 
-UPTIME_SECONDS = (15, 60)
-"""A worker lives so long before it is killed."""
+UPTIME_SECONDS = (20, 150)
+"""A worker lives so long before it is killed: some long enough for upkeep, and to see it grow."""
+
+YOUNG_SECONDS, OLD_SECONDS = 45, 90
 
 SAMPLE_SECONDS = 5
 
@@ -51,6 +54,7 @@ class Soak:
     kills: int = 0
     samples: list[dict[str, float]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
 
     def steadily(self, per_second: int, together: int, offer: Callable[[int], None]) -> None:
         """Call something at a steady rate, with the number of the first event."""
@@ -145,9 +149,10 @@ class Soak:
     def work(self) -> None:
         """Keep a worker running; kill it at random and start another."""
         environment = os.environ | {"RETAIL_WEBHOOK_TOKEN": TOKEN}
-        command = [sys.executable, "-c", "from retail_assets.cli import run; run()", "stream"]
+        command = [sys.executable, "-m", "retail_assets", "stream"]
         options = ["--kafka", self.bootstrap, "--topic", TOPIC, "--http", f"127.0.0.1:{PORT}"]
         while not self.stop.is_set():
+            self.started = time.monotonic()
             self.process = subprocess.Popen([*command, *options], env=environment)
             if not self.stop.wait(random.uniform(*UPTIME_SECONDS)):  # noqa: S311
                 self.process.kill()
@@ -173,6 +178,7 @@ class Soak:
                 ).fetchone()
             self.samples.append(
                 {
+                    "age": time.monotonic() - self.started,
                     "rss_mb": int(rss.split()[1]) / 1024,
                     "files": files,
                     "live_files": float(live or 0),
@@ -181,19 +187,28 @@ class Soak:
             )
 
 
-def run(folder: Path, minutes: float) -> dict[str, object]:
-    """Soak for some minutes; returns what was seen."""
+def report(folder: Path, minutes: float, machine: str) -> str:
+    """Soak for some minutes in a new folder; returns what was seen, as Markdown.
+
+    Raises:
+        RuntimeError: An event is missing or double, or a reader met an error.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     os.environ["RETAIL_DATA_DIR"] = str(folder)
     home = folder / "dagster"
     home.mkdir()
     shutil.copy(ROOT / "deploy/dagster/dagster.yaml", home)
     settings = Settings(data_dir=folder)
+    write_reference(folder)
+    take_reference_in(settings)
+    environment = os.environ | {"DAGSTER_HOME": str(home)}
     with running_broker() as broker:
         broker.create_topic(TOPIC, partitions=4)
         soak = Soak(settings, broker.bootstrap)
         services = subprocess.Popen(
             [sys.executable, "-m", "retail_assets.services", "--no-worker", "--port", "3998"],
-            env=os.environ | {"DAGSTER_HOME": str(home)},
+            env=environment,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -211,14 +226,20 @@ def run(folder: Path, minutes: float) -> dict[str, object]:
         soak.stop.set()
         for thread in threads:
             thread.join()
-        found = _finish(soak)
+        rows, distinct = _wait_for_all(soak)
         services.send_signal(signal.SIGINT)
         services.wait(120)
-    return found
+    expected = sum(soak.offered.values())
+    if soak.reader_errors or not expected == rows == distinct:
+        raise RuntimeError(
+            f"{expected} events were offered, {rows} rows are there, {distinct} different ones;"
+            f" {len(soak.reader_errors)} reads failed: {soak.reader_errors[:5]}"
+        )
+    return _text(soak, minutes, machine, _sensor_runs(home))
 
 
-def _finish(soak: Soak) -> dict[str, object]:
-    """Wait until all is in, then count."""
+def _wait_for_all(soak: Soak) -> tuple[int, int]:
+    """Wait until all is in, then stop the worker; returns rows and different events."""
     expected = sum(soak.offered.values())
     count = (0, 0)
     deadline = time.monotonic() + 300
@@ -231,25 +252,64 @@ def _finish(soak: Soak) -> dict[str, object]:
     if soak.process is not None:
         soak.process.terminate()
         soak.process.wait(120)
+    return count
+
+
+def _sensor_runs(home: Path) -> int:
+    """How many runs Dagster has had: those of the sensors, for nobody else asked for any."""
+    from dagster import DagsterInstance
+
+    os.environ["DAGSTER_HOME"] = str(home)
+    with DagsterInstance.get() as instance:
+        return instance.get_runs_count()
+
+
+def _text(soak: Soak, minutes: float, machine: str, runs: int) -> str:
     third = max(1, len(soak.samples) // 3)
-    parts = (soak.samples[:third], soak.samples[-third:])
-    return {
-        "offered": soak.offered,
-        "rows": count[0],
-        "distinct": count[1],
-        "expected": expected,
-        "kills": soak.kills,
-        "reads": soak.reads,
-        "reader_errors": soak.reader_errors[:5],
-        **{
-            name: [round(max(sample[name] for sample in part)) for part in parts if part]
-            for name in ("rss_mb", "files", "live_files", "snapshots")
-        },
-    }
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1]).absolute()
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    print(json.dumps(run(target, float(sys.argv[2])), indent=2))
+    parts = [soak.samples[first : first + third] for first in (0, third, 2 * third)]
+    lines = [
+        "| the most in | first third | second third | last third |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, what in (
+        ("rss_mb", "memory of the worker, MB"),
+        ("live_files", "data files of the newest snapshot"),
+        ("files", "data files on disk, with those that readers may still need"),
+        ("snapshots", "snapshots"),
+    ):
+        cells = [f"{max(sample[name] for sample in part):,.0f}" for part in parts if part]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    young = [s["rss_mb"] for s in soak.samples if s["age"] < YOUNG_SECONDS]
+    old = [s["rss_mb"] for s in soak.samples if s["age"] > OLD_SECONDS]
+    ages = (
+        f" A worker had at most {max(young):,.0f} MB in its first {YOUNG_SECONDS} s, and"
+        f" {max(old):,.0f} MB when it was older than {OLD_SECONDS} s."
+        if young and old
+        else ""
+    )
+    total = sum(soak.offered.values())
+    offered = ", ".join(f"{count:,} by {source}" for source, count in soak.offered.items())
+    return (
+        "\n\n".join(
+            [
+                "# A soak of the live lane",
+                f"Written by `python -m benchmarks --only soak`; {machine}.",
+                (
+                    f"{minutes:g} minutes at {KAFKA + WEBHOOK + FILES:,} events/s: {offered}. The"
+                    f" worker was killed {soak.kills} times at random; Dagster ran beside it with"
+                    f" its sensors ({runs} runs); a reader read the whole table twice in a"
+                    f" transaction, {soak.reads:,} times."
+                ),
+                (
+                    f"**Each of the {total:,} events was there exactly once, and no read failed**"
+                    " or saw two different states in one transaction."
+                ),
+                "\n".join(lines),
+                (
+                    "Files that were merged stay on disk for ten minutes, and for as long as a"
+                    f" reader is open that began before.{ages}"
+                ),
+            ]
+        )
+        + "\n"
+    )

@@ -45,7 +45,7 @@ def _dagster(host: str, port: int) -> list[str]:
 
 
 def _worker() -> list[str]:
-    return [sys.executable, "-c", "from retail_assets.cli import run; run()", "stream"]
+    return [sys.executable, "-m", "retail_assets", "stream"]
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> int:

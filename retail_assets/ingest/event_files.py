@@ -505,17 +505,7 @@ class _Plan:
         """The ledger's entry of a file, what is counted now aside."""
         old, portion = item.entry, item.portion
         if old is None or portion.restarted:
-            entry = Entry(
-                item.path,
-                1 if old is None else old.version + 1,
-                item.received_date,
-                item.file.size_bytes,
-                item.file.modified_ns,
-                portion.progress,
-                accepted=0,
-                dead_lettered=0,
-                copy_of=None,
-            )
+            entry = _after(item)
         else:
             entry = replace(
                 old,

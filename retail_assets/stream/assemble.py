@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from retail_assets.consumers.feed import Consumer
-    from retail_assets.consumers.publishing import Publication
+    from retail_assets.consumers.publishing import Publisher
     from retail_assets.settings import Settings
     from retail_assets.stream.loops import Turn
 
@@ -88,17 +88,19 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _add_consumers(worker: Worker, settings: "Settings") -> None:
-    from retail_assets.consumers.publishing import publications
+    from retail_assets.consumers.publishing import Publisher, publications
     from retail_assets.consumers.registry import all_consumers
 
     for consumer in all_consumers(settings):
         worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
     for publication in publications(settings):
+        publisher = Publisher(settings, publication)
         worker.add_loop(
             publication.name,
-            _publish(worker, settings, publication),
+            _publish(worker, publisher),
             seconds=CONSUMER_SECONDS,
             shares_turns=False,
+            at_end=publisher.close,
         )
     if settings.notify_urls:
         from retail_assets.notify.services import check_services
@@ -124,11 +126,7 @@ def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
     return turn
 
 
-def _publish(worker: Worker, settings: "Settings", publication: "Publication") -> "Turn":
-    from retail_assets.consumers.publishing import Publisher
-
-    publisher = Publisher(settings, publication)
-
+def _publish(worker: Worker, publisher: "Publisher") -> "Turn":
     def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
         while True:
             done = publisher.publish(worker.lake, connection, stop=lambda: worker.stopping)

@@ -20,15 +20,16 @@ Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
 
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
-
 MOST_REST_SECONDS = 1.0
+"""After a turn that took longer, others do not have to wait any longer for theirs."""
 
 
 class Loop:
-    """Does some work again and again, at most once in `seconds`, and sooner when woken.
+    """Does some work again and again, every `seconds`, and sooner when woken.
 
-    Each turn takes place no sooner than the one before took, so that work that has become slow
-    leaves the machine to others for half of the time.
+    Those that share `turns` take one after the other, each with a rest as long as it took: so all
+    of them together leave the machine to the ingest for half of the time. `at_end` is called once
+    the last turn is over.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Loop:
         seconds: float,
         on_wake: bool,
         turns: AbstractContextManager[object] | None = None,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._lake = lake
@@ -48,6 +50,7 @@ class Loop:
         self._turn = turn
         self._seconds = seconds
         self._on_wake = on_wake
+        self._at_end = at_end
         self._shares = turns is not None
         self._turns = turns or nullcontext()
         self._stop = threading.Event()
@@ -112,3 +115,4 @@ class Loop:
                 self._wanted.clear()
         if connection is not None:
             connection.close()
+        self._at_end()

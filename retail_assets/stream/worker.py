@@ -72,6 +72,7 @@ class Worker:
         seconds: float,
         on_wake: bool = True,
         shares_turns: bool = True,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         """Add work that follows: a turn whenever something was committed, or every so often.
 
@@ -87,6 +88,7 @@ class Worker:
                 seconds=seconds,
                 on_wake=on_wake,
                 turns=self._turns if shares_turns else None,
+                at_end=at_end,
             )
         )
 

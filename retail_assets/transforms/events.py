@@ -1,4 +1,4 @@
-"""Rules of events: which are valid, what they are enriched with, and which of them say what is so.
+"""Rules of events: which are valid, and what they are enriched with.
 
 What the fields are typed as is the reader's business (`engines`): a value that it could not read is
 null here.
@@ -171,31 +171,4 @@ def dead_letter_counts(dead_letters: nw.LazyFrame) -> nw.LazyFrame:
         dead_letters.group_by("received_date", "reason")
         .agg(dead_letters=nw.len())
         .with_columns(nw.col("dead_letters").cast(nw.Int64))
-    )
-
-
-def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
-    """Return the orders that count, as their events have them.
-
-    An order is what its latest event says, on the day of its first. An event without a time comes
-    before those of its order that have one. Of events at the same time, the one that landed last is
-    the latest.
-
-    Args:
-        enriched: rows of `enriched_events`: all events of the orders of interest.
-
-    Returns:
-        `order_date` (Date), `order_id`, `region` and `order_value_gbp` of each order whose status
-        is `completed`.
-    """
-    order = ("event_timestamp", "received_date", "source", "source_name", "position")
-    # On pandas, cum_count() would count over all orders.
-    numbered = enriched.with_columns(one=nw.lit(1)).with_columns(
-        number=nw.col("one").cum_sum().over("order_id", order_by=order),
-        events=nw.len().over("order_id"),
-        first_date=nw.col("order_date").min().over("order_id"),
-    )
-    latest = nw.col("number") == nw.col("events")
-    return numbered.filter(latest & (nw.col("status") == COMPLETED)).select(
-        "order_id", "region", "order_value_gbp", order_date=nw.col("first_date")
     )

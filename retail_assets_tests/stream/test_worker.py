@@ -28,7 +28,7 @@ def worker(settings: Settings, *options: str) -> Iterator[subprocess.Popen[str]]
     """`retail-assets stream` in a process of its own."""
     environment = os.environ | {"RETAIL_WEBHOOK_TOKEN": TOKEN, "RETAIL_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", "from retail_assets.cli import run; run()", "stream", *options],
+        [sys.executable, "-m", "retail_assets", "stream", *options],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,

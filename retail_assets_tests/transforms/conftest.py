@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from retail_assets.tables import Table
+from retail_assets.tables import ENRICHED_EVENTS, INSTANT, Column, Table
 
 Engine: TypeAlias = Callable[[pa.Table], nw.LazyFrame[Any]]
 Rows: TypeAlias = Sequence[dict[str, Any]]
@@ -30,6 +30,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each engine in turn: makes a frame of an Arrow table."""
     with duckdb.connect() as connection:
         yield on_pandas if request.param == "pandas" else on_duckdb(connection)
+
+
+HAPPENED = Table(
+    "happened", "", (*ENRICHED_EVENTS.columns, Column("happened_at", INSTANT, "When it happened."))
+)
+"""Events as `transforms.live_orders` takes them."""
 
 
 def arrow(table: Table, rows: Rows) -> pa.Table:

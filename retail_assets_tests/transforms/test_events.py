@@ -12,9 +12,9 @@ import pytest
 
 from retail_assets.engines import duckdb_events
 from retail_assets.ingest.event_lines import to_arrow
-from retail_assets.tables import CUSTOMERS, DEAD_LETTER_EVENTS, ENRICHED_EVENTS, PRODUCTS
-from retail_assets.transforms import events
-from retail_assets_tests.transforms.conftest import Engine, Rows, arrow, result
+from retail_assets.tables import CUSTOMERS, DEAD_LETTER_EVENTS, PRODUCTS
+from retail_assets.transforms import events, live_orders
+from retail_assets_tests.transforms.conftest import HAPPENED, Engine, Rows, arrow, result
 
 DAY = date(2026, 10, 20)
 A_DAY = timedelta(days=1)
@@ -535,7 +535,8 @@ def stored(order_id: str = "O1", **changed: Any) -> dict[str, Any]:
 
 
 def live(engine: Engine, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    return result(events.live_orders(engine(arrow(ENRICHED_EVENTS, rows))))
+    orders = live_orders.completed(live_orders.live_orders(engine(arrow(HAPPENED, rows))))
+    return result(orders.select("order_id", "region", "order_value_gbp", "order_date"))
 
 
 def test_an_order_is_what_its_latest_event_says_on_the_day_of_its_first(engine: Engine) -> None:

@@ -19,8 +19,9 @@ from retail_assets.tables import (
     PRODUCTS,
     RAW_ORDERS,
 )
-from retail_assets.transforms import events, orders, revenue
+from retail_assets.transforms import events, live_orders, orders, revenue
 from retail_assets_tests.transforms.conftest import (
+    HAPPENED,
     Engine,
     Rows,
     arrow,
@@ -241,8 +242,13 @@ def test_from_valid_events_to_live_orders(
         engines, lambda engine: events.enrich(engine(typed), engine(known), engine(people))
     )
     assert len(enriched_rows) == len(rows)
-    enriched = arrow(ENRICHED_EVENTS, enriched_rows)
-    live = same(engines, lambda engine: events.live_orders(engine(enriched)))
+    enriched = arrow(HAPPENED, enriched_rows)
+    live = same(
+        engines,
+        lambda engine: live_orders.completed(live_orders.live_orders(engine(enriched))).select(
+            "order_id", "region", "order_value_gbp", "order_date"
+        ),
+    )
     assert {row["order_id"]: row for row in live} == live_by_hand(enriched_rows)
     assert len({row["order_id"] for row in live}) == len(live)
     revenues = same(engines, lambda engine: revenue.daily_revenue(engine(arrow_of(live))))
