@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
-from retail_assets.consumers.feed import lag
+from retail_assets.consumers.feed import LAG, lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.heartbeat import heartbeats, state
@@ -99,6 +99,7 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
 def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
     """What the newest worker says of itself, and how far each consumer is behind."""
     figures: dict[str, Any] = {"stream worker": "never started"}
+    consumers = {consumer.name: consumer for consumer in all_consumers(settings)}
     for worker in heartbeats(connection, latest=1):
         now = datetime.now(timezone.utc)
         figures = {
@@ -108,13 +109,17 @@ def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection")
             **{
                 name.replace("_", " "): value
                 for name, value in worker.figures.items()
-                if worker.lives(now) and name != "sources" and value is not None
+                # How far consumers are behind is asked below: it matters without a worker, too.
+                if worker.lives(now)
+                and name != "sources"
+                and value is not None
+                and name.removesuffix(LAG) not in consumers
             },
         }
-    for consumer in all_consumers(settings):
+    for name, consumer in consumers.items():
         behind = lag(connection, consumer)
-        figures[f"{consumer.name} behind, commits"] = behind.snapshots
-        figures[f"{consumer.name} behind, seconds"] = round(behind.seconds, 1)
+        figures[f"{name} behind, commits"] = behind.snapshots
+        figures[f"{name} behind, seconds"] = round(behind.seconds, 1)
     (set_aside,) = connection.execute("SELECT count(*) FROM consumer_dead_letters").fetchone() or (
         0,
     )

@@ -42,6 +42,9 @@ SHOWN_KEYS = 1_000
 STAMP = "updated_at"
 """The column that the frame fills, and that does not make a row differ."""
 
+LAG = "_lag_seconds"
+"""After the name of a consumer, the worker's figure of how far it is behind."""
+
 _KEYS, _PIECE = "temp.main.consumer_keys", "temp.main.consumer_piece"
 
 Compute = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, "str | nw.LazyFrame"]]

@@ -1,5 +1,6 @@
 """A worker as its options want it: which sources, and what follows what they bring."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 CONSUMER_SECONDS = 1.0
 NOTIFY_SECONDS = 5.0
+
+LAG_SECONDS = 5.0
+"""How often it is measured how far consumers are behind."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,17 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
 
 
 def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
-    from retail_assets.consumers.feed import consume
+    from retail_assets.consumers.feed import LAG, consume, lag
+
+    measured = -LAG_SECONDS
 
     def turn(connection: "duckdb.DuckDBPyConnection", failures: int) -> None:
+        nonlocal measured
+        if time.monotonic() >= measured + LAG_SECONDS:
+            measured = time.monotonic()
+            # Before the round: one that fails again and again falls behind.
+            seconds = round(lag(connection, consumer).seconds, 1)
+            worker.figures.gauge({f"{consumer.name}{LAG}": seconds})
         if consume(worker.lake, connection, consumer, failures=failures) is not None:
             # Others may follow what this one keeps.
             worker.wake()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,12 +106,16 @@ def test_files_webhook_and_kafka_together_then_an_orderly_end(settings: Settings
             assert (
                 'retail_assets_events_total{outcome="dead_lettered",source="files"} 1.0' in metrics
             )
+            assert re.search(
+                r"^retail_assets_live_orders_lag_seconds [0-9.]+$", metrics, re.MULTILINE
+            )
             process.send_signal(signal.SIGTERM)
             _, said = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 0, said
     with lake.connect(read_only=True) as connection:
         (beat,) = heartbeats(connection)
         assert (beat.state, beat.sources) == ("stopped", ("files", "kafka", "webhook"))
+        assert beat.figures["live_orders_lag_seconds"] >= 0
         assert connection.execute(
             "SELECT sum(lines), sum(accepted) FROM stream_offsets WHERE kind = 'source'"
         ).fetchall() == [(2, 2)]
