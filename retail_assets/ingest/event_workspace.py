@@ -63,6 +63,10 @@ _READING = (
 """What only the judgement needs."""
 
 
+_PLAIN = ("judged_events", "entering_events", "known_products", "known_customers")
+"""What has rows after a batch of few lines none of which anybody else claims."""
+
+
 def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
     """Make the tables, unless they are there and have not been used too often.
 
@@ -75,9 +79,9 @@ def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
     _uses[connection] = used + 1
 
 
-def clear(connection: duckdb.DuckDBPyConnection) -> None:
-    """Empty the tables."""
-    for name in (*_TABLES, *_LIKE, "judged_events"):
+def clear(connection: duckdb.DuckDBPyConnection, *, plain: bool) -> None:
+    """Empty the tables; where all went `plain`ly, those alone that have anything then."""
+    for name in _PLAIN if plain else (*_TABLES, *_LIKE, "judged_events"):
         connection.execute(f"TRUNCATE temp.main.{name}")
 
 

@@ -76,6 +76,11 @@ class EventBatch:
         self._connection = connection
         self._memory = memory_of(connection)
         self._small = True
+        self._staged = False
+        # Nothing was staged but what was received now, and nobody claims its identities.
+        self._fresh, self._unrivalled = True, False
+        self._identities = np.empty(0, np.uint64)
+        self._has_invalid = self._has_extra = True
 
     def __enter__(self) -> Self:
         workspace.open_workspace(self._connection)
@@ -84,7 +89,8 @@ class EventBatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        workspace.clear(self._connection)
+        plain = self._small and self._fresh and self._unrivalled
+        workspace.clear(self._connection, plain=plain)
 
     def add(self, lines: "pa.Table", sources: "pa.Table") -> None:
         """Stage and judge lines as they were received.
@@ -133,7 +139,7 @@ class EventBatch:
 
     def add_day(self, day: date) -> None:
         """In a transaction, stage all lines of a day to be judged anew, in place of the old."""
-        self._small = False
+        self._small = self._fresh = False
         execute = self._connection.execute
         self._judge(
             f"SELECT {_stored(replayed=True)} FROM lake.raw_events"
@@ -159,8 +165,11 @@ class EventBatch:
     def _stage(self, statement: str) -> None:
         """Carry out a statement that stages judged lines, and give events without id one."""
         execute = self._connection.execute
-        (last,) = execute("SELECT max(rowid) FROM temp.main.judged_events").fetchone() or (None,)
-        last = -1 if last is None else last
+        last = -1
+        if self._staged:
+            found = execute("SELECT max(rowid) FROM temp.main.judged_events").fetchone()
+            last = -1 if found is None or found[0] is None else found[0]
+        self._staged = True
         execute(statement)
         unnamed = (
             "SELECT 1 FROM temp.main.judged_events"
@@ -188,6 +197,7 @@ class EventBatch:
         """
         if not source_names:
             return
+        self._fresh = False
         letters = [f"{source}:{name}" for name in source_names] if redrives else []
         names = [source, list(source_names), letters]
         where = (
@@ -222,6 +232,7 @@ class EventBatch:
 
     def inherit(self, source: str, source_name: str, heir: str, received_date: date) -> None:
         """In a transaction, stage what is stored of a source once more, as lines of another."""
+        self._fresh = False
         self._judge(
             f"SELECT DATE '{received_date}' AS received_date, source, {literal(heir)} AS"
             " source_name, position, payload, defect, false AS stored, NULL::VARCHAR AS stored_id,"
@@ -233,7 +244,9 @@ class EventBatch:
         """In a transaction, put what was judged into the tables."""
         if self._memory:
             self._memory.refresh()
-        self._promote()
+        if not self._fresh:
+            self._promote()
+        self._survey()
         self._pick()
         self._insert()
         return Settled(self._deltas(), self._fields())
@@ -251,20 +264,29 @@ class EventBatch:
             " AND j.position = raw_events.position)"
         )
 
+    def _survey(self) -> None:
+        """Look once at what was judged."""
+        found = self._connection.execute(
+            "SELECT hash(own_id) AS id, reason IS NULL AS valid, extra IS NOT NULL AS extra"
+            " FROM temp.main.judged_events"
+        ).fetchnumpy()
+        valid = np.asarray(found["valid"], np.bool_)
+        self._identities = np.asarray(found["id"], np.uint64)[valid]
+        self._has_invalid = not valid.all()
+        self._has_extra = bool(np.asarray(found["extra"], np.bool_)[valid].any())
+
     def _pick(self) -> None:
         """Find which of the lines that claim an identity has it, and who loses it."""
         execute = self._connection.execute
         valid = "temp.main.judged_events WHERE reason IS NULL"
         looked_up, parameters = f"SELECT own_id FROM {valid}", []
         if self._memory:
-            hashes = np.asarray(
-                execute(f"SELECT hash(own_id) AS id FROM {valid}").fetchnumpy()["id"], np.uint64
-            )
-            numbers: list[int] = hashes.tolist()
-            known = self._memory.known(numbers)
-            self._memory.add(numbers)
+            identities: list[int] = self._identities.tolist()
+            known = self._memory.known(identities)
+            self._memory.add(identities)
             if known is not None:
-                if not known and len(np.unique(hashes)) == len(hashes):
+                if not known and len(np.unique(self._identities)) == len(identities):
+                    self._unrivalled = True
                     return
                 looked_up += " AND hash(own_id) IN (SELECT unnest(?::UBIGINT[]))"
                 parameters = [known]
@@ -304,20 +326,29 @@ class EventBatch:
             f"INSERT INTO lake.raw_events BY NAME SELECT {PLACE}, payload, defect,"
             f" {_IDENTITY} AS event_id FROM {judged} WHERE NOT stored"
         )
-        changed = f"{judged} AS j WHERE j.replayed AND j.stored_id IS DISTINCT FROM ({_IDENTITY})"
+        if not self._fresh:
+            self._update_replayed()
+        if self._has_invalid:
+            execute(
+                f"INSERT INTO lake.dead_letter_events BY NAME SELECT {PLACE}, reason, field,"
+                f" payload, now() AS processed_at FROM {judged}"
+                " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
+            )
+        self._enrich()
+
+    def _update_replayed(self) -> None:
+        """Enter the identities of lines that are there already, where they have changed."""
+        execute = self._connection.execute
+        changed = (
+            "temp.main.judged_events AS j"
+            f" WHERE j.replayed AND j.stored_id IS DISTINCT FROM ({_IDENTITY})"
+        )
         if execute(f"SELECT 1 FROM {changed} LIMIT 1").fetchone():
             execute(
                 f"UPDATE lake.raw_events SET event_id = c.now FROM (SELECT {PLACE},"
                 f" {_IDENTITY} AS now FROM {changed}) AS c WHERE "
                 + " AND ".join(f"raw_events.{name} = c.{name}" for name in PLACE.split(", "))
             )
-        dead = f"{judged} WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
-        if execute(f"SELECT 1 FROM {dead} LIMIT 1").fetchone():
-            execute(
-                f"INSERT INTO lake.dead_letter_events BY NAME SELECT {PLACE}, reason, field,"
-                f" payload, now() AS processed_at FROM {dead}"
-            )
-        self._enrich()
 
     def _enrich(self) -> None:
         execute = self._connection.execute
@@ -340,6 +371,13 @@ class EventBatch:
         execute(f"INSERT INTO lake.enriched_events BY NAME {source}")
 
     def _deltas(self) -> tuple[Delta, ...]:
+        if self._fresh and self._unrivalled:
+            rows = self._connection.execute(
+                "SELECT source, source_name, count(*) FILTER (reason IS NULL) AS accepted,"
+                " count(reason) AS dead_lettered, accepted, dead_lettered"
+                " FROM temp.main.judged_events GROUP BY source, source_name"
+            ).fetchall()
+            return tuple(Delta(*row) for row in rows)
         rows = self._connection.execute(
             "SELECT source, source_name, sum(accepted), sum(dead_lettered),"
             " coalesce(sum(accepted) FILTER (taken), 0),"
@@ -359,7 +397,7 @@ class EventBatch:
         extras = (
             "SELECT extra FROM temp.main.judged_events WHERE extra IS NOT NULL AND reason IS NULL"
         )
-        if not execute(f"{extras} LIMIT 1").fetchone():
+        if not self._has_extra:
             return ()
         if self._memory and self._small:
             there = set(execute("EXECUTE list_fields").fetchall())

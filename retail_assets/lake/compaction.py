@@ -324,12 +324,18 @@ def _inlined_tables(connection: duckdb.DuckDBPyConnection, rows: int) -> list[st
         f"SELECT t.table_name, i.table_name FROM {CATALOG}.ducklake_inlined_data_tables AS i"
         f" JOIN {CATALOG}.ducklake_table AS t USING (table_id) WHERE t.end_snapshot IS NULL"
     ).fetchall()
-    counts: dict[str, int] = {}
-    for table, place in inlined:
-        row = connection.execute(f"SELECT count(*) FROM {CATALOG}.{place}").fetchone()
-        assert row is not None
-        counts[table] = counts.get(table, 0) + row[0]
-    return sorted(table for table, count in counts.items() if count >= rows)
+    if not inlined:
+        return []
+    # One statement: each opens the catalog.
+    counts = connection.execute(
+        "SELECT name, sum(rows) FROM ("
+        + " UNION ALL ".join(
+            f"SELECT {literal(table)} AS name, count(*) AS rows FROM {CATALOG}.{place}"
+            for table, place in inlined
+        )
+        + ") GROUP BY name"
+    ).fetchall()
+    return sorted(table for table, count in counts if count >= rows)
 
 
 def _expendable(connection: duckdb.DuckDBPyConnection, keep_days: int) -> list[int]:
