@@ -1,7 +1,8 @@
 """`make bench`: runs all cases side by side and writes `docs/benchmarks.md`.
 
-The event lane and the live lane have reports of their own, `docs/benchmarks-events.md` and
-`docs/benchmarks-stream.md`; `--only` measures one lane. `--only soak` writes `docs/soak.md`.
+The event lane and the live lane have reports of their own, `docs/benchmarks-events.md`,
+`docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`; `--only` measures for one of them.
+`--only soak` writes `docs/soak.md`.
 
 Every figure of a table comes from the same run: the cases take turns, each time in a fresh process
 and a fresh folder, so that a slow spell of the machine falls on all of them.
@@ -156,7 +157,9 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=1_000_000, help="orders of each large file")
     parser.add_argument("--days", type=int, default=730, help="days of the long history")
     parser.add_argument("--big-gb", type=float, default=5.0, help="size of the one big file")
-    parser.add_argument("--only", choices=("batch", "events", "stream", "soak"), help="one of them")
+    parser.add_argument(
+        "--only", choices=("batch", "events", "latency", "throughput", "soak"), help="one of them"
+    )
     parser.add_argument("--events", type=int, default=1_000_000, help="events of the one file")
     parser.add_argument("--files", type=int, default=100_000, help="number of small event files")
     parser.add_argument("--drops", type=int, default=25, help="files that the sensor takes in")
@@ -173,9 +176,12 @@ def main() -> None:
         if options.only in (None, "events"):
             text = events.report(work, options.repeats, options, _machine())
             (options.folder / "benchmarks-events.md").write_text(text)
-        if options.only in (None, "stream"):
-            text = stream.report(work, options.repeats, options, _machine())
-            (options.folder / "benchmarks-stream.md").write_text(text)
+        if options.only in (None, "latency"):
+            text = stream.latency_report(work, options, _machine())
+            (options.folder / "benchmarks-latency.md").write_text(text)
+        if options.only in (None, "throughput"):
+            text = stream.throughput_report(work, options.repeats, options, _machine())
+            (options.folder / "benchmarks-throughput.md").write_text(text)
         if options.only == "soak":
             text = stream_soak.report(work / "soak", options.minutes, _machine())
             (options.folder / "soak.md").write_text(text)

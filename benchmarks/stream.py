@@ -1,4 +1,4 @@
-"""The live lane, measured: `docs/benchmarks-stream.md`."""
+"""The live lane, measured: `docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`."""
 
 import shutil
 import statistics
@@ -13,11 +13,13 @@ from benchmarks.stream_latency import TOGETHER, latencies, summary
 from benchmarks.stream_rivals import TITLES, environment, turn
 from benchmarks.stream_sensor import stock_sensor_latency
 
+TRUST = "Trust the ratios, not the seconds, which are of one machine on one day."
+
 SOURCES = ("files", "kafka", "webhook")
 
 
-def report(work: Path, repeats: int, options: Any, machine: str) -> str:
-    """Measure, and return the report as Markdown."""
+def latency_report(work: Path, options: Any, machine: str) -> str:
+    """Measure from an event offered to its row, and return the report as Markdown."""
     latency = {}
     for source in SOURCES:
         folder = work / f"latency-{source}"
@@ -27,16 +29,11 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
         shutil.rmtree(folder)
     sensor = events.sensor_latency(work / "sensor", options.drops)
     stock = stock_sensor_latency(work / "stock", options.drops)
-    python = environment(work / "env-stream", "requirements-stream.txt")
-    results = _throughput(work, python, options.events, repeats)
     return (
         "\n\n".join(
             [
-                "# Benchmarks of the live lane",
-                (
-                    f"Written by `make bench`; {machine}, {_versions(python)}. Trust the ratios,"
-                    " not the seconds, which are of one machine on one day."
-                ),
+                "# Benchmarks of the live lane: latency",
+                f"Written by `make bench`; {machine}. {TRUST}",
                 "## From an event offered to its row, as another process sees it",
                 (
                     f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
@@ -44,6 +41,21 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
                     f" lake. The sensors take {options.drops} files of 10 events, one by one."
                 ),
                 _latency_table(latency, sensor, stock),
+            ]
+        )
+        + "\n"
+    )
+
+
+def throughput_report(work: Path, repeats: int, options: Any, machine: str) -> str:
+    """Measure a topic into tables, beside rivals, and return the report as Markdown."""
+    python = environment(work / "env-stream", "requirements-stream.txt")
+    results = _throughput(work, python, options.events, repeats)
+    return (
+        "\n\n".join(
+            [
+                "# Benchmarks of the live lane: throughput",
+                f"Written by `make bench`; {machine}, {_versions(python)}. {TRUST}",
                 f"## {options.events:,} events from Kafka to tables, {PARTITIONS} partitions",
                 (
                     f"Medians of {repeats} runs that took turns, each in a fresh process; imports,"

@@ -179,18 +179,17 @@ class KafkaSource:
         return messages
 
     def _sort(self, messages: "Iterable[Message]") -> None:
-        queues = self._queues
+        found: dict[int | None, list[Message]] = {}
         for message in messages:
             error = message.error()
-            if error is not None:
+            if error is None:
+                found.setdefault(message.partition(), []).append(message)
+            else:
                 self._partition_error(message.partition(), error)
-                continue
-            queue = queues.get(message.partition())  # type: ignore[arg-type]
+        for number, some in found.items():
+            queue = self._queues.get(number)  # type: ignore[arg-type]
             if queue is not None:
-                kind, timestamp = message.timestamp()
-                # A message without a value says that its key is gone; an event it is not.
-                payload = message.value() or b""
-                queue.add(message.offset(), payload, timestamp if kind else -1)  # type: ignore[arg-type]
+                queue.extend(some)
 
     def _offer(self, inbox: "Inbox") -> None:
         for queue in self._queues.values():

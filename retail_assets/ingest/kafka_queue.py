@@ -8,7 +8,13 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from confluent_kafka import Message
 
 PORTION_EVENTS = 100_000
 PORTION_BYTES = 32 << 20
@@ -44,6 +50,10 @@ class ReceivedDates:
         if not self._from <= timestamp < self._to and not self._look_up(timestamp):
             return before or self.today()
         return self._day if before is None or before < self._day else before
+
+    def span(self, day: date) -> tuple[int, int]:
+        """From when to when timestamps are of a day; of one that was not just looked up, never."""
+        return (self._from, self._to) if day == self._day else (0, 0)
 
     def _look_up(self, timestamp: int) -> bool:
         """Keep the day of a timestamp and its bounds; False if it is no partition."""
@@ -95,6 +105,37 @@ class PartitionQueue:
     def is_empty(self) -> bool:
         """Whether all that came is in the lake."""
         return not self._portions
+
+    def extend(self, messages: "Iterable[Message]") -> None:
+        """Take messages of the partition, in their order.
+
+        Nearly all go into the same portion as the one before, which is quickly seen.
+        """
+        portion, first, end, room = Portion(date.min, 0), 0, 0, 0
+        positions, payloads = portion.positions, portion.payloads
+        for message in messages:
+            kind, timestamp = message.timestamp()
+            # A message without a value says that its key is gone; an event it is not.
+            payload = message.value() or b""
+            offset: int = message.offset()  # type: ignore[assignment]
+            if first <= timestamp < end and kind and room > 0 and offset >= self._next:
+                self._next = offset + 1
+                positions.append(offset)
+                payloads.append(payload)
+                weight = len(payload) + EVENT_BYTES
+                portion.weight += weight
+                self.weight += weight
+                room -= weight
+            else:
+                self.add(offset, payload, timestamp if kind else -1)
+                if self._portions:
+                    portion = self._portions[-1]
+                    positions, payloads = portion.positions, portion.payloads
+                    first, end = self.dates.span(portion.received_date)
+                    room = min(
+                        PORTION_BYTES - portion.weight,
+                        (PORTION_EVENTS - len(positions)) * EVENT_BYTES,
+                    )
 
     def add(self, offset: int, payload: bytes, timestamp: int) -> None:
         """Take a message; `timestamp` in milliseconds since 1970, -1 for none."""

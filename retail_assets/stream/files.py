@@ -35,7 +35,7 @@ RETRY_SECONDS = 1.0
 FILES_AT_ONCE = 500
 """How many files are taken in before the next look at what is new."""
 
-NOTICE_MS = 10
+NOTICE_MS = 3
 """How long notifications are gathered."""
 
 NAME, SCAN, WATCH = "files", "scan of files", "watch of files"
