@@ -39,6 +39,10 @@ READ_AT_ONCE = 10_000
 IDLE_SECONDS, BUSY_SECONDS = 0.1, 0.005
 """How long to wait for a message: while nothing else is to be done, and while something is."""
 
+MANY, MANY_SECONDS = 20_000, 0.25
+"""While there is more to read than is read at once, so many messages of a partition are gathered
+before they are taken in, or for so long: large batches cost less."""
+
 HANDOVER_SECONDS = 5
 """How long a partition is kept for what is under way, lest the next member reads that as well."""
 
@@ -80,6 +84,7 @@ class KafkaSource:
         self._trouble_at: float = 0
         self._lag: float = 0
         self._paused = False
+        self._more = False
         self._full_since: float | None = None
         self._reported_at: float = 0
         self._place_at: float = 0
@@ -176,6 +181,7 @@ class KafkaSource:
         messages = consumer.consume(1, BUSY_SECONDS if busy else IDLE_SECONDS)
         if messages:
             messages += consumer.consume(READ_AT_ONCE, 0)
+        self._more = len(messages) > READ_AT_ONCE
         return messages
 
     def _sort(self, messages: "Iterable[Message]") -> None:
@@ -194,7 +200,7 @@ class KafkaSource:
     def _offer(self, inbox: "Inbox") -> None:
         for queue in self._queues.values():
             portion = queue.first()
-            if portion is None:
+            if portion is None or (self._more and not portion.is_much(MANY, MANY_SECONDS)):
                 continue
             queue.under_way = inbox.offer(
                 Received(

@@ -80,6 +80,11 @@ class Portion:
     positions: list[int] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
     weight: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def is_much(self, messages: int, seconds: float) -> bool:
+        """Whether it has so many messages, or was begun so long ago."""
+        return len(self.positions) >= messages or time.monotonic() >= self.began + seconds
 
 
 @dataclass

@@ -10,6 +10,7 @@ import duckdb
 
 from retail_assets.ingest import offsets
 from retail_assets.ingest.event_lines import NOT_TAKEN
+from retail_assets.ingest.events import SMALL
 from retail_assets.ingest.received import Received, Taken, take, warm_up
 from retail_assets.lake.compaction import Step, steps
 from retail_assets.lake.connection import Lake
@@ -38,6 +39,9 @@ FIRST_UPKEEP_SECONDS, UPKEEP_SECONDS = 5.0, 30.0
 
 STEP_SECONDS = 0.5
 """The pause between two steps of it: each holds the write lock for some tens of ms."""
+
+BUSY_STEP_SECONDS = 10.0
+"""The same while batches are large: then there are few files to merge, and no time for it."""
 
 NAME = "intake"
 
@@ -69,6 +73,8 @@ class Intake:
         self._on_commit = on_commit
         self._upkeep: Iterator[Step] | None = None
         self._upkeep_at = time.monotonic() + FIRST_UPKEEP_SECONDS
+        self._stepped_at = time.monotonic()
+        self._busy = False
 
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
@@ -87,6 +93,7 @@ class Intake:
                     return
                 elif self._beat_is_due():
                     connection = self._beat_alone(connection)
+                self._busy = self._busy and bool(batch)
                 connection = self._keep_up(connection)
         finally:
             connection.close()
@@ -148,6 +155,7 @@ class Intake:
             also=lambda: self._beat(connection) if beat else None,
         )
         self._figures.problem(NAME, None)
+        self._busy = taken.lines > SMALL
         self._count(batch, taken)
         for received in batch:
             received.done()
@@ -194,8 +202,10 @@ class Intake:
         In this thread, between two batches: with an SQLite catalog, a second one that writes makes
         commits wait for a whole second now and then.
         """
-        if time.monotonic() < self._upkeep_at:
+        now = time.monotonic()
+        if now < self._upkeep_at or (self._busy and now < self._stepped_at + BUSY_STEP_SECONDS):
             return connection
+        self._stepped_at = now
         self._upkeep = self._upkeep or self._steps(connection)
         try:
             step = next(self._upkeep, None)
