@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -32,6 +33,9 @@ ROOT = Path(__file__).parents[1]
 TOPIC = "orders"
 KAFKA, WEBHOOK, FILES = 500, 300, 200
 """Events a second of each source."""
+
+CLIENTS, TOGETHER = 10, 30
+"""Who send to the webhook, each so many events at once: the next ones once these are accepted."""
 
 UPTIME_SECONDS = (20, 150)
 """A worker lives so long before it is killed: some long enough for upkeep, and to see it grow."""
@@ -48,7 +52,7 @@ class Soak:
     settings: Settings
     bootstrap: str
     stop: threading.Event = field(default_factory=threading.Event)
-    offered: dict[str, int] = field(default_factory=lambda: {"kafka": 0, "webhook": 0, "files": 0})
+    offered: dict[str, int] = field(default_factory=dict)
     reader_errors: list[str] = field(default_factory=list)
     reads: int = 0
     kills: int = 0
@@ -81,28 +85,29 @@ class Soak:
         self.steadily(KAFKA, 50, offer)
         producer.flush(60)
 
-    def post(self) -> None:
+    def post(self, client: int) -> None:
         """Offer events to the webhook, again and again until it says that it has them."""
         import httpx
 
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/x-ndjson"}
-        with httpx.Client(headers=headers, timeout=30) as client:
+        with httpx.Client(headers=headers, timeout=30) as session:
 
             def offer(number: int) -> None:
                 body = "".join(
-                    event(each).replace('"E', '"W') + "\n" for each in range(number, number + 60)
+                    event(each).replace('"E', f'"W{client}-') + "\n"
+                    for each in range(number, number + TOGETHER)
                 )
                 while True:
                     try:
-                        answer = client.post(f"http://127.0.0.1:{PORT}/events", content=body)
+                        answer = session.post(f"http://127.0.0.1:{PORT}/events", content=body)
                         if answer.status_code == httpx.codes.ACCEPTED:
                             break
                     except httpx.TransportError:
                         pass
                     time.sleep(0.2)
-                self.offered["webhook"] = number + 60
+                self.offered[f"webhook {client}"] = number + TOGETHER
 
-            self.steadily(WEBHOOK, 60, offer)
+            self.steadily(WEBHOOK // CLIENTS, TOGETHER, offer)
 
     def write(self) -> None:
         """Offer events as files."""
@@ -216,8 +221,8 @@ def report(folder: Path, minutes: float, machine: str) -> str:
         threads = [
             threading.Thread(target=target)
             for target in (
-                *(soak.work, soak.produce, soak.post, soak.write),
-                *(soak.read, soak.sample),
+                *(soak.work, soak.produce, soak.write, soak.read, soak.sample),
+                *(partial(soak.post, client) for client in range(CLIENTS)),
             )
         ]
         for thread in threads:
@@ -288,17 +293,22 @@ def _text(soak: Soak, minutes: float, machine: str, runs: int) -> str:
         else ""
     )
     total = sum(soak.offered.values())
-    offered = ", ".join(f"{count:,} by {source}" for source, count in soak.offered.items())
+    by_source: dict[str, int] = {}
+    for name, count in soak.offered.items():
+        source = name.split()[0]
+        by_source[source] = by_source.get(source, 0) + count
+    offered = ", ".join(f"{count:,} by {source}" for source, count in by_source.items())
+    rate = total / minutes / 60
     return (
         "\n\n".join(
             [
                 "# A soak of the live lane",
                 f"Written by `python -m benchmarks --only soak`; {machine}.",
                 (
-                    f"{minutes:g} minutes at {KAFKA + WEBHOOK + FILES:,} events/s: {offered}. The"
-                    f" worker was killed {soak.kills} times at random; Dagster ran beside it with"
-                    f" its sensors ({runs} runs); a reader read the whole table twice in a"
-                    f" transaction, {soak.reads:,} times."
+                    f"{minutes:g} minutes, {rate:,.0f} events/s: {offered}. The worker was killed"
+                    f" {soak.kills} times at random; Dagster ran beside it with its sensors ({runs}"
+                    " runs); a reader read the whole table twice in a transaction,"
+                    f" {soak.reads:,} times."
                 ),
                 (
                     f"**Each of the {total:,} events was there exactly once, and no read failed**"
