@@ -159,6 +159,8 @@ class Lake:
             "autoload_known_extensions": False,
             # Until those of the wheels are loaded, whose signatures are checked.
             "allow_unsigned_extensions": True,
+            # Of local files, it would fill the memory limit with such as are merged away soon.
+            "enable_external_file_cache": self.data_path.startswith("s3://"),
             "memory_limit": self.memory_limit,
             "temp_directory": self.spill_dir,
             # A row group. By default four are held back for each month and thread, then written
