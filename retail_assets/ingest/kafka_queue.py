@@ -133,7 +133,8 @@ class PartitionQueue:
                 room -= weight
             else:
                 self.add(offset, payload, timestamp if kind else -1)
-                if self._portions:
+                # Nothing may follow in a portion that is under way.
+                if len(self._portions) > self.under_way:
                     portion = self._portions[-1]
                     positions, payloads = portion.positions, portion.payloads
                     first, end = self.dates.span(portion.received_date)

@@ -1,6 +1,7 @@
 """On which day messages were received, and the portions that they are taken in by."""
 
 from datetime import date, datetime, timedelta
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -138,3 +139,38 @@ def test_what_has_failed_comes_first_again_after_a_while(dates: ReceivedDates) -
     queue.retry_at = 0
     assert drain(queue)[0][1][0] == 0
     assert queue.failure is None
+
+
+class Sent(NamedTuple):
+    """A message as far as a queue looks at it."""
+
+    number: int
+    at: int
+
+    def offset(self) -> int:
+        return self.number
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self.at
+
+    def value(self) -> bytes:
+        return b"x"
+
+
+def test_nothing_is_added_to_a_portion_under_way_though_messages_come_again(
+    dates: ReceivedDates,
+) -> None:
+    at = milliseconds("2024-05-05T12:00:00+00:00")
+    queue = PartitionQueue("orders:0", dates)
+    queue.extend([Sent(0, at), Sent(1, at)])
+    first = queue.first()
+    assert first is not None
+    queue.under_way = True
+
+    queue.extend([Sent(1, at), Sent(2, at), Sent(3, at)])
+
+    assert first.positions == [0, 1]
+    queue.is_durable()
+    following = queue.first()
+    assert following is not None
+    assert following.positions == [2, 3]
