@@ -37,8 +37,10 @@ def run(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[s
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     began = 0.0
+    (source,) = worker.sources
     while sum(found.lines for found in worker.figures.sources.values()) < lines:
-        began = began or (time.perf_counter() if worker.inbox.events else 0.0)
+        has_some = source.metrics()["kafka_waiting_bytes"] > 0
+        began = began or (time.perf_counter() if has_some else 0.0)
         time.sleep(0.005)
         if not thread.is_alive():
             raise SystemExit("the worker has ended")

@@ -27,7 +27,7 @@ from retail_assets.ingest.event_reader import (
     Progress,
     read_new,
 )
-from retail_assets.ingest.events import SMALL, Delta, EventBatch
+from retail_assets.ingest.events import Delta, EventBatch
 from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
@@ -295,15 +295,11 @@ class _Intake:
         staged: "tuple[pa.Table, pa.Table] | None",
         unreadable: Mapping[FoundFile, str],
     ) -> None:
-        few = staged is not None and staged[0].num_rows <= SMALL
-        with EventBatch(self._connection) as batch:
-            if staged is not None and not few:
-                batch.add(*staged)
-            with self._lake.transaction(self._connection, "ingest event files"):
-                if staged is not None and few:
-                    # As in `received.take`: outside, each statement opens the catalog.
-                    batch.add(*staged)
-                self._settle(batch, waiting, unreadable)
+        with (
+            EventBatch(self._connection) as batch,
+            batch.transaction(self._lake, "ingest event files", staged),
+        ):
+            self._settle(batch, waiting, unreadable)
 
     def _settle(
         self,

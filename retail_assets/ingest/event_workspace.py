@@ -23,9 +23,6 @@ REUSED = 500
 _uses: "WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = WeakKeyDictionary()
 _planned: "WeakSet[duckdb.DuckDBPyConnection]" = WeakSet()
 
-ENTERING = "reason IS NULL AND rowid NOT IN (SELECT line_no FROM temp.main.beaten_events)"
-"""Which of the judged lines get into enriched_events."""
-
 RECEIVED = '"temp".main.received_lines'
 """As DuckDB writes it when it gives a query back as text."""
 
@@ -40,7 +37,6 @@ _TABLES = {
         event_id VARCHAR, {_PLACE_COLUMNS}, accepted INTEGER, dead_lettered INTEGER""",
     "current_events": f"event_id VARCHAR, {_PLACE_COLUMNS}",
     "rival_events": f"event_id VARCHAR, line_no BIGINT, {_PLACE_COLUMNS}, place BIGINT",
-    "beaten_events": "line_no BIGINT",
 }
 
 _LIKE = {
@@ -170,7 +166,7 @@ def judged_sql(lines: str) -> str:
 
 
 def enriched_sql() -> str:
-    """The query that enriches the judged lines that get into enriched_events."""
+    """The query that enriches the valid ones of the judged lines."""
     return texts()["enriched"]
 
 
@@ -178,13 +174,13 @@ def _judged(connection: duckdb.DuckDBPyConnection) -> str:
     rows = nw.from_native(connection.sql(engine.parsed(RECEIVED)))
     judged = events.judge(rows).drop(*_READING).to_native().sql_query()
     assert judged.count(RECEIVED) == 1
-    return f"SELECT *, nullif(event_id, '') AS own_id FROM ({judged})"
+    return f"SELECT * EXCLUDE (event_id), nullif(event_id, '') AS own_id FROM ({judged})"
 
 
 def _enriched(connection: duckdb.DuckDBPyConnection) -> str:
     entering = connection.sql(
-        "SELECT * EXCLUDE (event_id), own_id AS event_id, now() AS processed_at"
-        f" FROM temp.main.judged_events WHERE {ENTERING}"
+        "SELECT * RENAME (own_id AS event_id), now() AS processed_at"
+        " FROM temp.main.judged_events WHERE reason IS NULL"
     )
     columns = connection.table("temp.main.entering_events").columns
     enriched = events.enrich(

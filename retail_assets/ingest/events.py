@@ -8,7 +8,8 @@ position, whichever was taken in first. So the tables follow from what was recei
 of arrival gives the same ones.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
@@ -20,11 +21,13 @@ from typing_extensions import Self
 from retail_assets import tables
 from retail_assets.ingest import event_workspace as workspace
 from retail_assets.ingest.event_memory import memory_of
-from retail_assets.ingest.event_workspace import ENTERING, PLACE, enriched_sql, judged_sql
+from retail_assets.ingest.event_workspace import PLACE, enriched_sql, judged_sql
+from retail_assets.lake.connection import Lake
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pyarrow as pa
 
 MAX_FIELDS = 1_000
@@ -68,7 +71,8 @@ class Settled:
 class EventBatch:
     """Lines on their way into the tables; one at a time on a connection.
 
-    `add` lines outside of a transaction; in one, `retract` what is replaced, then `settle`.
+    `add` lines outside of a transaction, unless they are few; in one, `retract` what is replaced,
+    then `settle`.
     As a context manager it drops what it staged.
     """
 
@@ -91,6 +95,21 @@ class EventBatch:
     def __exit__(self, *_: object) -> None:
         plain = self._small and self._fresh and self._unrivalled
         workspace.clear(self._connection, plain=plain)
+
+    @contextmanager
+    def transaction(
+        self, lake: Lake, message: str, received: "tuple[pa.Table, pa.Table] | None"
+    ) -> Iterator[None]:
+        """A transaction of the lake, with lines as `add` takes them staged already, if any."""
+        few = received is not None and received[0].num_rows <= SMALL
+        if received is not None and not few:
+            self.add(*received)
+        with lake.transaction(self._connection, message):
+            if received is not None and few:
+                # Each statement outside would be a transaction of its own, which opens the
+                # catalog: that takes longer than to judge these.
+                self.add(*received)
+            yield
 
     def add(self, lines: "pa.Table", sources: "pa.Table") -> None:
         """Stage and judge lines as they were received.
@@ -249,7 +268,10 @@ class EventBatch:
         self._survey()
         self._pick()
         self._insert()
-        return Settled(self._deltas(), self._fields())
+        new_fields = self._fields()
+        self._drop_beaten()
+        self._enrich()
+        return Settled(self._deltas(), new_fields)
 
     def _promote(self) -> None:
         """Stage the duplicates of what is gone: one of them counts in its place."""
@@ -280,12 +302,13 @@ class EventBatch:
         execute = self._connection.execute
         valid = "temp.main.judged_events WHERE reason IS NULL"
         looked_up, parameters = f"SELECT own_id FROM {valid}", []
+        twins = _twins(self._identities)
         if self._memory:
             identities: list[int] = self._identities.tolist()
             known = self._memory.known(identities)
             self._memory.add(identities)
             if known is not None:
-                if not known and len(np.unique(self._identities)) == len(identities):
+                if not known and not twins:
                     self._unrivalled = True
                     return
                 looked_up += " AND hash(own_id) IN (SELECT unnest(?::UBIGINT[]))"
@@ -295,16 +318,17 @@ class EventBatch:
             f" FROM lake.enriched_events WHERE event_id IN ({looked_up})",
             parameters,
         )
-        # Groups of hashes cost a third of groups of texts; few are left to be ranked.
-        twins = (
-            f"hash(own_id) IN (SELECT hash(own_id) FROM {valid} GROUP BY ALL HAVING count(*) > 1"
+        # Few are left to be ranked.
+        rivals = (
+            "hash(own_id) IN (SELECT unnest(?::UBIGINT[])"
             " UNION ALL SELECT hash(event_id) FROM temp.main.current_events)"
         )
         execute(
             "INSERT INTO temp.main.rival_events SELECT *, row_number() OVER"
             f" (PARTITION BY event_id ORDER BY {PLACE}) AS place FROM"
-            f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE} FROM {valid} AND {twins}"
-            f" UNION ALL SELECT event_id, NULL, {PLACE} FROM temp.main.current_events)"
+            f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE} FROM {valid} AND {rivals}"
+            f" UNION ALL SELECT event_id, NULL, {PLACE} FROM temp.main.current_events)",
+            [twins],
         )
         demoted = "SELECT event_id FROM temp.main.rival_events WHERE line_no IS NULL AND place > 1"
         if execute(f"{demoted} LIMIT 1").fetchone():
@@ -313,11 +337,6 @@ class EventBatch:
                 f" 1, 0 FROM temp.main.current_events WHERE event_id IN ({demoted})"
             )
             execute(f"DELETE FROM lake.enriched_events WHERE event_id IN ({demoted})")
-        # Few: those of the many others enter.
-        execute(
-            "INSERT INTO temp.main.beaten_events SELECT line_no FROM temp.main.rival_events"
-            " WHERE line_no IS NOT NULL AND place > 1"
-        )
 
     def _insert(self) -> None:
         execute = self._connection.execute
@@ -334,7 +353,6 @@ class EventBatch:
                 f" payload, now() AS processed_at FROM {judged}"
                 " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
             )
-        self._enrich()
 
     def _update_replayed(self) -> None:
         """Enter the identities of lines that are there already, where they have changed."""
@@ -348,6 +366,15 @@ class EventBatch:
                 f"UPDATE lake.raw_events SET event_id = c.now FROM (SELECT {PLACE},"
                 f" {_IDENTITY} AS now FROM {changed}) AS c WHERE "
                 + " AND ".join(f"raw_events.{name} = c.{name}" for name in PLACE.split(", "))
+            )
+
+    def _drop_beaten(self) -> None:
+        """Forget the lines that lost their identity to another: they have all that they get."""
+        if not self._unrivalled:
+            # Few: to leave them out of each query of the many others would take longer.
+            self._connection.execute(
+                "DELETE FROM temp.main.judged_events WHERE rowid IN (SELECT line_no"
+                " FROM temp.main.rival_events WHERE line_no IS NOT NULL AND place > 1)"
             )
 
     def _enrich(self) -> None:
@@ -383,7 +410,7 @@ class EventBatch:
             " coalesce(sum(accepted) FILTER (taken), 0),"
             " coalesce(sum(dead_lettered) FILTER (taken), 0) FROM"
             " (SELECT source, source_name, 1 AS accepted, 0 AS dead_lettered, NOT stored AS taken"
-            f" FROM temp.main.judged_events WHERE {ENTERING}"
+            " FROM temp.main.judged_events WHERE reason IS NULL"
             " UNION ALL SELECT source, source_name, 0, 1, NOT stored FROM temp.main.judged_events"
             " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
             " UNION ALL SELECT source, source_name, -accepted, -dead_lettered, false"
@@ -395,7 +422,8 @@ class EventBatch:
         """Note which fields valid events have beyond the known ones; returns the new ones."""
         execute = self._connection.execute
         extras = (
-            "SELECT extra FROM temp.main.judged_events WHERE extra IS NOT NULL AND reason IS NULL"
+            "SELECT DISTINCT extra FROM temp.main.judged_events"
+            " WHERE extra IS NOT NULL AND reason IS NULL"
         )
         if not self._has_extra:
             return ()
@@ -423,6 +451,14 @@ class EventBatch:
             }
             insert_columns(self._connection, "event_fields", columns, "now() AS first_seen_at")
         return tuple(found)
+
+
+def _twins(identities: "npt.NDArray[np.uint64]") -> list[int]:
+    """Those of some hashes that are there more than once."""
+    # Many times faster than np.unique or GROUP BY.
+    ordered = np.sort(identities)
+    twins: list[int] = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
+    return twins
 
 
 def _stored(*, replayed: bool) -> str:

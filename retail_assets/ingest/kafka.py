@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 KAFKA = "kafka"
 """What the source is called in the lake."""
 
-WAITING_BYTES = 128 << 20
+WAITING_BYTES = 256 << 20
 """What may wait for the inbox or be in it; then reading pauses."""
 
 READ_AT_ONCE = 10_000
@@ -139,11 +139,13 @@ class KafkaSource:
         """Return the figures of this member.
 
         `kafka_lag` counts the messages of its partitions that are not in the lake yet,
-        `kafka_partitions` its partitions, and `kafka_lost` the messages that the topic had removed
-        before they were read.
+        `kafka_waiting_bytes` is what those of them take that were read, `kafka_partitions` counts
+        its partitions, and `kafka_lost` the messages that the topic had removed before they were
+        read.
         """
         return {
             "kafka_lag": self._lag,
+            "kafka_waiting_bytes": self._waiting_bytes(),
             "kafka_partitions": len(self._queues),
             "kafka_lost": self._beginnings.lost,
         }
@@ -233,7 +235,7 @@ class KafkaSource:
 
     def _has_room(self, consumer: "Consumer") -> bool:
         """Whether to go on reading; while too much waits, reading only keeps the membership."""
-        if sum(queue.weight for queue in self._queues.values()) < WAITING_BYTES:
+        if self._waiting_bytes() < WAITING_BYTES:
             self._full_since = None
             if self._paused:
                 consumer.resume(consumer.assignment())
@@ -247,6 +249,10 @@ class KafkaSource:
             consumer.pause(consumer.assignment())
             self._paused = True
         return True
+
+    def _waiting_bytes(self) -> int:
+        """What was read and is not in the lake yet."""
+        return sum(queue.weight for queue in tuple(self._queues.values()))
 
     def _place(self, consumer: "Consumer") -> None:
         """Begin with the partitions that are new here, and anew with those out of range."""

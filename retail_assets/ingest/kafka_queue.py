@@ -8,16 +8,17 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from operator import lt, methodcaller
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from confluent_kafka import Message
 
-PORTION_EVENTS = 100_000
-PORTION_BYTES = 32 << 20
+PORTION_EVENTS = 200_000
+PORTION_BYTES = 64 << 20
 """What is taken in at once of one partition."""
 
 EVENT_BYTES = 100
@@ -51,9 +52,9 @@ class ReceivedDates:
             return before or self.today()
         return self._day if before is None or before < self._day else before
 
-    def span(self, day: date) -> tuple[int, int]:
-        """From when to when timestamps are of a day; of one that was not just looked up, never."""
-        return (self._from, self._to) if day == self._day else (0, 0)
+    def are_of(self, day: date, timestamps: "Sequence[int]") -> bool:
+        """Whether all messages are of a day, as far as that is seen at once."""
+        return day == self._day and self._from <= min(timestamps) and max(timestamps) < self._to
 
     def _look_up(self, timestamp: int) -> bool:
         """Keep the day of a timestamp and its bounds; False if it is no partition."""
@@ -111,37 +112,28 @@ class PartitionQueue:
         """Whether all that came is in the lake."""
         return not self._portions
 
-    def extend(self, messages: "Iterable[Message]") -> None:
+    def extend(self, messages: "Sequence[Message]") -> None:
         """Take messages of the partition, in their order.
 
-        Nearly all go into the same portion as the one before, which is quickly seen.
+        Nearly always all of them go into the portion that is there, which is seen at once.
         """
-        portion, first, end, room = Portion(date.min, 0), 0, 0, 0
-        positions, payloads = portion.positions, portion.payloads
-        for message in messages:
-            kind, timestamp = message.timestamp()
-            # A message without a value says that its key is gone; an event it is not.
-            payload = message.value() or b""
-            offset: int = message.offset()  # type: ignore[assignment]
-            if first <= timestamp < end and kind and room > 0 and offset >= self._next:
-                self._next = offset + 1
-                positions.append(offset)
-                payloads.append(payload)
-                weight = len(payload) + EVENT_BYTES
-                portion.weight += weight
-                self.weight += weight
-                room -= weight
-            else:
-                self.add(offset, payload, timestamp if kind else -1)
-                # Nothing may follow in a portion that is under way.
-                if len(self._portions) > self.under_way:
-                    portion = self._portions[-1]
-                    positions, payloads = portion.positions, portion.payloads
-                    first, end = self.dates.span(portion.received_date)
-                    room = min(
-                        PORTION_BYTES - portion.weight,
-                        (PORTION_EVENTS - len(positions)) * EVENT_BYTES,
-                    )
+        offsets: list[int] = list(map(methodcaller("offset"), messages))
+        # A message without a value says that its key is gone; an event it is not.
+        payloads = [value or b"" for value in map(methodcaller("value"), messages)]
+        stamps = map(methodcaller("timestamp"), messages)
+        times = [milliseconds if kind else -1 for kind, milliseconds in stamps]
+        weight = sum(map(len, payloads)) + EVENT_BYTES * len(payloads)
+        follows = offsets[0] >= self._next and all(map(lt, offsets, offsets[1:]))
+        portion = self._open(len(offsets), weight)
+        if portion and follows and self.dates.are_of(portion.received_date, times):
+            portion.positions += offsets
+            portion.payloads += payloads
+            portion.weight += weight
+            self.weight += weight
+            self._next = offsets[-1] + 1
+            return
+        for offset, payload, timestamp in zip(offsets, payloads, times, strict=True):
+            self.add(offset, payload, timestamp)
 
     def add(self, offset: int, payload: bytes, timestamp: int) -> None:
         """Take a message; `timestamp` in milliseconds since 1970, -1 for none."""
@@ -149,26 +141,27 @@ class PartitionQueue:
             return
         self._next = offset + 1
         self._day = day = self.dates.of(timestamp, self._day)
-        if not self._has_room(day):
+        weight = len(payload) + EVENT_BYTES
+        portion = self._open(1, 0)
+        if portion is None or portion.received_date != day:
             now = time.time()
             offered_at = min(timestamp / 1000, now) if timestamp > 0 else now
-            self._portions.append(Portion(day, offered_at))
-        portion = self._portions[-1]
-        weight = len(payload) + EVENT_BYTES
+            portion = Portion(day, offered_at)
+            self._portions.append(portion)
         portion.positions.append(offset)
         portion.payloads.append(payload)
         portion.weight += weight
         self.weight += weight
 
-    def _has_room(self, day: date) -> bool:
+    def _open(self, events: int, weight: int) -> Portion | None:
+        """The last portion, if so much may still be added to it: not once it is under way."""
         if len(self._portions) <= self.under_way:
-            return False
+            return None
         last = self._portions[-1]
-        return (
-            last.received_date == day
-            and len(last.positions) < PORTION_EVENTS
-            and last.weight < PORTION_BYTES
+        has_room = (
+            len(last.positions) + events <= PORTION_EVENTS and last.weight + weight < PORTION_BYTES
         )
+        return last if has_room else None
 
     def first(self) -> Portion | None:
         """Return the portion that is to be put into the inbox now, if there is one."""

@@ -18,7 +18,7 @@ from retail_assets.ingest import offsets
 from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_lines import payloads_to_arrow
 from retail_assets.ingest.event_memory import memory_of, remember
-from retail_assets.ingest.events import SMALL, EventBatch
+from retail_assets.ingest.events import EventBatch
 from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
@@ -81,27 +81,22 @@ def take(
         batch: what was received; nobody is told of it here.
         also: called in the transaction, for a heartbeat.
     """
-    few = sum(len(received.payloads) for received in batch) <= SMALL
-    with EventBatch(connection) as events:
-        if not few:
-            events.add(*_arrow(batch))
-        with lake.transaction(connection, "ingest events"):
-            if few:
-                # Each statement outside would be a transaction of its own, which opens the
-                # catalog: that takes longer than to judge these.
-                events.add(*_arrow(batch))
-            entries = _advance(_next_positions(connection, batch), batch, events)
-            settled = events.settle()
-            others = []
-            for delta in settled.deltas:
-                part = (delta.source, delta.source_name)
-                if part in entries:
-                    entries[part] = entries[part].plus(delta)
-                else:
-                    others.append(delta)
-            offsets.append(connection, list(entries.values()))
-            apply_deltas(connection, others)
-            also()
+    with (
+        EventBatch(connection) as events,
+        events.transaction(lake, "ingest events", _arrow(batch)),
+    ):
+        entries = _advance(_next_positions(connection, batch), batch, events)
+        settled = events.settle()
+        others = []
+        for delta in settled.deltas:
+            part = (delta.source, delta.source_name)
+            if part in entries:
+                entries[part] = entries[part].plus(delta)
+            else:
+                others.append(delta)
+        offsets.append(connection, list(entries.values()))
+        apply_deltas(connection, others)
+        also()
     memory = memory_of(connection)
     if memory:
         memory.positions.update({part: entry.position for part, entry in entries.items()})

@@ -6,7 +6,7 @@ from collections import deque
 
 from retail_assets.ingest.received import Received
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 128 << 20
 """What may wait; beyond that sources wait instead."""
 
 OVERHEAD_BYTES = 100

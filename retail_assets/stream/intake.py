@@ -13,7 +13,7 @@ from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.events import SMALL
 from retail_assets.ingest.received import Received, Taken, take, warm_up
 from retail_assets.lake.compaction import Step, steps
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.stream.figures import Batch, Figures
 from retail_assets.stream.inbox import Inbox
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS = 200_000
+MAX_EVENTS = 2 * ROW_GROUP
+"""A core writes one row group of a table: with less to write, the second would only wait."""
+
 LINGER_SECONDS = 0.005
 """How long the first event of a micro-batch waits for others: a file or a request of many comes in
 pieces. While a batch is taken in the next one gathers anyway."""
