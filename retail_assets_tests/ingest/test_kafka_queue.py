@@ -5,6 +5,8 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retail_assets.ingest import kafka_queue
 from retail_assets.ingest.kafka_queue import PartitionQueue, ReceivedDates
@@ -146,12 +148,13 @@ class Sent(NamedTuple):
 
     number: int
     at: int
+    kind: int = 1
 
     def offset(self) -> int:
         return self.number
 
     def timestamp(self) -> tuple[int, int]:
-        return 1, self.at
+        return self.kind, self.at
 
     def value(self) -> bytes:
         return b"x"
@@ -174,3 +177,60 @@ def test_nothing_is_added_to_a_portion_under_way_though_messages_come_again(
     following = queue.first()
     assert following is not None
     assert following.positions == [2, 3]
+
+
+NOON = milliseconds("2024-05-05T12:00:00+00:00")
+DAY = 24 * 3600 * 1000
+
+mostly = st.sampled_from
+GROUPS = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(
+                mostly([1] * 12 + [0, 2, -2]),
+                mostly([NOON] * 12 + [NOON + 1, NOON + DAY, NOON - DAY, 2**62]),
+                mostly([1] * 5 + [0]),
+            ),
+            min_size=1,
+            max_size=6,
+        ),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(groups=GROUPS)
+def test_messages_taken_together_come_to_the_same_as_one_after_the_other(
+    groups: list[tuple[list[tuple[int, int, int]], bool]],
+) -> None:
+    together = PartitionQueue("orders:0", ReceivedDates("Europe/London", FIRST))
+    alone = PartitionQueue("orders:0", ReceivedDates("Europe/London", FIRST))
+    offset = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kafka_queue, "PORTION_EVENTS", 9)
+        patch.setattr(kafka_queue, "PORTION_BYTES", 1_200)
+        for group, moves in groups:
+            messages = []
+            for step, at, kind in group:
+                offset = max(0, offset + step)
+                messages.append(Sent(offset, at, kind))
+            together.extend(messages)
+            for message in messages:
+                alone.add(message.number, b"x", message.at if message.kind else -1)
+            assert together.weight == alone.weight
+            for queue in (together, alone) if moves else ():
+                if queue.under_way:
+                    queue.is_durable()
+                else:
+                    queue.under_way = queue.first() is not None
+
+    found = [[*drain_all(queue), queue.position, queue.weight] for queue in (together, alone)]
+    assert found[0] == found[1]
+
+
+def drain_all(queue: PartitionQueue) -> list[tuple[date, list[int]]]:
+    """What is under way, too."""
+    queue.under_way = False
+    return drain(queue)
