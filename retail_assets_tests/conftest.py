@@ -58,7 +58,7 @@ def rules_may_change() -> Iterator[None]:
         create(connection)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(event_workspace, "REUSED", 0)
+        patch.setattr(event_workspace, "REUSED_ROWS", 0)
         patch.setattr(event_workspace, "create", create_anew)
         yield
     event_workspace.texts().clear()

@@ -17,10 +17,10 @@ from retail_assets.transforms import events
 PLACE = "received_date, source, source_name, position"
 """What tells received lines apart, and which of two was first."""
 
-REUSED = 500
-"""How many batches use the same tables: DuckDB keeps the rows that were deleted from them."""
+REUSED_ROWS = 20_000
+"""So many lines go through the same tables: DuckDB keeps the rows that were deleted from them."""
 
-_uses: "WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = WeakKeyDictionary()
+_used_rows: "WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = WeakKeyDictionary()
 _planned: "WeakSet[duckdb.DuckDBPyConnection]" = WeakSet()
 
 RECEIVED = '"temp".main.received_lines'
@@ -64,21 +64,26 @@ _PLAIN = ("judged_events", "entering_events", "known_products", "known_customers
 
 
 def open_workspace(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables, unless they are there and have not been used too often.
+    """Make the tables, unless they are there.
 
     The tables are empty: whoever used them has cleared them.
     """
-    used = _uses.get(connection, REUSED)
-    if used >= REUSED:
+    if connection not in _used_rows:
         create(connection)
-        used = 0
-    _uses[connection] = used + 1
+        _used_rows[connection] = 0
 
 
-def clear(connection: duckdb.DuckDBPyConnection, *, plain: bool) -> None:
-    """Empty the tables; where all went `plain`ly, those alone that have anything then."""
-    for name in _PLAIN if plain else (*_TABLES, *_LIKE, "judged_events"):
-        connection.execute(f"TRUNCATE temp.main.{name}")
+def clear(connection: duckdb.DuckDBPyConnection, *, rows: int, plain: bool) -> None:
+    """Empty the tables; where all went `plain`ly, those alone that have anything then.
+
+    After many `rows` altogether they are dropped instead, which gives their memory back.
+    """
+    _used_rows[connection] += rows
+    is_worn = _used_rows[connection] >= REUSED_ROWS
+    for name in _PLAIN if plain and not is_worn else (*_TABLES, *_LIKE, "judged_events"):
+        connection.execute(f"{'DROP TABLE' if is_worn else 'TRUNCATE'} temp.main.{name}")
+    if is_worn:
+        del _used_rows[connection]
 
 
 def create(connection: duckdb.DuckDBPyConnection) -> None:

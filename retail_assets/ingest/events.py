@@ -81,6 +81,7 @@ class EventBatch:
         self._memory = memory_of(connection)
         self._small = True
         self._staged = False
+        self._rows = 0
         # Nothing was staged but what was received now, and nobody claims its identities.
         self._fresh, self._unrivalled = True, False
         self._identities = np.empty(0, np.uint64)
@@ -94,7 +95,7 @@ class EventBatch:
 
     def __exit__(self, *_: object) -> None:
         plain = self._small and self._fresh and self._unrivalled
-        workspace.clear(self._connection, plain=plain)
+        workspace.clear(self._connection, rows=self._rows, plain=plain)
 
     @contextmanager
     def transaction(
@@ -120,6 +121,7 @@ class EventBatch:
             sources: `source_no` (from 0, in order), `received_date` (date), `source` and
                 `source_name` (string).
         """
+        self._rows += lines.num_rows
         self._small = self._small and lines.num_rows <= SMALL
         if self._memory:
             self._memory.use_one_thread(only=self._small)
@@ -293,6 +295,7 @@ class EventBatch:
             " FROM temp.main.judged_events"
         ).fetchnumpy()
         valid = np.asarray(found["valid"], np.bool_)
+        self._rows = max(self._rows, len(valid))
         self._identities = np.asarray(found["id"], np.uint64)[valid]
         self._has_invalid = not valid.all()
         self._has_extra = bool(np.asarray(found["extra"], np.bool_)[valid].any())

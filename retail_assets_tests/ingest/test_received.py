@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from retail_assets.ingest import dead_letters, offsets, replay
+from retail_assets.ingest import dead_letters, event_workspace, offsets, replay
 from retail_assets.ingest.event_memory import memory_of, remember
 from retail_assets.ingest.received import Received, take, warm_up
 from retail_assets.lake import connection as lake_connection
@@ -70,6 +70,23 @@ def test_rows_and_offset_are_committed_together(intake):
     assert intake.letters() == ["kafka:orders:0:8"]
     assert offsets.next_positions(intake.connection, "kafka") == {"orders:0": 10}
     assert offsets.next_positions(intake.connection, "kafka", ["orders:1"]) == {}
+    must_balance(intake)
+
+
+@pytest.mark.parametrize("size", [50, 3_000], ids=["few", "many"])
+def test_what_batches_staged_does_not_stay_in_memory(intake, size, monkeypatch):
+    monkeypatch.setattr(event_workspace, "REUSED_ROWS", 3 * size)
+    held = []
+    for batch in range(12):
+        first = batch * size
+        events = [event(number, note="x" * 500) for number in range(first, first + size)]
+        take(intake.lake, intake.connection, [received(first, *events)])
+        ((used,),) = intake.rows(
+            "SELECT memory_usage_bytes FROM duckdb_memory() WHERE tag = 'IN_MEMORY_TABLE'"
+        )
+        held.append(used)
+
+    assert max(held[6:]) <= 1.2 * max(held[:6])
     must_balance(intake)
 
 
