@@ -36,6 +36,11 @@ PERSIST_AFTER, PERSIST_AGE = 1_000, "INTERVAL 10 MINUTE"
 To move it is a commit. But were its snapshot forgotten, everything would be recomputed.
 """
 
+PIECE_KEYS = 5_000
+"""How many keys are computed at a time, which bounds the memory that it takes: what a worker comes
+back to after a break may concern nearly all of them. Only where all are computed anew they are
+computed together, in one pass over the sources."""
+
 SHOWN_KEYS = 1_000
 """How many of the keys of a round its report names."""
 
@@ -286,8 +291,10 @@ class _Round:
         # A failure before may say that a key fails again: each of these by itself.
         known = self.key_count - self.suspects
         pieces = [(number, number) for number in range(known + 1, self.key_count + 1)]
-        if known:
-            pieces.append((1, known))
+        step = known if self.rebuild else PIECE_KEYS
+        pieces += [
+            (first, min(first + step - 1, known)) for first in range(1, known + 1, step or 1)
+        ]
         while pieces:
             first, last = pieces.pop()
             try:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import chain
 from typing import Any
 
 import duckdb
@@ -121,6 +122,25 @@ def test_what_has_changed_is_recomputed_and_nothing_else(spender: Spender) -> No
     assert (second.rebuilt, second.key_count, second.keys) == (False, 2, ("C2", "C3"))
     assert (second.deleted, second.inserted) == ({"spent": 1}, {"spent": 2})
     assert spender.spent() == {"C1": 10, "C2": 12, "C3": 1}
+
+
+def test_many_keys_are_computed_piece_by_piece(
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PIECE_KEYS", 3)
+    customers = [f"C{number}" for number in range(7)]
+    spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
+    spender.consume()
+    assert spender.computed.pop() == customers
+
+    spender.take("b", *(buys(10 + number, name, 2) for number, name in enumerate(customers)))
+    consumed = spender.consume()
+
+    assert consumed is not None
+    assert (consumed.key_count, consumed.inserted) == (7, {"spent": 7})
+    assert sorted(map(len, spender.computed)) == [1, 3, 3]
+    assert sorted(chain.from_iterable(spender.computed)) == customers
+    assert spender.spent() == dict.fromkeys(customers, 3)
 
 
 def test_rows_of_keys_that_are_gone_go(spender: Spender) -> None:
