@@ -291,10 +291,8 @@ class _Round:
         # A failure before may say that a key fails again: each of these by itself.
         known = self.key_count - self.suspects
         pieces = [(number, number) for number in range(known + 1, self.key_count + 1)]
-        step = known if self.rebuild else PIECE_KEYS
-        pieces += [
-            (first, min(first + step - 1, known)) for first in range(1, known + 1, step or 1)
-        ]
+        step = self.key_count if self.rebuild else PIECE_KEYS
+        pieces += [(first, min(first + step - 1, known)) for first in range(1, known + 1, step)]
         while pieces:
             first, last = pieces.pop()
             try:

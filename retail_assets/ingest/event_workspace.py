@@ -78,12 +78,16 @@ def clear(connection: duckdb.DuckDBPyConnection, *, rows: int, plain: bool) -> N
 
     After many `rows` altogether they are dropped instead, which gives their memory back.
     """
+    names = (*_TABLES, *_LIKE, "judged_events")
     _used_rows[connection] += rows
-    is_worn = _used_rows[connection] >= REUSED_ROWS
-    for name in _PLAIN if plain and not is_worn else (*_TABLES, *_LIKE, "judged_events"):
-        connection.execute(f"{'DROP TABLE' if is_worn else 'TRUNCATE'} temp.main.{name}")
-    if is_worn:
+    if _used_rows[connection] < REUSED_ROWS:
+        for name in _PLAIN if plain else names:
+            connection.execute(f"TRUNCATE temp.main.{name}")
+    else:
+        # First: whatever is left after a failure is made anew.
         del _used_rows[connection]
+        for name in names:
+            connection.execute(f"DROP TABLE temp.main.{name}")
 
 
 def create(connection: duckdb.DuckDBPyConnection) -> None:

@@ -126,11 +126,8 @@ class PartitionQueue:
         follows = offsets[0] >= self._next and all(map(lt, offsets, offsets[1:]))
         portion = self._open(len(offsets), weight)
         if portion and follows and self.dates.are_of(portion.received_date, times):
-            portion.positions += offsets
-            portion.payloads += payloads
-            portion.weight += weight
-            self.weight += weight
             self._next = offsets[-1] + 1
+            self._put(portion, offsets, payloads, weight)
             return
         for offset, payload, timestamp in zip(offsets, payloads, times, strict=True):
             self.add(offset, payload, timestamp)
@@ -141,15 +138,19 @@ class PartitionQueue:
             return
         self._next = offset + 1
         self._day = day = self.dates.of(timestamp, self._day)
-        weight = len(payload) + EVENT_BYTES
         portion = self._open(1, 0)
         if portion is None or portion.received_date != day:
             now = time.time()
             offered_at = min(timestamp / 1000, now) if timestamp > 0 else now
             portion = Portion(day, offered_at)
             self._portions.append(portion)
-        portion.positions.append(offset)
-        portion.payloads.append(payload)
+        self._put(portion, [offset], [payload], len(payload) + EVENT_BYTES)
+
+    def _put(
+        self, portion: Portion, offsets: list[int], payloads: list[bytes], weight: int
+    ) -> None:
+        portion.positions += offsets
+        portion.payloads += payloads
         portion.weight += weight
         self.weight += weight
 
