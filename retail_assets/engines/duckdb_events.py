@@ -153,7 +153,7 @@ def content_ids(events: str) -> str:
                 chr(10) || '$.' || entry.key, coalesce(json_type(entry.value), 'NULL'),
                 entry.value)), '')) AS event_id
         FROM (
-            SELECT line_no, json_transform(CASE WHEN is_flat THEN payload END,
+            SELECT line_no, json_transform(payload,
                 '"MAP(VARCHAR, JSON)"') AS entries
             FROM sorted WHERE is_flat
         )
