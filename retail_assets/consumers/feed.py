@@ -6,6 +6,7 @@ keys, and puts what differs into the consumer's tables, in one transaction with 
 a round can be repeated, and two workers can run the same consumer at once.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,10 +37,10 @@ PERSIST_AFTER, PERSIST_AGE = 1_000, "INTERVAL 10 MINUTE"
 To move it is a commit. But were its snapshot forgotten, everything would be recomputed.
 """
 
-PIECE_KEYS = 5_000
-"""How many keys are computed at a time, which bounds the memory that it takes: what a worker comes
-back to after a break may concern nearly all of them. Only where all are computed anew they are
-computed together, in one pass over the sources."""
+PIECE_ROWS = 100_000
+"""Of how many rows of the sources keys are computed at a time, which bounds the memory that it
+takes: what a worker comes back to after a break may concern all of history. Only where all keys are
+computed anew they are computed together, in one pass over the sources."""
 
 SHOWN_KEYS = 1_000
 """How many of the keys of a round its report names."""
@@ -65,7 +66,8 @@ class Consumer:
     """Tables that follow from others, key by key.
 
     `key` is a column of every one of `tables`, which are the consumer's own, and of every one of
-    `sources`, whose changes make a key's rows stale.
+    `sources`, whose changes make a key's rows stale. `staging` names temporary tables that
+    `compute` makes, which are dropped once the round is over.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Consumer:
     tables: tuple[Table, ...]
     compute: Compute
     sources: tuple[Table, ...] = (ENRICHED_EVENTS,)
+    staging: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def consume(
     consumer: Consumer,
     *,
     failures: int = 0,
+    between_pieces: Callable[[], None] = lambda: None,
 ) -> Consumed | None:
     """Run one round of a consumer.
 
@@ -129,6 +133,7 @@ def consume(
         failures: how many rounds in a row have failed just before. From the third attempt on the
             keys at fault are found by halving and noted in `consumer_dead_letters`, and the others
             are published.
+        between_pieces: called in the middle of a round of many keys, in no transaction.
 
     Returns:
         What was done; None if nothing had changed, or another worker was faster.
@@ -137,7 +142,8 @@ def consume(
         ConsumerError: if the round failed. Try again after a while, with `failures` one higher.
     """
     try:
-        return _Round(lake, connection, consumer, isolate=failures + 1 >= ATTEMPTS).run()
+        isolate = failures + 1 >= ATTEMPTS
+        return _Round(lake, connection, consumer, isolate, between_pieces).run()
     except Exception as error:
         raise ConsumerError(consumer.name, _reason(error)) from error
 
@@ -197,17 +203,18 @@ class _Round:
     connection: duckdb.DuckDBPyConnection
     consumer: Consumer
     isolate: bool
+    between_pieces: Callable[[], None]
     offset: int | None = None
     seen: int = 0
     rebuild: bool = False
     key_count: int = 0
     suspects: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    inserted: dict[str, int] = field(default_factory=dict)
-    deleted: dict[str, int] = field(default_factory=dict)
+    inserted: Counter[str] = field(default_factory=Counter)
+    deleted: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> Consumed | None:
-        self._drop()
+        self._drop_all()
         try:
             self._begin_read()
             changed = self._look()
@@ -215,12 +222,11 @@ class _Round:
             if not changed:
                 return None
             if self.key_count:
-                self._stage()
-                self._compare()
+                self._compute_all()
             return self._publish()
         finally:
             self._end_read()
-            self._drop()
+            self._drop_all()
 
     def _look(self) -> bool:
         """Find the keys to recompute, in a transaction that reads one snapshot."""
@@ -283,16 +289,15 @@ class _Round:
             for table in sources
         ]
 
-    def _stage(self) -> None:
-        """Compute the rows of the keys; those that cannot be are set aside or end the round."""
+    def _compute_all(self) -> None:
+        """Compute the keys piece by piece; those that cannot be are set aside or end the round."""
         for table in self.consumer.tables:
-            columns = ", ".join(f"{name} {table.types[name]}" for name in _computed(table))
-            self._execute(f"CREATE TEMP TABLE staged_{table.name} ({columns})")
+            for kind in ("gone", "new"):
+                self._create(kind, table)
         # A failure before may say that a key fails again: each of these by itself.
         known = self.key_count - self.suspects
         pieces = [(number, number) for number in range(known + 1, self.key_count + 1)]
-        step = self.key_count if self.rebuild else PIECE_KEYS
-        pieces += [(first, min(first + step - 1, known)) for first in range(1, known + 1, step)]
+        pieces += self._pieces(known)
         while pieces:
             first, last = pieces.pop()
             try:
@@ -308,56 +313,84 @@ class _Round:
                 self._set_aside(first, error)
                 if len(self.failed) > MOST_DEAD_LETTERS + self.suspects:
                     raise
+            if pieces:
+                self.between_pieces()
+
+    def _pieces(self, known: int) -> list[tuple[int, int]]:
+        """The first and last of the keys to compute together, of those that have not failed."""
+        if not known:
+            return []
+        if self.rebuild or known == 1 or self._source_rows() <= PIECE_ROWS:
+            return [(1, known)]
+        key = self.consumer.key
+        rows = " UNION ALL ".join(
+            f"SELECT {key} FROM lake.{table.name} WHERE {key} IN (SELECT {key} FROM {_KEYS})"
+            for table in self.consumer.sources
+        )
+        # Of a key that is gone there are none.
+        return self._execute(
+            "SELECT min(number), max(number) FROM (SELECT number, sum(coalesce(rows, 0) + 1) OVER"
+            f" (ORDER BY number) // {PIECE_ROWS} AS piece FROM {_KEYS} LEFT JOIN (SELECT {key},"
+            f" count(*) AS rows FROM ({rows}) GROUP BY ALL) USING ({key})"
+            f" WHERE number <= {known}) GROUP BY piece"
+        ).fetchall()
+
+    def _source_rows(self) -> int:
+        """About how many rows the sources have; the catalog does not take off what was deleted."""
+        names = ", ".join(literal(table.name) for table in self.consumer.sources)
+        (rows,) = self._one(
+            f"SELECT coalesce(sum(record_count), 0) FROM {CATALOG}.ducklake_table_stats"
+            f" JOIN {CATALOG}.ducklake_table USING (table_id)"
+            f" WHERE end_snapshot IS NULL AND table_name IN ({names})"
+        )
+        return int(rows)
 
     def _compute(self, first: int, last: int) -> None:
-        """Stage the rows of some keys, by their numbers, in a transaction of their own."""
+        """Compute some keys, by their numbers, in a transaction, and note which rows differ."""
         self._begin_read()
-        key, keys = self.consumer.key, None
+        key, these = self.consumer.key, ""
+        keys = None
         if not self.rebuild or last - first + 1 < self.key_count:
             self._execute(
                 f"CREATE OR REPLACE TEMP TABLE consumer_piece AS SELECT {key} FROM {_KEYS}"
                 f" WHERE number BETWEEN {first} AND {last}"
             )
-            keys = _PIECE
+            keys, these = _PIECE, f" WHERE {key} IN (SELECT {key} FROM {_PIECE})"
         found = self.consumer.compute(self.connection, keys)
+        deleted, inserted = Counter(self.deleted), Counter(self.inserted)
         for table in self.consumer.tables:
             rows = found[table.name]
             query = rows if isinstance(rows, str) else nw.to_native(rows).sql_query()
-            columns = ", ".join(_computed(table))
-            these = "" if keys is None else f" WHERE {key} IN (SELECT {key} FROM {keys})"
-            self._execute(
-                f"INSERT INTO temp.main.staged_{table.name} SELECT {columns} FROM ({query}){these}"
-            )
+            self._create("staged", table)
+            self._insert("staged", table, f"FROM ({query}){these}")
+            self._create("own", table)
+            self._insert("own", table, f"FROM lake.{table.name}{these}")
+            own, staged = (f"FROM temp.main.{kind}_{table.name}" for kind in ("own", "staged"))
+            deleted[table.name] += self._insert("gone", table, f"FROM ({own} EXCEPT {staged})")
+            inserted[table.name] += self._insert("new", table, f"FROM ({staged} EXCEPT {own})")
+            self._drop("staged", table)
+            self._drop("own", table)
         self._execute("COMMIT")
+        self.deleted, self.inserted = deleted, inserted
 
     def _set_aside(self, number: int, error: Exception) -> None:
         (text,) = self._one(f"SELECT text FROM {_KEYS} WHERE number = {number}")
         self.failed[text] = _reason(error)
 
-    def _compare(self) -> None:
-        """Find the rows that must go and come."""
-        self._begin_read()
-        failed = f"SELECT unnest([{', '.join(map(literal, self.failed))}]::VARCHAR[])"
-        key = self.consumer.key
-        concerned = (
-            f"CAST({key} AS VARCHAR) NOT IN ({failed})"
-            if self.rebuild
-            else f"{key} IN (SELECT {key} FROM {_KEYS} WHERE text NOT IN ({failed}))"
-        )
-        for table in self.consumer.tables:
-            columns = ", ".join(_computed(table))
-            self._execute(
-                f"CREATE TEMP TABLE own_{table.name} AS SELECT {columns} FROM lake.{table.name}"
-                f" WHERE {concerned}"
-            )
-            own, staged = f"FROM temp.main.own_{table.name}", f"FROM temp.main.staged_{table.name}"
-            self.deleted[table.name] = self._keep(f"gone_{table.name}", f"{own} EXCEPT {staged}")
-            self.inserted[table.name] = self._keep(f"new_{table.name}", f"{staged} EXCEPT {own}")
-        self._execute("COMMIT")
+    def _create(self, kind: str, table: Table) -> None:
+        """Make a temporary table of rows of one of the consumer's tables."""
+        columns = ", ".join(f"{name} {table.types[name]}" for name in _computed(table))
+        self._execute(f"CREATE TEMP TABLE {kind}_{table.name} ({columns})")
 
-    def _keep(self, name: str, query: str) -> int:
-        """Put what a query finds into a temporary table; returns how many rows."""
-        return int(self._one(f"CREATE TEMP TABLE {name} AS {query}")[0])
+    def _insert(self, kind: str, table: Table, source: str) -> int:
+        """Put rows into such a table; returns how many."""
+        columns = ", ".join(_computed(table))
+        return int(
+            self._one(f"INSERT INTO temp.main.{kind}_{table.name} SELECT {columns} {source}")[0]
+        )
+
+    def _drop(self, kind: str, table: Table) -> None:
+        self._execute(f"DROP TABLE IF EXISTS temp.main.{kind}_{table.name}")
 
     def _publish(self) -> Consumed | None:
         self._end_read()
@@ -434,15 +467,12 @@ class _Round:
         with suppress(duckdb.TransactionException):  # none is open
             self._execute("ROLLBACK")
 
-    def _drop(self) -> None:
-        names = ["consumer_keys", "consumer_piece"]
-        names += [
-            f"{kind}_{table.name}"
-            for table in self.consumer.tables
-            for kind in ("staged", "own", "gone", "new")
-        ]
-        for name in names:
+    def _drop_all(self) -> None:
+        for name in ("consumer_keys", "consumer_piece", *self.consumer.staging):
             self._execute(f"DROP TABLE IF EXISTS temp.main.{name}")
+        for table in self.consumer.tables:
+            for kind in ("staged", "own", "gone", "new"):
+                self._drop(kind, table)
 
     def _execute(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None

@@ -77,10 +77,12 @@ def judged_orders(
     Returns:
         What `transforms.fraud.judge` returns.
     """
-    found = fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
-    orders = _staged(connection, "fraud_orders", found.to_native().sql_query())
+    orders = fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
+    orders = _staged(connection, "fraud_orders", orders.to_native().sql_query())
     judged = fraud.judge(fraud.with_history(orders, rules(settings)), rules(settings))
-    return _staged(connection, "fraud_judged", judged.to_native().sql_query())
+    found = _staged(connection, "fraud_judged", judged.to_native().sql_query())
+    connection.execute("DROP TABLE temp.main.fraud_orders")
+    return found
 
 
 def _events(settings: "Settings", where: str) -> str:
@@ -137,7 +139,8 @@ def consumer(settings: "Settings", scorer: "Scorer | None" = None) -> Consumer:
         where = "true" if keys is None else f"customer_id IN (SELECT customer_id FROM {keys})"
         return {tables.FRAUD_ALERTS.name: alerts(connection, settings, remembered, where)}
 
-    return Consumer(NAME, "customer_id", (tables.FRAUD_ALERTS,), compute)
+    staging = ("fraud_orders", "fraud_judged", "fraud_scores")
+    return Consumer(NAME, "customer_id", (tables.FRAUD_ALERTS,), compute, staging=staging)
 
 
 def _staged(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> nw.LazyFrame:

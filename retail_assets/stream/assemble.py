@@ -131,7 +131,10 @@ def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
             # Before the round: one that fails again and again falls behind.
             seconds = round(lag(connection, consumer).seconds, 1)
             worker.figures.gauge({f"{consumer.name}{LAG}": seconds})
-        if consume(worker.lake, connection, consumer, failures=failures) is not None:
+        done = consume(
+            worker.lake, connection, consumer, failures=failures, between_pieces=worker.give_way
+        )
+        if done is not None:
             # Others may follow what this one keeps.
             worker.wake()
 

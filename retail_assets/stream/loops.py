@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import duckdb
@@ -23,13 +23,51 @@ BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 MOST_REST_SECONDS = 1.0
 """After a turn that took longer, others do not have to wait any longer for theirs."""
 
+LONG_SECONDS = 2.0
+"""A turn that took longer is interrupted where it can be, for the others to have theirs."""
+
+GIVE_WAY_SECONDS = 0.01
+
+
+class Turns:
+    """Turns of some threads, one at a time, each with a rest as long as it took.
+
+    So all of them together leave the machine to the ingest for half of the time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._no_rest = threading.Event()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        took = time.monotonic() - self._began
+        self._no_rest.wait(min(took, MOST_REST_SECONDS))
+        self._lock.release()
+
+    def give_way(self) -> None:
+        """In the middle of a turn that is long, rest, let others have theirs, and go on."""
+        if time.monotonic() - self._began < LONG_SECONDS:
+            return
+        self.__exit__()
+        # A lock that is asked for again at once is had by the same thread again.
+        time.sleep(GIVE_WAY_SECONDS)
+        self.__enter__()
+
+    def stop_resting(self) -> None:
+        """Have whoever rests go on at once, now and from now on."""
+        self._no_rest.set()
+
 
 class Loop:
     """Does some work again and again, every `seconds`, and sooner when woken.
 
-    Those that share `turns` take one after the other, each with a rest as long as it took: so all
-    of them together leave the machine to the ingest for half of the time. `at_end` is called once
-    the last turn is over.
+    Those that share `turns` take one after the other. `at_end` is called once the last turn is
+    over.
     """
 
     def __init__(
@@ -41,7 +79,7 @@ class Loop:
         *,
         seconds: float,
         on_wake: bool,
-        turns: AbstractContextManager[object] | None = None,
+        turns: Turns | None = None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
@@ -51,7 +89,6 @@ class Loop:
         self._seconds = seconds
         self._on_wake = on_wake
         self._at_end = at_end
-        self._shares = turns is not None
         self._turns = turns or nullcontext()
         self._stop = threading.Event()
         self._wanted = threading.Event()
@@ -80,23 +117,16 @@ class Loop:
         """Wait for the end."""
         self._thread.join()
 
-    def _rest(self, took: float) -> None:
-        if self._shares:
-            self._stop.wait(min(took, MOST_REST_SECONDS))
-
     def _run(self) -> None:
         failures = 0
         connection: duckdb.DuckDBPyConnection | None = None
         last = False
         while not last:
             last = self._stop.is_set()
-            began = time.monotonic()
             try:
                 connection = connection or self._lake.open()
                 with self._turns:
-                    began = time.monotonic()
                     self._turn(connection, failures)
-                    self._rest(time.monotonic() - began)
                 failures = 0
                 self._figures.problem(self.name, None)
             except Exception as error:  # noqa: BLE001  # the loop goes on, whatever one turn met

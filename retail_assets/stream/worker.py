@@ -23,7 +23,7 @@ from retail_assets.stream.figures import Figures
 from retail_assets.stream.files import FileLane
 from retail_assets.stream.inbox import Inbox
 from retail_assets.stream.intake import Intake
-from retail_assets.stream.loops import Loop, Turn
+from retail_assets.stream.loops import Loop, Turn, Turns
 from retail_assets.stream.source import Source
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Worker:
         self.inbox = Inbox()
         self.sources: list[Source] = []
         self._loops: list[Loop] = []
-        self._turns = threading.Lock()
+        self._turns = Turns()
         self._files = (
             FileLane(settings, self.lake, self.figures, on_commit=self.wake) if files else None
         )
@@ -77,7 +77,8 @@ class Worker:
         """Add work that follows: a turn whenever something was committed, or every so often.
 
         What computes shares its turns with the others: one at a time, on one core, so that the
-        ingest has the other. What waits for somebody outside does not.
+        ingest has the other; in a long one, `give_way` lets others in between. What waits for
+        somebody outside does not share.
         """
         self._loops.append(
             Loop(
@@ -91,6 +92,10 @@ class Worker:
                 at_end=at_end,
             )
         )
+
+    def give_way(self) -> None:
+        """In the middle of a turn that is shared, let others have theirs if it is a long one."""
+        self._turns.give_way()
 
     def run(self, stop: threading.Event, *, say: Callable[[str], None] = lambda _: None) -> None:
         """Work until `stop` is set; then commit what was received and end.
@@ -173,6 +178,7 @@ class Worker:
     def _end(self, started: Sequence[Source]) -> None:
         for source in started:
             source.close()
+        self._turns.stop_resting()
         begun = [loop for loop in self._loops if loop.started]
         for loop in begun:
             loop.stop()

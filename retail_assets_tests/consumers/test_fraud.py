@@ -42,6 +42,9 @@ class Watch:
         consumer = fraud.consumer(self.settings, self.scorer)
         return feed.consume(self.intake.lake, self.intake.connection, consumer)
 
+    def temporary_tables(self) -> list[tuple[Any, ...]]:
+        return self.intake.rows("SELECT table_name FROM duckdb_tables() WHERE temporary ORDER BY 1")
+
     def rebuilt(self) -> list[tuple[Any, ...]]:
         """The alerts of a worker that remembers nothing."""
         consumer = fraud.consumer(self.settings)
@@ -132,6 +135,15 @@ def test_alerts_follow_the_events(watch: Watch) -> None:
         ),
     ]
     assert watch.follow() is None
+
+
+def test_a_round_leaves_nothing_of_what_it_computed_in_memory(watch: Watch) -> None:
+    take_history(watch)
+    watch.take(FIRST, "burst", *BURST)
+    before = watch.temporary_tables()
+    watch.follow()
+    assert watch.alerts()
+    assert watch.temporary_tables() == before
 
 
 def test_an_event_that_is_gone_takes_its_alerts_with_it(watch: Watch) -> None:

@@ -1,0 +1,46 @@
+"""Turns of what follows the ingest."""
+
+import threading
+
+import pytest
+
+from retail_assets.stream import loops
+from retail_assets.stream.loops import Turns
+
+
+@pytest.mark.parametrize(
+    ("long", "happens"), [(0, ["begins", "short", "ends"]), (60, ["begins", "ends", "short"])]
+)
+def test_one_turn_at_a_time_and_a_long_one_lets_others_in_between(
+    long: float, happens: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "LONG_SECONDS", long)
+    turns = Turns()
+    turns.stop_resting()
+    happened: list[str] = []
+    waits = threading.Event()
+
+    def short() -> None:
+        waits.set()
+        with turns:
+            happened.append("short")
+
+    other = threading.Thread(target=short)
+    with turns:
+        other.start()
+        waits.wait()
+        other.join(0.05)
+        happened.append("begins")
+        for _ in range(20):
+            turns.give_way()
+        happened.append("ends")
+    other.join()
+    assert happened == happens
+
+
+def test_a_turn_is_over_also_where_it_fails() -> None:
+    turns = Turns()
+    turns.stop_resting()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), turns:
+            _ = 1 / 0
