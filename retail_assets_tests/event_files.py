@@ -76,11 +76,11 @@ class EventIntake:
         """Write an event file; see `write_events`."""
         write_events(self.settings, path, lines, **options)
 
-    def take(self, paths: Sequence[str] | None = None) -> Ingested:
+    def take(self, paths: Sequence[str] | None = None, **options: Any) -> Ingested:
         """Take in some files, by default all that are pending."""
         if paths is None:
             paths = list(pending_event_files(self.settings).files)
-        return ingest(self.lake, self.connection, self.settings, paths)
+        return ingest(self.lake, self.connection, self.settings, paths, **options)
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return self.connection.execute(sql, parameters).fetchall()

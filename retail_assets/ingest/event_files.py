@@ -242,7 +242,7 @@ class _Intake:
         gone = [path for path in failed if not self._folder.has(path)]
         if gone:
             with self._lake.transaction(self._connection, "forget event files that are gone"):
-                event_ledger.note_failures(self._connection, {}, gone)
+                event_ledger.note_failures(self._connection, {}, gone, gone)
 
     def _wait(self) -> None:
         """Wait for the thread, which has the connection to itself until then."""
@@ -332,7 +332,8 @@ class _Intake:
         for taken in plan.enter(settled.deltas):
             before = self._result.files.get(taken.path)
             self._result.files[taken.path] = taken if before is None else before.plus(taken)
-        event_ledger.note_failures(self._connection, unreadable, paths)
+        failed = event_ledger.failed_paths(self._connection)
+        event_ledger.note_failures(self._connection, unreadable, paths, failed)
         self._result.failed |= {file.path: text for file, text in unreadable.items()}
         self._result.new_fields += settled.new_fields
 

@@ -13,6 +13,7 @@ import duckdb
 
 from retail_assets.ingest import heartbeat, offsets
 from retail_assets.ingest.event_folder import FoundFile
+from retail_assets.ingest.event_memory import memory_of
 from retail_assets.ingest.event_reader import Progress
 from retail_assets.ingest.events import Delta
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -138,12 +139,17 @@ def related(
 ) -> list[Entry]:
     """What the ledger has of some files, of their copies, and of files of the same content.
 
+    Within a transaction of an `EventBatch`, whose memory may know that there are none.
+
     Args:
         connection: a connection to the lake.
         paths: the files.
         hashes: of their contents, as far as these are whole. Who has a content is listed, but not
             the copies of that one.
     """
+    memory = memory_of(connection)
+    if memory and not memory.may_have_files((*paths, *hashes)):
+        return []
     return _read(
         connection,
         "(path IN (SELECT unnest($paths::VARCHAR[]))"
@@ -183,6 +189,13 @@ def write(
 
     Of those `retracted` the current version stays as well, as one that is retracted.
     """
+    memory = memory_of(connection)
+    if memory:
+        memory.add_files(
+            name
+            for entry in written
+            for name in (entry.path, entry.progress.content_hash, entry.copy_of)
+        )
     if retracted:
         connection.execute(
             "UPDATE lake.event_files SET retracted_at = now() WHERE retracted_at IS NULL"
@@ -215,8 +228,15 @@ def write(
     insert_columns(connection, "event_files", columns, "now() AS ingested_at")
 
 
-def failed_paths(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The files that could not be read."""
+def failed_paths(connection: duckdb.DuckDBPyConnection) -> Collection[str]:
+    """The files that could not be read.
+
+    On a connection with a memory, as of the last transaction of an `EventBatch`.
+    """
+    memory = memory_of(connection)
+    remembered = memory.failed_files() if memory else None
+    if remembered is not None:
+        return remembered
     found = connection.execute("SELECT path FROM lake.failed_event_files").fetchall()
     return [path for (path,) in found]
 
@@ -225,10 +245,14 @@ def note_failures(
     connection: duckdb.DuckDBPyConnection,
     unreadable: Mapping[FoundFile, str],
     readable: Collection[str],
+    failed: Collection[str],
 ) -> None:
-    """Enter why files could not be read, and forget that of files that could."""
+    """Enter why files could not be read, and forget that of files that could.
+
+    `failed` are those that the ledger has now, or more.
+    """
     concerned = {*(file.path for file in unreadable), *readable}
-    failed_before = [path for path in failed_paths(connection) if path in concerned]
+    failed_before = [path for path in failed if path in concerned]
     before: dict[str, tuple[int, list[int]]] = {}
     if failed_before:
         where = "WHERE path IN (SELECT unnest(?::VARCHAR[]))"

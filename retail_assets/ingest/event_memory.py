@@ -1,15 +1,14 @@
 """What a connection that takes in one small batch after the other remembers of the lake.
 
 To ask the lake which events it has already, and what it knows of a few products and customers,
-takes longer than to judge a hundred events, and ever longer as history grows. So the worker keeps a
-filter of the identities that there may be, and copies of the reference tables; what others commit
-is taken up from the history of the lake, within each batch's transaction. Where that is not
-possible, the lake is asked as ever.
+takes longer than to judge a hundred events, and ever longer as history grows. So the worker keeps
+filters of the identities and of the files that there may be, and copies of the reference tables;
+what others commit is taken up from the history of the lake, within each batch's transaction. Where
+that is not possible, the lake is asked as ever.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 import duckdb
@@ -17,9 +16,6 @@ import duckdb
 from retail_assets import tables
 from retail_assets.ingest.event_workspace import forget_plans
 from retail_assets.lake.connection import CATALOG, author, current_snapshot
-
-if TYPE_CHECKING:
-    from rbloom import Bloom
 
 FALSE_POSITIVES = 0.001
 """For so many of the identities that are new the lake is asked all the same."""
@@ -30,12 +26,22 @@ LEAST_EVENTS = 1_000_000
 MOST_EVENTS = 50_000_000
 """Of more events there is no filter: it takes a minute to fill, and 180 MB."""
 
+LEAST_FILES = 100_000
+"""The same of files, each with its name, its content, and perhaps the file that it is a copy of."""
+
+MOST_FILES = 10_000_000
+
 MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
 _REFERENCE = (tables.PRODUCTS.name, tables.CUSTOMERS.name)
 _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
+_FILES = tables.EVENT_FILES.name
+_FAILED = tables.FAILED_EVENT_FILES.name
+
+_NOTED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
+"""What the filters have of rows."""
 
 _INSERTED = ("inserted_into_table", "inlined_insert")
 _CHANGE = re.compile(r"(\w+):(\d+)")
@@ -53,6 +59,31 @@ def memory_of(connection: duckdb.DuckDBPyConnection) -> "EventMemory | None":
     return _memories.get(connection)
 
 
+class _Filter:
+    """What there may be of something; it never denies what there is."""
+
+    def __init__(self, count: int, least: int) -> None:
+        from rbloom import Bloom
+
+        self.room = max(least, 2 * count)
+        self._count = 0
+        self._bloom = Bloom(self.room, FALSE_POSITIVES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it lets more pass than it should."""
+        return self._count > self.room
+
+    def __contains__(self, item: Hashable) -> bool:
+        return item in self._bloom
+
+    def add(self, items: Iterable[Hashable]) -> None:
+        """Note that there are some more."""
+        noted = list(items)
+        self._bloom.update(noted)
+        self._count += len(noted)
+
+
 class EventMemory:
     """What is remembered, and up to which snapshot of the lake each part of it is true.
 
@@ -67,8 +98,9 @@ class EventMemory:
             1,
         )
         self._threads_used = self._threads
-        self._identities: Bloom | None = None
-        self._count = self._room = 0
+        self._wanted = [_EVENTS, *_REFERENCE]
+        self._filters: dict[str, _Filter] = {}
+        self._failed: frozenset[str] = frozenset()
         self.positions: dict[tuple[str, str], int] = {}
         self.fields: set[tuple[str, str]] = set()
         self._copied: set[str] = set()
@@ -87,9 +119,10 @@ class EventMemory:
 
     def prepare(self) -> None:
         """Outside of a transaction, read from the lake what is missing or out of date."""
-        if self._count > self._room:
-            self._seen.pop(_EVENTS, None)
-        missing = [name for name in (_EVENTS, *_REFERENCE) if name not in self._seen]
+        for name, filter_ in self._filters.items():
+            if filter_.is_full:
+                self._seen.pop(name, None)
+        missing = [name for name in self._wanted if name not in self._seen]
         if not missing:
             return
         self._connection.execute("BEGIN")
@@ -99,6 +132,10 @@ class EventMemory:
             for name in missing:
                 if name == _EVENTS:
                     self._read_identities()
+                elif name == _FILES:
+                    self._read_files()
+                elif name == _FAILED:
+                    self._read_failed()
                 else:
                     self._copy(name)
                 self._seen[name] = snapshot
@@ -132,25 +169,25 @@ class EventMemory:
 
     def _take_up(self, history: Sequence[tuple[int, str | None, bool]]) -> None:
         """Bring what is remembered up to date: each snapshot, its changes, whether it is mine."""
-        inserted: list[int] = []
+        inserted: dict[str, list[int]] = {}
         for snapshot, changes, mine in history:
             for kind, table_id in _CHANGE.findall(changes or ""):
                 name = self._tables.get(int(table_id))
-                if name in _REFERENCE:
+                if name in _REFERENCE or name == _FAILED:
                     if snapshot > self._seen.get(name, snapshot):
                         del self._seen[name]
                 elif kind not in _INSERTED or mine:
                     continue
                 elif name == _LINES:
                     self.positions.clear()
-                elif name == _EVENTS and snapshot > self._seen.get(name, snapshot):
-                    inserted.append(snapshot)
-        if inserted:
+                elif name in self._filters and snapshot > self._seen.get(name, snapshot):
+                    inserted.setdefault(name, []).append(snapshot)
+        for name, snapshots in inserted.items():
             rows = self._connection.execute(
-                "SELECT hash(event_id) FROM"
-                f" lake.table_insertions('{_EVENTS}', {min(inserted)}, {max(inserted)})"
+                f"SELECT {_NOTED[name]} FROM"
+                f" lake.table_insertions('{name}', {min(snapshots)}, {max(snapshots)})"
             ).fetchall()
-            self.add(identity for (identity,) in rows)
+            self._filters[name].add(item for row in rows for item in row if item is not None)
 
     def holds(self, table: str) -> bool:
         """Whether `temp.main.all_TABLE` has all rows of a reference table."""
@@ -161,32 +198,62 @@ class EventMemory:
 
         None if nothing is known of that.
         """
-        filter_ = self._identities
+        filter_ = self._filters.get(_EVENTS)
         if filter_ is None or _EVENTS not in self._seen:
             return None
         return [identity for identity in identities if identity in filter_]
 
     def add(self, identities: Iterable[int]) -> None:
         """Note that the lake has some identities, or is about to have them."""
-        if self._identities is None:
-            return
-        noted = list(identities)
-        self._identities.update(noted)
-        self._count += len(noted)
+        if _EVENTS in self._filters:
+            self._filters[_EVENTS].add(identities)
+
+    def may_have_files(self, names: Iterable[str]) -> bool:
+        """Whether a file of the ledger may have one of some paths or contents.
+
+        After `refresh`. The first time it is always so; the ledger is read for the next.
+        """
+        self._want(_FILES)
+        filter_ = self._filters.get(_FILES)
+        if filter_ is None or _FILES not in self._seen:
+            return True
+        return any(name in filter_ for name in names)
+
+    def add_files(self, names: Iterable[str | None]) -> None:
+        """Note paths and contents that the ledger has, or is about to have."""
+        if _FILES in self._filters:
+            self._filters[_FILES].add(name for name in names if name is not None)
+
+    def failed_files(self) -> Collection[str] | None:
+        """The files that could not be read, after `refresh`; None if nothing is known of them."""
+        self._want(_FAILED)
+        return self._failed if _FAILED in self._seen else None
+
+    def _want(self, name: str) -> None:
+        if name not in self._wanted:
+            self._wanted.append(name)
 
     def _read_identities(self) -> None:
-        from rbloom import Bloom
+        self._read_filter(_EVENTS, LEAST_EVENTS, MOST_EVENTS)
 
+    def _read_files(self) -> None:
+        self._read_filter(_FILES, LEAST_FILES, MOST_FILES)
+
+    def _read_filter(self, name: str, least: int, most: int) -> None:
         execute = self._connection.execute
-        (count,) = execute(f"SELECT count(*) FROM lake.{_EVENTS}").fetchone() or (0,)
-        self._count, self._room = 0, max(LEAST_EVENTS, 2 * count)
-        self._identities = None
-        if count > MOST_EVENTS:
+        self._filters.pop(name, None)
+        (count,) = execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
+        if count > most:
             return
-        self._identities = Bloom(self._room, FALSE_POSITIVES)
-        reader = execute(f"SELECT hash(event_id) FROM lake.{_EVENTS}").to_arrow_reader(100_000)
-        for batch in reader:
-            self.add(batch.column(0).to_pylist())
+        filter_ = _Filter(count, least)
+        for batch in execute(f"SELECT {_NOTED[name]} FROM lake.{name}").to_arrow_reader(100_000):
+            for column in batch.columns:
+                filter_.add(column.drop_null().to_pylist())
+        self._filters[name] = filter_
+
+    def _read_failed(self) -> None:
+        rows = self._connection.execute(f"SELECT path FROM lake.{_FAILED}").fetchall()
+        self._failed = frozenset(path for (path,) in rows)
 
     def _copy(self, name: str) -> None:
         """Copy a reference table, unless it is too large."""

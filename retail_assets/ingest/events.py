@@ -79,6 +79,7 @@ class EventBatch:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         self._memory = memory_of(connection)
+        self._remembers = False
         self._small = True
         self._staged = False
         self._rows = 0
@@ -101,11 +102,15 @@ class EventBatch:
     def transaction(
         self, lake: Lake, message: str, received: "tuple[pa.Table, pa.Table] | None"
     ) -> Iterator[None]:
-        """A transaction of the lake, with lines as `add` takes them staged already, if any."""
+        """A transaction of the lake, with lines as `add` takes them staged already, if any.
+
+        The memory of the connection is up to date in it.
+        """
         few = received is not None and received[0].num_rows <= SMALL
         if received is not None and not few:
             self.add(*received)
         with lake.transaction(self._connection, message):
+            self._remember()
             if received is not None and few:
                 # Each statement outside would be a transaction of its own, which opens the
                 # catalog: that takes longer than to judge these.
@@ -263,8 +268,7 @@ class EventBatch:
 
     def settle(self) -> Settled:
         """In a transaction, put what was judged into the tables."""
-        if self._memory:
-            self._memory.refresh()
+        self._remember()
         if not self._fresh:
             self._promote()
         self._survey()
@@ -274,6 +278,12 @@ class EventBatch:
         self._drop_beaten()
         self._enrich()
         return Settled(self._deltas(), new_fields)
+
+    def _remember(self) -> None:
+        """In a transaction, bring the memory up to date, once."""
+        if self._memory and not self._remembers:
+            self._memory.refresh()
+            self._remembers = True
 
     def _promote(self) -> None:
         """Stage the duplicates of what is gone: one of them counts in its place."""

@@ -122,12 +122,14 @@ _Part = tuple[str, str]
 def _next_positions(
     connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]
 ) -> dict[_Part, int]:
-    """The next position that is new of each part that something was received from."""
+    """The next position that is new of each part that something was received from.
+
+    Within a transaction of an `EventBatch`.
+    """
     memory = memory_of(connection)
     parts = {(received.source, received.source_name) for received in batch}
     found: dict[_Part, int] = {}
     if memory:
-        memory.refresh()
         # Who fails from here on does not know whether he has committed: then the ledger is asked.
         found = {part: memory.positions.pop(part) for part in parts & memory.positions.keys()}
     unknown: dict[str, list[str]] = {}

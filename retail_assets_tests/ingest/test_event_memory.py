@@ -11,7 +11,8 @@ import narwhals as nw
 import pytest
 
 from retail_assets import tables
-from retail_assets.ingest import event_memory, received
+from retail_assets.ingest import event_ledger, event_memory, received
+from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.event_memory import EventMemory, memory_of
 from retail_assets.ingest.received import Received, take, warm_up
 from retail_assets.lake import connection as lake_connection
@@ -135,7 +136,7 @@ def test_more_events_than_there_is_room_for_are_all_known(intakes, monkeypatch):
     for first in range(0, 200, 10):
         assert accepted(intake, batch(first, *map(event, range(first, first + 10)))) == 10
     assert accepted(intake, batch(200, *map(event, range(210)))) == 10
-    assert memory(intake)._room > 200
+    assert memory(intake)._filters[tables.ENRICHED_EVENTS.name].room > 200
 
 
 def test_of_more_events_than_are_remembered_the_lake_is_asked(intakes, monkeypatch):
@@ -191,6 +192,78 @@ def test_the_lake_is_asked_for_little(intakes, monkeypatch):
     monkeypatch.setattr(received.offsets, "next_positions", None)
     assert accepted(intake, batch(1, event(2))) == 1
     assert memory(intake).positions == {PART: 2}
+
+
+def test_for_new_files_the_ledger_is_not_asked(intakes, monkeypatch):
+    intake = intakes()
+    for name in "ab":
+        intake.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        intake.take()
+    monkeypatch.setattr(event_ledger, "_read", None)
+    intake.write(f"{DAY}/c.jsonl", [event(1), event(2)])
+    intake.take([f"{DAY}/c.jsonl"], unknown=[f"{DAY}/c.jsonl"])
+    assert intake.rows("SELECT count(*) FROM event_files") == [(3,)]
+
+
+def test_a_file_that_another_has_just_taken_in_is_known(intakes):
+    mine, others = intakes(), intakes()
+    for name in "abc":
+        mine.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        (others if name == "c" else mine).take()
+    mine.write(f"{DAY}/d.jsonl", [event(ord("c"))])
+    assert mine.take().files[f"{DAY}/d.jsonl"].outcome == "copy"
+
+
+def test_a_file_that_another_could_not_read_is_known(intakes):
+    mine, others = intakes(), intakes()
+    for name in "ab":
+        mine.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        mine.take()
+    mine.write(f"{DAY}/c.jsonl.gz", b"nonsense")
+    assert others.take().failed
+    mine.write(f"{DAY}/c.jsonl.gz", [event(1)])
+    mine.take()
+    assert mine.rows("SELECT path FROM failed_event_files") == []
+    assert mine.events() == [("E1",), ("E97",), ("E98",)]
+
+
+@pytest.mark.parametrize(("seed", "least"), [(0, 1), (1, 100), (2, 100)])
+def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
+    intakes, seed, least, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setattr(event_memory, "LEAST_FILES", least)
+    chance = random.Random(seed)  # noqa: S311
+    workers = [intakes(), intakes()]
+    tables_ = (
+        "SELECT * EXCLUDE (processed_at) FROM enriched_events ORDER BY ALL",
+        "SELECT * EXCLUDE (ingested_at, retracted_at) FROM event_files ORDER BY ALL",
+        "SELECT path FROM failed_event_files ORDER BY ALL",
+    )
+    with EventIntake.open(
+        Settings(data_dir=tmp_path / "other", start_date=date(2026, 1, 1))
+    ) as one:
+        for turn in range(15):
+            path = f"{DAY}/{chance.choice('abcdef')}.jsonl{chance.choice(('', '', '.gz'))}"
+            # Of few contents, so that many are copies; some cannot be read.
+            first = chance.randrange(3)
+            content = [event(first + number) for number in range(chance.choice((0, 2, 2, 2)))]
+            lines = b"nonsense" if path.endswith("gz") and chance.random() < 0.4 else content
+            for intake in (*workers[:1], one):
+                # Each file differs in time, if not in size.
+                intake.write(path, lines, modified_ns=(1_791_800_000 + turn) * 10**9)
+            worker = chance.choice(workers)
+            one.take([path])
+            if chance.random() < 0.5:
+                worker.take([path])
+            else:
+                # Of one that the ledger has, nothing is taken in: a scan finds it then.
+                worker.take([path], unknown=[path])
+                if path in pending_event_files(worker.settings, worker.connection).files:
+                    worker.take([path])
+            for query in tables_:
+                assert worker.rows(query) == one.rows(query)
+    copies = workers[0].rows("SELECT count(*) FROM event_files WHERE copy_of IS NOT NULL")
+    assert copies != [(0,)]
 
 
 @pytest.mark.parametrize("seed", range(4))
