@@ -31,13 +31,13 @@ OPTIONS = os.environ.get("BENCH_WORKER_OPTIONS", "").split()
 TOPIC = "orders"
 
 
-def event(number: int) -> str:
-    """A valid event."""
+def event(number: int, *, customers: int = 997) -> str:
+    """A valid event: an order of one of so many customers."""
     return json.dumps(
         {
             "event_id": f"E{number}",
             "order_id": f"O{number}",
-            "customer_id": f"{number % 997 + 1:06}",
+            "customer_id": f"{number % customers + 1:06}",
             "product_id": f"P{number % 97 + 1:04}",
             "order_value_gbp": 10 + number % 400,
             "region": "North",

@@ -37,6 +37,10 @@ KAFKA, WEBHOOK, FILES = 500, 300, 200
 CLIENTS, TOGETHER = 10, 30
 """Who send to the webhook, each so many events at once: the next ones once these are accepted."""
 
+CUSTOMERS = 499_979
+"""A shop with a thousand orders a second has as many at least; a prime, so that all sources have
+all of them."""
+
 UPTIME_SECONDS = (20, 150)
 """A worker lives so long before it is killed: some long enough for upkeep, and to see it grow."""
 
@@ -78,7 +82,7 @@ class Soak:
 
         def offer(number: int) -> None:
             for each in range(number, number + 50):
-                producer.produce(TOPIC, event(each).replace('"E', '"K').encode(), key=str(each))
+                producer.produce(TOPIC, _event(0, each).encode(), key=str(each))
             producer.poll(0)
             self.offered["kafka"] = number + 50
 
@@ -94,8 +98,7 @@ class Soak:
 
             def offer(number: int) -> None:
                 body = "".join(
-                    event(each).replace('"E', f'"W{client}-') + "\n"
-                    for each in range(number, number + TOGETHER)
+                    _event(2 + client, each) + "\n" for each in range(number, number + TOGETHER)
                 )
                 while True:
                     try:
@@ -118,9 +121,7 @@ class Soak:
         def offer(number: int) -> None:
             hidden = folder / f".{number}"
             hidden.write_text(
-                "".join(
-                    event(each).replace('"E', '"F') + "\n" for each in range(number, number + 50)
-                )
+                "".join(_event(1, each) + "\n" for each in range(number, number + 50))
             )
             hidden.rename(folder / f"{number:09}.jsonl")
             self.offered["files"] = number + 50
@@ -190,6 +191,11 @@ class Soak:
                     "snapshots": float(snapshots),
                 }
             )
+
+
+def _event(source: int, number: int) -> str:
+    """An event of a source that no other source has."""
+    return event(number * (2 + CLIENTS) + source, customers=CUSTOMERS)
 
 
 def report(folder: Path, minutes: float, machine: str) -> str:
@@ -305,7 +311,8 @@ def _text(soak: Soak, minutes: float, machine: str, runs: int) -> str:
                 "# A soak of the live lane",
                 f"Written by `python -m benchmarks --only soak`; {machine}.",
                 (
-                    f"{minutes:g} minutes, {rate:,.0f} events/s: {offered}. The worker was killed"
+                    f"{minutes:g} minutes, {rate:,.0f} events/s: {offered}, orders of"
+                    f" {CUSTOMERS:,} customers. The worker was killed"
                     f" {soak.kills} times at random; Dagster ran beside it with its sensors ({runs}"
                     " runs); a reader read the whole table twice in a transaction,"
                     f" {soak.reads:,} times."

@@ -43,7 +43,9 @@ class Command:
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Return the exit code, standard output and standard error."""
         self.patch.setattr(sys, "argv", ["retail-assets", *arguments])
-        self.patch.setenv("COLUMNS", "200")
+        # Not by the variable COLUMNS, which pytest-xdist has set when the module was imported.
+        for console in (cli.out, cli.err):
+            self.patch.setattr(console, "width", 200)
         with pytest.raises(SystemExit) as exit_:
             cli.run()
         out, err = self.capture.readouterr()

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED
+from retail_assets_tests.broker import free_port
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.event_files import event
 from retail_assets_tests.platform import INSTANCE, write_reference
@@ -188,12 +188,6 @@ def launched(services: Services) -> str:
     )["launchPartitionBackfill"]
     assert "backfillId" in answer, answer
     return str(answer["backfillId"])
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def answers(services: Services) -> bool:
