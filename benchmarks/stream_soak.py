@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -130,9 +130,11 @@ class Soak:
 
     def read(self) -> None:
         """Read as an analyst would, with a connection a minute and in transactions."""
+        # The worker is to have the other core.
+        lake = replace(Lake.from_settings(self.settings), threads=1)
         while not self.stop.is_set():
             try:
-                with Lake.from_settings(self.settings).connect(read_only=True) as connection:
+                with lake.connect(read_only=True) as connection:
                     until = time.monotonic() + 60
                     while time.monotonic() < until and not self.stop.is_set():
                         connection.execute("BEGIN")

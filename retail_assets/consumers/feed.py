@@ -37,7 +37,7 @@ PERSIST_AFTER, PERSIST_AGE = 1_000, "INTERVAL 10 MINUTE"
 To move it is a commit. But were its snapshot forgotten, everything would be recomputed.
 """
 
-PIECE_ROWS = 100_000
+PIECE_ROWS = 200_000
 """Of how many rows of the sources keys are computed at a time, which bounds the memory that it
 takes: what a worker comes back to after a break may concern all of history. Only where all keys are
 computed anew they are computed together, in one pass over the sources."""
