@@ -316,7 +316,7 @@ def _text(soak: Soak, minutes: float, machine: str, runs: int) -> str:
                     f"{minutes:g} minutes, {rate:,.0f} events/s: {offered}, orders of"
                     f" {CUSTOMERS:,} customers. The worker was killed"
                     f" {soak.kills} times at random; Dagster ran beside it with its sensors ({runs}"
-                    " runs); a reader read the whole table twice in a transaction,"
+                    " runs); a reader of one thread read the whole table twice in a transaction,"
                     f" {soak.reads:,} times."
                 ),
                 (
