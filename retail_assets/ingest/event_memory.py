@@ -130,10 +130,8 @@ class EventMemory:
             snapshot = current_snapshot(self._connection)
             self._tables = _table_ids(self._connection)
             for name in missing:
-                if name == _EVENTS:
-                    self._read_identities()
-                elif name == _FILES:
-                    self._read_files()
+                if name in _NOTED:
+                    self._read_filter(name)
                 elif name == _FAILED:
                     self._read_failed()
                 else:
@@ -233,14 +231,9 @@ class EventMemory:
         if name not in self._wanted:
             self._wanted.append(name)
 
-    def _read_identities(self) -> None:
-        self._read_filter(_EVENTS, LEAST_EVENTS, MOST_EVENTS)
-
-    def _read_files(self) -> None:
-        self._read_filter(_FILES, LEAST_FILES, MOST_FILES)
-
-    def _read_filter(self, name: str, least: int, most: int) -> None:
+    def _read_filter(self, name: str) -> None:
         execute = self._connection.execute
+        least, most = (LEAST_EVENTS, MOST_EVENTS) if name == _EVENTS else (LEAST_FILES, MOST_FILES)
         self._filters.pop(name, None)
         (count,) = execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
         if count > most:
