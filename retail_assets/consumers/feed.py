@@ -188,13 +188,18 @@ def _changes(
 
 def _writes(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> str:
     """A pattern of what the catalog notes of a commit that changed rows of the sources."""
-    names = ", ".join(literal(table.name) for table in consumer.sources)
     row = connection.execute(
         f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table"
-        f" WHERE end_snapshot IS NULL AND table_name IN ({names})"
+        f" WHERE {_of_sources(consumer)}"
     ).fetchone()
     assert row is not None
     return rf"(insert|into_table|delete|from_table):({row[0]})\b"
+
+
+def _of_sources(consumer: Consumer) -> str:
+    """A condition on `ducklake_table`: the sources, as they are now."""
+    names = ", ".join(literal(table.name) for table in consumer.sources)
+    return f"end_snapshot IS NULL AND table_name IN ({names})"
 
 
 @dataclass
@@ -337,11 +342,10 @@ class _Round:
 
     def _source_rows(self) -> int:
         """About how many rows the sources have; the catalog does not take off what was deleted."""
-        names = ", ".join(literal(table.name) for table in self.consumer.sources)
         (rows,) = self._one(
             f"SELECT coalesce(sum(record_count), 0) FROM {CATALOG}.ducklake_table_stats"
             f" JOIN {CATALOG}.ducklake_table USING (table_id)"
-            f" WHERE end_snapshot IS NULL AND table_name IN ({names})"
+            f" WHERE {_of_sources(self.consumer)}"
         )
         return int(rows)
 

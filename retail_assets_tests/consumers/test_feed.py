@@ -127,21 +127,37 @@ def test_what_has_changed_is_recomputed_and_nothing_else(spender: Spender) -> No
 def test_many_keys_are_computed_piece_by_piece(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PIECE_ROWS", 12)
+    # A key counts one more than its rows, of which each has two.
+    monkeypatch.setattr(feed, "PIECE_ROWS", 9)
     customers = [f"C{number}" for number in range(7)]
     spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
-    spender.take("b", *(buys(10 + number, "C0", 1) for number in range(20)))
     spender.consume()
     assert spender.computed.pop() == customers
 
-    spender.take("c", *(buys(40 + number, name, 2) for number, name in enumerate(customers)))
+    spender.take("b", *(buys(10 + number, name, 2) for number, name in enumerate(customers)))
     breaks: list[int] = []
     consumed = spender.consume(between_pieces=lambda: breaks.append(len(spender.computed)))
 
     assert consumed is not None
     assert (consumed.key_count, consumed.inserted) == (7, {"spent": 7})
-    assert breaks == list(range(1, len(spender.computed)))
-    # One has 22 rows, each of the others two.
+    assert breaks == [1, 2]
+    assert sorted(map(len, spender.computed)) == [2, 2, 3]
+    assert sorted(chain.from_iterable(spender.computed)) == customers
+    assert spender.spent() == dict.fromkeys(customers, 3)
+
+
+def test_a_key_of_many_rows_is_not_computed_with_as_many_others(
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PIECE_ROWS", 12)
+    customers = [f"C{number}" for number in range(7)]
+    spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
+    spender.take("b", *(buys(10 + number, "C0", 1) for number in range(20)))
+    spender.consume()
+    spender.computed.clear()
+
+    spender.take("c", *(buys(40 + number, name, 2) for number, name in enumerate(customers)))
+    spender.consume()
     assert sorted(chain.from_iterable(spender.computed)) == customers
     assert len(spender.computed) > 1
     assert all(len(piece) == 1 for piece in spender.computed if "C0" in piece)
