@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -176,7 +177,9 @@ def _read(
     settings: Settings, seen: dict[str, float], ready: threading.Event, stop: threading.Event
 ) -> None:
     """Look again and again which events are in the table, as a reader with a connection would."""
-    with Lake.from_settings(settings).connect(read_only=True) as connection:
+    # The machine is the worker's as well: a second thread would take its core to save nothing here.
+    lake = replace(Lake.from_settings(settings), threads=1)
+    with lake.connect(read_only=True) as connection:
         last = current_snapshot(connection)
         ready.set()
         while not stop.is_set():

@@ -20,7 +20,7 @@ from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
-from retail_assets.tables import ENRICHED_EVENTS, Table
+from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
 ATTEMPTS = 3
 """How often a round is tried as a whole before the keys at fault are looked for."""
@@ -190,15 +190,27 @@ def _writes(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> str:
     """A pattern of what the catalog notes of a commit that changed rows of the sources."""
     row = connection.execute(
         f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table"
-        f" WHERE {_of_sources(consumer)}"
+        f" WHERE {_are_now(*consumer.sources)}"
     ).fetchone()
     assert row is not None
     return rf"(insert|into_table|delete|from_table):({row[0]})\b"
 
 
-def _of_sources(consumer: Consumer) -> str:
-    """A condition on `ducklake_table`: the sources, as they are now."""
-    names = ", ".join(literal(table.name) for table in consumer.sources)
+def _most_rows(connection: duckdb.DuckDBPyConnection, *tables: Table) -> int:
+    """How many rows some tables have at most: the catalog does not take off what was deleted.
+
+    To look into a table, even an empty one, takes ten times longer.
+    """
+    (rows,) = connection.execute(
+        f"SELECT coalesce(sum(record_count), 0)::BIGINT FROM {CATALOG}.ducklake_table_stats"
+        f" JOIN {CATALOG}.ducklake_table USING (table_id) WHERE {_are_now(*tables)}"
+    ).fetchone() or (0,)
+    return int(rows)
+
+
+def _are_now(*tables: Table) -> str:
+    """A condition on `ducklake_table`: some tables, as they are now."""
+    names = ", ".join(literal(table.name) for table in tables)
     return f"end_snapshot IS NULL AND table_name IN ({names})"
 
 
@@ -241,20 +253,23 @@ class _Round:
             return False
         kept, changed = _changes(self.connection, self.consumer, self.offset)
         self.rebuild = not kept
-        # All there are: to leave out those of others takes DuckLake longer than to read these few.
-        letters = {
-            key: is_due
-            for consumer, key, is_due in self._execute(
-                f"SELECT consumer, key, failed_at < now() - {RETRY_DEAD_LETTERS}"
-                " FROM lake.consumer_dead_letters"
-            ).fetchall()
-            if consumer == self.consumer.name
-        }
+        letters = self._letters()
         due = [key for key, is_due in letters.items() if is_due]
         if self.rebuild or changed or due:
             self._list_keys(list(letters), due)
         # Also where no key was concerned: the consumer is not behind any more.
         return self.rebuild or changed or self.key_count > 0 or self._is_far_behind()
+
+    def _letters(self) -> dict[str, bool]:
+        """The keys that were set aside, and whether each is to be tried again."""
+        if not _most_rows(self.connection, CONSUMER_DEAD_LETTERS):
+            return {}
+        # All there are: to leave out those of others takes DuckLake longer than to read these few.
+        rows = self._execute(
+            f"SELECT consumer, key, failed_at < now() - {RETRY_DEAD_LETTERS}"
+            " FROM lake.consumer_dead_letters"
+        ).fetchall()
+        return {key: is_due for consumer, key, is_due in rows if consumer == self.consumer.name}
 
     def _is_far_behind(self) -> bool:
         assert self.offset is not None
@@ -325,7 +340,9 @@ class _Round:
         """The first and last of the keys to compute together, of those that have not failed."""
         if not known:
             return []
-        if self.rebuild or known == 1 or self._source_rows() <= PIECE_ROWS:
+        if self.rebuild or known == 1:
+            return [(1, known)]
+        if _most_rows(self.connection, *self.consumer.sources) <= PIECE_ROWS:
             return [(1, known)]
         key = self.consumer.key
         rows = " UNION ALL ".join(
@@ -339,15 +356,6 @@ class _Round:
             f" count(*) AS rows FROM ({rows}) GROUP BY ALL) USING ({key})"
             f" WHERE number <= {known}) GROUP BY piece"
         ).fetchall()
-
-    def _source_rows(self) -> int:
-        """About how many rows the sources have; the catalog does not take off what was deleted."""
-        (rows,) = self._one(
-            f"SELECT coalesce(sum(record_count), 0) FROM {CATALOG}.ducklake_table_stats"
-            f" JOIN {CATALOG}.ducklake_table USING (table_id)"
-            f" WHERE {_of_sources(self.consumer)}"
-        )
-        return int(rows)
 
     def _compute(self, first: int, last: int) -> None:
         """Compute some keys, by their numbers, in a transaction, and note which rows differ."""

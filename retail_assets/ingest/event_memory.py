@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import duckdb
 
 from retail_assets import tables
-from retail_assets.ingest.event_workspace import forget_plans
+from retail_assets.ingest.event_workspace import REFERENCE_KEYS, forget_plans
 from retail_assets.lake.connection import CATALOG, author, current_snapshot
 
 FALSE_POSITIVES = 0.001
@@ -34,7 +34,7 @@ MOST_FILES = 10_000_000
 MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
-_REFERENCE = (tables.PRODUCTS.name, tables.CUSTOMERS.name)
+_REFERENCE = tuple(REFERENCE_KEYS)
 _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name

@@ -2,7 +2,8 @@
 
 To plan the judgement takes several times longer than to judge a hundred lines. So the text of the
 statements is made once a process, and they are prepared once a connection, over tables that stay:
-a table that is made anew would have them planned anew.
+a table that is made anew would have them planned anew, and so would `now()` in a statement, with
+every execution.
 """
 
 from functools import lru_cache
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import duckdb
 import narwhals as nw
 
+from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
 from retail_assets.transforms import events
 
@@ -26,6 +28,8 @@ _planned: "WeakSet[duckdb.DuckDBPyConnection]" = WeakSet()
 RECEIVED = '"temp".main.received_lines'
 """As DuckDB writes it when it gives a query back as text."""
 
+_NOW, _ARGUMENT = "now()", "$1"
+
 _PLACE_COLUMNS = "received_date DATE, source VARCHAR, source_name VARCHAR, position BIGINT"
 
 _TABLES = {
@@ -39,10 +43,16 @@ _TABLES = {
     "rival_events": f"event_id VARCHAR, line_no BIGINT, {_PLACE_COLUMNS}, place BIGINT",
 }
 
+REFERENCE_KEYS = {tables.PRODUCTS.name: "product_id", tables.CUSTOMERS.name: "customer_id"}
+"""The tables that events are enriched from, each with its key.
+
+Of each, `known_TABLE` has the rows that a batch needs; `all_TABLE` has all of them, once
+`EventMemory` has copied them.
+"""
+
 _LIKE = {
-    "known_products": "SELECT * FROM lake.products",
-    "known_customers": "SELECT * FROM lake.customers",
-    "entering_events": "SELECT * FROM lake.enriched_events",
+    **{f"known_{table}": f"lake.{table}" for table in REFERENCE_KEYS},
+    "entering_events": "lake.enriched_events",
 }
 
 _READING = (
@@ -59,7 +69,7 @@ _READING = (
 """What only the judgement needs."""
 
 
-_PLAIN = ("judged_events", "entering_events", "known_products", "known_customers")
+_PLAIN = ("judged_events", *_LIKE)
 """What has rows after a batch of few lines none of which anybody else claims."""
 
 
@@ -98,8 +108,10 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
     execute("SET disabled_optimizers = 'statistics_propagation'")
     for name, columns in _TABLES.items():
         execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
-    for name, query in _LIKE.items():
-        execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query} LIMIT 0")
+    for name, table in _LIKE.items():
+        execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM {table} LIMIT 0")
+    for table in REFERENCE_KEYS:
+        execute(f"CREATE TEMP TABLE IF NOT EXISTS all_{table} AS FROM lake.{table} LIMIT 0")
     if not texts():
         texts()["judged"] = _judged(connection)
     judged = texts()["judged"]
@@ -116,43 +128,77 @@ def forget_plans(connection: duckdb.DuckDBPyConnection) -> None:
     _planned.discard(connection)
 
 
-def plan(connection: duckdb.DuckDBPyConnection) -> None:
-    """Prepare `judge_events`, `identify_events(last)`, `list_fields` and `enrich_events`.
+def execute(
+    connection: duckdb.DuckDBPyConnection, name: str, argument: str = "", *, prepared: bool = True
+) -> duckdb.DuckDBPyConnection:
+    """Execute one of the `statements`, with an argument in SQL.
 
-    `last` is the rowid behind which lines without identity are given one.
+    Statements are `prepared` where they are executed again and again over few lines.
     """
-    if connection in _planned:
-        return
-    for name, statement in (
-        ("judge_events", f"INSERT INTO temp.main.judged_events {texts()['judged']}"),
-        ("identify_events", identify_sql("?")),
-        (
-            "list_fields",
-            (
-                "SELECT DISTINCT left(e.key, 200), e.type FROM temp.main.judged_events AS j,"
-                " json_each(j.extra) AS e WHERE j.extra IS NOT NULL AND j.reason IS NULL"
-            ),
-        ),
-        (
-            "enrich_events",
-            f"INSERT INTO temp.main.entering_events BY NAME {texts()['enriched']}",
-        ),
-    ):
-        if _is_prepared(connection, name):
-            connection.execute(f"DEALLOCATE PREPARE {name}")
-        connection.execute(f"PREPARE {name} AS {statement}")
-    _planned.add(connection)
+    if not prepared:
+        return connection.execute(statements()[name].replace(_ARGUMENT, argument))
+    if connection not in _planned:
+        for each, text in statements().items():
+            if _is_prepared(connection, each):
+                connection.execute(f"DEALLOCATE PREPARE {each}")
+            connection.execute(f"PREPARE {each} AS {text}")
+        _planned.add(connection)
+    return connection.execute(f"EXECUTE {name}" + (f"({argument})" if argument else ""))
 
 
-def identify_sql(last: str) -> str:
-    """The statement that gives valid lines without identity one, of those behind a rowid."""
-    unnamed = (
-        "(SELECT rowid AS line_no, payload FROM temp.main.judged_events"
-        f" WHERE own_id IS NULL AND reason IS NULL AND rowid > {last})"
-    )
+def statements() -> dict[str, str]:
+    """What a batch goes through, by name, with `$1` in place of the argument.
+
+    - `judge_events`: of `received_lines`.
+    - `find_unnamed(last)`: whether a valid line behind that rowid has no identity;
+      `identify_events(last)` gives them one.
+    - `survey_events`: `id`, `valid` and `extra` of what was judged.
+    - `list_fields`: the names and types of the extra fields of valid events.
+    - `choose_products` and `choose_customers`: those that the events name, of the copies of
+      `EventMemory`.
+    - `enrich_events(processed_at)`.
+    - `count_events`: the columns of `Delta` where nothing of a source leaves the tables.
+    """
+    judged = "temp.main.judged_events"
+    unnamed = f"{judged} WHERE own_id IS NULL AND reason IS NULL AND rowid > {_ARGUMENT}"
+    identified = engine.content_ids(f"(SELECT rowid AS line_no, payload FROM {unnamed})")
+    return {
+        "judge_events": f"INSERT INTO {judged} {texts()['judged']}",
+        "find_unnamed": f"SELECT 1 FROM {unnamed} LIMIT 1",
+        "identify_events": (
+            f"UPDATE {judged} SET own_id = c.event_id FROM ({identified}) AS c"
+            " WHERE judged_events.rowid = c.line_no"
+        ),
+        "survey_events": (
+            "SELECT hash(own_id) AS id, reason IS NULL AS valid, extra IS NOT NULL AS extra"
+            f" FROM {judged}"
+        ),
+        "list_fields": (
+            f"SELECT DISTINCT left(e.key, 200), e.type FROM {judged} AS j,"
+            " json_each(j.extra) AS e WHERE j.extra IS NOT NULL AND j.reason IS NULL"
+        ),
+        **{
+            f"choose_{table}": choose_sql(table, f"temp.main.all_{table}")
+            for table in REFERENCE_KEYS
+        },
+        "enrich_events": (
+            "INSERT INTO temp.main.entering_events BY NAME "
+            + enriched_sql().replace(_NOW, f"{_ARGUMENT}::TIMESTAMPTZ")
+        ),
+        "count_events": (
+            "SELECT source, source_name, count(*) FILTER (reason IS NULL) AS accepted,"
+            f" count(reason) AS dead_lettered, accepted, dead_lettered FROM {judged}"
+            " GROUP BY source, source_name"
+        ),
+    }
+
+
+def choose_sql(table: str, rows: str) -> str:
+    """The statement that takes those rows of a reference table that the judged lines name."""
+    key = REFERENCE_KEYS[table]
     return (
-        f"UPDATE temp.main.judged_events SET own_id = c.event_id"
-        f" FROM ({engine.content_ids(unnamed)}) AS c WHERE judged_events.rowid = c.line_no"
+        f"INSERT INTO temp.main.known_{table} SELECT * FROM {rows}"
+        f" WHERE {key} IN (SELECT {key} FROM temp.main.judged_events)"
     )
 
 
@@ -188,7 +234,7 @@ def _judged(connection: duckdb.DuckDBPyConnection) -> str:
 
 def _enriched(connection: duckdb.DuckDBPyConnection) -> str:
     entering = connection.sql(
-        "SELECT * RENAME (own_id AS event_id), now() AS processed_at"
+        f"SELECT * RENAME (own_id AS event_id), {_NOW} AS processed_at"
         " FROM temp.main.judged_events WHERE reason IS NULL"
     )
     columns = connection.table("temp.main.entering_events").columns
@@ -197,4 +243,6 @@ def _enriched(connection: duckdb.DuckDBPyConnection) -> str:
         nw.from_native(connection.table("temp.main.known_products")),
         nw.from_native(connection.table("temp.main.known_customers")),
     ).select(*columns)
-    return str(enriched.to_native().sql_query())
+    query = str(enriched.to_native().sql_query())
+    assert query.count(_NOW) == 1
+    return query

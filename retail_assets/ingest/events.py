@@ -21,7 +21,7 @@ from typing_extensions import Self
 from retail_assets import tables
 from retail_assets.ingest import event_workspace as workspace
 from retail_assets.ingest.event_memory import memory_of
-from retail_assets.ingest.event_workspace import PLACE, enriched_sql, judged_sql
+from retail_assets.ingest.event_workspace import PLACE, judged_sql
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
@@ -148,7 +148,6 @@ class EventBatch:
 
     def _add_few(self, lines: "pa.Table", sources: "pa.Table") -> None:
         # To register a table would change the catalog, and spoil the prepared statements.
-        workspace.plan(self._connection)
         places = sources.take(lines["source_no"].combine_chunks())
         values = [
             *(places[name].to_pylist() for name in ("received_date", "source", "source_name")),
@@ -160,7 +159,7 @@ class EventBatch:
             " unnest(?::VARCHAR[]), false, NULL, false",
             values,
         )
-        self._stage("EXECUTE judge_events")
+        self._stage(None)
         self._connection.execute("TRUNCATE temp.main.received_lines")
 
     def add_day(self, day: date) -> None:
@@ -188,25 +187,23 @@ class EventBatch:
         """Type and judge the lines of a query, and stage them."""
         self._stage(f"INSERT INTO temp.main.judged_events {judged_sql(f'({lines})')}")
 
-    def _stage(self, statement: str) -> None:
-        """Carry out a statement that stages judged lines, and give events without id one."""
+    def _stage(self, statement: str | None) -> None:
+        """Stage judged lines, by a statement or the prepared one; give those without id one."""
         execute = self._connection.execute
         last = -1
         if self._staged:
             found = execute("SELECT max(rowid) FROM temp.main.judged_events").fetchone()
             last = -1 if found is None or found[0] is None else found[0]
         self._staged = True
-        execute(statement)
-        unnamed = (
-            "SELECT 1 FROM temp.main.judged_events"
-            f" WHERE own_id IS NULL AND reason IS NULL AND rowid > {last} LIMIT 1"
-        )
-        if not execute(unnamed).fetchone():
-            return
-        if self._small:
-            execute(f"EXECUTE identify_events({last})")
+        if statement is None:
+            self._execute("judge_events")
         else:
-            execute(workspace.identify_sql(str(last)))
+            execute(statement)
+        if self._execute("find_unnamed", f"{last}").fetchone():
+            self._execute("identify_events", f"{last}")
+
+    def _execute(self, name: str, argument: str = "") -> duckdb.DuckDBPyConnection:
+        return workspace.execute(self._connection, name, argument, prepared=self._small)
 
     def problems(self) -> list[tuple[str, str, str | None]]:
         """The name of the source, the reason and the field of each line that is not valid."""
@@ -300,10 +297,7 @@ class EventBatch:
 
     def _survey(self) -> None:
         """Look once at what was judged."""
-        found = self._connection.execute(
-            "SELECT hash(own_id) AS id, reason IS NULL AS valid, extra IS NOT NULL AS extra"
-            " FROM temp.main.judged_events"
-        ).fetchnumpy()
+        found = self._execute("survey_events").fetchnumpy()
         valid = np.asarray(found["valid"], np.bool_)
         self._rows = max(self._rows, len(valid))
         self._identities = np.asarray(found["id"], np.uint64)[valid]
@@ -392,32 +386,24 @@ class EventBatch:
 
     def _enrich(self) -> None:
         execute = self._connection.execute
-        source = enriched_sql()
-        for table, key in ((tables.PRODUCTS, "product_id"), (tables.CUSTOMERS, "customer_id")):
-            copied = self._memory is not None and self._memory.holds(table.name)
-            if copied and not self._small:
+        source = workspace.enriched_sql()
+        for table in workspace.REFERENCE_KEYS:
+            copied = self._memory is not None and self._memory.holds(table)
+            if not copied:
+                execute(workspace.choose_sql(table, f"lake.{table}"))
+            elif self._small:
+                self._execute(f"choose_{table}")
+            else:
                 # To choose the rows that are needed takes as long as the join with all.
-                source = source.replace(f"known_{table.name}", f"all_{table.name}")
-                continue
-            rows = f"temp.main.all_{table.name}" if copied else f"lake.{table.name}"
-            execute(
-                f"INSERT INTO temp.main.known_{table.name} SELECT * FROM {rows}"
-                f" WHERE {key} IN (SELECT {key} FROM temp.main.judged_events)"
-            )
+                source = source.replace(f"known_{table}", f"all_{table}")
         if self._small:
-            workspace.plan(self._connection)
-            execute("EXECUTE enrich_events")
+            self._execute("enrich_events", "now()")
             source = "SELECT * FROM temp.main.entering_events"
         execute(f"INSERT INTO lake.enriched_events BY NAME {source}")
 
     def _deltas(self) -> tuple[Delta, ...]:
         if self._fresh and self._unrivalled:
-            rows = self._connection.execute(
-                "SELECT source, source_name, count(*) FILTER (reason IS NULL) AS accepted,"
-                " count(reason) AS dead_lettered, accepted, dead_lettered"
-                " FROM temp.main.judged_events GROUP BY source, source_name"
-            ).fetchall()
-            return tuple(Delta(*row) for row in rows)
+            return tuple(Delta(*row) for row in self._execute("count_events").fetchall())
         rows = self._connection.execute(
             "SELECT source, source_name, sum(accepted), sum(dead_lettered),"
             " coalesce(sum(accepted) FILTER (taken), 0),"
@@ -441,7 +427,7 @@ class EventBatch:
         if not self._has_extra:
             return ()
         if self._memory and self._small:
-            there = set(execute("EXECUTE list_fields").fetchall())
+            there = set(self._execute("list_fields").fetchall())
             if there <= self._memory.fields:
                 return ()
             self._memory.fields.update(

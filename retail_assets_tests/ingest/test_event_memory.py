@@ -103,6 +103,15 @@ def test_reference_data_that_others_replace_are_taken_up(intakes, settings, lake
     assert len(found) == 2_498
 
 
+def test_each_batch_says_when_it_was_taken_in(intakes):
+    intake = intakes()
+    for number in range(3):
+        accepted(intake, batch(number, event(number)))
+    times = intake.rows("SELECT processed_at FROM enriched_events ORDER BY position")
+    assert len(set(times)) == 3
+    assert times == sorted(times)
+
+
 def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monkeypatch, lake):
     monkeypatch.setattr(event_memory, "MOST_ROWS", 0)
     intake = intakes()

@@ -1,6 +1,7 @@
 """Turns of what follows the ingest."""
 
 import threading
+import time
 
 import pytest
 
@@ -36,6 +37,14 @@ def test_one_turn_at_a_time_and_a_long_one_lets_others_in_between(
         happened.append("ends")
     other.join()
     assert happened == happens
+
+
+def test_after_a_turn_there_is_a_rest() -> None:
+    turns = Turns()
+    with turns:
+        time.sleep(0.05)
+        ended = time.monotonic()
+    assert time.monotonic() - ended >= loops.REST * 0.05
 
 
 def test_a_turn_is_over_also_where_it_fails() -> None:
