@@ -38,8 +38,8 @@ def _assemble(settings: Settings) -> dg.Definitions:
             *(checks.table_checks(table) for table in checks.CHECKED),
             fraud.newest_model_is_usable,
         ],
-        jobs=[*automation.jobs(), event_automation.job()],
-        schedules=automation.schedules(settings),
+        jobs=[*automation.jobs(), event_automation.job(), stream_automation.job(settings)],
+        schedules=[*automation.schedules(settings), stream_automation.schedule(settings)],
         sensors=[
             *automation.sensors(settings),
             event_automation.sensor(settings),

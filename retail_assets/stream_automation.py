@@ -3,7 +3,8 @@
 The worker needs no Dagster, and may run on another machine: it writes a row into the lake. The
 sensor turns that into materializations of the event assets (for the days that have new rows) and of
 `stream_worker`, whose freshness policy then tells a worker that lives from one that is late or
-dead.
+dead. No run means no checks either: a schedule asks those of all that the worker writes, each
+morning.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from retail_assets import tables
 from retail_assets.consumers.registry import all_consumers
@@ -22,6 +24,7 @@ from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
 WORKER = "stream_worker"
+CHECKS = "event_checks"
 
 REPORT_SECONDS = 60
 """How often at most the assets are reported as materialized: each time is an event in Dagster."""
@@ -61,6 +64,36 @@ class Reported:
     def dump(self) -> str:
         """What becomes the cursor."""
         return json.dumps(asdict(self))
+
+
+def job(settings: Settings) -> UnresolvedAssetJobDefinition:
+    """The job that asks the checks of the event tables and of what follows from them."""
+    written = (*STREAMED, *(table for each in all_consumers(settings) for table in each.tables))
+    return dg.define_asset_job(
+        CHECKS,
+        selection=dg.AssetSelection.checks_for_assets(*(table.name for table in written)),
+        description="All checks of events, and of what consumers make of them, over all days.",
+    )
+
+
+def schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Ask the checks once the night's batch is there to compare with."""
+
+    @dg.schedule(
+        name=CHECKS,
+        job_name=CHECKS,
+        cron_schedule="0 7 * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Asks at seven what the stream worker has written, without a run of Dagster,"
+        " for whether it is right and agrees with the batch.",
+    )
+    def event_checks() -> dg.RunRequest | dg.SkipReason:
+        if not Lake.from_settings(settings).exists():
+            return dg.SkipReason("There is no lake yet.")
+        return dg.RunRequest()
+
+    return event_checks
 
 
 def sensor(settings: Settings) -> dg.SensorDefinition:

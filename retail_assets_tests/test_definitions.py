@@ -169,6 +169,7 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
         "restate": restated,
         "reference": REFERENCE,
         "events": EVENTS,
+        "event_checks": set(),
     }
     assert all(
         definitions.resolve_job_def(name).executor_def == dg.in_process_executor for name in found
@@ -177,10 +178,14 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
 
 def test_schedule_and_sensors_are_on_and_say_what_they_do(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
-    (nightly,) = repository.schedule_defs
-    assert (nightly.name, nightly.job_name) == ("nightly", "batch")
-    assert (nightly.cron_schedule, nightly.execution_timezone) == ("0 6 * * *", "Europe/London")
-    assert nightly.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert {
+        schedule.name: (schedule.job_name, schedule.cron_schedule)
+        for schedule in repository.schedule_defs
+    } == {"nightly": ("batch", "0 6 * * *"), "event_checks": ("event_checks", "0 7 * * *")}
+    for schedule in repository.schedule_defs:
+        assert schedule.execution_timezone == "Europe/London"
+        assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+        assert schedule.description
     assert {
         sensor.name: [target.job_name for target in sensor.targets]
         for sensor in repository.sensor_defs

@@ -8,10 +8,12 @@ import dagster as dg
 import pytest
 
 from retail_assets import stream_automation
+from retail_assets.consumers.feed import consume
+from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.heartbeat import beat, heartbeats
 from retail_assets.ingest.heartbeat import state as heartbeat_state
 from retail_assets.lake.connection import Lake
-from retail_assets.stream_automation import WORKER
+from retail_assets.stream_automation import CHECKS, WORKER
 from retail_assets_tests.event_files import EventIntake, event, write_events
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, Platform, open_platform
 
@@ -180,3 +182,41 @@ def test_the_worker_has_a_freshness_policy(platform):
 def test_without_a_lake_the_sensor_waits(settings):
     with open_platform(settings) as platform:
         assert report(platform) == ([], "There is no lake yet.")
+
+
+def test_what_the_worker_writes_is_checked_each_morning(platform, lake):
+    drop(platform, "a.jsonl", 1, seconds_old=60)
+    with EventIntake.open(platform.settings) as intake:
+        intake.take()
+        for consumer in all_consumers(platform.settings):
+            consume(intake.lake, intake.connection, consumer)
+    assert isinstance(morning(platform), dg.RunRequest)
+
+    def failed() -> set[tuple[str, str]]:
+        evaluations = platform.run(CHECKS, checks=True).get_asset_check_evaluations()
+        assert {each.asset_key.to_user_string() for each in evaluations} == written
+        return {
+            (each.asset_key.to_user_string(), each.check_name)
+            for each in evaluations
+            if not each.passed
+        }
+
+    written = {"raw_events", "enriched_events", "dead_letter_events"} | {
+        table.name for each in all_consumers(platform.settings) for table in each.tables
+    }
+    assert failed() == set()
+    platform.change("DELETE FROM lake.enriched_events")
+    assert ("raw_events", "lines_add_up") in failed()
+
+
+def test_before_there_is_a_lake_nothing_is_checked(settings):
+    with open_platform(settings) as platform:
+        assert isinstance(morning(platform), dg.SkipReason)
+
+
+def morning(platform: Platform) -> dg.RunRequest | dg.SkipReason:
+    result = platform.definitions.resolve_schedule_def(CHECKS)(
+        dg.build_schedule_context(platform.instance)
+    )
+    assert isinstance(result, dg.RunRequest | dg.SkipReason)
+    return result
