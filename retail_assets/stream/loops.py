@@ -20,8 +20,8 @@ Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
 
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
-REST, MOST_REST_SECONDS = 2, 1.0
-"""After a turn nobody has one for so many times as long as it took, but no longer than that."""
+MOST_REST_SECONDS = 1.0
+"""After a turn that took longer, others do not have to wait any longer for theirs."""
 
 LONG_SECONDS = 2.0
 """A turn that took longer is interrupted where it can be, for the others to have theirs."""
@@ -30,9 +30,9 @@ GIVE_WAY_SECONDS = 0.01
 
 
 class Turns:
-    """Turns of some threads, one at a time, each with a rest of twice as long as it took.
+    """Turns of some threads, one at a time, each with a rest as long as it took.
 
-    So all of them together leave the machine to the ingest for two thirds of the time.
+    So all of them together leave the machine to the ingest for half of the time.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Turns:
 
     def __exit__(self, *_: object) -> None:
         took = time.monotonic() - self._began
-        self._no_rest.wait(min(REST * took, MOST_REST_SECONDS))
+        self._no_rest.wait(min(took, MOST_REST_SECONDS))
         self._lock.release()
 
     def give_way(self) -> None:
