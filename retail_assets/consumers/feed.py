@@ -67,7 +67,9 @@ class Consumer:
 
     `key` is a column of every one of `tables`, which are the consumer's own, and of every one of
     `sources`, whose changes make a key's rows stale. `staging` names temporary tables that
-    `compute` makes, which are dropped once the round is over.
+    `compute` makes, which are dropped once the round is over. `in_pieces` says whether many keys
+    are computed some at a time; where a key has many rows, of which little but sums is held, each
+    piece would only go through all of them again.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Consumer:
     compute: Compute
     sources: tuple[Table, ...] = (ENRICHED_EVENTS,)
     staging: tuple[str, ...] = ()
+    in_pieces: bool = True
 
 
 @dataclass(frozen=True)
@@ -340,7 +343,7 @@ class _Round:
         """The first and last of the keys to compute together, of those that have not failed."""
         if not known:
             return []
-        if self.rebuild or known == 1:
+        if self.rebuild or known == 1 or not self.consumer.in_pieces:
             return [(1, known)]
         if _most_rows(self.connection, *self.consumer.sources) <= PIECE_ROWS:
             return [(1, known)]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
 
+_DAY_MICROSECONDS = 86_400_000_000
+
+
 def consumer(settings: "Settings") -> Consumer:
     """The consumer with the settings' day of the opening stock and threshold.
 
@@ -25,8 +28,13 @@ def consumer(settings: "Settings") -> Consumer:
         connection: duckdb.DuckDBPyConnection, keys: str | None
     ) -> Mapping[str, nw.LazyFrame]:
         of_keys = "" if keys is None else f" AND product_id IN (SELECT product_id FROM {keys})"
+        days = ", ".join(
+            # In UTC, which takes no calendar: that of a time zone takes longer than all the rest.
+            f"epoch_us({name}_at) // {_DAY_MICROSECONDS} AS {name}_day"
+            for name in ("sold", "returned")
+        )
         orders = nw.from_native(
-            connection.sql(f"SELECT * FROM lake.live_orders WHERE {since}{of_keys}")
+            connection.sql(f"SELECT *, {days} FROM lake.live_orders WHERE {since}{of_keys}")
         )
         products = nw.from_native(
             connection.sql(f"SELECT * FROM lake.products WHERE true{of_keys}")
@@ -45,4 +53,5 @@ def consumer(settings: "Settings") -> Consumer:
         (tables.INVENTORY_LEVELS, tables.STOCK_ALERTS),
         compute,
         sources=(tables.LIVE_ORDERS, tables.PRODUCTS),
+        in_pieces=False,
     )

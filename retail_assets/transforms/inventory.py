@@ -46,7 +46,8 @@ def stock_alerts(
     below the threshold has to rise above it first.
 
     Args:
-        orders: rows of `live_orders`, since the day of the opening stock.
+        orders: rows of `live_orders`, since the day of the opening stock, and `sold_day` and
+            `returned_day`: the days of `sold_at` and `returned_at`, in any type that has an order.
         products: rows of `products`; one without opening stock has no alerts.
         low_stock_units: a stock of less is low.
 
@@ -59,7 +60,10 @@ def stock_alerts(
         "order_id",
         event_id="sold_event_id",
         crossed_at="sold_at",
+        day="sold_day",
         change=-col("sold"),
+        taken=-col("sold"),
+        back=nw.lit(0, dtype=nw.Int64),
         is_sale=nw.lit(1),
     )
     returned = orders.filter(col("returned") > 0).select(
@@ -67,23 +71,37 @@ def stock_alerts(
         "order_id",
         event_id=nw.lit(None, dtype=nw.String),
         crossed_at="returned_at",
+        day="returned_day",
         change=col("returned"),
+        taken=nw.lit(0, dtype=nw.Int64),
+        back=col("returned"),
         is_sale=nw.lit(0),
     )
-    # The stock of most has been above at all times, whatever came back.
-    totals = sold.group_by("product_id").agg(taken=col("change").sum())
-    opening = (
-        products.join(totals, on="product_id")
-        .filter(col("stock_on_hand") + col("taken") < low_stock_units)
-        .select("product_id", "stock_on_hand")
+    moved = nw.concat([sold, returned])
+    # To follow all sales takes many times longer than to add them up. So only those of days are
+    # followed that may have seen the stock on both sides, whatever came first.
+    days = (
+        moved.group_by("product_id", "day")
+        .agg(col("change").sum(), col("taken").sum(), col("back").sum())
+        .with_columns(closed=col("change").cum_sum().over("product_id", order_by="day"))
+        .join(products.select("product_id", "stock_on_hand"), on="product_id")
+        .with_columns(opened=col("stock_on_hand") + col("closed") - col("change"))
+        .filter(
+            col("opened") + col("taken") < low_stock_units,
+            col("opened") + col("back") >= low_stock_units,
+        )
+        .select("product_id", "day", "opened")
     )
-    moved = nw.concat([sold, returned]).join(opening, on="product_id")
-    stock = col("stock_on_hand") + col("moved")
-    followed = moved.with_columns(
-        moved=col("change")
-        .cum_sum()
-        .over("product_id", order_by=("crossed_at", "is_sale", "order_id"))
-    ).with_columns(stock=stock)
+    stock = col("opened") + col("moved")
+    followed = (
+        moved.join(days, on=["product_id", "day"])
+        .with_columns(
+            moved=col("change")
+            .cum_sum()
+            .over("product_id", "day", order_by=("crossed_at", "is_sale", "order_id"))
+        )
+        .with_columns(stock=stock)
+    )
     fell = (col("stock") < low_stock_units) & (col("stock") - col("change") >= low_stock_units)
     return followed.filter(fell).select("product_id", "event_id", "order_id", "crossed_at", "stock")
 

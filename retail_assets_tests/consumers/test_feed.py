@@ -40,10 +40,11 @@ class Spender:
     poison: set[str] = field(default_factory=set)
     computed: list[list[str]] = field(default_factory=list)
     meanwhile: Callable[[], object] = lambda: None
+    in_pieces: bool = True
 
     @property
     def consumer(self) -> Consumer:
-        return Consumer("spending", "customer_id", (SPENT,), self.compute)
+        return Consumer("spending", "customer_id", (SPENT,), self.compute, in_pieces=self.in_pieces)
 
     def compute(self, connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
         of_keys = f" WHERE customer_id IN (SELECT customer_id FROM {keys})" if keys else ""
@@ -144,6 +145,18 @@ def test_many_keys_are_computed_piece_by_piece(
     assert sorted(map(len, spender.computed)) == [2, 2, 3]
     assert sorted(chain.from_iterable(spender.computed)) == customers
     assert spender.spent() == dict.fromkeys(customers, 3)
+
+
+def test_a_consumer_may_ask_for_all_keys_at_once(
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PIECE_ROWS", 1)
+    spender.in_pieces = False
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.consume()
+    spender.take("b", buys(3, "C1", 10), buys(4, "C2", 5))
+    spender.consume()
+    assert spender.computed == [["C1", "C2"]] * 2
 
 
 def test_a_key_of_many_rows_is_not_computed_with_as_many_others(

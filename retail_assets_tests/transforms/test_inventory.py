@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import duckdb
+import narwhals as nw
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -141,10 +142,22 @@ def product(name: str, stock: int | None) -> dict[str, Any]:
     return {"product_id": name, "stock_on_hand": stock}
 
 
-def alerts(engine: Engine, stock: int, *orders: dict[str, Any]) -> list[tuple[str, int]]:
-    frames = engine(arrow(LIVE_ORDERS, orders)), engine(arrow(PRODUCTS, [product("P1", stock)]))
-    found = result(inventory.stock_alerts(*frames, low_stock_units=LOW))
-    return sorted((row["event_id"], row["stock"]) for row in found)
+def with_days(orders: nw.LazyFrame, day: str = "1d") -> nw.LazyFrame:
+    """Live orders as `stock_alerts` takes them, with days of any length."""
+    return orders.with_columns(
+        nw.col(f"{name}_at").dt.truncate(day).alias(f"{name}_day") for name in ("sold", "returned")
+    )
+
+
+def alerts(
+    engine: Engine, stock: int, *orders: dict[str, Any], day: str = "1d"
+) -> list[tuple[str, int]]:
+    found = inventory.stock_alerts(
+        with_days(engine(arrow(LIVE_ORDERS, orders)), day),
+        engine(arrow(PRODUCTS, [product("P1", stock)])),
+        low_stock_units=LOW,
+    )
+    return sorted((row["event_id"], row["stock"]) for row in result(found))
 
 
 def test_an_alert_is_a_sale_that_takes_the_stock_below_the_threshold(engine: Engine) -> None:
@@ -232,7 +245,9 @@ def test_the_rules_give_the_same_on_all_engines(
             result(orders),
             result(live_orders.completed(orders)),
             result(inventory.inventory_levels(orders, engine(products), low_stock_units=LOW)),
-            result(inventory.stock_alerts(orders, engine(products), low_stock_units=LOW)),
+            result(
+                inventory.stock_alerts(with_days(orders), engine(products), low_stock_units=LOW)
+            ),
         ]
 
     on_one, on_other = (compute(engine) for engine in engines)
@@ -240,3 +255,30 @@ def test_the_rules_give_the_same_on_all_engines(
     orders, counting, *_ = on_one
     assert [row["order_id"] for row in orders] == sorted({row["order_id"] for row in rows})
     assert counting == [row for row in orders if row["status"] == "completed"]
+
+
+@settings(max_examples=50)
+@given(
+    stock=st.integers(LOW - 4, LOW + 4),
+    changes=st.lists(st.tuples(*[st.integers(0, 4)] * 4), max_size=8),
+    day=st.sampled_from(["1m", "1d"]),
+)
+@example(stock=LOW, changes=[(0, 1, 0, 0), (1, 0, 1, 2), (2, 2, 0, 0)], day="1m")
+def test_alerts_are_those_of_a_clerk_who_follows_each_sale(
+    engines: tuple[Engine, Engine], stock: int, changes: list[tuple[int, int, int, int]], day: str
+) -> None:
+    orders = [
+        moved(number, sold, back, sold_at=at(sold_at), returned_at=at(returned_at))
+        for number, (sold_at, sold, returned_at, back) in enumerate(changes)
+    ]
+    ledger = sorted(
+        [(order["returned_at"], 0, "", order["returned"]) for order in orders]
+        + [(order["sold_at"], 1, order["order_id"], -order["sold"]) for order in orders]
+    )
+    expected, left = [], stock
+    for _, _, order_id, change in ledger:
+        before, left = left, left + change
+        if left < LOW <= before:
+            expected.append((order_id.replace("O", "E"), left))
+    for engine in engines:
+        assert alerts(engine, stock, *orders, day=day) == sorted(expected)
