@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import events
 from benchmarks.stream_broker import PARTITIONS, TOPIC, filled_broker
-from benchmarks.stream_latency import TOGETHER, latencies, summary
+from benchmarks.stream_latency import CUSTOMERS, TOGETHER, latencies, summary
 from benchmarks.stream_rivals import TITLES, environment, turn
 from benchmarks.stream_sensor import stock_sensor_latency
 
@@ -40,10 +40,10 @@ def latency_report(work: Path, options: Any, machine: str) -> str:
                 "## From an event offered to its row, as another process sees it",
                 (
                     f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
-                    " the worker warm and with all its consumers and upkeep; a reader polls the"
-                    f" lake. The sensors take {options.drops} files of 10 events, one by one. How"
-                    " fast the machine was meanwhile is told by ten million additions in Python,"
-                    " just before and after."
+                    f" orders of {CUSTOMERS:,} customers, the worker warm and with all its"
+                    " consumers and upkeep; a reader polls the lake. The sensors take"
+                    f" {options.drops} files of 10 events, one by one. How fast the machine was"
+                    " meanwhile is told by ten million additions in Python, just before and after."
                 ),
                 _latency_table(latency, sensor, stock),
             ]

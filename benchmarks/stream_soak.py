@@ -23,7 +23,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from benchmarks.events import write_reference
-from benchmarks.stream_latency import PORT, TOKEN, event
+from benchmarks.stream_latency import CUSTOMERS, PORT, TOKEN, event
 from benchmarks.stream_platform import take_reference_in
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
@@ -36,10 +36,6 @@ KAFKA, WEBHOOK, FILES = 500, 300, 200
 
 CLIENTS, TOGETHER = 10, 30
 """Who send to the webhook, each so many events at once: the next ones once these are accepted."""
-
-CUSTOMERS = 499_979
-"""A shop with a thousand orders a second has as many at least; a prime, so that all sources have
-all of them."""
 
 UPTIME_SECONDS = (20, 150)
 """A worker lives so long before it is killed: some long enough for upkeep, and to see it grow."""
@@ -197,7 +193,7 @@ class Soak:
 
 def _event(source: int, number: int) -> str:
     """An event of a source that no other source has."""
-    return event(number * (2 + CLIENTS) + source, customers=CUSTOMERS)
+    return event(number * (2 + CLIENTS) + source)
 
 
 def report(folder: Path, minutes: float, machine: str) -> str:
