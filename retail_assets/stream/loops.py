@@ -20,8 +20,8 @@ Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
 
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
-MOST_REST_SECONDS = 1.0
-"""After a turn that took longer, others do not have to wait any longer for theirs."""
+REST, MOST_REST_SECONDS = 2, 1.0
+"""After a turn nobody has one for so many times as long as it took, but no longer than that."""
 
 LONG_SECONDS = 2.0
 """A turn that took longer is interrupted where it can be, for the others to have theirs."""
@@ -30,24 +30,31 @@ GIVE_WAY_SECONDS = 0.01
 
 
 class Turns:
-    """Turns of some threads, one at a time, each with a rest as long as it took.
+    """Turns of some threads, one at a time, with a rest after each while events come in.
 
-    So all of them together leave the machine to the ingest for half of the time.
+    So all of them together leave the machine to the ingest for two thirds of the time, if it has
+    something to do.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._began = 0.0
+        self._commits = self._commits_before = 0
         self._no_rest = threading.Event()
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._began = time.monotonic()
+        self._began, self._commits_before = time.monotonic(), self._commits
 
     def __exit__(self, *_: object) -> None:
-        took = time.monotonic() - self._began
-        self._no_rest.wait(min(took, MOST_REST_SECONDS))
+        if self._commits > self._commits_before:
+            took = time.monotonic() - self._began
+            self._no_rest.wait(min(REST * took, MOST_REST_SECONDS))
         self._lock.release()
+
+    def taken_in(self) -> None:
+        """Note that events came in: after a turn in which some did there is a rest."""
+        self._commits += 1
 
     def give_way(self) -> None:
         """In the middle of a turn that is long, rest, let others have theirs, and go on."""

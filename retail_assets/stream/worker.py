@@ -58,7 +58,7 @@ class Worker:
         self._loops: list[Loop] = []
         self._turns = Turns()
         self._files = (
-            FileLane(settings, self.lake, self.figures, on_commit=self.wake) if files else None
+            FileLane(settings, self.lake, self.figures, on_commit=self._taken_in) if files else None
         )
         self._started_at = time.time()
         self._beat_at = 0.0
@@ -157,7 +157,7 @@ class Worker:
             self.figures,
             beat=self._beat,
             beat_is_due=lambda: time.monotonic() - self._beat_at >= heartbeat.BEAT_SECONDS,
-            on_commit=self.wake,
+            on_commit=self._taken_in,
         )
 
     def _wait(self, stop: threading.Event, intake: threading.Thread) -> None:
@@ -214,6 +214,10 @@ class Worker:
     def _beat_in_transaction(self, connection: duckdb.DuckDBPyConnection) -> None:
         with self.lake.transaction(connection, "heartbeat"):
             self._beat(connection)
+
+    def _taken_in(self) -> None:
+        self._turns.taken_in()
+        self.wake()
 
     def wake(self) -> None:
         """Something was committed: let those that follow look at it."""

@@ -39,12 +39,19 @@ def test_one_turn_at_a_time_and_a_long_one_lets_others_in_between(
     assert happened == happens
 
 
-def test_after_a_turn_there_is_a_rest() -> None:
+@pytest.mark.parametrize(("events", "rest"), [(True, 0.1), (False, 0)])
+def test_there_is_a_rest_after_a_turn_in_which_events_came_in(
+    events: bool, rest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = Turns()
+    rested: list[float] = []
+    monkeypatch.setattr(turns._no_rest, "wait", rested.append)
+    turns.taken_in()
     with turns:
-        time.sleep(0.05)
-        ended = time.monotonic()
-    assert time.monotonic() - ended >= 0.05
+        time.sleep(rest / loops.REST)
+        if events:
+            turns.taken_in()
+    assert [seconds >= rest for seconds in rested] == [True] * events
 
 
 def test_a_turn_is_over_also_where_it_fails() -> None:
