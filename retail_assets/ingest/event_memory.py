@@ -34,7 +34,6 @@ MOST_FILES = 10_000_000
 MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
-_REFERENCE = tuple(REFERENCE_KEYS)
 _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name
@@ -98,7 +97,7 @@ class EventMemory:
             1,
         )
         self._threads_used = self._threads
-        self._wanted = [_EVENTS, *_REFERENCE]
+        self._wanted = [_EVENTS, *REFERENCE_KEYS]
         self._filters: dict[str, _Filter] = {}
         self._failed: frozenset[str] = frozenset()
         self.positions: dict[tuple[str, str], int] = {}
@@ -171,7 +170,7 @@ class EventMemory:
         for snapshot, changes, mine in history:
             for kind, table_id in _CHANGE.findall(changes or ""):
                 name = self._tables.get(int(table_id))
-                if name in _REFERENCE or name == _FAILED:
+                if name in REFERENCE_KEYS or name == _FAILED:
                     if snapshot > self._seen.get(name, snapshot):
                         del self._seen[name]
                 elif kind not in _INSERTED or mine:

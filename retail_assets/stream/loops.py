@@ -39,22 +39,22 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._began = 0.0
-        self._commits = self._commits_before = 0
+        self._events_came = False
         self._no_rest = threading.Event()
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._began, self._commits_before = time.monotonic(), self._commits
+        self._began, self._events_came = time.monotonic(), False
 
     def __exit__(self, *_: object) -> None:
-        if self._commits > self._commits_before:
+        if self._events_came:
             took = time.monotonic() - self._began
             self._no_rest.wait(min(REST * took, MOST_REST_SECONDS))
         self._lock.release()
 
     def taken_in(self) -> None:
         """Note that events came in: after a turn in which some did there is a rest."""
-        self._commits += 1
+        self._events_came = True
 
     def give_way(self) -> None:
         """In the middle of a turn that is long, rest, let others have theirs, and go on."""
