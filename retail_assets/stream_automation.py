@@ -18,6 +18,7 @@ import duckdb
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from retail_assets import tables
+from retail_assets.assets.events import EVENT_TABLES
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.heartbeat import ALIVE, DEAD, LATE, Heartbeat, heartbeats, state
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -28,8 +29,6 @@ CHECKS = "event_checks"
 
 REPORT_SECONDS = 60
 """How often at most the assets are reported as materialized: each time is an event in Dagster."""
-
-STREAMED = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
 SPEC = dg.AssetSpec(
     WORKER,
@@ -68,7 +67,7 @@ class Reported:
 
 def job(settings: Settings) -> UnresolvedAssetJobDefinition:
     """The job that asks the checks of the event tables and of what follows from them."""
-    written = (*STREAMED, *(table for each in all_consumers(settings) for table in each.tables))
+    written = (*EVENT_TABLES, *(table for each in all_consumers(settings) for table in each.tables))
     return dg.define_asset_job(
         CHECKS,
         selection=dg.AssetSelection.checks_for_assets(*(table.name for table in written)),
@@ -169,7 +168,7 @@ def _materializations(
                 days.add(day.isoformat())
     if newest:
         reported.until = newest.isoformat()
-    for table in STREAMED:
+    for table in EVENT_TABLES:
         for day in sorted(days):
             yield dg.AssetMaterialization(table.name, partition=day, metadata=metadata)
     if days:
