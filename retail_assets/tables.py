@@ -611,7 +611,7 @@ STREAM_OFFSETS = Table(
     name="stream_offsets",
     description=(
         "Ledger: how far each source was taken in, and how far each consumer has come. A part of a"
-        " source may have several rows, which add up: the highest position counts."
+        " source, or a consumer, may have several rows, which add up: the highest position counts."
     ),
     key=("kind", "name", "part", "position"),
     columns=(
@@ -638,8 +638,11 @@ STREAM_OFFSETS = Table(
 
 STREAM_WORKERS = Table(
     name="stream_workers",
-    description="Ledger: the starts of `retail-assets stream`, with a heartbeat while they live.",
-    key=("worker",),
+    description=(
+        "Ledger: the starts of `retail-assets stream`, with a heartbeat while they live. Of a start"
+        " that has not ended in order there may be several rows: the newest counts."
+    ),
+    key=("worker", "heartbeat_at"),
     columns=(
         Column("worker", "VARCHAR", "Identifies this start of a worker."),
         Column("host", "VARCHAR", "The machine that it runs on."),

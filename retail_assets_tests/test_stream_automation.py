@@ -41,6 +41,7 @@ def heart(
             state,
             figures.pop("problem", None),
             {"sources": {"files": TOTALS}, **figures},
+            datetime.now(timezone.utc),
         )
         connection.execute(
             "UPDATE lake.stream_workers SET heartbeat_at = heartbeat_at - to_seconds(?)"

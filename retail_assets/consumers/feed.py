@@ -16,7 +16,7 @@ import duckdb
 import narwhals as nw
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
+from retail_assets.ingest.offsets import consumer_offset, move_consumer, rewind_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
@@ -154,8 +154,7 @@ def consume(
 def rewind(lake: Lake, connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> None:
     """Forget how far a consumer has come: its next round recomputes everything."""
     with lake.transaction(connection, f"rewind {consumer.name}"):
-        # An offset that there never was: who computes right now must notice.
-        set_consumer_offset(connection, consumer.name, -current_snapshot(connection) - 1)
+        rewind_consumer(connection, consumer.name)
 
 
 def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
@@ -418,7 +417,7 @@ class _Round:
                 for table in self.consumer.tables:
                     self._replace(table)
                 self._note_failures()
-                set_consumer_offset(self.connection, name, self.seen)
+                move_consumer(self.connection, name, self.seen)
             return self._report() if self.key_count else None
         return None
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from retail_assets.consumers import fraud, fraud_model
-from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
-from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.ingest.offsets import consumer_offset, rewind_consumer
+from retail_assets.lake.connection import Lake
 from retail_assets.tables import FRAUD_MODELS
 
 if TYPE_CHECKING:
@@ -165,6 +165,5 @@ def _rebuild(connection: duckdb.DuckDBPyConnection, day: date) -> bool:
     ).fetchone()
     if too_late is None or consumer_offset(connection, fraud.NAME) is None:
         return False
-    # An offset that there never was: a round that is under way must notice.
-    set_consumer_offset(connection, fraud.NAME, -current_snapshot(connection) - 1)
+    rewind_consumer(connection, fraud.NAME)
     return True

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
+from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.sql import literal
@@ -315,7 +315,7 @@ class Publisher:
         with lake.transaction(connection, f"move the offset of {name}"):
             # Somebody may have set it meanwhile: then the next round goes on from there.
             if consumer_offset(connection, name) == offset:
-                set_consumer_offset(connection, name, seen)
+                move_consumer(connection, name, seen)
         self._looked = None
         self._moved_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""The heartbeat of workers: a row in the lake that says which live, what they do and how fast."""
+"""The heartbeat of workers: rows in the lake that say which live, what they do and how fast."""
 
 import json
 import os
@@ -21,6 +21,8 @@ DEAD_SECONDS = 10.0
 
 LATE_SECONDS = 60
 """A worker is late when an event file has waited for it so long."""
+
+FOLD_ROWS = 20
 
 RUNNING, STOPPED = "running", "stopped"
 ALIVE, LATE, DEAD = "alive", "late", "dead"
@@ -63,12 +65,14 @@ def beat(
     state: str,
     problem: str | None,
     figures: dict[str, Any],
+    started_at: datetime,
 ) -> None:
-    """In the caller's transaction, say that a worker lives (or has stopped)."""
-    found = connection.execute(
-        "SELECT started_at FROM lake.stream_workers WHERE worker = ?", [worker]
-    ).fetchone()
-    if found:
+    """In the caller's transaction, say that a worker lives (or has stopped).
+
+    While it lives rows are only appended, for `fold`: to replace one would hold the events of the
+    same transaction up.
+    """
+    if state == STOPPED:
         connection.execute("DELETE FROM lake.stream_workers WHERE worker = ?", [worker])
     columns: dict[str, list[object]] = {
         "worker VARCHAR": [worker],
@@ -78,16 +82,35 @@ def beat(
         "state VARCHAR": [state],
         "problem VARCHAR": [problem],
         "figures VARCHAR": [json.dumps(figures)],
-        "started_at TIMESTAMPTZ": [found[0] if found else datetime.now(timezone.utc)],
+        "started_at TIMESTAMPTZ": [started_at],
     }
     insert_columns(connection, "stream_workers", columns, "now() AS heartbeat_at")
+
+
+def is_long(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether it is time to `fold`."""
+    row = connection.execute(
+        "SELECT count(*) - count(DISTINCT worker) FROM lake.stream_workers"
+    ).fetchone()
+    return row is not None and row[0] >= FOLD_ROWS
+
+
+def fold(connection: duckdb.DuckDBPyConnection) -> None:
+    """In the caller's transaction, forget all heartbeats of each worker but the newest."""
+    connection.execute(
+        "DELETE FROM lake.stream_workers WHERE rowid NOT IN"
+        " (SELECT max(rowid) FROM lake.stream_workers GROUP BY worker)"
+    )
 
 
 def heartbeats(connection: duckdb.DuckDBPyConnection, *, latest: int = 20) -> list[Heartbeat]:
     """The workers that were heard of last, the newest first."""
     rows = connection.execute(
         "SELECT worker, host, process_id, sources, state, problem, figures, started_at,"
-        " heartbeat_at FROM lake.stream_workers ORDER BY heartbeat_at DESC LIMIT ?",
+        " heartbeat_at FROM lake.stream_workers"
+        # Not by its time: clocks are set back.
+        " QUALIFY row_number() OVER (PARTITION BY worker ORDER BY rowid DESC) = 1"
+        " ORDER BY heartbeat_at DESC LIMIT ?",
         [latest],
     ).fetchall()
     return [

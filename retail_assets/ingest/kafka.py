@@ -36,8 +36,9 @@ WAITING_BYTES = 256 << 20
 """What may wait for the inbox or be in it; then reading pauses."""
 
 READ_AT_ONCE = 10_000
-IDLE_SECONDS, BUSY_SECONDS = 0.1, 0.005
-"""How long to wait for a message: while nothing else is to be done, and while something is."""
+IDLE_SECONDS, BUSY_SECONDS = 0.1, 0.001
+"""How long to wait for a message: while nothing else is to be done, and while the next batch waits
+to hear that the one before is in the lake."""
 
 MANY, MANY_SECONDS = 20_000, 0.25
 """While there is more to read than is read at once, so many messages of a partition are gathered
@@ -179,7 +180,7 @@ class KafkaSource:
 
     def _read(self, consumer: "Consumer") -> "list[Message]":
         """What came; waits for the first message alone, and never long."""
-        busy = not all(queue.is_empty for queue in self._queues.values())
+        busy = any(queue.waits for queue in self._queues.values())
         messages = consumer.consume(1, BUSY_SECONDS if busy else IDLE_SECONDS)
         if messages:
             messages += consumer.consume(READ_AT_ONCE, 0)
@@ -200,22 +201,29 @@ class KafkaSource:
                 queue.extend(some)
 
     def _offer(self, inbox: "Inbox") -> None:
+        """Put what waits into the inbox, of all partitions together, lest each be a batch."""
+        if any(queue.under_way for queue in self._queues.values()):
+            return
+        found: list[tuple[PartitionQueue, Received]] = []
         for queue in self._queues.values():
             portion = queue.first()
             if portion is None or (self._more and not portion.is_much(MANY, MANY_SECONDS)):
                 continue
-            queue.under_way = inbox.offer(
-                Received(
-                    KAFKA,
-                    queue.source_name,
-                    portion.received_date,
-                    portion.positions,
-                    portion.payloads,
-                    portion.offered_at,
-                    done=partial(self._outcomes.put, (queue, None)),
-                    failed=self._failed(queue),
-                )
+            received = Received(
+                KAFKA,
+                queue.source_name,
+                portion.received_date,
+                portion.positions,
+                portion.payloads,
+                portion.offered_at,
+                received_at=portion.began,
+                done=partial(self._outcomes.put, (queue, None)),
+                failed=self._failed(queue),
             )
+            found.append((queue, received))
+        if found and inbox.offer(*(received for _, received in found)):
+            for queue, _ in found:
+                queue.under_way = True
 
     def _failed(self, queue: PartitionQueue) -> Callable[[str], None]:
         return lambda reason: self._outcomes.put((queue, reason))

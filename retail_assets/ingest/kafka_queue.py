@@ -112,6 +112,11 @@ class PartitionQueue:
         """Whether all that came is in the lake."""
         return not self._portions
 
+    @property
+    def waits(self) -> bool:
+        """Whether something came that is not even under way."""
+        return len(self._portions) > self.under_way
+
     def extend(self, messages: "Sequence[Message]") -> None:
         """Take messages of the partition, in their order.
 
@@ -156,7 +161,7 @@ class PartitionQueue:
 
     def _open(self, events: int, weight: int) -> Portion | None:
         """The last portion, if so much may still be added to it: not once it is under way."""
-        if len(self._portions) <= self.under_way:
+        if not self.waits:
             return None
         last = self._portions[-1]
         has_room = (

@@ -1,7 +1,7 @@
 """The ledger of the stream: how far each source was taken in, and how far each consumer has come.
 
-Each transaction appends what it has taken in: to replace a row takes ten times longer. The rows of
-a part add up, and are folded into one now and then.
+Each transaction appends how far it has come: to replace a row takes ten times longer. The rows of a
+part add up, and are folded into one now and then.
 
 Every function that writes works in the caller's transaction, so that an offset and the rows that it
 speaks of are committed together.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import duckdb
 
 from retail_assets.ingest.events import Delta
+from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.rows import insert_columns
 
 SOURCE, CONSUMER = "source", "consumer"
@@ -74,15 +75,15 @@ def append(connection: duckdb.DuckDBPyConnection, entries: Sequence[Offset]) -> 
 def is_long(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether it is time to `fold`."""
     row = connection.execute(
-        f"SELECT count(*) - count(DISTINCT (name, part)) FROM lake.stream_offsets WHERE {_KIND}",
-        [SOURCE],
+        "SELECT count(*) - count(DISTINCT (kind, name, part)) FROM lake.stream_offsets"
     ).fetchone()
     return row is not None and row[0] >= FOLD_ROWS
 
 
 def fold(connection: duckdb.DuckDBPyConnection) -> None:
     """Put one row in place of the many of each part."""
-    _replace(connection, SOURCE, _read(connection, _KIND, [SOURCE]))
+    for kind in (SOURCE, CONSUMER):
+        _replace(connection, kind, _read(connection, _KIND, [kind]))
 
 
 def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
@@ -97,7 +98,10 @@ def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta])
 
 
 def consumer_offset(connection: duckdb.DuckDBPyConnection, name: str) -> int | None:
-    """The snapshot up to which a consumer has seen the lake; None if it has seen nothing."""
+    """The snapshot up to which a consumer has seen the lake.
+
+    None if it has seen nothing; below 0 if it was rewound.
+    """
     found = consumer_offsets(connection)
     return found.get(name)
 
@@ -106,19 +110,21 @@ def consumer_offsets(connection: duckdb.DuckDBPyConnection) -> Mapping[str, int]
     """The snapshot up to which each consumer has seen the lake."""
     return dict(
         connection.execute(
-            f"SELECT name, position FROM lake.stream_offsets WHERE {_KIND}", [CONSUMER]
+            f"SELECT name, max(position) FROM lake.stream_offsets WHERE {_KIND} GROUP BY name",
+            [CONSUMER],
         ).fetchall()
     )
 
 
-def set_consumer_offset(
-    connection: duckdb.DuckDBPyConnection, name: str, snapshot: int | None
-) -> None:
-    """Enter up to which snapshot a consumer has seen the lake; None forgets it."""
-    if snapshot is None:
-        _delete(connection, CONSUMER, [Offset(name, "")])
-    else:
-        _replace(connection, CONSUMER, [Offset(name, "", snapshot)])
+def move_consumer(connection: duckdb.DuckDBPyConnection, name: str, snapshot: int) -> None:
+    """Enter up to which snapshot a consumer has seen the lake: a later one than before."""
+    _insert(connection, CONSUMER, [Offset(name, "", snapshot)])
+
+
+def rewind_consumer(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Have a consumer begin anew."""
+    # An offset that there never was: a round that is under way must notice.
+    _replace(connection, CONSUMER, [Offset(name, "", -current_snapshot(connection) - 1)])
 
 
 def _read(

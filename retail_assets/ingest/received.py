@@ -5,6 +5,7 @@ the ledger has already, such as a worker that does not know yet that it lost its
 nothing.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -36,9 +37,10 @@ def _nothing(*_: object) -> None:
 class Received:
     """Payloads that came together from one source, by position; a payload is one event.
 
-    `offered_at` is when the oldest was offered, in seconds since 1970; `defect` is why these cannot
-    be taken for events at all, if so. Once they are durable the
-    ingest calls `done`; if they could not be taken in, it calls `failed` with the reason instead.
+    `offered_at` is when the oldest was offered, in seconds since 1970, and `received_at` since when
+    it waits here, by `time.monotonic`; `defect` is why these cannot be taken for events at all, if
+    so. Once they are durable the ingest calls `done`; if they could not be taken in, it calls
+    `failed` with the reason instead.
     """
 
     source: str
@@ -48,6 +50,7 @@ class Received:
     payloads: Sequence[bytes]
     offered_at: float
     defect: str | None = None
+    received_at: float = field(default_factory=time.monotonic, compare=False)
     done: Callable[[], None] = field(default=_nothing, compare=False)
     failed: Callable[[str], None] = field(default=_nothing, compare=False)
 

@@ -77,12 +77,16 @@ class Step:
 
     `action` is `merge`, `flush`, `rewrite`, `expire` or `delete`; `count` the files merged,
     rewritten or deleted, rows flushed or snapshots expired; `seconds` how long the lock was held.
+    After a `look` at what is due, which needs no lock, there was none.
     """
 
     action: str
     count: int
     seconds: float
     table: str | None = None
+
+
+LOOK = Step("look", 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ def compact(lake: Lake, connection: duckdb.DuckDBPyConnection, *, keep_days: int
     done: dict[str, int] = {}
     longest = 0.0
     for step in steps(lake, connection, keep_days=keep_days):
+        if step == LOOK:
+            continue
         done[step.action] = done.get(step.action, 0) + step.count
         longest = max(longest, step.seconds)
         # Who waits for the lock looks every POLL_SECONDS, and may hold it as long as we did.
@@ -132,7 +138,7 @@ def steps(
 ) -> Iterator[Step]:
     """Do what is due step by step, as `compact` does; the lock is free whenever this yields.
 
-    Between two steps the connection may be used for other things.
+    Between two steps the connection may be used for other things. A `LOOK` takes some ms as well.
     """
     yield from flush(lake, connection, INLINED_ROWS)
     yield from rewrite(lake, connection, min_files=MIN_FILES)
@@ -163,12 +169,14 @@ def flush(lake: Lake, connection: duckdb.DuckDBPyConnection, rows: int) -> Itera
 
     The versions that a ledger row has had are among them.
     """
-    for table in _inlined_tables(connection, rows):
+    found = _inlined_tables(connection, rows)
+    yield LOOK
+    for table in found:
         with _hold(lake) as held:
-            found = connection.execute(
+            done = connection.execute(
                 f"CALL ducklake_flush_inlined_data('lake', table_name => {literal(table)})"
             ).fetchall()
-        yield Step("flush", sum(count for *_, count in found), held.seconds, table)
+        yield Step("flush", sum(count for *_, count in done), held.seconds, table)
 
 
 def rewrite(lake: Lake, connection: duckdb.DuckDBPyConnection, *, min_files: int) -> Iterator[Step]:
@@ -186,6 +194,7 @@ def rewrite(lake: Lake, connection: duckdb.DuckDBPyConnection, *, min_files: int
         " AND count(*) FILTER (delete_count >= record_count / 2) >= ? ORDER BY table_name",
         [LITTLE_TABLE, min_files],
     ).fetchall()
+    yield LOOK
     for (table,) in found:
         if table in FOLLOWED:
             continue
@@ -217,14 +226,18 @@ def merge(
     """
     above = 0
     for tier in tiers:
-        for table in _small_files(connection, above, tier.below, min_files):
-            while table in _small_files(connection, above, tier.below, min_files):
+        found = _small_files(connection, above, tier.below, min_files)
+        yield LOOK
+        for table, count in found:
+            left = count
+            while left >= min_files:
                 with _hold(lake) as held:
                     merged = _merge(connection, table, above, tier)
                 if merged == 0:
                     # Other files than those that the catalog can merge: of another schema, or
                     # with rows deleted.
                     break
+                left -= merged
                 yield Step("merge", merged, held.seconds, table)
         above = 0 if from_nothing else tier.below
 
@@ -238,6 +251,7 @@ def expire(
     least, of what is older the last one of each minute, beyond two days the last one of each hour.
     """
     versions = _expendable(connection, keep_days)
+    yield LOOK
     if len(versions) < at_least:
         return
     for first in range(0, len(versions), EXPIRED_SNAPSHOTS):
@@ -257,6 +271,7 @@ def delete(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
     marked with a time that any comparison gets right, and left to DuckLake to delete.
     """
     due = _due_files(lake, connection)
+    yield LOOK
     for first in range(0, len(due), DELETED_FILES):
         files = due[first : first + DELETED_FILES]
         with _hold(lake) as held:
@@ -303,19 +318,22 @@ def _merge(connection: duckdb.DuckDBPyConnection, table: str, above: int, tier: 
 
 def _small_files(
     connection: duckdb.DuckDBPyConnection, above: int, below: int, min_files: int
-) -> list[str]:
-    """The tables that have so many files of that size without deletions in one partition."""
-    found = connection.execute(
-        f"SELECT DISTINCT table_name FROM (SELECT table_id FROM {CATALOG}.ducklake_data_file AS f"
+) -> list[tuple[str, int]]:
+    """The tables that have so many files of that size without deletions in one partition.
+
+    Each with the number of these files.
+    """
+    return connection.execute(
+        "SELECT table_name, sum(files)::BIGINT FROM (SELECT table_id, count(*) AS files"
+        f" FROM {CATALOG}.ducklake_data_file AS f"
         f" LEFT JOIN (SELECT DISTINCT data_file_id AS deleted FROM {CATALOG}.ducklake_delete_file)"
         " ON deleted = data_file_id WHERE end_snapshot IS NULL AND deleted IS NULL"
         " AND file_size_bytes >= ? AND file_size_bytes < ?"
         " GROUP BY table_id, regexp_replace(path, '[^/]*$', '') HAVING count(*) >= ?)"
         f" JOIN {CATALOG}.ducklake_table USING (table_id) WHERE end_snapshot IS NULL"
-        " ORDER BY table_name",
+        " GROUP BY table_name ORDER BY table_name",
         [above, below, min_files],
     ).fetchall()
-    return [table for (table,) in found]
 
 
 def _inlined_tables(connection: duckdb.DuckDBPyConnection, rows: int) -> list[str]:

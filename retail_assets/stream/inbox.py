@@ -45,8 +45,8 @@ class Inbox:
         """What they weigh."""
         return self._bytes
 
-    def put(self, received: Received, timeout: float | None = None) -> bool:
-        """Put something in; waits while the inbox is full.
+    def put(self, *received: Received, timeout: float | None = None) -> bool:
+        """Put something in, all of it for one batch; waits while the inbox is full.
 
         Returns:
             Whether it is in: not after the timeout in seconds, and not when the inbox is closed.
@@ -55,15 +55,15 @@ class Inbox:
             room = self._changed.wait_for(lambda: self._closed or not self.is_full, timeout)
             if not room or self._closed:
                 return False
-            self._waiting.append(received)
-            self._bytes += _weight(received)
-            self._events += len(received.payloads)
+            self._waiting += received
+            self._bytes += sum(map(_weight, received))
+            self._events += sum(len(some.payloads) for some in received)
             self._changed.notify_all()
             return True
 
-    def offer(self, received: Received) -> bool:
+    def offer(self, *received: Received) -> bool:
         """Put something in, if that is possible at once."""
-        return self.put(received, 0)
+        return self.put(*received, timeout=0)
 
     def close(self) -> None:
         """Take nothing any more; who waits to put something in is told so."""
@@ -80,11 +80,11 @@ class Inbox:
     def take(
         self, *, max_events: int, linger_seconds: float, timeout_seconds: float
     ) -> list[Received]:
-        """Take a micro-batch: what waits, and what comes within a moment after its first.
+        """Take a micro-batch: what waits, and what comes within a moment after the first came.
 
         Args:
             max_events: the batch closes once it has so many.
-            linger_seconds: how long its first event waits for company.
+            linger_seconds: how long its first event waits for company, since it was received.
             timeout_seconds: how long to wait for the first.
 
         Returns:
@@ -95,7 +95,7 @@ class Inbox:
             self._woken = False
             if not self._waiting:
                 return []
-            until = time.monotonic() + linger_seconds
+            until = self._waiting[0].received_at + linger_seconds
             while self._events < max_events and not (self._closed or self._woken):
                 left = until - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):

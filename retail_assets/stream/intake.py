@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from retail_assets.ingest import offsets
+from retail_assets.ingest import heartbeat, offsets
 from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.events import SMALL
 from retail_assets.ingest.received import Received, Taken, take, warm_up
-from retail_assets.lake.compaction import Step, steps
+from retail_assets.lake.compaction import LOOK, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.stream.figures import Batch, Figures
 from retail_assets.stream.inbox import Inbox
@@ -26,8 +26,8 @@ MAX_EVENTS = 2 * ROW_GROUP
 """A core writes one row group of a table: with less to write, the second would only wait."""
 
 LINGER_SECONDS = 0.005
-"""How long the first event of a micro-batch waits for others: a file or a request of many comes in
-pieces. While a batch is taken in the next one gathers anyway."""
+"""How long the first event of a micro-batch waits for others, since it was received: many that are
+sent at once come in pieces. While a batch is taken in the next one gathers anyway."""
 
 IDLE_SECONDS = 0.5
 
@@ -207,7 +207,6 @@ class Intake:
         now = time.monotonic()
         if now < self._upkeep_at or (self._busy and now < self._stepped_at + BUSY_STEP_SECONDS):
             return connection
-        self._stepped_at = now
         self._upkeep = self._upkeep or self._steps(connection)
         try:
             step = next(self._upkeep, None)
@@ -219,15 +218,19 @@ class Intake:
         if step is None:
             self._figures.problem("upkeep", None)
             self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
-        else:
+        elif step != LOOK:
+            self._stepped_at = now
             self._figures.gauge({"upkeep_hold_seconds": round(step.seconds, 3)})
             self._upkeep_at = time.monotonic() + STEP_SECONDS
         return connection
 
     def _steps(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
-        if offsets.is_long(connection):
-            with self._lake.transaction(connection, "fold offsets"):
-                offsets.fold(connection)
+        for ledger in (offsets, heartbeat):
+            is_long = ledger.is_long(connection)
+            yield LOOK
+            if is_long:
+                with self._lake.transaction(connection, "fold the ledger"):
+                    ledger.fold(connection)
         yield from steps(self._lake, connection)
 
     def _beat_alone(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:

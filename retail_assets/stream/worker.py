@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -60,7 +61,7 @@ class Worker:
         self._files = (
             FileLane(settings, self.lake, self.figures, on_commit=self._taken_in) if files else None
         )
-        self._started_at = time.time()
+        self._started_at = datetime.now(timezone.utc)
         self._beat_at = 0.0
         self.stopping = False
 
@@ -209,6 +210,7 @@ class Worker:
             heartbeat.STOPPED if self.stopping else heartbeat.RUNNING,
             self._problem(),
             self.figures.snapshot(),
+            self._started_at,
         )
 
     def _beat_in_transaction(self, connection: duckdb.DuckDBPyConnection) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from retail_assets.consumers import feed
 from retail_assets.consumers.feed import Consumed, Consumer, ConsumerError
+from retail_assets.ingest import offsets
 from retail_assets.ingest.offsets import consumer_offset
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
@@ -231,6 +232,34 @@ def test_an_offset_that_has_not_moved_for_long_moves(
     assert consumer_offset(spender.intake.connection, "spending") == seen
 
 
+def test_offsets_are_folded_and_say_the_same(spender: Spender) -> None:
+    for number in range(3):
+        spender.take(f"{number}", buys(number, "C1", 10))
+        spender.consume()
+    connection = spender.intake.connection
+    before = consumer_offset(connection, "spending")
+    positions = "SELECT position FROM stream_offsets WHERE kind = 'consumer' AND name = 'spending'"
+    assert len(spender.intake.rows(positions)) == 3
+
+    with spender.intake.lake.transaction(connection, "fold"):
+        offsets.fold(connection)
+    assert spender.intake.rows(positions) == [(before,)]
+    assert consumer_offset(connection, "spending") == before
+    assert spender.consume() is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_offsets_are_folded_once_they_are_many(
+    spender: Spender, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offsets, "FOLD_ROWS", 2)
+    for number in range(rows):
+        spender.take(f"{number}", buys(number, "C1", 10))
+        spender.consume()
+    # One of them stays.
+    assert offsets.is_long(spender.intake.connection) == (rows > 2)
+
+
 def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> None:
     assert spender.consume() is None
     spender.take("a", buys(1, "C1", 10))
@@ -241,8 +270,9 @@ def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> 
 
 
 def test_a_rewind_gives_the_same_rows_and_mends_what_was_spoiled(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5), buys(3, "C2", 5))
-    spender.consume()
+    for line in (buys(1, "C1", 10), buys(2, "C2", 5), buys(3, "C2", 5)):
+        spender.take(f"{len(spender.computed)}", line)
+        spender.consume()
     before = spender.rows()
     spender.rewind()
     consumed = spender.consume()

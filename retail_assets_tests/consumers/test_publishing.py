@@ -15,7 +15,7 @@ from retail_assets.consumers.publishing import (
     publications,
 )
 from retail_assets.errors import UsageError
-from retail_assets.ingest.offsets import consumer_offset, set_consumer_offset
+from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import Broker, durable_broker, running_broker
@@ -197,7 +197,7 @@ def test_a_crash_before_the_offset_moves_sends_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "set_consumer_offset", crash)
+        patch.setattr(publishing, "move_consumer", crash)
         with pytest.raises(KeyboardInterrupt):
             publish(intake)
     assert offset(intake) is None
@@ -271,7 +271,7 @@ def test_commits_that_change_nothing_move_the_offset_now_and_then(
     rounds, seen = publisher(intake), []
     for number in range(4):
         with intake.lake.transaction(intake.connection, "something else"):
-            set_consumer_offset(intake.connection, "somebody", number)
+            move_consumer(intake.connection, "somebody", number)
         assert rounds.publish(intake.lake, intake.connection) is None
         seen.append(offset(intake))
     assert 1 < len(set(seen)) < 4

@@ -114,6 +114,25 @@ def test_one_portion_of_a_partition_is_under_way_at_a_time_until_it_is_durable(
         wait_until(lambda: read.source.problem() is None)
 
 
+def test_the_partitions_are_put_in_together_lest_each_be_a_batch(
+    broker: Broker, settings: Settings
+) -> None:
+    topic = topic_of(broker, "together", partitions=2)
+    topic.send(["one"], partition=0)
+
+    with reading(topic.source(settings)) as read:
+        first = read.next()
+        for number in range(2):
+            topic.send(["two"], partition=number)
+        assert read.nothing_comes()
+
+        first.done()
+        wait_until(lambda: read.inbox.events)
+        batch = read.inbox.take(max_events=10, linger_seconds=0, timeout_seconds=0)
+
+    assert {received.source_name for received in batch} == {"together:0", "together:1"}
+
+
 def test_a_full_inbox_stops_reading_and_nothing_is_lost(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,19 @@ def test_files_are_left_alone_until_there_are_many(written, monkeypatch):
         assert len(in_use(connection)) == 16
 
 
+def test_more_files_than_are_merged_at_once_are_merged_one_batch_after_the_other(
+    written, monkeypatch
+):
+    monkeypatch.setattr(compaction, "MIN_FILES", 2)
+    monkeypatch.setattr(compaction, "TIERS", (compaction.Tier(below=32_000, target=5_000),))
+    with written.connect() as connection:
+        merges = [step for step in steps(written, connection) if step.table == "raw_events"]
+        left = len(in_use(connection))
+    counts = [step.count for step in merges if step.action == "merge"]
+    assert len(counts) > 2
+    assert left < 16 / 2
+
+
 def test_a_row_is_rewritten_a_few_times_only_however_many_come(lake):
     bytes_written = bytes_merged = 0
     sizes: dict[Path, int] = {}

@@ -1,15 +1,24 @@
 """The inbox: in order, bounded, and nobody waits who need not."""
 
 import threading
+import time
 from datetime import date
+
+import pytest
 
 from retail_assets.ingest.received import Received
 from retail_assets.stream.inbox import OVERHEAD_BYTES, Inbox
 
 
-def received(name: str, events: int = 1) -> Received:
+def received(name: str, events: int = 1, *, ago: float = 0) -> Received:
     return Received(
-        "kafka", name, date(2026, 10, 12), range(events), [b"x" * 100] * events, offered_at=0.0
+        "kafka",
+        name,
+        date(2026, 10, 12),
+        range(events),
+        [b"x" * 100] * events,
+        offered_at=0.0,
+        received_at=time.monotonic() - ago,
     )
 
 
@@ -63,6 +72,37 @@ def test_who_waits_is_told_when_the_inbox_closes_and_what_is_in_it_can_be_taken(
     assert done == [False]
     assert inbox.closed
     assert take(inbox) == ["a"]
+
+
+def test_what_is_put_in_together_is_one_batch_or_none() -> None:
+    inbox = Inbox(max_bytes=200)
+    assert inbox.offer(received("a"), received("b", 2))
+    assert inbox.events == 3
+    assert not inbox.offer(received("c"), received("d"))
+    assert take(inbox) == ["a", "b"]
+    assert inbox.offer(received("c"), received("d"))
+    assert (inbox.events, inbox.bytes) == (2, 2 * (100 + OVERHEAD_BYTES))
+
+
+@pytest.mark.parametrize(("ago", "waits"), [(0, True), (5, True), (10, False)])
+def test_the_first_waits_for_company_since_it_was_received(
+    ago: float, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = Inbox()
+    inbox.put(received("a", ago=ago))
+    waited: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waited.append(seconds)
+        if len(waited) == 1:
+            inbox.put(received("b"))
+        return len(waited) == 1
+
+    monkeypatch.setattr(inbox._changed, "wait", wait)
+    batch = inbox.take(max_events=100, linger_seconds=10, timeout_seconds=60)
+    assert [item.source_name for item in batch] == (["a", "b"] if waits else ["a"])
+    assert len(waited) == 2 * waits
+    assert all(9 < seconds + ago <= 10 for seconds in waited)
 
 
 def test_a_take_ends_its_wait_when_there_is_other_work():

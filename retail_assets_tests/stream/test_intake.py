@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, datetime, timezone
 
 import duckdb
 import pytest
 
+from retail_assets.ingest import heartbeat, offsets
 from retail_assets.ingest.received import Received
+from retail_assets.lake import compaction
 from retail_assets.lake.connection import Lake
 from retail_assets.stream import intake as stream_intake
 from retail_assets.stream.figures import Figures
@@ -159,3 +161,40 @@ def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch
     assert [told.split(":")[0] for told in sender.told] == ["0-1 failed", "2-2 failed"]
     monkeypatch.undo()
     assert seen.events() == []
+
+
+def test_between_batches_the_lake_is_kept_up(seen, monkeypatch):
+    for module, name, value in (
+        (stream_intake, "MAX_EVENTS", 1),
+        (stream_intake, "FIRST_UPKEEP_SECONDS", 0),
+        (stream_intake, "UPKEEP_SECONDS", 0),
+        (stream_intake, "STEP_SECONDS", 0),
+        (offsets, "FOLD_ROWS", 2),
+        (heartbeat, "FOLD_ROWS", 2),
+        (compaction, "INLINED_ROWS", 1),
+        (compaction, "MIN_FILES", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+    inbox, figures = Inbox(), Figures()
+    sender = Sender(inbox)
+    for number in range(40):
+        sender.offer(event(number))
+    draining = threading.Event()
+    draining.set()
+
+    def beat(connection: duckdb.DuckDBPyConnection) -> None:
+        now = datetime.now(timezone.utc)
+        heartbeat.beat(connection, "w1", ["kafka"], heartbeat.RUNNING, None, {}, now)
+
+    intake = Intake(seen.lake, inbox, figures, beat=beat, beat_is_due=lambda: True)
+    intake.run(draining, threading.Event())
+
+    assert figures.problems == {}
+    assert len(seen.events()) == 40
+    [(position, lines)] = seen.rows("SELECT max(position), sum(lines) FROM stream_offsets")
+    assert (position, lines) == (40, 40)
+    for kept in ("stream_offsets", "stream_workers"):
+        [(rows,)] = seen.rows(f"SELECT count(*) FROM {kept}")
+        assert rows < 20, kept
+    files = seen.rows("SELECT * FROM ducklake_list_files('lake', 'raw_events')")
+    assert len(files) < 20

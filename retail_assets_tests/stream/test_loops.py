@@ -1,12 +1,16 @@
 """Turns of what follows the ingest."""
 
+import os
+import sys
 import threading
 import time
 
 import pytest
 
+from retail_assets.lake.connection import Lake
 from retail_assets.stream import loops
-from retail_assets.stream.loops import Turns
+from retail_assets.stream.figures import Figures
+from retail_assets.stream.loops import Loop, Turns
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,31 @@ def test_a_turn_is_over_also_where_it_fails() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), turns:
             _ = 1 / 0
+
+
+def test_after_the_last_turn_there_is_nothing_to_wait_for(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    waits: list[float] = []
+    loop = Loop("follows", lake, Figures(), lambda *_: turns.append(1), seconds=60, on_wake=False)
+    monkeypatch.setattr(loop._wanted, "wait", waits.append)
+    loop.start()
+    loop.stop()
+    loop.join()
+    assert len(waits) == len(turns) - 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority")
+def test_what_follows_leaves_the_ingest_the_first_claim_to_the_cores(lake: Lake) -> None:
+    found: list[int] = []
+
+    def turn(*_: object) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    loop = Loop("follows", lake, Figures(), turn, seconds=60, on_wake=False)
+    loop.start()
+    loop.stop()
+    loop.join()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert set(found) == {max(own, loops.NICE)}
