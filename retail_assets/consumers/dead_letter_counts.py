@@ -7,6 +7,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers.feed import Consumer
+from retail_assets.consumers.texts import once
 from retail_assets.transforms import events
 
 
@@ -20,6 +21,6 @@ CONSUMER = Consumer(
     "dead_letter_counts",
     "received_date",
     (tables.DEAD_LETTER_COUNTS,),
-    _compute,
+    once(_compute),
     sources=(tables.DEAD_LETTER_EVENTS,),
 )

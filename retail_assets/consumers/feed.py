@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
-import narwhals as nw
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer, rewind_consumer
@@ -53,11 +52,11 @@ LAG = "_lag_seconds"
 
 _KEYS, _PIECE = "temp.main.consumer_keys", "temp.main.consumer_piece"
 
-Compute = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, "str | nw.LazyFrame"]]
+Compute = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, str]]
 """Takes a connection to the lake and the name of a table with a column of keys (None: all keys).
 
-Returns all rows of these keys, by the name of each table of the consumer: a SELECT or a frame of
-that connection, with the table's columns except `updated_at`. Rows of other keys are left out.
+Returns all rows of these keys, by the name of each table of the consumer: a SELECT of the table's
+columns except `updated_at`. Rows of other keys are left out.
 """
 
 
@@ -373,10 +372,8 @@ class _Round:
         found = self.consumer.compute(self.connection, keys)
         deleted, inserted = Counter(self.deleted), Counter(self.inserted)
         for table in self.consumer.tables:
-            rows = found[table.name]
-            query = rows if isinstance(rows, str) else nw.to_native(rows).sql_query()
             self._create("staged", table)
-            self._insert("staged", table, f"FROM ({query}){these}")
+            self._insert("staged", table, f"FROM ({found[table.name]}){these}")
             self._create("own", table)
             self._insert("own", table, f"FROM lake.{table.name}{these}")
             own, staged = (f"FROM temp.main.{kind}_{table.name}" for kind in ("own", "staged"))

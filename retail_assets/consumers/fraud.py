@@ -20,6 +20,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.consumers import fraud_model
 from retail_assets.consumers.feed import Consumer
+from retail_assets.consumers.texts import Texts
 from retail_assets.sql import literal
 from retail_assets.transforms import fraud
 
@@ -77,12 +78,25 @@ def judged_orders(
     Returns:
         What `transforms.fraud.judge` returns.
     """
-    orders = fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
-    orders = _staged(connection, "fraud_orders", orders.to_native().sql_query())
-    judged = fraud.judge(fraud.with_history(orders, rules(settings)), rules(settings))
-    found = _staged(connection, "fraud_judged", judged.to_native().sql_query())
+    _judge_orders(connection, settings, where, Texts())
+    return _table(connection, "fraud_judged")
+
+
+def _judge_orders(
+    connection: duckdb.DuckDBPyConnection, settings: "Settings", where: str, texts: Texts
+) -> None:
+    found = rules(settings)
+
+    def orders() -> nw.LazyFrame:
+        return fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
+
+    def judged() -> nw.LazyFrame:
+        return fraud.judge(fraud.with_history(_table(connection, "fraud_orders"), found), found)
+
+    # Else each use of the rows would compute them again.
+    _stage(connection, "fraud_orders", texts.of(("orders", where), orders))
+    _stage(connection, "fraud_judged", texts.of("judged", judged))
     connection.execute("DROP TABLE temp.main.fraud_orders")
-    return found
 
 
 def _events(settings: "Settings", where: str) -> str:
@@ -112,40 +126,49 @@ def _first_field(names: str) -> str:
     return f"coalesce({', '.join([*texts, 'NULL::VARCHAR'])})"
 
 
-def alerts(
+def _alerts(
     connection: duckdb.DuckDBPyConnection,
     settings: "Settings",
     scorer: "Scorer",
-    where: str = "true",
-) -> nw.LazyFrame:
+    where: str,
+    texts: Texts,
+) -> str:
     """The rows of `fraud_alerts` for the customers of some events; see `judged_orders`."""
-    judged = judged_orders(connection, settings, where)
+    found = rules(settings)
     columns = ("event_id", "received_date", *fraud_model.COLUMNS)
-    to_score = fraud.to_be_scored(judged, rules(settings)).select(*columns)
-    scores = scorer.score(connection, to_score.to_native().to_arrow_table())
-    connection.register("fraud_scores_found", scores)
-    staged = _staged(connection, "fraud_scores", "FROM fraud_scores_found")
+
+    def to_be_scored() -> nw.LazyFrame:
+        return fraud.to_be_scored(_table(connection, "fraud_judged"), found).select(*columns)
+
+    def alerts() -> nw.LazyFrame:
+        judged, scores = (_table(connection, name) for name in ("fraud_judged", "fraud_scores"))
+        return fraud.alerts(judged, scores, found)
+
+    _judge_orders(connection, settings, where, texts)
+    orders = connection.execute(texts.of("to be scored", to_be_scored)).to_arrow_table()
+    connection.register("fraud_scores_found", scorer.score(connection, orders))
+    _stage(connection, "fraud_scores", "FROM fraud_scores_found")
     connection.unregister("fraud_scores_found")
-    return fraud.alerts(judged, staged, rules(settings))
+    return texts.of("alerts", alerts)
 
 
 def consumer(settings: "Settings", scorer: "Scorer | None" = None) -> Consumer:
     """The consumer that keeps `fraud_alerts`; the scorer tells of models that cannot be used."""
-    remembered = scorer or Scorer()
+    remembered, texts = scorer or Scorer(), Texts()
 
-    def compute(
-        connection: duckdb.DuckDBPyConnection, keys: str | None
-    ) -> Mapping[str, nw.LazyFrame]:
+    def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
         where = "true" if keys is None else f"customer_id IN (SELECT customer_id FROM {keys})"
-        return {tables.FRAUD_ALERTS.name: alerts(connection, settings, remembered, where)}
+        return {tables.FRAUD_ALERTS.name: _alerts(connection, settings, remembered, where, texts)}
 
     staging = ("fraud_orders", "fraud_judged", "fraud_scores")
     return Consumer(NAME, "customer_id", (tables.FRAUD_ALERTS,), compute, staging=staging)
 
 
-def _staged(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> nw.LazyFrame:
-    # Else each use of the rows would compute them again.
+def _stage(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> None:
     connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
+
+
+def _table(connection: duckdb.DuckDBPyConnection, name: str) -> nw.LazyFrame:
     return nw.from_native(connection.table(f"temp.main.{name}"))
 
 

@@ -8,6 +8,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers.feed import Consumer
+from retail_assets.consumers.texts import once
 from retail_assets.transforms import inventory
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def consumer(settings: "Settings") -> Consumer:
         "inventory",
         "product_id",
         (tables.INVENTORY_LEVELS, tables.STOCK_ALERTS),
-        compute,
+        once(compute),
         sources=(tables.LIVE_ORDERS, tables.PRODUCTS),
         in_pieces=False,
     )

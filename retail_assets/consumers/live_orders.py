@@ -7,6 +7,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers.feed import Consumer
+from retail_assets.consumers.texts import once
 from retail_assets.transforms import live_orders
 
 
@@ -22,4 +23,4 @@ def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping
     return {tables.LIVE_ORDERS.name: f"SELECT *, {minute} AS minute FROM ({orders})"}
 
 
-CONSUMER = Consumer("live_orders", "order_id", (tables.LIVE_ORDERS,), _compute)
+CONSUMER = Consumer("live_orders", "order_id", (tables.LIVE_ORDERS,), once(_compute))

@@ -9,6 +9,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.consumers import live_orders as orders_consumer
 from retail_assets.consumers.feed import Consumed, Consumer, consume
+from retail_assets.consumers.texts import once
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.transforms import live_orders as rules
@@ -63,6 +64,6 @@ CONSUMER = Consumer(
     "live_revenue",
     "order_date",
     (tables.LIVE_REVENUE, tables.LIVE_REVENUE_MINUTES),
-    _compute,
+    once(_compute),
     sources=(tables.LIVE_ORDERS,),
 )

@@ -22,7 +22,7 @@ Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
 
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
-REST, MOST_REST_SECONDS = 2, 1.0
+REST, MOST_REST_SECONDS = 3, 1.0
 """After a turn nobody has one for so many times as long as it took, but no longer than that."""
 
 LONG_SECONDS = 2.0
@@ -38,8 +38,8 @@ one: on Linux."""
 class Turns:
     """Turns of some threads, one at a time, with a rest after each while events come in.
 
-    So all of them together leave the machine to the ingest for two thirds of the time, if it has
-    something to do.
+    So all of them together leave the machine to the ingest for three quarters of the time, if it
+    has something to do.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -38,9 +39,18 @@ class Watch:
         self.intake.write(f"{day}/{name}.jsonl", lines)
         self.intake.take()
 
+    @cached_property
+    def consumer(self) -> feed.Consumer:
+        """That of a worker which goes on."""
+        return fraud.consumer(self.settings, self.scorer)
+
     def follow(self) -> Consumed | None:
-        consumer = fraud.consumer(self.settings, self.scorer)
-        return feed.consume(self.intake.lake, self.intake.connection, consumer)
+        return feed.consume(self.intake.lake, self.intake.connection, self.consumer)
+
+    def judged(self) -> set[str]:
+        """The customers whose orders were judged last."""
+        rows = self.intake.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_judged")
+        return {customer for (customer,) in rows}
 
     def temporary_tables(self) -> list[tuple[Any, ...]]:
         return self.intake.rows("SELECT table_name FROM duckdb_tables() WHERE temporary ORDER BY 1")
@@ -111,6 +121,17 @@ BURST = [order(500 + n, FIRST, n, card_id=f"card {n % 4}") for n in range(6)]
 
 
 # Rules
+
+
+def test_the_orders_of_the_customers_concerned_are_judged_and_no_others(watch: Watch) -> None:
+    take_history(watch)
+    connection = watch.intake.connection
+    watch.consumer.compute(connection, None)
+    assert watch.judged() == {f"C{number}" for number in range(8)}
+    for name in ("C3", "C5"):
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE keys AS SELECT '{name}' AS customer_id")
+        watch.consumer.compute(connection, "temp.main.keys")
+        assert watch.judged() == {name}
 
 
 def test_alerts_follow_the_events(watch: Watch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import cached_property
 from itertools import count
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -33,14 +34,15 @@ class Followers:
     numbers: Iterator[int]
 
     def follow(self) -> None:
-        for consumer in self.consumers():
+        for consumer in self.consumers:
             feed.consume(self.intake.lake, self.intake.connection, consumer)
 
     def rebuild(self) -> None:
-        for consumer in self.consumers():
+        for consumer in self.consumers:
             feed.rewind(self.intake.lake, self.intake.connection, consumer)
         self.follow()
 
+    @cached_property
     def consumers(self) -> tuple[feed.Consumer, ...]:
         return (
             live_orders.CONSUMER,
@@ -86,7 +88,7 @@ class Followers:
         """All rows of all consumers, with the time at which each last changed."""
         return [
             self.rows(f"SELECT * FROM {table.name} ORDER BY ALL")
-            for consumer in self.consumers()
+            for consumer in self.consumers
             for table in consumer.tables
         ]
 
@@ -217,8 +219,8 @@ def test_only_orders_since_the_day_of_the_opening_stock_count(followers: Followe
     )
     assert followers.level("P1") == (100, 2, 0, 98, False)
     settings = followers.intake.settings.model_copy(update={"stock_date": date(2026, 10, 4)})
-    followers.intake = EventIntake(settings, followers.intake.lake, followers.intake.connection)
-    followers.rebuild()
+    other = EventIntake(settings, followers.intake.lake, followers.intake.connection)
+    Followers(other, followers.numbers).rebuild()
     assert followers.level("P1") == (100, 32, 0, 68, False)
 
 
