@@ -1,8 +1,6 @@
 """Work that follows the ingest, in threads of its own: one that fails holds nobody else up."""
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,10 +27,6 @@ LONG_SECONDS = 2.0
 """A turn that took longer is interrupted where it can be, for the others to have theirs."""
 
 GIVE_WAY_SECONDS = 0.01
-
-NICE = 10
-"""How much lower than that of the ingest the priority of what follows it is, where threads have
-one: on Linux."""
 
 
 class Turns:
@@ -131,9 +125,6 @@ class Loop:
         self._thread.join()
 
     def _run(self) -> None:
-        if sys.platform == "linux":
-            # DuckDB's threads inherit it: they are started with the connection.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         failures = 0
         connection: duckdb.DuckDBPyConnection | None = None
         while True:

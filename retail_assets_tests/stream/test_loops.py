@@ -1,7 +1,5 @@
 """Turns of what follows the ingest."""
 
-import os
-import sys
 import threading
 import time
 
@@ -77,18 +75,3 @@ def test_after_the_last_turn_there_is_nothing_to_wait_for(
     loop.stop()
     loop.join()
     assert len(waits) == len(turns) - 1
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority")
-def test_what_follows_leaves_the_ingest_the_first_claim_to_the_cores(lake: Lake) -> None:
-    found: list[int] = []
-
-    def turn(*_: object) -> None:
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    loop = Loop("follows", lake, Figures(), turn, seconds=60, on_wake=False)
-    loop.start()
-    loop.stop()
-    loop.join()
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert set(found) == {max(own, loops.NICE)}
