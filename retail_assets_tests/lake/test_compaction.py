@@ -404,9 +404,10 @@ def test_a_kill_in_the_middle_leaves_the_lake_whole(written, eager, monkeypatch,
 
 def test_writers_and_a_compaction_at_once_end_with_every_row_once(written, eager):
     data_dir = str(Path(written.catalog).parent.parent)
+    with written.connect(read_only=True) as connection:
+        before = len(rows_of(connection))
     writers = [start(write_events, data_dir, source, 25) for source in ("b", "c")]
     with written.connect() as connection, written.connect(read_only=True) as reader:
-        before = len(rows_of(connection))
         seen = before
         while any(writer.is_alive() for writer in writers):
             compact(written, connection)
