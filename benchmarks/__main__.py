@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -215,7 +216,7 @@ def _report(options: argparse.Namespace, work: Path) -> str:
     paragraphs = [
         "# Benchmarks",
         (
-            f"Written by `make bench`; {_machine()}."
+            f"Written by {_machine()}."
             f" Medians of {options.repeats} runs that took turns, each in a fresh process."
             " Trust the ratios, not the seconds, which are of one machine on one day. Imports and"
             " the set-up of an empty lake are not counted."
@@ -294,10 +295,14 @@ def _one_big_file(big: Scenario, gigabytes: float) -> tuple[int, int]:
 
 
 def _machine() -> str:
+    """What a report was written by: the command, the machine and the packages."""
     packages = ("dagster", "duckdb", "duckdb-extension-ducklake", "narwhals", "pandas", "pyarrow")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    options = shlex.join(sys.argv[1:])
+    command = f"python -m benchmarks {options}" if options else "make bench"
     return (
-        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()},"
+        f"`{command}`; {os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB,"
+        f" {platform.system()},"
         f" Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in packages)
     )

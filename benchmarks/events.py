@@ -47,7 +47,7 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
             [
                 "# Benchmarks of the event lane",
                 (
-                    f"Written by `make bench`; {machine}, {_versions(python)}. Medians of {repeats}"
+                    f"Written by {machine}, {_versions(python)}. Medians of {repeats}"
                     " runs that took turns, each in a fresh process. Trust the ratios, not the"
                     " seconds, which are of one machine on one day. Imports and set-up are not"
                     " counted."

@@ -36,13 +36,15 @@ def latency_report(work: Path, options: Any, machine: str) -> str:
         "\n\n".join(
             [
                 "# Benchmarks of the live lane: latency",
-                f"Written by `make bench`; {machine}. {TRUST}",
+                f"Written by {machine}. {TRUST}",
                 "## From an event offered to its row, as another process sees it",
                 (
                     f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
                     f" orders of {CUSTOMERS:,} customers, the worker warm and with all its"
                     " consumers and upkeep; a reader polls the lake. The sensors take"
-                    f" {options.drops} files of 10 events, one by one. How fast the machine was"
+                    f" {options.drops} files of 10 events, one by one: their p95 and p99 are the"
+                    " slowest ones. The aim for the worker is a p99 of 250 ms on a quiet machine,"
+                    " and a fortieth of the stock sensor's time. How fast the machine was"
                     " meanwhile is told by ten million additions in Python, just before and after."
                 ),
                 _latency_table(latency, sensor, stock),
@@ -69,7 +71,7 @@ def throughput_report(work: Path, repeats: int, options: Any, machine: str) -> s
         "\n\n".join(
             [
                 "# Benchmarks of the live lane: throughput",
-                f"Written by `make bench`; {machine}, {_versions(python)}. {TRUST}",
+                f"Written by {machine}, {_versions(python)}. {TRUST}",
                 f"## {options.events:,} events from Kafka to tables, {PARTITIONS} partitions",
                 (
                     f"Medians of {repeats} runs that took turns, each in a fresh process; imports,"
@@ -91,15 +93,15 @@ def _latency_table(
     rows["stock Dagster sensor, default executor"] = summary(sorted(stock))
     slow = rows["stock Dagster sensor, default executor"]
     lines = [
-        "| | p50 ms | p95 ms | p99 ms | stock sensor's p50 is | ten million additions |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | p50 ms | p95 ms | p99 ms | stock sensor's p50 is | its p99 | ten million additions |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, found in rows.items():
-        ratio = slow["p50_ms"] / found["p50_ms"]
+        median, tail = (slow[name] / found[name] for name in ("p50_ms", "p99_ms"))
         additions = f"{found['additions']:.1f} s" if "additions" in found else ""
         lines.append(
             f"| {name} | {found['p50_ms']:,.0f} | {found['p95_ms']:,.0f} | {found['p99_ms']:,.0f}"
-            f" | {ratio:.0f} times that | {additions} |"
+            f" | {median:.0f} times that | {tail:.0f} times that | {additions} |"
         )
     return "\n".join(lines)
 
