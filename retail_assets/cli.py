@@ -341,7 +341,9 @@ def rewind_consumer(
     lake.must_exist()
     with err.status(f"Recomputing {name}"), lake.connect() as connection:
         feed.rewind(lake, connection, consumers[name])
-        done = feed.consume(lake, connection, consumers[name])
+        done = feed.consume(lake, connection, consumers[name], failures=feed.LAST_ATTEMPT)
+    for key, problem in (done.failed if done is not None else {}).items():
+        err.print(f"{name} sets {key} aside: {problem}", style="yellow", markup=False)
     changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
     out.print(f"{name} is recomputed: {changed} rows came or went.")
 

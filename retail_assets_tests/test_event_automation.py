@@ -3,17 +3,21 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from retail_assets import event_automation
+from retail_assets.assets import consumers as consumer_assets
 from retail_assets.assets.events import INGEST
+from retail_assets.consumers import live_orders, live_revenue
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.event_automation import EVENTS
 from retail_assets.ingest import event_files
@@ -495,6 +499,36 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
         ("2026-10-14", "North", "10.00", 1),
     ]
     assert len(platform.query("SELECT * FROM dead_letter_counts")) == 2
+
+
+def test_a_key_at_fault_holds_the_others_up_for_two_tries_of_a_run_and_no_longer(
+    settings: Settings, new_lake: NewLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_lake(settings.data_dir)
+    write_reference(settings)
+    tries = 0
+
+    def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
+        nonlocal tries
+        tries += keys is None
+        bad = f"SELECT 1 FROM {keys or 'lake.live_orders'} WHERE order_date = DATE '{DAY}'"
+        if connection.execute(bad).fetchone():
+            raise ValueError("It does not add up.")
+        return live_revenue.CONSUMER.compute(connection, keys)
+
+    consumers = [live_orders.CONSUMER, replace(live_revenue.CONSUMER, compute=compute)]
+    monkeypatch.setattr(consumer_assets, "all_consumers", lambda _: consumers)
+    monkeypatch.setattr(consumer_assets, "RETRIES", dg.RetryPolicy(max_retries=2))
+    with open_platform(settings) as platform:
+        lines = [event(n, event_timestamp=f"2026-10-1{n}T09:00:00Z") for n in (2, 3)]
+        write_events(settings, "2026-10-13/a.jsonl", lines)
+        take_in(platform)
+        materialize(platform, "live_orders", "live_revenue")
+        assert platform.query("SELECT order_date::VARCHAR FROM live_revenue") == [("2026-10-13",)]
+        assert platform.query("SELECT consumer, key FROM consumer_dead_letters") == [
+            ("live_revenue", DAY)
+        ]
+    assert tries == 3
 
 
 @pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # of Dagster's own call

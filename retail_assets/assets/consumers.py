@@ -53,7 +53,8 @@ def _assets(consumer: Consumer) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult[Any]]:
         with lake.get_connection() as connection:
-            consumed = consume(lake.lake, connection, consumer)
+            failures = context.retry_number
+            consumed = consume(lake.lake, connection, consumer, failures=failures)
             if consumed is None:
                 context.log.info("Nothing has changed since the last round")
             elif consumed.failed:

@@ -24,6 +24,9 @@ from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 ATTEMPTS = 3
 """How often a round is tried as a whole before the keys at fault are looked for."""
 
+LAST_ATTEMPT = ATTEMPTS - 1
+"""For whoever will not try again: the `failures` with which the keys at fault are set aside."""
+
 MOST_DEAD_LETTERS = 20
 """If more keys than these fail in a round, it is not for the keys, and none is set aside."""
 
@@ -46,9 +49,6 @@ SHOWN_KEYS = 1_000
 
 STAMP = "updated_at"
 """The column that the frame fills, and that does not make a row differ."""
-
-LAG = "_lag_seconds"
-"""After the name of a consumer, the worker's figure of how far it is behind."""
 
 _KEYS, _PIECE = "temp.main.consumer_keys", "temp.main.consumer_piece"
 
@@ -170,21 +170,33 @@ def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
     return Lag(row[0], max(row[1], 0) / 1000)
 
 
+def set_aside(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> int:
+    """How many keys of a consumer are set aside."""
+    if not _most_rows(connection, CONSUMER_DEAD_LETTERS):
+        return 0
+    (keys,) = connection.execute(
+        "SELECT count(*) FROM lake.consumer_dead_letters WHERE consumer = ?", [consumer.name]
+    ).fetchone() or (0,)
+    return int(keys)
+
+
 def _changes(
     connection: duckdb.DuckDBPyConnection, consumer: Consumer, offset: int | None
 ) -> tuple[bool, bool]:
     """Whether the lake still knows what was written since an offset, and whether sources were.
 
-    Of a snapshot that was forgotten, the rows deleted after it may be forgotten as well.
+    Of a snapshot that was forgotten, the rows deleted after it may be forgotten as well; and from
+    one that is kept alone, of a minute in the past, there is no going on either.
     """
     row = connection.execute(
-        "SELECT count(*) FILTER (snapshot_id = $offset), count(*) FILTER (snapshot_id > $offset"
+        "SELECT count(*) FILTER (snapshot_id <= $offset + 1),"
+        " count(*) FILTER (snapshot_id > $offset"
         f" AND regexp_matches(changes_made, $writes)) FROM {CATALOG}.ducklake_snapshot_changes"
         " WHERE snapshot_id >= $offset",
         {"offset": -1 if offset is None else offset, "writes": _writes(connection, consumer)},
     ).fetchone()
     assert row is not None
-    return row[0] > 0, row[1] > 0
+    return row[0] == 2, row[1] > 0  # noqa: PLR2004  # the offset and the next
 
 
 def _writes(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> str:

@@ -8,7 +8,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers import live_orders as orders_consumer
-from retail_assets.consumers.feed import Consumed, Consumer, consume
+from retail_assets.consumers.feed import LAST_ATTEMPT, Consumed, Consumer, consume
 from retail_assets.consumers.texts import once
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import Publication, day_facts
@@ -29,8 +29,8 @@ def refresh(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Publication | 
     Raises:
         ConsumerError: if they could not be.
     """
-    consume(lake, connection, orders_consumer.CONSUMER)
-    consumed = consume(lake, connection, CONSUMER)
+    consume(lake, connection, orders_consumer.CONSUMER, failures=LAST_ATTEMPT)
+    consumed = consume(lake, connection, CONSUMER, failures=LAST_ATTEMPT)
     return None if consumed is None else _publication(connection, consumed)
 
 

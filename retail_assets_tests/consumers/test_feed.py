@@ -320,6 +320,24 @@ def test_what_the_lake_has_forgotten_is_rebuilt(spender: Spender) -> None:
     assert spender.spent() == {"C2": 5, "C3": 7}
 
 
+def test_what_followed_an_offset_may_be_forgotten_though_its_own_snapshot_is_not(
+    spender: Spender,
+) -> None:
+    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.consume()
+    offset = consumer_offset(spender.intake.connection, "spending")
+    assert offset is not None
+    spender.take("a", buys(2, "C2", 5))
+    # As of an hour with many snapshots, of which the last of each minute is kept.
+    spender.intake.connection.execute(
+        "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [[offset + 1]]
+    )
+    consumed = spender.consume()
+    assert consumed is not None
+    assert consumed.rebuilt
+    assert spender.spent() == {"C2": 5}
+
+
 def test_who_finds_that_another_worker_was_faster_steps_back(spender: Spender) -> None:
     spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
     with EventIntake.open(spender.intake.settings) as intake:
