@@ -5,14 +5,15 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from retail_assets import tables
-from retail_assets.consumers.feed import LAG, lag
+from retail_assets.consumers.feed import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.event_files import pending_event_files
-from retail_assets.ingest.heartbeat import heartbeats, state
+from retail_assets.ingest.heartbeat import LAG, heartbeats, state
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
 from retail_assets.settings import Settings
 from retail_assets.stale import stale_days
+from retail_assets.stream.figures import FILE_GAUGES
 
 if TYPE_CHECKING:
     from datetime import date
@@ -97,7 +98,10 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
 
 
 def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
-    """What the newest worker says of itself, and how far each consumer is behind."""
+    """What the newest worker says of itself (while it lives), and how far consumers are behind.
+
+    What the caller finds out itself is left out: the worker's last word on it may be an old one.
+    """
     figures: dict[str, Any] = {"stream worker": "never started"}
     consumers = {consumer.name: consumer for consumer in all_consumers(settings)}
     for worker in heartbeats(connection, latest=1):
@@ -107,11 +111,10 @@ def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection")
             "last heartbeat, seconds": round(worker.silent_seconds(now)),
             **({"worker's problem": worker.problem} if worker.problem else {}),
             **{
-                name.replace("_", " "): value
+                f"worker: {name.replace('_', ' ')}": value
                 for name, value in worker.figures.items()
-                # How far consumers are behind is asked below: it matters without a worker, too.
                 if worker.lives(now)
-                and name != "sources"
+                and name not in {"sources", *FILE_GAUGES}
                 and value is not None
                 and name.removesuffix(LAG) not in consumers
             },

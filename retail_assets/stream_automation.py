@@ -19,8 +19,19 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from retail_assets import tables
 from retail_assets.assets.events import EVENT_TABLES
+from retail_assets.consumers.feed import lag
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.ingest.heartbeat import ALIVE, DEAD, LATE, Heartbeat, heartbeats, state
+from retail_assets.ingest.heartbeat import (
+    ALIVE,
+    DEAD,
+    FAILED_SECONDS,
+    LATE,
+    Heartbeat,
+    heartbeats,
+    in_charge,
+    state,
+)
+from retail_assets.ingest.offsets import consumer_offsets
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
@@ -36,7 +47,7 @@ SPEC = dg.AssetSpec(
     description="The resident worker `retail-assets stream`: reported as materialized while it"
     " lives and keeps up.",
     freshness_policy=dg.FreshnessPolicy.time_window(
-        warn_window=timedelta(minutes=2), fail_window=timedelta(minutes=5)
+        warn_window=timedelta(minutes=2), fail_window=timedelta(seconds=FAILED_SECONDS)
     ),
     kinds={"python", "kafka"},
 )
@@ -47,13 +58,16 @@ class Reported:
     """What was reported last, in the sensor's cursor.
 
     `until` is up to which `processed_at` rows were reported, `at` when, and `state` of the worker,
-    `lines` how many each worker had taken in.
+    `lines` how many each worker had taken in, `days` those of the newest rows, and `offsets` how
+    far each consumer had come.
     """
 
     until: str = ""
     at: str = ""
     state: str = ""
     lines: dict[str, int] = field(default_factory=dict)
+    days: list[str] = field(default_factory=list)
+    offsets: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, cursor: str | None) -> "Reported":
@@ -127,24 +141,30 @@ def _report(
     reported: Reported,
     now: datetime,
 ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
-    states = {worker.worker: state(worker, now) for worker in found}
-    best = next((name for name in (ALIVE, LATE, DEAD) if name in states.values()), "")
+    workers = list(in_charge(found, now).values())
+    states = {state(worker, now) for worker in workers}
+    # Of several sources, each with a worker of its own, the worst counts.
+    worst = next((name for name in (DEAD, LATE, ALIVE) if name in states), "")
     due = not reported.at or now - datetime.fromisoformat(reported.at) >= timedelta(
         seconds=REPORT_SECONDS
     )
-    changed = best != reported.state
+    changed = worst != reported.state
     if not found or not (due or changed):
         return
-    metadata = _metadata(found, now)
-    if best == ALIVE:
+    metadata = _metadata(workers, now)
+    if worst == ALIVE:
         yield dg.AssetMaterialization(WORKER, metadata=metadata)
-    elif best:
+    elif worst and (changed or worst != DEAD):
         yield dg.AssetObservation(WORKER, metadata=metadata)
     lines = {worker.worker: _lines(worker) for worker in found}
+    lives = any(worker.lives(now) for worker in workers)
     moved = any(count > reported.lines.get(name, 0) for name, count in lines.items())
-    if moved:
-        yield from _materializations(settings, connection, reported, metadata)
-    reported.state, reported.at, reported.lines = best, now.isoformat(), lines
+    ended = changed and not lives
+    if moved or ended:
+        yield from _materializations(
+            settings, connection, reported, metadata, lives=lives, ended=ended
+        )
+    reported.state, reported.at, reported.lines = worst, now.isoformat(), lines
 
 
 def _materializations(
@@ -152,8 +172,38 @@ def _materializations(
     connection: duckdb.DuckDBPyConnection,
     reported: Reported,
     metadata: dict[str, Any],
+    *,
+    lives: bool,
+    ended: bool,
 ) -> Iterator[dg.AssetMaterialization]:
-    """The days with rows that are new since the last report, then what follows from them."""
+    """The days with rows that are new since the last report, then what follows from them.
+
+    In this order nothing is run for what a worker does. What no worker has followed, because it was
+    killed before or runs without consumers, is left to Dagster: those tables are not reported, and
+    once the worker has ended the events are, again, that they follow.
+    """
+    consumers = all_consumers(settings)
+    behind = {each.name for each in consumers if lag(connection, each).snapshots}
+    days = _new_days(settings, connection, reported)
+    if ended and behind:
+        days.update(reported.days)
+    for table in EVENT_TABLES:
+        for day in sorted(days):
+            yield dg.AssetMaterialization(table.name, partition=day, metadata=metadata)
+    reported.days = sorted(days) or reported.days
+    offsets = consumer_offsets(connection)
+    for consumer in consumers:
+        moved = offsets.get(consumer.name) != reported.offsets.get(consumer.name)
+        if (moved or (ended and behind)) and (lives or consumer.name not in behind):
+            for table in consumer.tables:
+                yield dg.AssetMaterialization(table.name, metadata=metadata)
+    reported.offsets = dict(offsets)
+
+
+def _new_days(
+    settings: Settings, connection: duckdb.DuckDBPyConnection, reported: Reported
+) -> set[str]:
+    """The days with rows that are new since the last report."""
     since = datetime.fromisoformat(reported.until) if reported.until else None
     newest = since
     days: set[str] = set()
@@ -168,18 +218,15 @@ def _materializations(
                 days.add(day.isoformat())
     if newest:
         reported.until = newest.isoformat()
-    for table in EVENT_TABLES:
-        for day in sorted(days):
-            yield dg.AssetMaterialization(table.name, partition=day, metadata=metadata)
-    if days:
-        # Afterwards, so that nothing downstream is run for what the worker has done already.
-        for consumer in all_consumers(settings):
-            for table in consumer.tables:
-                yield dg.AssetMaterialization(table.name, metadata=metadata)
+    return days
 
 
-def _metadata(found: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
-    worker = max(found, key=lambda each: (state(each, now) == ALIVE, each.heartbeat_at))
+def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
+    order = (ALIVE, LATE, DEAD)
+    worker = max(
+        workers,
+        key=lambda each: (*(state(each, now) == name for name in order[::-1]), each.heartbeat_at),
+    )
     figures = {
         name: value
         for name, value in worker.figures.items()

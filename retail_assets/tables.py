@@ -693,7 +693,7 @@ NOTIFIED = Table(
             "kind",
             "VARCHAR",
             "`fraud_alert`, `stock_alert`, `failed_day`, `failed_event_file`, `dead_worker`,"
-            " `no_events` or `missing_day`.",
+            " `late_worker`, `no_events` or `missing_day`.",
         ),
         Column("subject", "VARCHAR", "The alert, day, file or worker."),
         Column("message", "VARCHAR", "The key of the message about it."),

@@ -2,12 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pytest
 
-from retail_assets.ingest import event_files
+from retail_assets.consumers import live_orders, registry
+from retail_assets.ingest import event_files, heartbeat
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
 from retail_assets_tests.conftest import NewLake
@@ -127,6 +132,32 @@ def test_files_just_written_are_waited_for(
     assert cells(out)[-1] == ["1 files", "", "1", "1", "0", "0"]
 
 
+def test_status_tells_what_a_living_worker_says_but_not_what_it_last_saw_of_the_folder(
+    settings: Settings, intake: EventIntake, command: Command
+) -> None:
+    write_events(settings, f"{DAY}/c.jsonl", [event(5)])
+    said = {"pending_event_files": 0, "latency_p99_ms": 120.5, "fraud_lag_seconds": 9, "late": None}
+    with intake.lake.transaction(intake.connection, "heartbeat"):
+        now = datetime.now(timezone.utc)
+        heartbeat.beat(intake.connection, "W1", ["kafka"], "running", "no broker", said, now)
+    _, out, _ = command("status", *JSON)
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["stream worker"].startswith("W1 on ")
+    assert figures["stream worker"].endswith(": late")
+    assert figures["worker's problem"] == "no broker"
+    assert figures["pending event files"] == 1
+    assert {name: value for name, value in figures.items() if name.startswith("worker: ")} == {
+        "worker: latency p99 ms": 120.5
+    }
+    intake.connection.execute(
+        "UPDATE lake.stream_workers SET heartbeat_at = heartbeat_at - INTERVAL 1 HOUR"
+    )
+    _, out, _ = command("status", *JSON)
+    assert '"W1 on ' in out
+    assert ": dead" in out
+    assert "worker: " not in out
+
+
 def test_status_tells_of_pending_event_files_and_of_dead_letters(
     settings: Settings, intake: EventIntake, command: Command
 ) -> None:
@@ -144,6 +175,48 @@ def test_status_tells_of_pending_event_files_and_of_dead_letters(
     assert "failed 3 times" in figures[f"left alone: {DAY}/bad.jsonl.gz"]
     assert figures["event lines"] == 6
     assert figures["dead-letter rate"] == round(2 / 6, 6)
+
+
+# --- consumers -----------------------------------------------------------------------------------
+
+
+def test_consumers_are_listed_and_rewound(intake: EventIntake, command: Command) -> None:
+    def listed(name: str) -> dict[str, Any]:
+        code, out, _ = command("consumers", "list", *JSON)
+        assert code == 0
+        return next(row for row in json.loads(out) if row["consumer"] == name)
+
+    assert listed("live_orders")["snapshot"] is None
+    assert listed("live_orders")["commits_behind"] > 0
+    code, out, _ = command("consumers", "rewind", "live_orders")
+    assert (code, out) == (0, "live_orders is recomputed: 3 rows came or went.\n")
+    assert listed("live_orders")["commits_behind"] == 0
+    intake.connection.execute("DELETE FROM lake.live_orders")
+    assert command("consumers", "rewind", "live_orders")[:2] == (0, out)
+    assert intake.rows("SELECT count(*) FROM live_orders") == [(3,)]
+
+
+def test_who_rewinds_a_consumer_is_told_what_is_set_aside(
+    intake: EventIntake, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
+        if keys is None or connection.execute(f"FROM {keys} WHERE order_id = 'O1'").fetchone():
+            raise ValueError("It does not add up.")
+        return live_orders.CONSUMER.compute(connection, keys)
+
+    consumers = [replace(live_orders.CONSUMER, compute=compute)]
+    monkeypatch.setattr(registry, "all_consumers", lambda _: consumers)
+    code, out, err = command("consumers", "rewind", "live_orders")
+    assert (code, out) == (0, "live_orders is recomputed: 2 rows came or went.\n")
+    assert err == "live_orders sets O1 aside: ValueError: It does not add up.\n"
+
+
+def test_a_consumer_that_there_is_not_is_named_with_those_that_there_are(
+    intake: EventIntake, command: Command
+) -> None:
+    code, _, err = command("consumers", "rewind", "nobody")
+    assert code == 2
+    assert "no consumer nobody: choose from live_orders, " in err
 
 
 # --- replay --------------------------------------------------------------------------------------

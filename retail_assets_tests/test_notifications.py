@@ -5,11 +5,9 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,6 +26,7 @@ from retail_assets.notify.sending import Sent, send
 from retail_assets.notify.services import check_services, services
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests import processes
+from retail_assets_tests.receiver import Receiver, running_receiver
 
 pytestmark = pytest.mark.filterwarnings(
     # apprise asks for a module of Python's that goes with 3.13.
@@ -37,56 +36,6 @@ pytestmark = pytest.mark.filterwarnings(
 NOW = datetime(2026, 10, 14, 12, 0, tzinfo=timezone.utc)
 DAY = date(2026, 10, 12)
 MINUTE = timedelta(minutes=1)
-
-
-@dataclass
-class Receiver:
-    """A web server that keeps what it gets, and answers as it is told by path (200 otherwise)."""
-
-    port: int = 0
-    answers: dict[str, int] = field(default_factory=dict)
-    got: list[tuple[str, dict[str, Any], str | None]] = field(default_factory=list)
-    before_answer: Callable[[], None] | None = None
-
-    def url(self, path: str = "/hook") -> str:
-        return f"json://127.0.0.1:{self.port}{path}"
-
-    def titles(self, path: str = "/hook") -> list[str]:
-        return [payload["title"] for where, payload, _ in self.got if where == path]
-
-    def texts(self) -> list[str]:
-        return [payload["message"] for _, payload, _ in self.got]
-
-    def keys(self) -> list[str]:
-        return [payload["idempotency_key"] for _, payload, _ in self.got]
-
-
-@contextmanager
-def running_receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            receiver.got.append((self.path, payload, self.headers["Idempotency-Key"]))
-            if receiver.before_answer is not None:
-                receiver.before_answer()
-            self.send_response(receiver.answers.get(self.path, 200))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield receiver
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -148,13 +97,20 @@ class Office:
             *(list(orders), happened),
         )
 
-    def worker(self, name: str, heartbeat: datetime, state: str = "running") -> None:
+    def worker(
+        self,
+        name: str,
+        heartbeat: datetime,
+        state: str = "running",
+        sources: str = "files",
+        **figures: float,
+    ) -> None:
         self.change("DELETE FROM lake.stream_workers WHERE worker = ?", name)
         self.change(
             "INSERT INTO lake.stream_workers BY NAME SELECT ? AS worker, 'shop' AS host,"
-            " 1 AS process_id, 'files' AS sources, ? AS state, '{}' AS figures,"
+            " 1 AS process_id, ? AS sources, ? AS state, ? AS figures,"
             " ?::TIMESTAMPTZ AS started_at, ?::TIMESTAMPTZ AS heartbeat_at",
-            *(name, state, heartbeat, heartbeat),
+            *(name, sources, state, json.dumps(figures), heartbeat, heartbeat),
         )
 
     def rows(self, columns: str, table: str = "notifications") -> list[tuple[Any, ...]]:
@@ -293,6 +249,45 @@ def test_a_worker_that_was_stopped_is_not_dead(office: Office) -> None:
     office.worker("W1", NOW - timedelta(days=3))
     office.worker("W2", NOW - timedelta(days=2), state="stopped")
     assert office.collect() == 0
+
+
+def test_a_source_whose_worker_is_dead_is_told_though_another_one_lives(
+    office: Office, receiver: Receiver
+) -> None:
+    office.worker("W1", NOW - timedelta(seconds=61), sources="kafka")
+    office.worker("W2", NOW)
+    office.tell()
+    assert receiver.titles() == ["The stream worker is dead"]
+    assert "W1 on shop" in receiver.texts()[0]
+    # Nobody wants that source any more.
+    office.later(timedelta(days=1))
+    office.worker("W2", office.now)
+    office.tell()
+    assert receiver.titles()[1:] == ["Resolved: The stream worker is dead"]
+
+
+def test_workers_that_do_not_keep_up_are_told_until_they_do(
+    office: Office, receiver: Receiver
+) -> None:
+    late = {"fraud_lag_seconds": 61}
+    office.worker("W1", NOW, late_seconds=299, **late)
+    office.worker("W2", NOW, sources="kafka, webhook", late_seconds=299, **late)
+    office.tell()
+    assert receiver.titles() == []
+    office.worker("W1", NOW, late_seconds=301, **late)
+    office.worker("W2", NOW, sources="kafka, webhook", late_seconds=900, **late)
+    office.change("UPDATE lake.stream_workers SET problem = 'no broker' WHERE worker = 'W2'")
+    office.tell()
+    assert receiver.titles() == ["2 late stream workers"]
+    said = set(receiver.texts()[0].splitlines())
+    assert any("W1 on shop has not kept up for 5 minutes: what it takes" in line for line in said)
+    assert any("W2 on shop has not kept up for 15 minutes: no broker" in line for line in said)
+    office.worker("W1", NOW, late_seconds=0)
+    # Others take what W2 does not keep up with.
+    office.worker("W3", NOW, sources="kafka")
+    office.worker("W4", NOW, sources="webhook")
+    office.tell()
+    assert receiver.titles()[1:] == ["2 resolved late stream workers"]
 
 
 def test_a_day_that_is_not_published_in_time_is_told_until_it_is(
@@ -508,8 +503,11 @@ def test_messages_to_a_service_that_is_gone_are_given_up(
     office.alert("O1")
     office.collect()
     elsewhere = with_settings(office, notify_urls=(receiver.url("/new"),))
+    # Somebody who was started with these settings may still send them.
+    assert elsewhere.send() == Sent(waiting=1)
+    elsewhere.later(timedelta(days=1))
     assert elsewhere.send() == Sent(given_up=1)
-    assert office.rows("problem") == [("RETAIL_NOTIFY_URLS no longer has this service.",)]
+    assert office.rows("problem") == [("RETAIL_NOTIFY_URLS does not have this service.",)]
 
 
 def test_what_is_long_over_is_forgotten_but_no_young_alert(office: Office) -> None:

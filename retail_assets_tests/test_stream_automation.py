@@ -1,6 +1,7 @@
 """What Dagster shows of the worker, and that sensor and worker do not get in each other's way."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -30,17 +31,24 @@ def platform(settings, lake):
 
 
 def heart(
-    lake: Lake, worker: str = "w1", *, state: str = "running", silent: float = 0, **figures: Any
+    lake: Lake,
+    worker: str = "w1",
+    *,
+    state: str = "running",
+    sources: Sequence[str] = ("files",),
+    silent: float = 0,
+    lines: int = 3,
+    **figures: Any,
 ) -> None:
     """A heartbeat of so many seconds ago."""
     with lake.connect() as connection, lake.transaction(connection, "heartbeat"):
         beat(
             connection,
             worker,
-            ["files"],
+            sources,
             state,
             figures.pop("problem", None),
-            {"sources": {"files": TOTALS}, **figures},
+            {"sources": {"files": TOTALS | {"lines": lines}}, **figures},
             datetime.now(timezone.utc),
         )
         connection.execute(
@@ -119,6 +127,17 @@ def test_a_living_worker_is_seen_with_its_figures_and_the_days_it_filled(platfor
         intake.write("2026-10-13/a.jsonl", ["{"])
         intake.take()
     heart(lake, latency_p99_ms=120.5)
+    for found in platform.tick(WORKER).asset_events:
+        metadata = {name: value.value for name, value in found.metadata.items()}
+        assert metadata.pop("last_heartbeat") > time.time() - 60
+        assert metadata == {
+            "worker": "w1",
+            "state": "alive",
+            "sources": "files",
+            "latency_p99_ms": 120.5,
+            **{f"files_{name}": count for name, count in TOTALS.items()},
+        }
+    platform.cursors.clear()
     events, said = report(platform)
     assert events[0] == ("AssetMaterialization", WORKER, None)
     assert {(asset, day) for kind, asset, day in events if day} == {
@@ -149,6 +168,54 @@ def test_only_days_with_new_rows_are_reported_again(platform, lake, monkeypatch)
     assert {day for _, _, day in events if day} == {"2026-10-13"}
 
 
+FOLLOWERS = {"live_orders", "live_revenue", "dead_letter_counts", "fraud_alerts"}
+
+
+def test_what_a_worker_does_not_follow_is_left_to_dagster(platform, lake, monkeypatch):
+    monkeypatch.setattr(stream_automation, "REPORT_SECONDS", 0)
+
+    def reported() -> set[str]:
+        return {asset for _, asset, _ in report(platform)[0]} - {WORKER}
+
+    with EventIntake.open(platform.settings) as intake:
+        intake.write("2026-10-12/a.jsonl", [event(1), "{"])
+        intake.take()
+        # It has no consumers, or none has got that far yet.
+        heart(lake)
+        assert reported() == {"raw_events", "enriched_events", "dead_letter_events"}
+        follow(intake, platform)
+        heart(lake, lines=4)
+        assert reported() >= FOLLOWERS
+        intake.write("2026-10-12/b.jsonl", [event(2)])
+        intake.take()
+        follow(intake, platform, "live_orders")
+        # While it lives it will get to the others.
+        heart(lake, lines=5)
+        assert reported() & FOLLOWERS == {"live_orders"}
+        heart(lake, silent=30, lines=5)
+        assert reported() & {*FOLLOWERS, "enriched_events"} == {
+            *("live_orders", "enriched_events"),
+            # Nothing that it follows has changed.
+            "dead_letter_counts",
+        }
+        assert reported() == set()
+
+
+def follow(intake: EventIntake, platform: Platform, *names: str) -> None:
+    """A round of some consumers, or of all."""
+    for consumer in all_consumers(platform.settings):
+        if not names or consumer.name in names:
+            consume(intake.lake, intake.connection, consumer)
+
+
+def test_a_source_whose_worker_is_dead_counts_though_another_worker_lives(platform, lake):
+    heart(lake, "w1", sources=["kafka"], silent=30)
+    heart(lake, "w2")
+    assert report(platform)[0] == [("AssetObservation", WORKER, None)]
+    heart(lake, "w3", sources=["kafka", "webhook"])
+    assert report(platform)[0] == [("AssetMaterialization", WORKER, None)]
+
+
 def test_a_dead_worker_is_said_to_be_dead_and_not_materialized(platform, lake):
     heart(lake)
     assert report(platform)[0][0] == ("AssetMaterialization", WORKER, None)
@@ -158,12 +225,25 @@ def test_a_dead_worker_is_said_to_be_dead_and_not_materialized(platform, lake):
     assert "dead" in said
 
 
+def test_a_late_worker_is_observed_and_not_materialized_unless_another_keeps_up(platform, lake):
+    heart(lake, "w1", problem="the broker is away")
+    events, said = report(platform)
+    assert events == [("AssetObservation", WORKER, None)]
+    assert "late" in said
+    assert "the broker is away" in said
+    heart(lake, "w2")
+    assert report(platform)[0][0] == ("AssetMaterialization", WORKER, None)
+
+
 @pytest.mark.parametrize(
     ("changed", "state"),
     [
         ({}, "alive"),
         ({"oldest_pending_event_file_seconds": 61}, "late"),
         ({"problem": "the broker is away"}, "late"),
+        ({"latency_p50_ms": 61_000}, "late"),
+        ({"latency_p50_ms": 59_000, "fraud_lag_seconds": 59}, "alive"),
+        ({"fraud_lag_seconds": 61}, "late"),
         ({"silent": 11}, "dead"),
         ({"state": "stopped"}, "stopped"),
     ],

@@ -3,9 +3,9 @@
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -20,9 +20,18 @@ DEAD_SECONDS = 10.0
 """After how long a silence others take its work over."""
 
 LATE_SECONDS = 60
-"""A worker is late when an event file has waited for it so long."""
+"""A worker is late when something has waited for it so long, or is wrong."""
+
+FAILED_SECONDS = 300
+"""A worker that is late for so long has failed: its asset is no longer fresh, people are told."""
 
 FOLD_ROWS = 20
+
+GIVEN_UP = timedelta(days=1)
+"""A source that only dead workers took counts no more after so long, if another worker lives."""
+
+LAG = "_lag_seconds"
+"""After the name of a consumer, the figure of how far it is behind."""
 
 RUNNING, STOPPED = "running", "stopped"
 ALIVE, LATE, DEAD = "alive", "late", "dead"
@@ -51,6 +60,11 @@ class Heartbeat:
     def lives(self, now: datetime) -> bool:
         """Whether it runs, as far as one can know."""
         return self.state == RUNNING and self.silent_seconds(now) < DEAD_SECONDS
+
+    @property
+    def late_seconds(self) -> float:
+        """How long it has been late, when it last said something."""
+        return float(self.figures.get("late_seconds") or 0)
 
 
 def new_worker() -> str:
@@ -139,11 +153,43 @@ def living(connection: duckdb.DuckDBPyConnection, source: str | None = None) -> 
     ]
 
 
+def in_charge(found: Sequence[Heartbeat], now: datetime) -> dict[str, Heartbeat]:
+    """The worker that counts for each source, of all that were heard of.
+
+    It is one that lives and keeps up, otherwise one that lives, otherwise the newest.
+    """
+    sources = sorted({source for worker in found for source in worker.sources})
+    workers = {
+        source: max(
+            (worker for worker in found if source in worker.sources),
+            key=lambda worker: (
+                worker.lives(now),
+                state(worker, now) == ALIVE,
+                worker.heartbeat_at,
+            ),
+        )
+        for source in sources
+    }
+    if any(worker.lives(now) for worker in workers.values()):
+        since = now - GIVEN_UP
+        return {name: worker for name, worker in workers.items() if worker.heartbeat_at > since}
+    return workers
+
+
 def state(worker: Heartbeat, now: datetime) -> str:
     """Whether a worker is alive, late or dead, or stopped in order."""
     if worker.state == STOPPED:
         return STOPPED
     if not worker.lives(now):
         return DEAD
-    waits = worker.figures.get("oldest_pending_event_file_seconds") or 0
-    return LATE if worker.problem or waits > LATE_SECONDS else ALIVE
+    return LATE if is_late(worker.problem, worker.figures) else ALIVE
+
+
+def is_late(problem: str | None, figures: Mapping[str, Any]) -> bool:
+    """Whether a worker that has this problem and these figures does not keep up."""
+    waits = [
+        figures.get("oldest_pending_event_file_seconds"),
+        (figures.get("latency_p50_ms") or 0) / 1000,
+        *(value for name, value in figures.items() if name.endswith(LAG)),
+    ]
+    return bool(problem) or any((seconds or 0) > LATE_SECONDS for seconds in waits)

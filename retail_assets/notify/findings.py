@@ -13,11 +13,19 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets import tables
-from retail_assets.ingest.heartbeat import RUNNING, heartbeats
+from retail_assets.ingest.heartbeat import (
+    FAILED_SECONDS,
+    LATE_SECONDS,
+    RUNNING,
+    Heartbeat,
+    heartbeats,
+    in_charge,
+)
 from retail_assets.settings import Settings
 from retail_assets.sql import literal
 
 DEAD_WORKER = "dead_worker"
+LATE_WORKER = "late_worker"
 NO_EVENTS = "no_events"
 MISSING_DAY = "missing_day"
 FAILED_DAY = "failed_day"
@@ -25,6 +33,7 @@ FAILED_EVENT_FILE = "failed_event_file"
 
 FAILURES = {
     DEAD_WORKER: ("The stream worker is dead", "stream workers"),
+    LATE_WORKER: ("The stream worker is late", "late stream workers"),
     NO_EVENTS: ("No events come in", "silences"),
     MISSING_DAY: ("A day is not published", "missing days"),
     FAILED_DAY: ("A day failed", "failed days"),
@@ -95,7 +104,8 @@ def failures(
         open_days: days that were missing when last looked at; they are until they are published.
     """
     return [
-        *_dead_worker(connection, settings, now),
+        *_dead_workers(connection, settings, now),
+        *_late_workers(connection, now),
         *_no_events(connection, settings, now),
         *_missing_days(connection, settings, now, open_days),
         *_failed_days(connection),
@@ -154,7 +164,7 @@ def oldest(settings: Settings, now: datetime) -> datetime:
     return now - timedelta(hours=settings.notify_max_age_hours)
 
 
-def _dead_worker(
+def _dead_workers(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
 ) -> list[Finding]:
     return [
@@ -166,9 +176,36 @@ def _dead_worker(
             f"{f', and then: {_short(found.problem)}' if found.problem else ''}. Start it again;"
             " until then event files are left to the sensor.",
         )
-        for found in heartbeats(connection, latest=1)
+        for found in _in_charge(connection, now)
         if found.state == RUNNING and found.silent_seconds(now) > settings.notify_worker_seconds
     ]
+
+
+def _late_workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Finding]:
+    """The workers that live and do not keep up, where no other takes the same source."""
+    return [
+        Finding(
+            LATE_WORKER,
+            found.worker,
+            f"The stream worker {found.worker} on {found.host} has not kept up for"
+            f" {found.late_seconds / 60:.0f} minutes: "
+            + (
+                _short(found.problem)
+                if found.problem
+                else f"what it takes, or what follows from it, waits longer than {LATE_SECONDS} s."
+                " `retail-assets status` says where."
+            ),
+        )
+        for found in _in_charge(connection, now)
+        if found.lives(now) and found.late_seconds > FAILED_SECONDS
+    ]
+
+
+def _in_charge(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Heartbeat]:
+    """Each worker that counts for a source, once, the newest first."""
+    found = heartbeats(connection)
+    names = {worker.worker for worker in in_charge(found, now).values()}
+    return [worker for worker in found if worker.worker in names]
 
 
 def _no_events(

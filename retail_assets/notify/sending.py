@@ -18,6 +18,10 @@ from retail_assets.settings import Settings
 
 LONGEST_WAIT = timedelta(hours=1)
 
+UNKNOWN_KEPT = timedelta(days=1)
+"""How long messages to a service are kept that one of those who send does not know: another one,
+that was started with other settings, may."""
+
 _OPEN = "sent_at IS NULL AND given_up_at IS NULL"
 
 
@@ -167,16 +171,16 @@ def _give_up_unknown(
     known: list[Service],
     clock: Clock,
 ) -> int:
-    """Give up the messages to services that the settings no longer name; returns how many."""
-    where = f"WHERE {_OPEN} AND service NOT IN (SELECT unnest(?::VARCHAR[]))"
-    names = [service.name for service in known]
-    row = connection.execute(f"SELECT count(*) FROM lake.notifications {where}", [names]).fetchone()
+    """Give up old messages to services that the settings do not name; returns how many."""
+    where = f"WHERE {_OPEN} AND created_at < ? AND service NOT IN (SELECT unnest(?::VARCHAR[]))"
+    which = [clock.now() - UNKNOWN_KEPT, [service.name for service in known]]
+    row = connection.execute(f"SELECT count(*) FROM lake.notifications {where}", which).fetchone()
     if not row or not row[0]:
         return 0
     with lake.transaction(connection, "give up notifications to services that are gone"):
         connection.execute(
             f"UPDATE lake.notifications SET given_up_at = ?, problem = ? {where}",
-            [clock.now(), "RETAIL_NOTIFY_URLS no longer has this service.", names],
+            [clock.now(), "RETAIL_NOTIFY_URLS does not have this service.", *which],
         )
     return int(row[0])
 

@@ -1,10 +1,12 @@
 """A worker as its options want it: which sources, and what follows what they bring."""
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import UsageError
+from retail_assets.ingest.heartbeat import LAG
 from retail_assets.stream.metrics import metrics_text
 from retail_assets.stream.worker import Worker
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from retail_assets.consumers.publishing import Publisher
     from retail_assets.settings import Settings
     from retail_assets.stream.loops import Turn
+
+logger = logging.getLogger(__name__)
 
 CONSUMER_SECONDS = 1.0
 NOTIFY_SECONDS = 5.0
@@ -120,7 +124,7 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
 
 
 def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
-    from retail_assets.consumers.feed import LAG, consume, lag
+    from retail_assets.consumers.feed import consume, lag, set_aside
 
     measured = -LAG_SECONDS
 
@@ -129,12 +133,18 @@ def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
         if time.monotonic() >= measured + LAG_SECONDS:
             measured = time.monotonic()
             # Before the round: one that fails again and again falls behind.
-            seconds = round(lag(connection, consumer).seconds, 1)
-            worker.figures.gauge({f"{consumer.name}{LAG}": seconds})
+            worker.figures.gauge(
+                {
+                    f"{consumer.name}{LAG}": round(lag(connection, consumer).seconds, 1),
+                    f"{consumer.name}_keys_set_aside": set_aside(connection, consumer),
+                }
+            )
         done = consume(
             worker.lake, connection, consumer, failures=failures, between_pieces=worker.give_way
         )
         if done is not None:
+            for key, problem in done.failed.items():
+                logger.warning("%s sets %s aside: %s", consumer.name, key, problem)
             # Others may follow what this one keeps.
             worker.wake()
 
@@ -157,6 +167,14 @@ def _notify(worker: Worker, settings: "Settings") -> "Turn":
 
     def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
         collect(worker.lake, connection, settings)
-        send(worker.lake, connection, settings, stop=lambda: worker.stopping)
+        sent = send(worker.lake, connection, settings, stop=lambda: worker.stopping)
+        worker.figures.gauge({"notifications_waiting": sent.waiting})
+        if sent.problem:
+            # The service is at fault, not the worker: it is not late for that.
+            logger.warning("A notification could not be sent: %s", sent.problem)
+        if sent.given_up:
+            logger.error(
+                "%s notifications are given up: see the table notifications", sent.given_up
+            )
 
     return turn

@@ -14,6 +14,14 @@ WINDOW_SECONDS = 60.0
 
 MAX_SAMPLES = 10_000
 
+FILE_GAUGES = (
+    "pending_event_files",
+    "pending_event_bytes",
+    "oldest_pending_event_file_seconds",
+    "event_files_left_alone",
+)
+"""What a worker knows of the events folder, since it last looked through it."""
+
 
 @dataclass(frozen=True)
 class Batch:

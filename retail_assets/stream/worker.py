@@ -63,6 +63,7 @@ class Worker:
         )
         self._started_at = datetime.now(timezone.utc)
         self._beat_at = 0.0
+        self._on_time_at = time.monotonic()
         self.stopping = False
 
     def add_loop(
@@ -149,7 +150,16 @@ class Worker:
         """Bring the figures that go up and down up to date."""
         for source in self.sources:
             self.figures.gauge(source.metrics())
-        self.figures.gauge({"inbox_events": self.inbox.events, "inbox_bytes": self.inbox.bytes})
+        now = time.monotonic()
+        if not heartbeat.is_late(self._problem(), self.figures.snapshot()):
+            self._on_time_at = now
+        self.figures.gauge(
+            {
+                "inbox_events": self.inbox.events,
+                "inbox_bytes": self.inbox.bytes,
+                "late_seconds": round(now - self._on_time_at, 1),
+            }
+        )
 
     def _intake(self) -> Intake:
         return Intake(
@@ -181,9 +191,9 @@ class Worker:
             source.close()
         self._turns.stop_resting()
         begun = [loop for loop in self._loops if loop.started]
+        # In their order: some follow what others keep.
         for loop in begun:
             loop.stop()
-        for loop in begun:
             loop.join()
 
     def _source_names(self) -> list[str]:
