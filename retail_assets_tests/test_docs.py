@@ -26,13 +26,25 @@ def test_the_page_of_settings_is_the_one_that_the_settings_give():
 
 def test_every_command_is_documented_and_has_help():
     documented = text("README.md", "docs/operations.md")
-
-    for command in cli.app.registered_commands:
-        name = command.name or command.callback.__name__
-        assert f"retail-assets {name}" in documented
-        shown = CliRunner().invoke(cli.app, [name, "--help"])
+    commands = {f"retail-assets {_name(command)}": [_name(command)] for command in _of(cli.app)}
+    for group in cli.app.registered_groups:
+        (row,) = re.findall(rf"^\| `retail-assets {group.name}` \|.*", documented, re.MULTILINE)
+        for command in _of(group.typer_instance):
+            assert f"`{_name(command)}`" in row
+            commands[f"retail-assets {group.name}"] = [group.name, _name(command)]
+    for documented_as, names in commands.items():
+        assert documented_as in documented
+        shown = CliRunner().invoke(cli.app, [*names, "--help"])
         assert shown.exit_code == 0
         assert "Usage" in shown.output
+
+
+def _of(app):
+    return app.registered_commands
+
+
+def _name(command):
+    return command.name or command.callback.__name__
 
 
 def test_links_between_pages_lead_somewhere():

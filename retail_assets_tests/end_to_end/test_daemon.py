@@ -262,3 +262,32 @@ def test_event_files_that_land_are_rows_and_materializations_and_live_revenue_fo
     assert eventually(lambda: services.query(live), bool) == [(str(day), f"{8 * files}.00")]
     letters = "SELECT reason, dead_letters FROM dead_letter_counts"
     assert eventually(lambda: services.query(letters), bool) == [("not_json", files)]
+
+
+def test_a_worker_is_seen_and_when_it_is_killed_the_sensor_takes_over(services: Services) -> None:
+    day = date(2026, 11, 3)
+    there = f"SELECT event_id FROM enriched_events WHERE received_date = DATE '{day}' ORDER BY 1"
+    environment = os.environ | {
+        "RETAIL_DATA_DIR": str(services.settings.data_dir),
+        "RETAIL_THREADS": "1",
+    }
+    worker = subprocess.Popen([sys.executable, "-m", "retail_assets", "stream"], env=environment)
+    try:
+        state = "SELECT state FROM stream_workers"
+        assert eventually(lambda: services.query(state), bool) == [("running",)]
+        services.drop_events(day, "of-the-worker.jsonl", event(101))
+        assert eventually(lambda: services.query(there), bool) == [("E101",)]
+        taken = "SELECT max(figures->'sources'->'files'->>'accepted') FROM stream_workers"
+        assert eventually(lambda: services.query(taken), lambda found: found == [("1",)])
+        shown = eventually(lambda: services.materialized("stream_worker"), bool)
+        assert shown == {None}, "the UI shows that it lives"
+        reported = eventually(
+            lambda: services.materialized("enriched_events"), lambda found: str(day) in found
+        )
+        assert str(day) in reported
+    finally:
+        worker.kill()
+        worker.wait()
+    services.drop_events(day, "of-the-sensor.jsonl", event(102))
+    rows = eventually(lambda: services.query(there), lambda found: len(found) > 1)
+    assert rows == [("E101",), ("E102",)]

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import duckdb
 import pytest
 
 from retail_assets.lake.connection import Lake
@@ -62,6 +63,47 @@ def test_a_turn_is_over_also_where_it_fails() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), turns:
             _ = 1 / 0
+
+
+def test_a_turn_that_fails_is_tried_again_while_others_go_on(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "BACKOFF_SECONDS", (0.001,))
+    figures, turns = Figures(), Turns()
+    failures: list[int] = []
+    connections: list[duckdb.DuckDBPyConnection] = []
+    problems: list[str | None] = []
+    good, over = threading.Semaphore(0), threading.Event()
+
+    def bad(connection: duckdb.DuckDBPyConnection, failed: int) -> None:
+        failures.append(failed)
+        connections.append(connection)
+        problems.append(figures.problems.get("bad"))
+        # The other one has its turns in between.
+        if len(failures) > 1:
+            assert good.acquire(timeout=60)
+        if len(failures) < 4:
+            raise ValueError(f"no {len(failures)}")
+        over.set()
+
+    work = {"bad": bad, "good": lambda *_: good.release()}
+    started = [
+        Loop(name, lake, figures, turn, seconds=0.01, on_wake=False, turns=own)
+        # Whoever waits for the other must not have its turn meanwhile.
+        for (name, turn), own in zip(work.items(), (None, turns), strict=True)
+    ]
+    for loop in started:
+        loop.start()
+    assert over.wait(60)
+    for loop in started:
+        good.release()
+        loop.stop()
+        good.release()
+        loop.join()
+    assert failures[:5] == [0, 1, 2, 3, 0][: len(failures)]
+    assert problems[:4] == [None, "bad: no 1", "bad: no 2", "bad: no 3"]
+    assert len(set(map(id, connections[:4]))) == 4, "after a failure nothing is known of one"
+    assert figures.problems == {}
 
 
 def test_after_the_last_turn_there_is_nothing_to_wait_for(

@@ -6,10 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -17,17 +21,18 @@ import pytest
 from retail_assets.ingest.heartbeat import heartbeats
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import free_port, running_broker
+from retail_assets_tests.broker import Broker, free_port, running_broker
 from retail_assets_tests.event_files import event, write_events
+from retail_assets_tests.receiver import running_receiver
 
 TOKEN = "a-long-random-text"  # noqa: S105  # of this test alone
 HANG_SECONDS = 120
 
 
 @contextmanager
-def worker(settings: Settings, *options: str) -> Iterator[subprocess.Popen[str]]:
+def worker(settings: Settings, *options: str, **changed: str) -> Iterator[subprocess.Popen[str]]:
     """`retail-assets stream` in a process of its own."""
-    environment = os.environ | {"RETAIL_WEBHOOK_TOKEN": TOKEN, "RETAIL_THREADS": "1"}
+    environment = os.environ | {"RETAIL_WEBHOOK_TOKEN": TOKEN, "RETAIL_THREADS": "1"} | changed
     process = subprocess.Popen(
         [sys.executable, "-m", "retail_assets", "stream", *options],
         env=environment,
@@ -121,39 +126,166 @@ def test_files_webhook_and_kafka_together_then_an_orderly_end(settings: Settings
         ).fetchall() == [(2, 2)]
 
 
-def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(settings: Settings, lake: Lake):
+@contextmanager
+def writing(settings: Settings, names: Iterator[int]) -> Iterator[list[int]]:
+    """Somebody who writes event files all the time; yields the numbers of the events so far."""
     folder = Path(settings.events_location, "2026-10-12")
-    folder.mkdir(parents=True)
-    written = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[int] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            numbers = [next(names) for _ in range(5)]
+            lines = "".join(f"{event(number)}\n" for number in numbers)
+            (folder / f"{numbers[0]:06}.jsonl").write_text(lines)
+            written.extend(numbers)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield written
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_worker_that_is_killed_at_work_loses_nothing_and_doubles_nothing(
+    settings: Settings, lake: Lake
+):
+    names = count()
+    expected = 0
     for _ in range(3):
-        with worker(settings) as process:
-            for _ in range(10):
-                lines = "".join(f"{event(number)}\n" for number in range(written, written + 5))
-                (folder / f"{written:06}.jsonl").write_text(lines)
-                written += 5
-            until(lambda: identities(settings))
+        before = len(identities(settings))
+        with worker(settings) as process, writing(settings, names) as written:
+            until(lambda: len(identities(settings)) > before)  # noqa: B023  # asked at once
             process.kill()
+            process.wait()
+        expected += len(written)
+        assert before < len(identities(settings)) < expected, "it was killed at work"
     with worker(settings):
-        until(lambda: len(identities(settings)) == written)
+        until(lambda: len(identities(settings)) >= expected)
     assert query(settings, "SELECT sum(lines), sum(accepted), sum(duplicate) FROM event_files") == [
-        (written, written, 0)
+        (expected, expected, 0)
     ]
+    assert len(set(identities(settings))) == len(identities(settings)) == expected
+
+
+def test_a_worker_that_is_told_to_stop_commits_what_it_has_received(settings: Settings, lake: Lake):
+    port = free_port()
+    names = count()
+    accepted: list[int] = []
+    others: set[int] = set()
+
+    def post() -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        with httpx.Client(headers=headers, timeout=HANG_SECONDS) as client:
+            while True:
+                number = next(names)
+                try:
+                    answer = client.post(f"http://127.0.0.1:{port}/events", content=event(number))
+                except httpx.TransportError:
+                    if accepted:
+                        return
+                    time.sleep(0.05)
+                    continue
+                if answer.status_code != httpx.codes.ACCEPTED:
+                    others.add(answer.status_code)
+                    return
+                accepted.append(number)
+
+    with worker(settings, "--no-files", "--http", f"127.0.0.1:{port}") as process:
+        clients = [threading.Thread(target=post) for _ in range(8)]
+        for client in clients:
+            client.start()
+        until(lambda: len(accepted) > 50)
+        # Eight requests are on their way now, or being committed.
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=HANG_SECONDS)
+        for client in clients:
+            client.join()
+    assert process.returncode == 0, said
+    assert others <= {httpx.codes.SERVICE_UNAVAILABLE}
+    there = set(identities(settings))
+    assert {f"E{number}" for number in accepted} <= there
+    with lake.connect(read_only=True) as connection:
+        (beat,) = heartbeats(connection)
+    assert beat.state == "stopped"
+    assert beat.figures["sources"]["webhook"]["accepted"] == len(there), "all was taken in order"
+
+
+def test_alerts_are_notified_and_published_on_with_the_events(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+):
+    now = datetime.now(ZoneInfo(settings.timezone))
+    # Of one customer, more than four within half an hour.
+    orders = [event(number, event_timestamp=now.isoformat()) for number in range(5)]
+    with running_broker() as broker, running_receiver() as receiver:
+        broker.create_topic("events-out", partitions=1)
+        broker.create_topic("alerts-out", partitions=1)
+        monkeypatch.setenv("RETAIL_NOTIFY_URLS", receiver.url())
+        monkeypatch.setenv("RETAIL_PUBLISH_BOOTSTRAP", broker.bootstrap)
+        monkeypatch.setenv("RETAIL_PUBLISH_EVENTS_TOPIC", "events-out")
+        monkeypatch.setenv("RETAIL_PUBLISH_ALERTS_TOPIC", "alerts-out")
+        with worker(settings) as process:
+            until(lambda: query(settings, "SELECT 1 FROM stream_workers"))
+            write_events(settings, f"{now.date()}/a.jsonl", orders)
+            until(lambda: query(settings, "SELECT 1 FROM fraud_alerts"))
+            until(lambda: receiver.got)
+            assert receiver.titles() == ["Fraud alert"]
+            sent = read(broker, "events-out", len(orders))
+            assert sorted(sent) == [f"E{number}" for number in range(5)]
+            (alert,) = query(settings, "SELECT event_id FROM fraud_alerts")
+            assert read(broker, "alerts-out", 1)
+            assert alert[0] in sent
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=HANG_SECONDS)
+        assert process.returncode == 0, said
+    figures = query(settings, "SELECT figures FROM stream_workers")[0][0]
+    assert json.loads(figures)["notifications_waiting"] == 0
+
+
+def read(broker: Broker, topic: str, messages: int) -> list[str]:
+    """The keys of so many messages of a topic."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "tests"})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    found: list[str] = []
+    try:
+        until(
+            lambda: (
+                found.extend(
+                    message.key().decode()
+                    for message in consumer.consume(messages, timeout=1)
+                    if message.error() is None
+                )
+                or len(found) >= messages
+            )
+        )
+    finally:
+        consumer.close()
+    return found
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "changed", "sentence"),
     [
-        (["--topic", "orders"], "--topic needs --kafka"),
-        (["--kafka", "127.0.0.1:9"], "--kafka needs a --topic"),
-        (["--no-files"], "A worker needs a source"),
-        (["--http", "nowhere"], "is no HOST:PORT"),
-        (["--kafka", "127.0.0.1:9", "--topic", "orders"], "127.0.0.1:9"),
+        (["--topic", "orders"], {}, "--topic needs --kafka"),
+        (["--kafka", "127.0.0.1:9"], {}, "--kafka needs a --topic"),
+        (["--no-files"], {}, "A worker needs a source"),
+        (["--http", "nowhere"], {}, "is no HOST:PORT"),
+        (["--kafka", "127.0.0.1:9", "--topic", "orders"], {}, "127.0.0.1:9"),
+        (["--http", "127.0.0.1:9"], {"RETAIL_WEBHOOK_TOKEN": ""}, "RETAIL_WEBHOOK_TOKEN"),
+        ([], {"RETAIL_NOTIFY_URLS": "nowhere://"}, "RETAIL_NOTIFY_URLS"),
+        ([], {"RETAIL_PUBLISH_EVENTS_TOPIC": "out"}, "RETAIL_PUBLISH_BOOTSTRAP"),
     ],
 )
 def test_a_bad_configuration_ends_at_the_start_with_one_sentence(
-    settings: Settings, lake: Lake, options: list[str], sentence: str
+    settings: Settings, lake: Lake, options: list[str], changed: dict[str, str], sentence: str
 ):
-    with worker(settings, *options) as process:
+    with worker(settings, *options, **changed) as process:
         _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode in (1, 2)
     assert sentence in said
