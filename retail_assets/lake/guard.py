@@ -13,19 +13,28 @@ bytes these are is part of SQLite's file format (https://sqlite.org/fileformat2.
 https://sqlite.org/walformat.html). The operating system drops the locks when the process ends.
 """
 
+import errno
+import logging
 import os
 import struct
+import time
 from functools import cache
 
 import duckdb
 
 from retail_assets.lake.connection import Lake
 
+logger = logging.getLogger(__name__)
+
 PENDING_BYTE = 0x40000000
 """Locked by who wants the database for himself."""
 
 DEAD_MAN_SWITCH = 128
 """In the WAL's index; shared by everybody who is connected."""
+
+ATTEMPTS, ATTEMPT_SECONDS = 20, 0.01
+"""How often and how far apart a byte is asked for that another one has for himself: who closes the
+catalog gives it back within a few ms."""
 
 
 def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
@@ -36,8 +45,9 @@ def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
         connection: a connection to it that is in no transaction.
 
     Returns:
-        Whether they are held: not on PostgreSQL, which needs no such thing, and not on an operating
-        system that has no locks that belong to an open file.
+        Whether they are held: not on PostgreSQL, which needs no such thing, not on an operating or
+        file system that has no locks that belong to an open file, and not if another one keeps a
+        byte for himself. Then a later call may have more luck.
     """
     if lake.on_postgres:
         return False
@@ -46,12 +56,16 @@ def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
     try:
         connection.execute("FROM lake.current_snapshot()").fetchall()
         return _hold(lake.catalog)
+    except OSError as error:
+        logger.warning("Others may wait a second for the catalog, it cannot be locked: %s", error)
+        return False
     finally:
         connection.execute("COMMIT")
 
 
 @cache
 def _hold(catalog: str) -> bool:
+    """Hold both locks; what is raised is not remembered, so that they can be asked for again."""
     try:
         import fcntl
 
@@ -59,11 +73,19 @@ def _hold(catalog: str) -> bool:
     except (ImportError, AttributeError):
         return False
     for path, byte in ((catalog, PENDING_BYTE), (f"{catalog}-shm", DEAD_MAN_SWITCH)):
-        # Never closed: that would drop all locks that SQLite has on the file in this process.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.fcntl(
-            descriptor,
-            command,
-            struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0),
-        )
+        lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                fcntl.fcntl(_descriptor(path), command, lock)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES) or not left:
+                    raise
+                time.sleep(ATTEMPT_SECONDS)
     return True
+
+
+@cache
+def _descriptor(path: str) -> int:
+    """Open a file for good: to close it would drop all locks that SQLite has on it here."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

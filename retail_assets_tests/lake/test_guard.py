@@ -1,5 +1,6 @@
 """A process that stays connected keeps the WAL in place, and nobody from anything."""
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,70 @@ def test_reading_writing_and_checkpoints_go_on(settings, lake: Lake):
         assert (busy, pages) == (0, moved)
     with lake.connect(read_only=True) as connection:
         assert connection.execute("SELECT product_id FROM products").fetchall() == [("P1",)]
+
+
+LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, int(sys.argv[2]))
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def had_by_another(path: Path, byte: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that has a byte for itself until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(path), str(byte)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+    finally:
+        process.communicate()
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    """Two files that nobody is connected to."""
+    for name in ("catalog", "catalog-shm"):
+        (tmp_path / name).touch()
+    return tmp_path / "catalog"
+
+
+@pytest.mark.parametrize(
+    ("name", "byte"),
+    [("catalog", guard.PENDING_BYTE), ("catalog-shm", guard.DEAD_MAN_SWITCH)],
+)
+def test_who_closes_the_catalog_at_that_moment_is_waited_for(
+    name: str, byte: int, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with had_by_another(catalog.with_name(name), byte) as closing_one:
+        # It gives the byte back once it was asked for in vain.
+        monkeypatch.setattr(guard.time, "sleep", lambda _: closing_one.communicate())
+
+        assert guard._hold(str(catalog))
+
+    assert not can_be_had(str(catalog.with_name(name)), byte)
+
+
+@pytest.mark.parametrize("reason", [errno.EAGAIN, errno.EACCES, errno.EINVAL, errno.ENOLCK])
+def test_where_the_locks_cannot_be_had_the_worker_goes_on_and_may_ask_again(
+    reason: int, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    with lake.connect() as connection:
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "fcntl", refuse)
+            assert not guard.stay_connected(lake, connection)
+        assert guard.stay_connected(lake, connection)
 
 
 def test_postgresql_needs_no_such_thing(settings):
