@@ -14,7 +14,7 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_ledger import apply_deltas
-from retail_assets.ingest.event_lines import payloads_to_arrow
+from retail_assets.ingest.event_lines import NOT_TAKEN, payloads_to_arrow
 from retail_assets.ingest.events import EventBatch
 from retail_assets.lake.connection import Lake
 
@@ -122,7 +122,8 @@ def redrive(
         outcomes |= {
             name: f"not whole ({letter['defect']}): give it a payload"
             for name, letter in letters.items()
-            if letter["defect"] and name not in outcomes
+            # What the lake could not take in is whole.
+            if letter["defect"] not in (None, NOT_TAKEN) and name not in outcomes
         }
     todo = [letter for name, letter in letters.items() if name not in outcomes]
     if todo:

@@ -137,7 +137,7 @@ class Intake:
                     give_up.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
                     failures += 1
                     continue
-                waiting[:0] = _halves(part) or [[replace(part[0], defect=NOT_TAKEN)]]
+                waiting[:0] = _halves(part) or [[_given_up(part[0], error)]]
             failures = 0
         return connection
 
@@ -241,6 +241,15 @@ class Intake:
             return self._failed(connection, error)
         self._figures.problem(NAME, None)
         return connection
+
+
+def _given_up(received: Received, error: Exception) -> Received:
+    """A single event that the lake does not take in, as a dead letter."""
+    logger.error(
+        "An event is given up, and becomes the dead letter %s:%s:%d (%s): %s",
+        *(received.source, received.source_name, received.positions[0], NOT_TAKEN, error),
+    )
+    return replace(received, defect=NOT_TAKEN)
 
 
 def _halves(batch: list[Received]) -> list[list[Received]]:

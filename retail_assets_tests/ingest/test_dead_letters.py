@@ -8,6 +8,7 @@ import pytest
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest import dead_letters, replay
 from retail_assets.ingest.dead_letters import Redriven
+from retail_assets.ingest.received import Received, take
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
@@ -112,6 +113,20 @@ def test_what_came_of_each_letter_is_told_in_the_order_of_their_ids(taken):
         Redriven(NUL, "not whole (nul_byte): give it a payload"),
         Redriven(NULL, "still not_an_object"),
     ]
+
+
+def test_what_the_lake_could_not_take_in_is_whole_and_is_redriven_as_it_is(taken):
+    payloads = [event(number).encode() for number in (7, 8)]
+    given_up = Received("kafka", "orders:0", DAY, [5, 6], payloads, 0.0, defect="not_taken")
+    take(taken.lake, taken.connection, [given_up])
+    ids = find(taken, reason="not_taken")
+
+    assert redrive(taken, *ids, NUL) == {
+        "kafka:orders:0:5": "accepted",
+        "kafka:orders:0:6": "accepted",
+        NUL: "not whole (nul_byte): give it a payload",
+    }
+    assert taken.events() == [("E1",), ("E7",), ("E8",)]
 
 
 def test_letters_that_are_still_bad_leave_no_trace(taken):

@@ -90,7 +90,7 @@ def test_all_that_waits_is_taken_in_and_counted_before_the_intake_ends(seen):
 
 
 def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_letter(
-    seen, monkeypatch
+    seen, monkeypatch, caplog
 ):
     take = stream_intake.take
 
@@ -114,6 +114,11 @@ def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_lett
     ) == [(6, 6, 5, 1)]
     assert sorted(sender.told) == ["0-1 done", "2-4 done", "5-5 done"]
     assert figures.problems == {}
+    (given_up,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert given_up == (
+        "An event is given up, and becomes the dead letter kafka:orders:0:3 (not_taken):"
+        " it met something odd"
+    )
 
 
 def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypatch):
