@@ -80,6 +80,7 @@ class KafkaSource:
         self._unplaced: set[int] = set()
         self._out_of_range: set[int] = set()
         self._refused: dict[int, str] = {}
+        self._away: dict[int, str] = {}
         self._committed: dict[int, int] = {}
         self._trouble: str | None = None
         self._trouble_at: float = 0
@@ -154,25 +155,32 @@ class KafkaSource:
     def problem(self) -> str | None:
         """One sentence about what is wrong right now."""
         failures = (queue.failure for queue in tuple(self._queues.values()))
-        return next(filter(None, (*self._refused.values(), self._trouble, *failures)), None)
+        known = (*self._refused.values(), self._trouble, *self._away.values(), *failures)
+        return next(filter(None, known), None)
 
     def _run(self, consumer: "Consumer", inbox: "Inbox") -> None:
         while not self._stopping.is_set():
-            try:
-                self._turn(consumer, inbox)
-            except RetailAssetsError as error:
-                self._has_trouble(str(error))
+            if not self._goes_well(partial(self._turn, consumer, inbox)):
                 self._stopping.wait(RETRY_SECONDS)
-            except Exception as error:
-                # A thread that ends would leave the partitions of this member unread.
-                logger.exception("Reading the Kafka topic %s failed", self._topic.topic)
-                self._has_trouble(f"Reading the Kafka topic {self._topic.topic} failed: {error}")
-                self._stopping.wait(RETRY_SECONDS)
+
+    def _goes_well(self, step: Callable[[], None]) -> bool:
+        """Take a step, whatever happens: a thread that ends would leave its partitions unread."""
+        try:
+            step()
+        except RetailAssetsError as error:
+            self._has_trouble(str(error))
+            return False
+        except Exception as error:
+            logger.exception("Reading the Kafka topic %s failed", self._topic.topic)
+            self._has_trouble(f"Reading the Kafka topic {self._topic.topic} failed: {error}")
+            return False
+        return True
 
     def _turn(self, consumer: "Consumer", inbox: "Inbox") -> None:
         self._settle()
         self._offer(inbox)
-        self._place(consumer)
+        # What is placed already is read whatever comes of this: who does not poll leaves the group.
+        self._goes_well(partial(self._place, consumer))
         if time.monotonic() >= self._reported_at + REPORT_SECONDS:
             self._report(consumer)
         if self._has_room(consumer):
@@ -265,12 +273,17 @@ class KafkaSource:
     def _place(self, consumer: "Consumer") -> None:
         """Begin with the partitions that are new here, and anew with those out of range."""
         gone = {number for number in self._out_of_range if self._queues[number].is_empty}
-        if gone:
-            self._drop(consumer, gone)
-            self._unplaced |= gone
-        if not self._unplaced or time.monotonic() < self._place_at:
+        if not (gone or self._unplaced) or time.monotonic() < self._place_at:
             return
-        self._place_at = time.monotonic() + RETRY_SECONDS
+        try:
+            if gone:
+                self._drop(consumer, gone)
+                self._unplaced |= gone
+            self._begin(consumer)
+        finally:
+            self._place_at = time.monotonic() + RETRY_SECONDS
+
+    def _begin(self, consumer: "Consumer") -> None:
         places = self._beginnings.find(consumer, sorted(self._unplaced))
         consumer.incremental_assign(
             [self._topic.partition(number, place.offset) for number, place in places.placed.items()]
@@ -280,8 +293,17 @@ class KafkaSource:
             self._queues[number] = PartitionQueue(name, self._dates, place.position)
         self._refused.update(places.refused)
         self._unplaced -= places.placed.keys() | places.refused.keys()
+        self._are_away(places.away)
         if self._paused:
             consumer.pause(consumer.assignment())
+
+    def _are_away(self, found: Mapping[int, str]) -> None:
+        """Keep what keeps partitions from being placed, until they are."""
+        for number, sentence in found.items():
+            if sentence != self._away.get(number):
+                logger.warning("%s", sentence)
+        both = {**self._away, **found}
+        self._away = {number: both[number] for number in sorted(both.keys() & self._unplaced)}
 
     def _assigned(self, consumer: "Consumer", partitions: "list[TopicPartition]") -> None:
         # Where they begin is found out later: here an error would let them begin anywhere.
@@ -311,7 +333,7 @@ class KafkaSource:
         self._unplaced -= numbers
         self._out_of_range -= numbers
         for number in numbers:
-            for kept in (self._queues, self._refused, self._committed):
+            for kept in (self._queues, self._refused, self._away, self._committed):
                 kept.pop(number, None)
 
     def _report(self, consumer: "Consumer") -> None:

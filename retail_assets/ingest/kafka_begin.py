@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,10 @@ class OtherTopicError(RetailAssetsError):
     """The lake has more of a partition than there is: it is not the one that was read before."""
 
 
+class PartitionAwayError(RetailAssetsError):
+    """Where a partition begins and ends cannot be found out now: others may answer all the same."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where to read on (an offset of Kafka), and the next position of the ledger, if it has one."""
@@ -33,10 +37,11 @@ class Place:
 
 @dataclass
 class Places:
-    """Where partitions go on, by number, and why some of them cannot."""
+    """Where partitions go on, by number, and why some of them cannot: for good, or for now."""
 
     placed: dict[int, Place] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
+    away: dict[int, str] = field(default_factory=dict)
 
 
 class Beginnings:
@@ -46,46 +51,75 @@ class Beginnings:
         self._lake = lake
         self._topic = topic
         self._told: dict[int, int] = {}
+        self._away_at: dict[int, float] = {}
         self.lost = 0
 
     def check(self, consumer: "Consumer") -> None:
         """Make sure that the topic is there and is the one that was read before.
+
+        That a partition is away is not looked upon as wrong: the others can be read.
 
         Raises:
             RetailAssetsError: with what is wrong and what to do.
         """
         partitions = self._topic.partitions(consumer)
         prefix = f"{self._topic.topic}:"
-        for source_name, position in self._positions().items():
-            if source_name.startswith(prefix):
-                number = int(source_name.removeprefix(prefix))
-                if number >= partitions:
-                    raise self._other_topic(number, position, 0)
-                self._check_end(consumer, number, position)
+        positions = {
+            int(source_name.removeprefix(prefix)): position
+            for source_name, position in self._positions().items()
+            if source_name.startswith(prefix)
+        }
+        for number, position in positions.items():
+            if number >= partitions:
+                raise self._other_topic(number, position, 0)
+        refused = self._look(consumer, positions).refused
+        if refused:
+            raise OtherTopicError(next(iter(refused.values())))
 
     def find(self, consumer: "Consumer", numbers: Sequence[int]) -> Places:
         """Find where some partitions go on: without an entry in the ledger, from the start.
+
+        Those that there was no time to ask are in none of the places.
 
         Raises:
             RetailAssetsError: if no broker answers, or the lake cannot be read.
         """
         from confluent_kafka import OFFSET_BEGINNING
 
+        found = self._positions([self._topic.source_name(number) for number in numbers])
+        positions = {number: found.get(self._topic.source_name(number)) for number in numbers}
+        known = {number: position for number, position in positions.items() if position is not None}
+        places = self._look(consumer, known)
+        for sentence in places.refused.values():
+            logger.error("%s", sentence)
+        for number in places.placed:
+            self._count_lost(number, known[number], places.placed[number].offset)
+        for number in positions.keys() - known.keys():
+            places.placed[number] = Place(OFFSET_BEGINNING, None)
+        return places
+
+    def _look(self, consumer: "Consumer", positions: Mapping[int, int]) -> Places:
+        """Compare partitions with their positions in the ledger, for as long as one may take.
+
+        Nothing is read meanwhile. So those come last next time that kept the others waiting.
+        """
         places = Places()
-        positions = self._positions([self._topic.source_name(number) for number in numbers])
-        for number in numbers:
-            position = positions.get(self._topic.source_name(number))
-            if position is None:
-                places.placed[number] = Place(OFFSET_BEGINNING, None)
-                continue
-            try:
-                start = self._check_end(consumer, number, position)
-            except OtherTopicError as error:
-                logger.error("%s", error)  # noqa: TRY400
-                places.refused[number] = str(error)
-                continue
-            self._count_lost(number, position, start)
-            places.placed[number] = Place(max(position, start), position)
+        without_leader = self._topic.without_leader(consumer) if positions else set()
+        until = time.monotonic() + ANSWER_SECONDS
+        for number in sorted(positions, key=lambda number: self._away_at.get(number, 0)):
+            if number in without_leader:
+                places.away[number] = self._topic.partition_away(number, "it has no leader")
+            elif time.monotonic() < until:
+                try:
+                    start = self._check_end(consumer, number, positions[number])
+                except OtherTopicError as error:
+                    places.refused[number] = str(error)
+                except PartitionAwayError as error:
+                    places.away[number] = str(error)
+                    self._away_at[number] = time.monotonic()
+                else:
+                    place = Place(max(positions[number], start), positions[number])
+                    places.placed[number] = place
         return places
 
     def _positions(self, source_names: Sequence[str] | None = None) -> dict[str, int]:
@@ -100,6 +134,7 @@ class Beginnings:
 
         Raises:
             OtherTopicError: if it ends before a position.
+            PartitionAwayError: if it does not answer.
         """
         from confluent_kafka import KafkaException
 
@@ -108,7 +143,7 @@ class Beginnings:
                 self._topic.partition(number), timeout=ANSWER_SECONDS
             )
         except KafkaException as error:
-            raise RetailAssetsError(self._topic.sentence(error.args[0])) from None
+            raise self._away(number, error.args[0].str()) from None
         # A broker that has just become the leader may name an end that lags behind.
         if position > end and not self._reaches(number, position):
             raise self._other_topic(number, position, end)
@@ -129,7 +164,10 @@ class Beginnings:
                     return end >= position
         finally:
             reader.close()
-        raise RetailAssetsError(self._topic.away)
+        raise self._away(number, "it does not answer")
+
+    def _away(self, number: int, reason: str) -> PartitionAwayError:
+        return PartitionAwayError(self._topic.partition_away(number, reason))
 
     def _other_topic(self, number: int, position: int, end: int) -> OtherTopicError:
         return OtherTopicError(

@@ -96,16 +96,29 @@ class Topic:
         Raises:
             RetailAssetsError: if no broker answers, or the topic is not there for this worker.
         """
+        return len(self._leaders(consumer, timeout or ANSWER_SECONDS))
+
+    def without_leader(self, consumer: "Consumer") -> set[int]:
+        """The partitions that no broker serves now; to ask for their ends would be to wait in vain.
+
+        Raises:
+            RetailAssetsError: as `partitions`.
+        """
+        leaders = self._leaders(consumer, ANSWER_SECONDS)
+        return {number for number, broker in leaders.items() if broker < 0}
+
+    def _leaders(self, consumer: "Consumer", timeout: float) -> dict[int, int]:
+        """The broker that serves each partition; -1 for none."""
         from confluent_kafka import KafkaException
 
         try:
-            answer = consumer.list_topics(self.topic, timeout=timeout or ANSWER_SECONDS)
+            answer = consumer.list_topics(self.topic, timeout=timeout)
         except KafkaException as error:
             raise RetailAssetsError(self.sentence(error.args[0])) from None
         metadata = answer.topics[self.topic]
         if metadata.error is not None:
             raise RetailAssetsError(self.sentence(metadata.error))
-        return len(metadata.partitions)
+        return {number: partition.leader for number, partition in metadata.partitions.items()}
 
     def partition(self, number: int, offset: int | None = None) -> "TopicPartition":
         """A partition of the topic as clients name it, perhaps with an offset."""
@@ -148,6 +161,14 @@ class Topic:
         }
         return known.get(error.name()) or (
             f"Kafka {where}, topic {self.topic}: {self._without_secrets(error.str())}."
+        )
+
+    def partition_away(self, number: int, reason: str) -> str:
+        """The sentence for a partition whose ends cannot be found out, while others may answer."""
+        return (
+            f"Partition {number} of the Kafka topic {self.topic} at {self.bootstrap} cannot be read"
+            f" ({self._without_secrets(reason)}): see that the broker that has it runs; it is tried"
+            " again, and the others are read meanwhile."
         )
 
     def _without_secrets(self, text: str) -> str:

@@ -1,11 +1,20 @@
 """Where a Kafka source goes on, and topics that are not what the ledger knows."""
 
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import confluent_kafka
 import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import ClusterMetadata
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest import kafka_begin
+from retail_assets.ingest.kafka_begin import Beginnings
 from retail_assets.ingest.offsets import Offset, append
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -112,6 +121,143 @@ def test_a_partition_whose_ledger_went_ahead_is_refused_and_the_others_go_on(
 
     assert problem is not None
     assert problem.startswith("Partition 0 of the Kafka topic short")
+
+
+class WithoutLeader(Consumer):
+    """A client of a cluster in which the brokers of some partitions are away."""
+
+    away: frozenset[int] = frozenset()
+    is_known = True
+    """Whether the other brokers have noticed."""
+
+    def list_topics(self, *arguments: Any, **options: Any) -> ClusterMetadata:
+        found = super().list_topics(*arguments, **options)
+        for topic in found.topics.values():
+            for number in self.away & topic.partitions.keys() if self.is_known else ():
+                topic.partitions[number].leader = -1
+        return found
+
+    def get_watermark_offsets(
+        self, partition: TopicPartition, *, timeout: float = 0, cached: bool = False
+    ) -> tuple[int, int]:
+        if partition.partition in self.away and not cached:
+            assert not self.is_known, "that would wait in vain"
+            time.sleep(timeout)
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        found: tuple[int, int] = super().get_watermark_offsets(
+            partition, timeout=timeout, cached=cached
+        )
+        return found
+
+
+@pytest.fixture
+def some_away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let partitions be away, from now on or again: none."""
+    monkeypatch.setattr(confluent_kafka, "Consumer", WithoutLeader)
+    monkeypatch.setattr(kafka_begin, "ANSWER_SECONDS", 0.2)
+
+    def let(*numbers: int, is_known: bool = True) -> None:
+        monkeypatch.setattr(WithoutLeader, "away", frozenset(numbers))
+        monkeypatch.setattr(WithoutLeader, "is_known", is_known)
+
+    return let
+
+
+@pytest.mark.parametrize(
+    ("is_known", "reason"), [(True, "it has no leader"), (False, "Local: Timed out")]
+)
+def test_a_partition_without_a_leader_waits_and_the_others_are_read(
+    is_known: bool,
+    reason: str,
+    broker: Broker,
+    settings: Settings,
+    lake: Lake,
+    some_away: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic = topic_of(broker, f"leaderless_{is_known}", partitions=3)
+    for number in range(3):
+        topic.send(["a"], partition=number)
+        topic.send(["b"], partition=number)
+    for number in range(2):
+        enter(lake, f"{topic.name}:{number}", 1)
+    some_away(0, is_known=is_known)
+
+    with reading(topic.source(settings)) as read:
+        others = sorted(read.messages(3))
+        wait_until(read.source.problem)
+        problem = read.source.problem()
+        for letter in "cd":
+            # It is tried again meanwhile.
+            threading.Event().wait(1.2)
+            topic.send([letter], partition=1)
+            assert read.messages(1)[0][2] == letter.encode()
+        some_away()
+        late = read.messages(1)
+        wait_until(lambda: read.source.problem() is None)
+
+    assert others == [
+        (f"{topic.name}:1", 1, b"b"),
+        (f"{topic.name}:2", 0, b"a"),
+        (f"{topic.name}:2", 1, b"b"),
+    ]
+    assert late == [(f"{topic.name}:0", 1, b"b")]
+    assert problem == (
+        f"Partition 0 of the Kafka topic {topic.name} at {broker.bootstrap} cannot be read"
+        f" ({reason}): see that the broker that has it runs; it is tried again, and the others are"
+        " read meanwhile."
+    )
+    assert [record.message for record in caplog.records].count(problem) == 1
+
+
+def test_partitions_that_do_not_answer_keep_the_others_waiting_no_longer_than_one_may_take(
+    broker: Broker, settings: Settings, lake: Lake, some_away: Callable[..., None]
+) -> None:
+    name = "slow"
+    source = topic_of(broker, name, partitions=6).source(settings)
+    for number in range(6):
+        enter(lake, f"{name}:{number}", 0)
+    some_away(0, 1, 2, 3, is_known=False)
+    beginnings, consumer = Beginnings(lake, source._topic), source._topic.consumer()
+
+    found = [beginnings.find(consumer, range(6)) for _ in range(5)]
+
+    consumer.close()
+    assert [(list(places.away), list(places.placed)) for places in found] == [
+        ([0], []),
+        ([1], []),
+        ([2], []),
+        ([3], []),
+        ([0], [4, 5]),
+    ]
+
+
+def test_while_the_lake_cannot_be_read_what_has_its_place_is_read(
+    broker: Broker, settings: Settings, lake: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    topic = topic_of(broker, "unreadable", partitions=2)
+    for number in range(2):
+        topic.send(["a"], partition=number)
+    catalog = Path(lake.catalog)
+
+    with reading(topic.source(settings)) as read:
+        read.messages(2)
+        sound = catalog.rename(catalog.with_suffix(".sound"))
+        catalog.write_bytes(b"no database" * 1_000)
+        # As after a rebalance.
+        read.source._out_of_range.add(0)
+        wait_until(read.source.problem)
+        for letter in "bc":
+            topic.send([letter], partition=1)
+            assert read.messages(1)[0][2] == letter.encode()
+            threading.Event().wait(1.2)
+        assert read.source.problem()
+
+        sound.replace(catalog)
+        topic.send(["d"], partition=0)
+        wait_until(lambda: read.source.problem() is None)
+        assert read.messages(1)[0][0] == "unreadable:0"
 
 
 def test_messages_that_were_removed_before_they_were_read_are_counted_and_told(
