@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from retail_assets_tests.platform import (
 )
 
 pytestmark = DAGSTER_CALLS_ITSELF
+
+NOBODY = 65_534
 
 COMMANDS = ["generate", "import-complete-journey", "backfill", "query", "status", "maintain"]
 
@@ -119,6 +122,47 @@ def test_a_setting_that_cannot_be_used_is_named(
     code, out, err = command("status")
     assert (code, out) == (2, "")
     assert err.startswith("Error: RETAIL_TIMEZONE='Mars/Olympus' cannot be used")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def unusable(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A data folder that cannot be one, while the test runs."""
+    if request.param == "below a file":
+        place = settings.data_dir / "file"
+        place.touch()
+        yield place / "data"
+        return
+    place = settings.data_dir / "locked"
+    place.mkdir(mode=0o500)
+    # Nothing is forbidden to root.
+    user = os.geteuid()
+    os.seteuid(user or NOBODY)
+    try:
+        yield place / "data"
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize(
+    ("unusable", "reason"),
+    [("below a file", "Not a directory"), ("not writable", "Permission denied")],
+    indirect=["unusable"],
+)
+@pytest.mark.parametrize("name", ["ingest-events", "stream"])
+def test_a_data_folder_that_cannot_be_used_is_named_with_its_setting(
+    settings: Settings,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    unusable: Path,
+    reason: str,
+    name: str,
+) -> None:
+    monkeypatch.setenv("RETAIL_DATA_DIR", str(unusable))
+    code, out, err = command(name)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: The folder {unusable / 'lake'}")
+    assert f"cannot be used: {reason}. Set RETAIL_DATA_DIR " in err
     assert err.count("\n") == 1
 
 

@@ -72,8 +72,12 @@ class Lake:
         if self.on_postgres:
             return True
         catalog = Path(self.catalog)
-        # SQLite makes an empty file before it writes to it.
-        return catalog.exists() and catalog.stat().st_size > 0
+        with _usable(catalog.parent):
+            try:
+                # SQLite makes an empty file before it writes to it.
+                return catalog.stat().st_size > 0
+            except FileNotFoundError:
+                return False
 
     def must_exist(self) -> None:
         """Make sure that there is a lake: to open one for writing would make it.
@@ -95,6 +99,7 @@ class Lake:
             at: read the lake as it was at a snapshot id or a time (implies read-only).
 
         Raises:
+            UsageError: if the folder of the lake cannot be used.
             RetailAssetsError: if a reader finds no lake, or the catalog cannot be opened.
         """
         connection = self.open(read_only=read_only, at=at)
@@ -110,7 +115,7 @@ class Lake:
         read_only = read_only or at is not None
         if read_only:
             self.must_exist()
-        Path(self.spill_dir).mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(self.spill_dir))
         connection = duckdb.connect(config=self._config())
         try:
             self._load_extensions(connection)
@@ -210,14 +215,14 @@ class Lake:
         options = self._options()
         if not self.on_postgres:
             options.append("META_JOURNAL_MODE 'WAL'")
-            Path(self.catalog).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(self.catalog).parent)
         try:
             if not self.exists():
                 raise self._no_lake()
             self._attach(connection, [*options, "CREATE_IF_NOT_EXISTS false"])
         except NoLakeError:
             # Two at once would both create it.
-            with write_lock(self.catalog):
+            with _usable(Path(self.catalog).parent), write_lock(self.catalog):
                 self._attach(connection, options)
         create_missing_tables(self, connection)
 
@@ -240,6 +245,28 @@ class Lake:
 
 class NoLakeError(RetailAssetsError):
     """A reader came before anything was written."""
+
+
+def _make_folder(folder: Path) -> None:
+    with _usable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Say of a folder of the lake that cannot be used which setting names it.
+
+    Raises:
+        UsageError: in place of the operating system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"The folder {without_password(str(folder))} cannot be used: {error.strerror or error}."
+            " Set RETAIL_DATA_DIR (or RETAIL_LAKE_CATALOG, where that is set) to a folder that you"
+            " may write to, or make this one such."
+        ) from error
 
 
 def author(connection: duckdb.DuckDBPyConnection) -> str:

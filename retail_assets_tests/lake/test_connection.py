@@ -188,6 +188,25 @@ def test_a_data_folder_can_be_moved(lake, settings, tmp_path):
     assert not settings.lake_dir.exists()
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_folder_that_cannot_be_used_is_wrong_usage_and_tells_no_password(tmp_path, read_only):
+    (tmp_path / "file").touch()
+    spill = str(tmp_path / "file" / "spill")
+    for catalog in (
+        str(tmp_path / "file" / "catalog.sqlite"),
+        "postgres:postgresql://me:s3cret@h/x",
+    ):
+        with pytest.raises(UsageError, match=r"file.* cannot be used: .*RETAIL_DATA_DIR") as caught:
+            Lake(catalog, str(tmp_path / "files"), spill).open(read_only=read_only)
+        assert "cret" not in str(caught.value)
+
+
+def test_a_catalog_that_may_not_be_looked_at_is_wrong_usage(tmp_path):
+    lake = Lake("/" + "x" * 300 + "/catalog.sqlite", str(tmp_path), str(tmp_path))
+    with pytest.raises(UsageError, match="cannot be used: File name too long"):
+        lake.exists()
+
+
 def test_relative_settings_do_not_depend_on_where_a_process_is_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings(data_dir=Path("data"), lake_catalog="c.sqlite", lake_data="files//here")
