@@ -17,7 +17,7 @@ SAMPLE_END := 2026-11-01
 run: setup ## Set up, run the batch lane on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
 
-ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon at http://127.0.0.1:3000, until Ctrl-C
+ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon at http://127.0.0.1:3000 (RETAIL_UI_PORT: another port), until Ctrl-C
 	@exec $(BIN)/python -m retail_assets.services --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests
@@ -32,7 +32,7 @@ format: setup
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: setup ## Side-by-side measurements; writes docs/benchmarks.md
+bench: setup ## Side-by-side measurements; writes docs/benchmarks.md and docs/benchmarks-*.md
 	@$(BIN)/python -m benchmarks
 
 docs: setup ## Write the data dictionary from tables.py, and the page of settings

@@ -837,7 +837,8 @@ LIVE_ORDERS = Table(
         Column(
             "ordered_at",
             INSTANT,
-            "When its first event happened; the start of the day if no event says so.",
+            "The earliest time of its events, of which one that says none counts as of the start of"
+            " its day.",
             derived_from=("enriched_events.event_timestamp", "enriched_events.order_date"),
         ),
         Column(
@@ -900,8 +901,8 @@ LIVE_REVENUE_MINUTES = Table(
         Column(
             "minute",
             "TIMESTAMP",
-            "The minute of the order's first event: wall-clock time in the business time zone;"
-            " midnight if no event says a time.",
+            "The minute of the order, that of the earliest of its events, as wall-clock time in the"
+            " business time zone: midnight if one of that day says no time.",
             derived_from=("live_orders.minute",),
         ),
         *LIVE_REVENUE.columns[1:4],

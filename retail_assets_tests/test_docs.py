@@ -6,7 +6,10 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from retail_assets import cli
+from retail_assets.consumers.registry import all_consumers
 from retail_assets.data_dictionary import data_dictionary
+from retail_assets.definitions import build_definitions
+from retail_assets.settings import Settings
 from retail_assets.settings_page import settings_page
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +60,34 @@ def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.MULTILINE))
 
     assert set(re.findall(r"`make ([a-z]+)`", text("README.md"))) <= targets
+
+
+def test_the_makefiles_own_settings_are_in_the_readme():
+    names = re.findall(r"^(RETAIL_\w+) \?=", text("Makefile"), flags=re.MULTILINE)
+
+    assert names
+    assert [name for name in names if name not in text("README.md")] == []
+
+
+def test_everything_that_starts_by_itself_is_in_the_table_of_it(settings: Settings):
+    page = text("docs/operations.md")
+    definitions = build_definitions(settings)
+
+    started = [
+        *(f"sensor `{sensor.name}`" for sensor in definitions.sensors),
+        *(f"schedule `{schedule.name}`" for schedule in definitions.schedules),
+    ]
+    assert [name for name in started if f"| {name} |" not in page] == []
+    # Of itself an asset starts through the sensor `automation`.
+    assert "05:00" in page
+    assert "`fraud_model`" in page
+
+
+def test_every_consumer_is_documented_with_what_it_follows_and_keeps(settings: Settings):
+    page, lane = text("docs/consumers.md"), text("docs/stream.md")
+
+    for consumer in all_consumers(settings):
+        sources = ", ".join(f"`{table.name}`" for table in consumer.sources)
+        kept = ", ".join(f"`{table.name}`" for table in consumer.tables)
+        assert f"| `{consumer.name}` | `{consumer.key}` | {sources} | {kept}" in page
+        assert f"| {consumer.name} |" in lane
