@@ -36,8 +36,9 @@ class Table:
     """A table of the lake.
 
     `day` is the column of the daily partition (physically the table is partitioned by its month),
-    `key` what no two rows share, `measures` the columns whose sums say most about a day, and
-    `feed` the outside data whose change makes a published day stale.
+    `key` what no two rows share, `measures` the columns whose sums say most about a day, `feed` the
+    outside data whose change makes a published day stale, and `followed` says that each change is
+    acted upon, so that none may be listed that is none; see `lake.compaction`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Table:
     measures: tuple[str, ...] = ()
     feed: Feed | None = None
     group: str = "ledger"
+    followed: bool = False
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:
@@ -364,6 +366,7 @@ ENRICHED_EVENTS = Table(
     name="enriched_events",
     description="Every valid event once, with what is known of its product and customer.",
     group="events",
+    followed=True,
     day="received_date",
     key=("event_id",),
     measures=("order_value_gbp",),
@@ -459,6 +462,7 @@ DEAD_LETTER_EVENTS = Table(
     name="dead_letter_events",
     description="Every event line that is not valid, with the reason.",
     group="events",
+    followed=True,
     day="received_date",
     key=("source", "source_name", "position"),
     columns=(
@@ -711,6 +715,7 @@ FRAUD_ALERTS = Table(
     name="fraud_alerts",
     description="Orders that look wrong, with what speaks against each.",
     group="events",
+    followed=True,
     key=("event_id",),
     columns=(
         Column(
@@ -955,6 +960,7 @@ STOCK_ALERTS = Table(
     description="The sales that took a product's stock below `RETAIL_LOW_STOCK_UNITS`, one for each"
     " crossing, by the times of the events. One that proves wrong goes.",
     group="events",
+    followed=True,
     key=("event_id",),
     columns=(
         Column(

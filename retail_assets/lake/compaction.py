@@ -37,8 +37,14 @@ FULL_HISTORY = timedelta(hours=1)
 MAX_SNAPSHOTS = 20_000
 """Beyond so many the history is thinned: each transaction reads all, 0.3 ms for a thousand."""
 
-FOLLOWED = frozenset({tables.ENRICHED_EVENTS.name})
-"""Tables whose changes are read with `table_changes`: to rewrite a file would be a change."""
+FOLLOWED = frozenset(table.name for table in tables.ALL if table.followed)
+"""Tables whose files are never rewritten: `table_changes` lists each row of a rewritten file as
+updated, and whoever follows the table would send it on again, or have all of it to compute.
+
+Rows of these are deleted now and then only. Other tables that consumers follow, `live_orders` and
+`products`, are rewritten, lest deleted rows pile up; the consumers compute the rows anew that way,
+and find that nothing differs.
+"""
 
 MIN_FILES = 8
 """From how many files of a tier on they are merged: each merge makes files so much larger."""

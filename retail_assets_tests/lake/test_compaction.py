@@ -12,9 +12,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from retail_assets import tables
+from retail_assets.consumers import live_revenue
+from retail_assets.consumers.feed import consume
+from retail_assets.consumers.publishing import publications
 from retail_assets.lake import compaction
 from retail_assets.lake.compaction import Compacted, compact, reliable_since, steps
 from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.lake.maintenance import maintain
 from retail_assets_tests.lake.test_maintenance import files, grow_old
 from retail_assets_tests.lake.work import lake_in
 from retail_assets_tests.processes import finish, start
@@ -290,40 +295,72 @@ def test_a_ledger_row_that_is_updated_all_the_time_stays_in_few_files(lake, monk
     assert rewritten >= 9
 
 
-def test_a_table_whose_changes_are_followed_is_not_rewritten(lake, eager):
+VALUES = {
+    "VARCHAR": "'x' || i",
+    "BIGINT": "i",
+    "DOUBLE": "0.5",
+    "DATE": f"DATE '{DAY}'",
+    tables.MONEY: "10.00",
+    tables.INSTANT: "now()",
+    "TIMESTAMP": "now()::TIMESTAMP",
+}
+
+
+def write_and_take_back(lake: Lake, connection, table: tables.Table, **values: str) -> None:
+    """Leave files of a table most of whose rows are deleted."""
     values = {
-        "event_id": "'e' || i",
-        "order_id": "'o' || i",
-        "customer_id": "'c'",
-        "order_value_gbp": "10.00",
-        "region": "'North'",
-        "order_date": f"DATE '{DAY}'",
-        "received_date": f"DATE '{DAY}'",
-        "position": "i",
-        "processed_at": "now()",
-    }
-    others = (
-        "value_tier product_name product_category customer_segment home_region source source_name"
-        " status"
-    )
-    values |= dict.fromkeys(others.split(), "'x'")
+        column.name: VALUES[column.type] for column in table.columns if not column.nullable
+    } | values
     select = ", ".join(f"{value} AS {name}" for name, value in values.items())
+    for number in range(3):
+        first = number * ROWS
+        with lake.transaction(connection, "write"):
+            connection.execute(
+                f"INSERT INTO {table.name} BY NAME SELECT {select}"
+                f" FROM range({first}, {first} + {ROWS}) AS r (i)"
+            )
+        with lake.transaction(connection, "take back"):
+            name = next(name for name, value in values.items() if value == VALUES["VARCHAR"])
+            connection.execute(
+                f"DELETE FROM {table.name} WHERE {name} IN"
+                f" (SELECT 'x' || i FROM range({first}, {first} + {ROWS - 1}) AS r (i))"
+            )
+
+
+@pytest.mark.parametrize("name", sorted(compaction.FOLLOWED))
+@pytest.mark.parametrize("upkeep", [compact, lambda lake, _: maintain(lake, keep_days=30)])
+def test_a_table_whose_changes_are_followed_is_not_rewritten(lake, eager, name, upkeep):
     with lake.connect() as connection:
-        for number in range(3):
-            with lake.transaction(connection, "events"):
-                connection.execute(
-                    f"INSERT INTO enriched_events BY NAME SELECT {select}"
-                    f" FROM range({number} * 40, {number} * 40 + 40) AS r (i)"
-                )
-            with lake.transaction(connection, "take back"):
-                connection.execute(
-                    "DELETE FROM enriched_events WHERE position BETWEEN ? AND ?",
-                    [number * 40, number * 40 + 30],
-                )
+        write_and_take_back(lake, connection, tables.BY_NAME[name])
         last = current_snapshot(connection)
-        compact(lake, connection)
+        upkeep(lake, connection)
         commit_events(lake, connection, 0)
-        assert changes(connection, last + 1, current_snapshot(connection), "enriched_events") == []
+        assert changes(connection, last + 1, current_snapshot(connection), name) == []
+
+
+def test_no_table_that_is_published_on_is_ever_rewritten(settings):
+    topics = {
+        "publish_bootstrap": "localhost:9092",
+        "publish_events_topic": "events",
+        "publish_alerts_topic": "alerts",
+    }
+    found = publications(settings.model_copy(update=topics))
+    published = {table.name for each in found for table in each.tables}
+    assert published == {"enriched_events", "fraud_alerts", "stock_alerts"}
+    assert published <= compaction.FOLLOWED
+
+
+def test_consumers_of_a_table_that_was_rewritten_find_that_nothing_differs(lake, eager):
+    with lake.connect() as connection:
+        write_and_take_back(lake, connection, tables.LIVE_ORDERS, status="'completed'")
+        assert consume(lake, connection, live_revenue.CONSUMER).inserted["live_revenue"] == 3
+        last = current_snapshot(connection)
+        assert compact(lake, connection).files_rewritten == 3
+        commit_events(lake, connection, 0)
+        assert changes(connection, last + 1, current_snapshot(connection), "live_orders")
+        again = consume(lake, connection, live_revenue.CONSUMER)
+        assert again.keys == (DAY,)
+        assert sum(again.inserted.values()) + sum(again.deleted.values()) == 0
 
 
 def test_between_any_two_steps_others_write_and_so_may_the_connection_itself(written, eager):
