@@ -57,7 +57,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of a batch: lines that were new, and of these accepted and dead-lettered ones."""
+    """What came of a source's part of a batch: new lines, of these accepted and dead-lettered ones."""
 
     lines: int
     accepted: int
@@ -75,7 +75,7 @@ def take(
     batch: Sequence[Received],
     *,
     also: Callable[[], None] = _nothing,
-) -> Taken:
+) -> dict[str, Taken]:
     """Take in what was received, in one transaction.
 
     Args:
@@ -83,6 +83,9 @@ def take(
         connection: a connection that can write, in no transaction.
         batch: what was received; nobody is told of it here.
         also: called in the transaction, for a heartbeat.
+
+    Returns:
+        What came of it, for each source with new lines.
     """
     with (
         EventBatch(connection) as events,
@@ -104,8 +107,14 @@ def take(
     if memory:
         memory.positions.update({part: entry.position for part, entry in entries.items()})
     mine = [delta for delta in settled.deltas if (delta.source, delta.source_name) in entries]
-    lines = sum(entry.lines for entry in entries.values())
-    return Taken(lines, sum(item.taken for item in mine), sum(item.taken_dead for item in mine))
+    return {
+        source: Taken(
+            sum(entry.lines for part, entry in entries.items() if part[0] == source),
+            sum(delta.taken for delta in mine if delta.source == source),
+            sum(delta.taken_dead for delta in mine if delta.source == source),
+        )
+        for source in sorted({source for source, _ in entries})
+    }
 
 
 def warm_up(connection: duckdb.DuckDBPyConnection) -> None:

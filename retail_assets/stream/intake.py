@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -157,25 +157,20 @@ class Intake:
             also=lambda: self._beat(connection) if beat else None,
         )
         self._figures.problem(NAME, None)
-        self._busy = taken.lines > SMALL
+        self._busy = sum(found.lines for found in taken.values()) > SMALL
         self._count(batch, taken)
         for received in batch:
             received.done()
         self._on_commit()
 
-    def _count(self, batch: Sequence[Received], taken: Taken) -> None:
+    def _count(self, batch: Sequence[Received], taken: Mapping[str, Taken]) -> None:
         now = time.time()
-        sources = {received.source for received in batch}
-        oldest = min(received.offered_at for received in batch)
-        self._figures.add(
-            Batch(
-                "+".join(sorted(sources)),
-                taken.lines,
-                taken.accepted,
-                taken.dead_lettered,
-                max(0.0, now - oldest),
+        for source, found in taken.items():
+            oldest = min(received.offered_at for received in batch if received.source == source)
+            waited = max(0.0, now - oldest)
+            self._figures.add(
+                Batch(source, found.lines, found.accepted, found.dead_lettered, waited)
             )
-        )
 
     def _recover(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         """After a failure nothing is known of the connection: go on with another one."""

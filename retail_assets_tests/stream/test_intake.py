@@ -89,6 +89,17 @@ def test_all_that_waits_is_taken_in_and_counted_before_the_intake_ends(seen):
     assert figures.problems == {}
 
 
+def test_what_came_together_is_counted_by_source(seen):
+    inbox, figures = Inbox(), Figures()
+    for source, payloads in {"kafka": [event(1), "{"], "webhook": [event(2), event(1)]}.items():
+        payload_bytes = [payload.encode() for payload in payloads]
+        inbox.put(Received(source, "a", DAY, [0, 1], payload_bytes, offered_at=0.0))
+    run(seen.lake, inbox, figures)
+    assert len(seen.rows("SELECT DISTINCT processed_at FROM enriched_events")) == 1
+    counts = {source: list(vars(totals).values()) for source, totals in figures.sources.items()}
+    assert counts == {"kafka": [2, 1, 1, 0], "webhook": [2, 1, 0, 1]}
+
+
 def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_letter(
     seen, monkeypatch, caplog
 ):
