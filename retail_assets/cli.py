@@ -90,7 +90,7 @@ def _usage() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except (FileExistsError, ModuleNotFoundError) as error:
+    except (OSError, ModuleNotFoundError) as error:
         raise RetailAssetsError(str(error)) from error
 
 

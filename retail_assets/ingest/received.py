@@ -57,7 +57,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of a source's part of a batch: new lines, of these accepted and dead-lettered ones."""
+    """What came of the new lines of a source in a batch, and how many there were."""
 
     lines: int
     accepted: int
