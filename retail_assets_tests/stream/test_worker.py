@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -20,6 +21,7 @@ import pytest
 
 from retail_assets.ingest.heartbeat import heartbeats
 from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.lake.lock import write_lock
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import Broker, free_port, running_broker
 from retail_assets_tests.event_files import event, write_events
@@ -173,46 +175,43 @@ def test_a_worker_that_is_killed_at_work_loses_nothing_and_doubles_nothing(
 
 
 def test_a_worker_that_is_told_to_stop_commits_what_it_has_received(settings: Settings, lake: Lake):
-    port = free_port()
-    names = count()
-    accepted: list[int] = []
-    others: set[int] = set()
+    url = f"http://127.0.0.1:{free_port()}"
+    answers: list[int] = []
 
-    def post() -> None:
+    def post(number: int) -> None:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        with httpx.Client(headers=headers, timeout=HANG_SECONDS) as client:
-            while True:
-                number = next(names)
-                try:
-                    answer = client.post(f"http://127.0.0.1:{port}/events", content=event(number))
-                except httpx.TransportError:
-                    if accepted:
-                        return
-                    time.sleep(0.05)
-                    continue
-                if answer.status_code != httpx.codes.ACCEPTED:
-                    others.add(answer.status_code)
-                    return
-                accepted.append(number)
+        answer = httpx.post(
+            f"{url}/events", content=event(number), headers=headers, timeout=HANG_SECONDS
+        )
+        answers.append(answer.status_code)
 
-    with worker(settings, "--no-files", "--http", f"127.0.0.1:{port}") as process:
-        clients = [threading.Thread(target=post) for _ in range(8)]
-        for client in clients:
-            client.start()
-        until(lambda: len(accepted) > 50)
-        # Eight requests are on their way now, or being committed.
-        process.send_signal(signal.SIGTERM)
+    def health() -> dict[str, Any] | None:
+        try:
+            answer = httpx.get(f"{url}/healthz")
+        except httpx.TransportError:
+            return None
+        return answer.json() if answer.status_code == httpx.codes.OK else None
+
+    with worker(settings, "--no-files", "--http", url.removeprefix("http://")) as process:
+        until(health)
+        clients = [threading.Thread(target=post, args=(number,)) for number in range(20)]
+        with write_lock(lake.catalog):
+            for number, client in enumerate(clients, 1):
+                client.start()
+                # So that there is more than one batch of them.
+                until(lambda: health()["webhook_requests_waiting"] >= number)  # noqa: B023  # at once
+            process.send_signal(signal.SIGTERM)
+            until(lambda: health() is None)
+            assert answers == [], "nothing is durable yet"
         _, said = process.communicate(timeout=HANG_SECONDS)
         for client in clients:
             client.join()
     assert process.returncode == 0, said
-    assert others <= {httpx.codes.SERVICE_UNAVAILABLE}
-    there = set(identities(settings))
-    assert {f"E{number}" for number in accepted} <= there
+    assert answers == [httpx.codes.ACCEPTED] * 20
+    assert len(identities(settings)) == 20
     with lake.connect(read_only=True) as connection:
         (beat,) = heartbeats(connection)
-    assert beat.state == "stopped"
-    assert beat.figures["sources"]["webhook"]["accepted"] == len(there), "all was taken in order"
+    assert (beat.state, beat.figures["sources"]["webhook"]["accepted"]) == ("stopped", 20)
 
 
 def test_alerts_are_notified_and_published_on_with_the_events(
@@ -300,6 +299,7 @@ def test_the_heartbeat_carries_the_figures(settings: Settings, lake: Lake):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=HANG_SECONDS)
     [(figures,)] = query(settings, "SELECT figures FROM stream_workers")
+    assert json.loads(figures)["late_seconds"] == 0
     assert json.loads(figures)["sources"]["files"] == {
         "lines": 3,
         "accepted": 1,
