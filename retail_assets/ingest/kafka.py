@@ -290,7 +290,7 @@ class KafkaSource:
         )
         for number, place in places.placed.items():
             name = self._topic.source_name(number)
-            self._queues[number] = PartitionQueue(name, self._dates, place.position)
+            self._queues[number] = PartitionQueue(name, self._dates, place.position, place.day)
         self._refused.update(places.refused)
         self._unplaced -= places.placed.keys() | places.refused.keys()
         self._are_away(places.away)

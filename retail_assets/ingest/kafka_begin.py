@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import RetailAssetsError
@@ -29,10 +30,14 @@ class PartitionAwayError(RetailAssetsError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where to read on (an offset of Kafka), and the next position of the ledger, if it has one."""
+    """Where to read on (an offset of Kafka), and the next position of the ledger, if it has one.
+
+    `day` is the one that the message before it counts for, if one was taken in.
+    """
 
     offset: int
     position: int | None
+    day: date | None = None
 
 
 @dataclass
@@ -92,8 +97,10 @@ class Beginnings:
         places = self._look(consumer, known)
         for sentence in places.refused.values():
             logger.error("%s", sentence)
-        for number in places.placed:
-            self._count_lost(number, known[number], places.placed[number].offset)
+        days = self._days({number: known[number] for number in places.placed})
+        for number, place in places.placed.items():
+            self._count_lost(number, known[number], place.offset)
+            places.placed[number] = replace(place, day=days.get(number))
         for number in positions.keys() - known.keys():
             places.placed[number] = Place(OFFSET_BEGINNING, None)
         return places
@@ -128,6 +135,24 @@ class Beginnings:
                 return offsets.next_positions(connection, "kafka", source_names)
         except NoLakeError:
             return {}
+
+    def _days(self, positions: Mapping[int, int]) -> dict[int, date]:
+        """The days that the last messages before some positions count for."""
+        if not positions:
+            return {}
+        names = [self._topic.source_name(number) for number in positions]
+        before = [position - 1 for position in positions.values()]
+        with self._lake.connect(read_only=True) as connection:
+            # Unlike list_contains, a join lets the statistics leave nearly all rows unread.
+            return dict(
+                connection.execute(
+                    "SELECT number, received_date FROM lake.raw_events"
+                    " JOIN (SELECT unnest(?::INTEGER[]) AS number,"
+                    " unnest(?::VARCHAR[]) AS source_name, unnest(?::BIGINT[]) AS position)"
+                    " USING (source_name, position) WHERE source = 'kafka'",
+                    [list(positions), names, before],
+                ).fetchall()
+            )
 
     def _check_end(self, consumer: "Consumer", number: int, position: int) -> int:
         """Return the first offset of a partition.

@@ -42,7 +42,9 @@ class ReceivedDates:
         """Return the day of a message.
 
         A partition's messages were received one after the other, so none counts for an earlier day
-        than the one before it, whatever the clock of its producer said.
+        than the one before it, whatever the clock of its producer said: of events with one
+        identity, or of one order and without a time, the day decides first which came first. And
+        two producers whose clocks differ would make portions of a message each at midnight.
 
         Args:
             timestamp: milliseconds since 1970; -1 for none.
@@ -92,19 +94,21 @@ class Portion:
 class PartitionQueue:
     """The messages of a partition on their way into the lake.
 
-    `position` is the ledger's, if it has one; `failure` says why the first portion could not be
-    taken in, so that it has to be put into the inbox again, but not before `retry_at`.
+    `position` is the ledger's, if it has one; `day` is that of the last message, also of one that
+    another queue took in before: otherwise the days would depend on where a worker was restarted.
+    `failure` says why the first portion could not be taken in, so that it has to be put into the
+    inbox again, but not before `retry_at`.
     """
 
     source_name: str
     dates: ReceivedDates
     position: int | None = None
+    day: date | None = None
     under_way: bool = False
     failure: str | None = None
     retry_at: float = 0
     weight: int = 0
     _portions: deque[Portion] = field(default_factory=deque)
-    _day: date | None = None
     _next: int = 0
 
     @property
@@ -142,7 +146,7 @@ class PartitionQueue:
         if offset < self._next:
             return
         self._next = offset + 1
-        self._day = day = self.dates.of(timestamp, self._day)
+        self.day = day = self.dates.of(timestamp, self.day)
         portion = self._open(1, 0)
         if portion is None or portion.received_date != day:
             now = time.time()

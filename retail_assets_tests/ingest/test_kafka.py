@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import date, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,42 @@ def test_a_source_goes_on_where_the_ledger_is_whatever_its_group(
         messages = read.messages(3)
 
     assert [position for _, position, _ in messages] == [100, 101, 102]
+
+
+def test_the_days_of_messages_do_not_depend_on_where_a_worker_was_restarted(
+    broker: Broker, settings: Settings, lake: Lake
+) -> None:
+    dated = settings.model_copy(update={"start_date": date(2024, 1, 1)})
+    moments = [
+        "2024-02-01T23:59:58",
+        "2024-02-02T00:00:01",
+        # Of a producer whose clock is slow.
+        "2024-02-01T23:59:59",
+        "2024-02-03T09:00:00",
+        "2024-02-02T12:00:00",
+    ]
+    restarts = {"at_once": [5], "restarted": [2, 4, 5]}
+    for before, (name, ends) in enumerate(restarts.items()):
+        topic = topic_of(broker, name, partitions=2)
+        for first, end in pairwise([0, *ends]):
+            for number in range(first, end):
+                at = datetime.fromisoformat(f"{moments[number]}+00:00")
+                milliseconds = int(at.timestamp() * 1000)
+                topic.send([event(number)], partition=1, timestamp=milliseconds)
+            lines = before * len(moments) + end
+            with member(topic.source(dated, group=name), dated):
+                wait_until(lambda lines=lines: taken(settings) == lines)
+
+    days = [
+        rows(
+            settings,
+            "SELECT position, day(received_date) FROM raw_events"
+            f" WHERE source_name = '{name}:1' ORDER BY ALL",
+        )
+        for name in restarts
+    ]
+    assert days[0] == [(0, 1), (1, 2), (2, 2), (3, 3), (4, 3)]
+    assert days[1] == days[0]
 
 
 def test_what_was_not_durable_is_read_again(broker: Broker, settings: Settings, lake: Lake) -> None:
