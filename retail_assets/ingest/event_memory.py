@@ -3,12 +3,13 @@
 To ask the lake which events it has already, and what it knows of a few products and customers,
 takes longer than to judge a hundred events, and ever longer as history grows. So the worker keeps
 filters of the identities and of the files that there may be, and copies of the reference tables;
-what others commit is taken up from the history of the lake, within each batch's transaction. Where
-that is not possible, the lake is asked as ever.
+what others commit is taken up from the history of the lake, within each batch's transaction, or
+before it if that is much. Where that is not possible, the lake is asked as ever.
 """
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import duckdb
@@ -16,6 +17,9 @@ import duckdb
 from retail_assets import tables
 from retail_assets.ingest.event_workspace import REFERENCE_KEYS, forget_plans
 from retail_assets.lake.connection import CATALOG, author, current_snapshot
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FALSE_POSITIVES = 0.001
 """For so many of the identities that are new the lake is asked all the same."""
@@ -34,6 +38,12 @@ MOST_FILES = 10_000_000
 MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
+MOST_NEW = 500_000
+"""Of more rows that others committed nothing is taken up while all who write wait: these take a
+quarter of a second. A transaction that takes in files has about as many."""
+
+_BATCH_ROWS = 100_000
+
 _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name
@@ -49,7 +59,7 @@ _memories: "WeakKeyDictionary[duckdb.DuckDBPyConnection, EventMemory]" = WeakKey
 
 
 def remember(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give a connection a memory, for as long as it is open."""
+    """Give a connection a memory, for as long as anybody has it."""
     _memories[connection] = EventMemory(connection)
 
 
@@ -82,9 +92,17 @@ class _Filter:
         self._bloom.update(noted)
         self._count += len(noted)
 
+    def add_rows(self, batches: "Iterable[pa.RecordBatch]") -> None:
+        """Note whatever is in the columns of some rows."""
+        for batch in batches:
+            for column in batch.columns:
+                self.add(column.drop_null().to_pylist())
+
 
 class EventMemory:
     """What is remembered, and up to which snapshot of the lake each part of it is true.
+
+    It is of one connection, and given it whenever it has to ask: to hold it would keep both alive.
 
     `positions` are the next ones that are new of parts of sources, by source and `source_name`: to
     be used after `refresh`, and set after a commit. `fields` are those in event_fields: none ever
@@ -92,7 +110,6 @@ class EventMemory:
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
         (self._threads,) = connection.execute("SELECT current_setting('threads')").fetchone() or (
             1,
         )
@@ -103,69 +120,87 @@ class EventMemory:
         self.positions: dict[tuple[str, str], int] = {}
         self.fields: set[tuple[str, str]] = set()
         self._copied: set[str] = set()
+        self._now = -1
         self._seen: dict[str, int] = {}
         self._tables: dict[int, str] = {}
 
-    def use_one_thread(self, *, only: bool) -> None:
+    def use_one_thread(self, connection: duckdb.DuckDBPyConnection, *, only: bool) -> None:
         """Have statements use one thread, or all of them.
 
         With a few rows, most of the time would go into waking the others.
         """
         wanted = 1 if only else self._threads
         if wanted != self._threads_used:
-            self._connection.execute(f"SET threads = {wanted}")
+            connection.execute(f"SET threads = {wanted}")
             self._threads_used = wanted
 
-    def prepare(self) -> None:
-        """Outside of a transaction, read from the lake what is missing or out of date."""
-        for name, filter_ in self._filters.items():
-            if filter_.is_full:
-                self._seen.pop(name, None)
-        missing = [name for name in self._wanted if name not in self._seen]
-        if not missing:
+    def prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Outside of a transaction, read from the lake what is missing, and catch up."""
+        if not self._missing() and not self.is_behind:
             return
-        self._connection.execute("BEGIN")
+        connection.execute("BEGIN")
         try:
-            snapshot = current_snapshot(self._connection)
-            self._tables = _table_ids(self._connection)
-            for name in missing:
+            now = current_snapshot(connection)
+            self._take_up(connection, now)
+            self._tables = _table_ids(connection)
+            for name in self._missing():
                 if name in _NOTED:
-                    self._read_filter(name)
+                    self._read_filter(connection, name)
                 elif name == _FAILED:
-                    self._read_failed()
+                    self._read_failed(connection)
                 else:
-                    self._copy(name)
-                self._seen[name] = snapshot
+                    self._copy(connection, name)
+                self._seen[name] = now
         finally:
-            self._connection.execute("COMMIT")
+            connection.execute("COMMIT")
 
-    def refresh(self) -> None:
+    @property
+    def is_behind(self) -> bool:
+        """Whether others had committed more than `refresh` may take up."""
+        return any(snapshot != self._now for snapshot in self._seen.values())
+
+    def refresh(self, connection: duckdb.DuckDBPyConnection) -> None:
         """In a transaction, take up what others have committed since the last batch.
 
-        A part that cannot be brought up to date is not used before the next `prepare`.
+        A part that cannot be brought up to date, or has too much to take up, is not used before the
+        next `prepare`.
         """
-        now = current_snapshot(self._connection)
+        self._take_up(connection, current_snapshot(connection), at_most=MOST_NEW)
+
+    def _take_up(
+        self, connection: duckdb.DuckDBPyConnection, now: int, *, at_most: int | None = None
+    ) -> None:
+        """Bring what is remembered up to date, where no more rows than these have come."""
         oldest = min(self._seen.values(), default=None)
+        self._now = now
         if oldest is None:
             self.positions.clear()
             return
         if now == oldest:
             return
-        history = self._connection.execute(
+        history = connection.execute(
             "SELECT snapshot_id, changes_made, commit_extra_info IS NOT DISTINCT FROM ?"
-            f" FROM {CATALOG}.ducklake_snapshot_changes WHERE snapshot_id > ?",
-            [author(self._connection), oldest],
+            f" FROM {CATALOG}.ducklake_snapshot_changes"
+            " WHERE snapshot_id > ? AND snapshot_id <= ?",
+            [author(connection), oldest, now],
         ).fetchall()
-        if len(history) < now - oldest:
+        if len(history) != now - oldest:
             # Part of it has been forgotten.
             self._seen.clear()
             self.positions.clear()
             return
-        self._take_up(history)
-        self._seen = dict.fromkeys(self._seen, now)
+        inserted = self._follow(history)
+        for name in self._seen:
+            snapshots = inserted.get(name)
+            if not snapshots or self._add_inserted(connection, name, snapshots, at_most):
+                self._seen[name] = now
 
-    def _take_up(self, history: Sequence[tuple[int, str | None, bool]]) -> None:
-        """Bring what is remembered up to date: each snapshot, its changes, whether it is mine."""
+    def _follow(self, history: Sequence[tuple[int, str | None, bool]]) -> dict[str, list[int]]:
+        """Forget what has changed: each snapshot, its changes, whether it is mine.
+
+        Returns:
+            The snapshots that added to the filters.
+        """
         inserted: dict[str, list[int]] = {}
         for snapshot, changes, mine in history:
             for kind, table_id in _CHANGE.findall(changes or ""):
@@ -179,16 +214,32 @@ class EventMemory:
                     self.positions.clear()
                 elif name in self._filters and snapshot > self._seen.get(name, snapshot):
                     inserted.setdefault(name, []).append(snapshot)
-        for name, snapshots in inserted.items():
-            rows = self._connection.execute(
-                f"SELECT {_NOTED[name]} FROM"
-                f" lake.table_insertions('{name}', {min(snapshots)}, {max(snapshots)})"
-            ).fetchall()
-            self._filters[name].add(item for row in rows for item in row if item is not None)
+        return inserted
+
+    def _add_inserted(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        name: str,
+        snapshots: Sequence[int],
+        at_most: int | None,
+    ) -> bool:
+        """Note the rows that some snapshots inserted, unless they are too many."""
+        inserted = (
+            f"SELECT {_NOTED[name]} FROM"
+            f" lake.table_insertions('{name}', {min(snapshots)}, {max(snapshots)})"
+        )
+        if at_most is None:
+            self._filters[name].add_rows(_batches(connection, inserted))
+            return True
+        batches = list(_batches(connection, f"{inserted} LIMIT {at_most + 1}"))
+        if sum(batch.num_rows for batch in batches) > at_most:
+            return False
+        self._filters[name].add_rows(batches)
+        return True
 
     def holds(self, table: str) -> bool:
         """Whether `temp.main.all_TABLE` has all rows of a reference table."""
-        return table in self._seen and table in self._copied
+        return self._is_current(table) and table in self._copied
 
     def known(self, identities: Iterable[int]) -> list[int] | None:
         """Return those of some identities (as DuckDB hashes them) that the lake may have.
@@ -196,7 +247,7 @@ class EventMemory:
         None if nothing is known of that.
         """
         filter_ = self._filters.get(_EVENTS)
-        if filter_ is None or _EVENTS not in self._seen:
+        if filter_ is None or not self._is_current(_EVENTS):
             return None
         return [identity for identity in identities if identity in filter_]
 
@@ -212,7 +263,7 @@ class EventMemory:
         """
         self._want(_FILES)
         filter_ = self._filters.get(_FILES)
-        if filter_ is None or _FILES not in self._seen:
+        if filter_ is None or not self._is_current(_FILES):
             return True
         return any(name in filter_ for name in names)
 
@@ -224,39 +275,51 @@ class EventMemory:
     def failed_files(self) -> Collection[str] | None:
         """The files that could not be read, after `refresh`; None if nothing is known of them."""
         self._want(_FAILED)
-        return self._failed if _FAILED in self._seen else None
+        return self._failed if self._is_current(_FAILED) else None
 
     def _want(self, name: str) -> None:
         if name not in self._wanted:
             self._wanted.append(name)
 
-    def _read_filter(self, name: str) -> None:
-        execute = self._connection.execute
+    def _is_current(self, name: str) -> bool:
+        return self._seen.get(name) == self._now
+
+    def _missing(self) -> Sequence[str]:
+        """What is to be read; so is a filter that lets too much pass."""
+        for name, filter_ in self._filters.items():
+            if filter_.is_full:
+                self._seen.pop(name, None)
+        return [name for name in self._wanted if name not in self._seen]
+
+    def _read_filter(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         least, most = (LEAST_EVENTS, MOST_EVENTS) if name == _EVENTS else (LEAST_FILES, MOST_FILES)
         self._filters.pop(name, None)
-        (count,) = execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
+        (count,) = connection.execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
         if count > most:
             return
         filter_ = _Filter(count, least)
-        for batch in execute(f"SELECT {_NOTED[name]} FROM lake.{name}").to_arrow_reader(100_000):
-            for column in batch.columns:
-                filter_.add(column.drop_null().to_pylist())
+        filter_.add_rows(_batches(connection, f"SELECT {_NOTED[name]} FROM lake.{name}"))
         self._filters[name] = filter_
 
-    def _read_failed(self) -> None:
-        rows = self._connection.execute(f"SELECT path FROM lake.{_FAILED}").fetchall()
+    def _read_failed(self, connection: duckdb.DuckDBPyConnection) -> None:
+        rows = connection.execute(f"SELECT path FROM lake.{_FAILED}").fetchall()
         self._failed = frozenset(path for (path,) in rows)
 
-    def _copy(self, name: str) -> None:
+    def _copy(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         """Copy a reference table, unless it is too large."""
-        execute = self._connection.execute
+        execute = connection.execute
         (rows,) = execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
         self._copied.discard(name)
         if rows <= MOST_ROWS:
-            forget_plans(self._connection)
+            forget_plans(connection)
             # A table that is made anew leaves nothing of the old one in memory, unlike TRUNCATE.
             execute(f"CREATE OR REPLACE TEMP TABLE all_{name} AS SELECT * FROM lake.{name}")
             self._copied.add(name)
+
+
+def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> "Iterator[pa.RecordBatch]":
+    """The rows of a query, as they come."""
+    yield from connection.execute(query).to_arrow_reader(_BATCH_ROWS)
 
 
 def _table_ids(connection: duckdb.DuckDBPyConnection) -> dict[int, str]:

@@ -9,7 +9,7 @@ of arrival gives the same ones.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ class EventBatch:
     def __enter__(self) -> Self:
         workspace.open_workspace(self._connection)
         if self._memory:
-            self._memory.prepare()
+            self._memory.prepare(self._connection)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,13 +104,21 @@ class EventBatch:
     ) -> Iterator[None]:
         """A transaction of the lake, with lines as `add` takes them staged already, if any.
 
-        The memory of the connection is up to date in it.
+        The memory of the connection is up to date in it. While it has much to take up for that,
+        it is in no transaction.
         """
         few = received is not None and received[0].num_rows <= SMALL
         if received is not None and not few:
             self.add(*received)
-        with lake.transaction(self._connection, message):
+        with ExitStack() as stack:
+            stack.enter_context(lake.transaction(self._connection, message))
             self._remember()
+            if self._memory and self._memory.is_behind:
+                # To take up so much would hold up all who write.
+                stack.close()
+                self._memory.prepare(self._connection)
+                stack.enter_context(lake.transaction(self._connection, message))
+                self._memory.refresh(self._connection)
             if received is not None and few:
                 # Each statement outside would be a transaction of its own, which opens the
                 # catalog: that takes longer than to judge these.
@@ -129,7 +137,7 @@ class EventBatch:
         self._rows += lines.num_rows
         self._small = self._small and lines.num_rows <= SMALL
         if self._memory:
-            self._memory.use_one_thread(only=self._small)
+            self._memory.use_one_thread(self._connection, only=self._small)
         if lines.num_rows <= SMALL:
             self._add_few(lines, sources)
             return
@@ -279,7 +287,7 @@ class EventBatch:
     def _remember(self) -> None:
         """In a transaction, bring the memory up to date, once."""
         if self._memory and not self._remembers:
-            self._memory.refresh()
+            self._memory.refresh(self._connection)
             self._remembers = True
 
     def _promote(self) -> None:

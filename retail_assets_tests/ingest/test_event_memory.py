@@ -1,6 +1,8 @@
 """What a worker remembers of the lake changes nothing of what it takes in, whatever others do."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import date
@@ -16,6 +18,7 @@ from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.event_memory import EventMemory, memory_of
 from retail_assets.ingest.received import Received, take, warm_up
 from retail_assets.lake import connection as lake_connection
+from retail_assets.lake import lock
 from retail_assets.lake.publish import publish_table
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
@@ -174,6 +177,87 @@ def test_new_fields_are_counted_once_whoever_saw_them_first(intakes):
     ]
 
 
+def test_a_connection_that_nobody_has_any_more_leaves_nothing_in_memory(lake):
+    connection = lake.open()
+    warm_up(connection)
+    connection.close()
+    left = [weakref.ref(connection), weakref.ref(memory_of(connection))]
+    del connection
+    gc.collect()
+    assert [each() for each in left] == [None, None]
+
+
+def test_positions_that_others_take_in_while_all_is_read_anew_are_known(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1)))
+    memory(mine)._seen.clear()
+    accepted(others, batch(0, event(1), event(2)))
+    assert take(mine.lake, mine.connection, [batch(1, event(2), event(3))]).lines == 1
+
+
+@pytest.fixture
+def fetched(monkeypatch, lake) -> dict[bool, int]:
+    """How many rows a memory has read, while all who write wait and while they do not."""
+    rows = {True: 0, False: 0}
+    batches = event_memory._batches
+
+    def counted(*query) -> Iterator:
+        for each in batches(*query):
+            rows[lake.catalog in lock._held.catalogs] += each.num_rows
+            yield each
+
+    monkeypatch.setattr(event_memory, "_batches", counted)
+    return rows
+
+
+def test_much_that_others_took_in_is_not_read_while_all_wait(intakes, monkeypatch, fetched):
+    monkeypatch.setattr(event_memory, "MOST_NEW", 5)
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(0)))
+    for first in (1, 11, 21):
+        accepted(others, batch(first, *map(event, range(first, first + 10)), part="orders:1"))
+    fetched.update({True: 0, False: 0})
+    before = mine.rows("SELECT id FROM lake.current_snapshot()")
+    assert accepted(mine, batch(1, event(7), event(30), event(31))) == 1
+    assert fetched[False] == 30
+    assert fetched[True] <= 6
+    assert not memory(mine).is_behind
+    # That it stepped aside leaves nothing in the history.
+    assert mine.rows("SELECT id - 1 FROM lake.current_snapshot()") == before
+
+
+def test_little_that_others_took_in_is_taken_up_at_once(intakes, monkeypatch, fetched):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(0)))
+    accepted(others, batch(1, event(1), event(2), part="orders:1"))
+    fetched.update({True: 0, False: 0})
+    executed = []
+    monkeypatch.setattr(lake_connection, "commit", lambda c: executed.append(c.execute("COMMIT")))
+    assert accepted(mine, batch(1, event(2), event(3))) == 1
+    assert fetched == {True: 2, False: 0}
+    assert len(executed) == 1
+
+
+def test_while_others_take_in_too_much_again_and_again_the_lake_is_asked(intakes, monkeypatch):
+    monkeypatch.setattr(event_memory, "MOST_NEW", 5)
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(0)))
+    prepare, firsts = EventMemory.prepare, iter((10, 20))
+
+    def overtaken(self: EventMemory, connection: duckdb.DuckDBPyConnection) -> None:
+        prepare(self, connection)
+        if self is memory(mine) and (first := next(firsts, None)):
+            accepted(others, batch(first, *map(event, range(first, first + 10)), part="orders:1"))
+
+    monkeypatch.setattr(EventMemory, "prepare", overtaken)
+    assert accepted(mine, batch(1, event(15), event(25), event(30))) == 1
+    assert memory(mine).is_behind
+    assert memory(mine).known([1]) is None
+    assert accepted(mine, batch(4, event(16), event(26), event(30), event(31))) == 1
+    assert not memory(mine).is_behind
+    assert memory(mine).known([1]) == []
+
+
 @pytest.mark.parametrize("committed", [False, True])
 def test_whoever_does_not_know_whether_he_committed_asks(intakes, monkeypatch, committed):
     intake = intakes()
@@ -236,11 +320,12 @@ def test_a_file_that_another_could_not_read_is_known(intakes):
     assert mine.events() == [("E1",), ("E97",), ("E98",)]
 
 
-@pytest.mark.parametrize(("seed", "least"), [(0, 1), (1, 100), (2, 100)])
+@pytest.mark.parametrize(("seed", "least", "most"), [(0, 1, 100), (1, 100, 100), (2, 100, 0)])
 def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
-    intakes, seed, least, monkeypatch, tmp_path: Path
+    intakes, seed, least, most, monkeypatch, tmp_path: Path
 ):
     monkeypatch.setattr(event_memory, "LEAST_FILES", least)
+    monkeypatch.setattr(event_memory, "MOST_NEW", most)
     chance = random.Random(seed)  # noqa: S311
     workers = [intakes(), intakes()]
     tables_ = (
@@ -275,10 +360,11 @@ def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
     assert copies != [(0,)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "most"), [(0, 500_000), (1, 500_000), (2, 2), (3, 2)])
 def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_nothing(
-    intakes, seed, tmp_path: Path
+    intakes, seed, most, monkeypatch, tmp_path: Path
 ):
+    monkeypatch.setattr(event_memory, "MOST_NEW", most)
     chance = random.Random(seed)  # noqa: S311
     workers = [intakes(), intakes()]
     positions = [0, 0]
