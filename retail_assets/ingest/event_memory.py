@@ -63,6 +63,11 @@ def remember(connection: duckdb.DuckDBPyConnection) -> None:
     _memories[connection] = EventMemory(connection)
 
 
+def forget(connection: duckdb.DuckDBPyConnection) -> None:
+    """Take its memory from a connection that is not used any more, though somebody has it still."""
+    _memories.pop(connection, None)
+
+
 def memory_of(connection: duckdb.DuckDBPyConnection) -> "EventMemory | None":
     """The memory of a connection, if it was given one."""
     return _memories.get(connection)

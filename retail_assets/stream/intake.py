@@ -10,6 +10,7 @@ import duckdb
 
 from retail_assets.ingest import heartbeat, offsets
 from retail_assets.ingest.event_lines import NOT_TAKEN
+from retail_assets.ingest.event_memory import forget
 from retail_assets.ingest.events import SMALL
 from retail_assets.ingest.received import Received, Taken, take, warm_up
 from retail_assets.lake.compaction import LOOK, Step, steps
@@ -81,8 +82,8 @@ class Intake:
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
         connection = self._lake.open()
-        warm_up(connection)
         try:
+            warm_up(connection)
             while not give_up.is_set():
                 batch = self._inbox.take(
                     max_events=MAX_EVENTS,
@@ -175,12 +176,16 @@ class Intake:
     def _recover(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         """After a failure nothing is known of the connection: go on with another one."""
         self._upkeep = None
+        fresh = None
         try:
             fresh = self._lake.open()
             warm_up(fresh)
         except Exception:
             logger.exception("The lake cannot be opened")
+            if fresh is not None:
+                fresh.close()
             return connection
+        forget(connection)
         connection.close()
         return fresh
 

@@ -1,13 +1,15 @@
 """The intake: whatever goes wrong, each event ends up in the lake once, and its sender is told."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timezone
 
 import duckdb
 import pytest
 
-from retail_assets.ingest import heartbeat, offsets
+from retail_assets.ingest import event_memory, heartbeat, offsets
 from retail_assets.ingest.received import Received
 from retail_assets.lake import compaction
 from retail_assets.lake.connection import Lake
@@ -150,6 +152,68 @@ def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypat
     assert seen.events() == [("E1",), ("E2",)]
     assert seen.rows("SELECT count(*) FROM dead_letter_events") == [(0,)]
     assert sender.told == ["0-1 done"]
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
+    """Whether the lake cannot be written to, or what a new connection needs cannot be read."""
+    open_, transaction, warm_up = Lake.open, Lake.transaction, stream_intake.warm_up
+    opened: list[weakref.ref[duckdb.DuckDBPyConnection]] = []
+    at_once: list[int] = []
+    failures = iter(range(6))
+
+    def opening(lake):
+        connection = open_(lake)
+        opened.append(weakref.ref(connection))
+        gc.collect()
+        at_once.append(len(event_memory._memories))
+        return connection
+
+    def failing(lake, connection, message):
+        if next(failures, None) is not None:
+            raise duckdb.IOException("disk full")
+        return transaction(lake, connection, message)
+
+    def warming(connection):
+        warm_up(connection)
+        if cold and len(opened) > 1:
+            raise duckdb.IOException("no such file")
+
+    # pytest keeps what is logged, and the frames of the exceptions with it.
+    monkeypatch.setattr(stream_intake.logger, "disabled", True)
+    monkeypatch.setattr(Lake, "open", opening)
+    monkeypatch.setattr(Lake, "transaction", failing)
+    monkeypatch.setattr(stream_intake, "warm_up", warming)
+    inbox = Inbox()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(2))
+    run(seen.lake, inbox, Figures())
+    gc.collect()
+    assert sender.told == ["0-1 done"]
+    assert len(opened) > 3
+    # Each has a filter of all that there is.
+    assert max(at_once) == 1
+    assert [each for each in opened if each() is not None] == []
+
+
+def test_a_connection_that_cannot_be_made_ready_is_closed(seen, monkeypatch):
+    failed: list[duckdb.DuckDBPyConnection] = []
+
+    def failing(connection):
+        failed.append(connection)
+        raise duckdb.IOException("no such file")
+
+    connection = seen.lake.open()
+    monkeypatch.setattr(stream_intake, "warm_up", failing)
+    intake = Intake(seen.lake, Inbox(), Figures(), beat=print, beat_is_due=lambda: False)
+    assert intake._recover(connection) is connection
+    with pytest.raises(duckdb.IOException):
+        intake.run(threading.Event(), threading.Event())
+    assert len(failed) == 2
+    for each in failed:
+        with pytest.raises(duckdb.ConnectionException):
+            each.execute("SELECT 1")
+    connection.close()
 
 
 def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch):
