@@ -1,0 +1,164 @@
+"""The lane of files: each file arrives, whether it is told of, found, packed, or met a failure."""
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, TypeAlias
+
+import duckdb
+import pytest
+import watchfiles
+
+from retail_assets.ingest import event_files
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+from retail_assets.stream import files
+from retail_assets.stream.figures import Figures
+from retail_assets.stream.files import NAME, SCAN, WATCH, FileLane
+from retail_assets_tests.event_files import EventIntake, event
+
+HANG_SECONDS = 120
+NEVER = 1e6
+
+StartLane: TypeAlias = Callable[[], Figures]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Files of tests are still, unless they are written to now."""
+    return settings.model_copy(update={"event_settle_seconds": 3600})
+
+
+@pytest.fixture
+def seen(settings: Settings, lake: Lake) -> Iterator[EventIntake]:
+    with EventIntake.open(settings) as seen:
+        yield seen
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many scans, and no rest after a failure."""
+    scan_every(monkeypatch, 0.1)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
+
+
+@pytest.fixture
+def start_lane(seen: EventIntake) -> Iterator[StartLane]:
+    """Starts a lane, waits until it has looked at the folder once, and ends it."""
+    lanes: list[FileLane] = []
+
+    def start() -> Figures:
+        figures = Figures()
+        lanes.append(FileLane(seen.settings, seen.lake, figures))
+        lanes[-1].start()
+        until(lambda: "event_files_left_alone" in figures.gauges or figures.problems)
+        return figures
+
+    yield start
+    for lane in lanes:
+        lane.stop()
+
+
+def scan_every(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    patch.setattr(files, "SCAN_SECONDS", seconds)
+    patch.setattr(files, "SCAN_REST", 0)
+
+
+def until(what: Callable[[], object]) -> None:
+    """Wait for something to be so; a red test instead of a stuck one."""
+    deadline = time.monotonic() + HANG_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_what_lies_there_before_the_start_is_taken_in(seen, start_lane, monkeypatch):
+    scan_every(monkeypatch, NEVER)
+    seen.write("a.jsonl", [event(1), "{"])
+    figures = start_lane()
+    until(lambda: seen.events() == [("E1",)])
+    until(lambda: NAME in figures.sources)
+    assert vars(figures.sources[NAME]) == {
+        "lines": 2,
+        "accepted": 1,
+        "dead_lettered": 1,
+        "duplicate": 0,
+    }
+    # Nobody knows when it was offered.
+    assert figures.snapshot()["latency_p50_ms"] is None
+
+
+def test_a_file_that_is_written_later_arrives_by_notification(seen, start_lane, monkeypatch):
+    scan_every(monkeypatch, NEVER)
+    figures = start_lane()
+    numbers = count()
+
+    def arrives() -> bool:
+        # Those from before the operating system was asked to tell are not told of.
+        number = next(numbers)
+        seen.write(f"{number}.jsonl", [event(number)])
+        return bool(seen.events())
+
+    until(arrives)
+    until(lambda: figures.snapshot()["latency_p50_ms"] is not None)
+
+
+def test_what_is_not_told_of_arrives_by_a_later_scan(seen, start_lane, monkeypatch):
+    monkeypatch.setattr(FileLane, "_watch", lambda _: None)
+    figures = start_lane()
+    for number in range(3):
+        seen.write(f"{number}.jsonl", [event(number)])
+        until(lambda number=number: len(seen.events()) == number + 1)
+    assert figures.problems == {}
+
+
+def test_a_packed_file_arrives_once_it_is_still(seen, start_lane):
+    packed = gzip.compress(f"{event(1)}\n".encode())
+    seen.write("a.jsonl.gz", packed[:-9], modified_ns=time.time_ns())
+    start_lane()
+    seen.write("b.jsonl", [event(2)])
+    until(lambda: seen.events() == [("E2",)])
+    seen.write("a.jsonl.gz", packed)
+    until(lambda: seen.events() == [("E1",), ("E2",)])
+    assert seen.rows("FROM failed_event_files") == []
+
+
+def test_a_last_line_without_newline_arrives_once_its_file_is_still(seen, start_lane):
+    content = f"{event(1)}\n{event(2)}".encode()
+    seen.write("a.jsonl", content, modified_ns=time.time_ns())
+    start_lane()
+    until(lambda: seen.events() == [("E1",)])
+    seen.write("a.jsonl", content)
+    until(lambda: seen.events() == [("E1",), ("E2",)])
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute"),
+    [
+        (NAME, Lake, "transaction"),
+        (SCAN, event_files, "pending_event_files"),
+        (WATCH, watchfiles, "watch"),
+    ],
+)
+def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
+    name, owner, attribute, seen, start_lane, monkeypatch
+):
+    work = getattr(owner, attribute)
+    mended = threading.Event()
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if not mended.is_set():
+            raise duckdb.IOException("disk full")
+        return work(*arguments, **options)
+
+    seen.write("a.jsonl", [event(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, failing)
+        figures = start_lane()
+        until(lambda: "disk full" in figures.problems.get(name, ""))
+        mended.set()
+        until(lambda: not figures.problems)
+        seen.write("b.jsonl", [event(2)])
+        until(lambda: seen.events() == [("E1",), ("E2",)])
