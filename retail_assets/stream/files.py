@@ -4,9 +4,11 @@ Notifications make it fast, the scan makes it complete: what was there before, w
 system did not tell of, and last lines that are taken for whole once their file is still. What is
 new is decided by the ledger, as for the sensor: both may be at work on the same files.
 
-One thread takes files in; what the others find waits for it, what was just noticed first.
+One thread takes files in; what the others find waits for it: what was just noticed first. Of a busy
+shop that never ends, so what a scan found has its turns in between.
 """
 
+import math
 import os
 import threading
 import time
@@ -35,6 +37,12 @@ RETRY_SECONDS = 1.0
 FILES_AT_ONCE = 500
 """How many files are taken in before the next look at what is new."""
 
+SHARE_FILES, SHARE_BYTES = 50, 8 << 20
+"""What is taken in at once of the files that a scan found, while others that were noticed wait."""
+
+SHARE_REST = 4
+"""These then have so many times as long for themselves as that took."""
+
 NOTICE_MS = 3
 """How long notifications are gathered."""
 
@@ -62,6 +70,7 @@ class FileLane:
         self._noticed: dict[str, float] = {}
         self._pending: dict[str, FoundFile] = {}
         self._known: set[str] | None = None
+        self._share_at = time.monotonic()
         self._threads: list[threading.Thread] = []
 
     @property
@@ -117,9 +126,14 @@ class FileLane:
             # A packed file is read once it is still: the scan finds it then.
             new = [name for name in names if is_event_file(name) and not name.endswith(PACKED)]
             if new:
-                with self._changed:
-                    self._noticed = dict.fromkeys(new, now) | self._noticed
-                    self._changed.notify_all()
+                self._notice(new, now)
+
+    def _notice(self, paths: Sequence[str], now: float) -> None:
+        with self._changed:
+            for path in paths:
+                # One that waits keeps its place, and has waited since then.
+                self._noticed.setdefault(path, now)
+            self._changed.notify_all()
 
     def _scan(self) -> None:
         self._again_and_again(SCAN, self._scan_once, read_only=True)
@@ -161,17 +175,38 @@ class FileLane:
             )
             if self._stop.is_set():
                 return 0
-            paths = list(self._noticed or self._pending)[:FILES_AT_ONCE]
+            share = self._share()
+            paths = share or list(self._noticed)[:FILES_AT_ONCE]
             # Nobody knows since when those lie there that a scan found.
-            since = min((self._noticed[path] for path in paths if self._noticed), default=None)
+            since = None if share else min(map(self._noticed.__getitem__, paths), default=None)
             unknown = set(paths) - self._known if since and self._known is not None else set()
             for path in paths:
                 self._noticed.pop(path, None)
                 self._pending.pop(path, None)
         there = [path for path in paths if self._folder.has(path)]
-        if there:
-            self._ingest(connection, there, unknown, since)
+        began = time.monotonic()
+        try:
+            if there:
+                self._ingest(connection, there, unknown, since)
+        finally:
+            if share:
+                now = time.monotonic()
+                self._share_at = now + SHARE_REST * (now - began)
         return 0
+
+    def _share(self) -> list[str]:
+        """What is taken in now of the files that a scan found, and nobody noticed since."""
+        if self._noticed and time.monotonic() < self._share_at:
+            return []
+        files, left = (SHARE_FILES, SHARE_BYTES) if self._noticed else (FILES_AT_ONCE, math.inf)
+        share = []
+        for path, file in self._pending.items():
+            if path not in self._noticed:
+                share.append(path)
+                left -= file.size_bytes
+                if len(share) == files or left <= 0:
+                    break
+        return share
 
     def _ingest(
         self,

@@ -162,3 +162,67 @@ def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
         until(lambda: not figures.problems)
         seen.write("b.jsonl", [event(2)])
         until(lambda: seen.events() == [("E1",), ("E2",)])
+
+
+@pytest.fixture
+def lane(seen: EventIntake) -> FileLane:
+    """A lane that has not begun: the test takes its turns, over the connection of `seen`."""
+    return FileLane(seen.settings, seen.lake, Figures())
+
+
+def notice(lane: FileLane, seen: EventIntake, *numbers: int) -> None:
+    for number in numbers:
+        seen.write(f"{number}.jsonl", [event(number)])
+        lane._notice([f"{number}.jsonl"], time.time())
+
+
+def take(seen: EventIntake, lane: FileLane) -> set[int]:
+    """Take a turn; returns the numbers of all events that are there then."""
+    lane._take_once(seen.connection)
+    return {int(name.removeprefix("E")) for (name,) in seen.events()}
+
+
+def test_what_was_noticed_first_is_taken_in_first(seen, lane, monkeypatch):
+    monkeypatch.setattr(files, "FILES_AT_ONCE", 2)
+    notice(lane, seen, 1, 2, 3)
+    notice(lane, seen, 4, 1)
+    assert take(seen, lane) == {1, 2}
+    assert take(seen, lane) == {1, 2, 3, 4}
+
+
+def test_what_a_scan_found_is_taken_in_though_notices_do_not_end(seen, lane, monkeypatch):
+    monkeypatch.setattr(files, "SHARE_FILES", 2)
+    seen.write("before.jsonl", [event(1)])
+    seen.write("packed.jsonl.gz", [event(2)])
+    seen.write("without newline.jsonl", event(3).encode())
+    seen.write("large.jsonl", [event(4, note="x" * 1000)])
+    lane._scan_once(seen.connection)
+    numbers = count(10)
+    taken: set[int] = set()
+
+    def all_found_are_taken() -> bool:
+        notice(lane, seen, next(numbers))
+        taken.update(take(seen, lane))
+        return taken >= {1, 2, 3, 4}
+
+    until(all_found_are_taken)
+    assert max(taken) >= 10, "those that are noticed arrive meanwhile"
+
+
+@pytest.mark.parametrize(("limit", "value"), [("SHARE_FILES", 2), ("SHARE_BYTES", 200)])
+def test_what_is_noticed_waits_for_a_small_share_of_what_a_scan_found(
+    limit, value, seen, lane, monkeypatch
+):
+    monkeypatch.setattr(files, limit, value)
+    monkeypatch.setattr(files, "SHARE_REST", NEVER)
+    for number in range(5):
+        seen.write(f"{number}.jsonl", [event(number)])
+    lane._scan_once(seen.connection)
+    notice(lane, seen, 10)
+    assert take(seen, lane) == {0, 1}
+    assert lane._figures.snapshot()["latency_p50_ms"] is None
+    assert take(seen, lane) == {0, 1, 10}
+    assert lane._figures.snapshot()["latency_p50_ms"] is not None
+    notice(lane, seen, 11)
+    assert take(seen, lane) == {0, 1, 10, 11}
+    assert take(seen, lane) == {0, 1, 2, 3, 4, 10, 11}
