@@ -44,6 +44,9 @@ MAX_ATTEMPTS = 3
 CHUNK_LINES = 20_480
 """How many lines a core judges at a time."""
 
+LINE_BYTES = 100
+"""What a line takes in memory beside its bytes, about."""
+
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
 
@@ -254,7 +257,7 @@ class _Intake:
         for file, portion in self._new(path, entry):
             waiting = _Waiting(file, entry, portion, self._day(file))
             self._waiting.append(waiting)
-            self._weight += len(portion.data)
+            self._weight += len(portion.data) + LINE_BYTES * portion.lines
             if self._weight >= PORTION_BYTES or not portion.last:
                 self._commit()
             if not portion.last:

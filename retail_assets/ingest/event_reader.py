@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_lines import BOM, KEPT_BYTES, MAX_LINE_BYTES
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4 << 20
 PORTION_BYTES = 64 << 20
-"""What is taken from a file at once, and committed: more would be held in memory."""
+PORTION_LINES = 200_000
+"""What is taken from a file at once, and committed: more would be held in memory. Short lines take
+many times their bytes there."""
 
 _AROUND = len(BOM) + len(b"\r")
 """What may belong to a line's bytes and is none of it."""
@@ -137,19 +141,23 @@ class _Reader:
         # Of a line that is too long only the beginning is kept, but all of it is hashed.
         open_digest, open_bytes = self.digest.copy(), 0
         while block:
-            end = block.rfind(b"\n") + 1
-            if end:
-                open_digest.update(block[:end])
-                self._add(open_line, open_bytes, block[:end])
-                self.digest, self._position = open_digest, self._position + open_bytes + end
+            start = 0
+            for end in self._ends(block):
+                whole = block[start:end]
+                open_digest.update(whole)
+                self._add(open_line, open_bytes, whole)
+                self.digest, self._position = open_digest, self._position + open_bytes + len(whole)
                 open_line, open_digest, open_bytes = bytearray(), open_digest.copy(), 0
-            rest = block[end:]
+                start = end
+                if self._lines >= PORTION_LINES:
+                    # Whoever finds this in the ledger has to go on, even from between two lines.
+                    yield self._portion(OPEN, last=False)
+            rest = block[start:]
             open_digest.update(rest)
             open_bytes += len(rest)
             if len(open_line) <= MAX_LINE_BYTES + _AROUND:
                 open_line += rest
             if self._size >= PORTION_BYTES:
-                # Whoever finds this in the ledger has to go on, even from between two lines.
                 yield self._portion(OPEN, last=False)
             block = stream.read(BLOCK_BYTES)
         # It stays so: if anything followed, the file would be read from its beginning.
@@ -161,6 +169,16 @@ class _Reader:
                 self._add(open_line, open_bytes, b"\n")
                 self.digest, self._position = open_digest, self._position + open_bytes
         yield self._portion(last_line, last=True)
+
+    def _ends(self, block: bytes) -> list[int]:
+        """Where lines of a block end: all of them, or so many as the portion has room for."""
+        ends = []
+        room = PORTION_LINES - self._lines
+        if block.count(b"\n") > room:
+            newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            ends = (newlines[room - 1 : -1 : PORTION_LINES] + 1).tolist()
+        last = block.rfind(b"\n") + 1
+        return [*ends, last] if last else ends
 
     def _add(self, open_line: bytearray, open_bytes: int, whole: bytes) -> None:
         if open_bytes > MAX_LINE_BYTES + _AROUND:

@@ -27,6 +27,7 @@ def one_by_one(settings: Settings, *files: str) -> None:
 def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
     event_reader.BLOCK_BYTES = BLOCK
     event_reader.PORTION_BYTES = event_files.PORTION_BYTES = PORTION
+    event_files.LINE_BYTES = 0
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         for files in batches:

@@ -610,6 +610,43 @@ def test_the_copy_of_a_file_of_many_portions_is_one(
     }  # fmt: skip
 
 
+def commits(events: Events) -> int:
+    """How often event files were taken in."""
+    found = events.rows(
+        "SELECT count(*) FROM ducklake_snapshots('lake')"
+        " WHERE commit_message = 'ingest event files'"
+    )
+    return int(found[0][0])
+
+
+def test_of_short_lines_so_many_are_taken_in_at_once_and_keep_their_numbers(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_reader, "PORTION_LINES", 4)
+    lines = [event(1), *[""] * 8, event(2), event(3)]
+    file = events.write("a.jsonl", *lines)
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 3, 8, 0)}
+    assert commits(events) == 3
+    grow(file, "\n" * 5 + f"{event(4)}\n")
+    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 5, 0)}
+    assert commits(events) == 5
+    assert events.accepted() == [
+        (f"E{n}", "a.jsonl", line) for n, line in enumerate((1, 10, 11, 17), 1)
+    ]
+    assert [line for _, line, _ in events.dead()] == [*range(2, 10), *range(12, 17)]
+
+
+def test_short_lines_of_many_files_weigh_more_than_their_bytes(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_files, "PORTION_BYTES", 1000)
+    for number in range(30):
+        events.write(f"{number:02}.jsonl", str(number))
+    events.take()
+    assert len(events.dead()) == 30
+    assert commits(events) == 3
+
+
 # Files that cannot be read
 
 

@@ -197,10 +197,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def shrink(
-    patch: pytest.MonkeyPatch, *, block: int, portion: int, line: int = MAX_LINE_BYTES
+    patch: pytest.MonkeyPatch,
+    *,
+    block: int,
+    portion: int,
+    lines: int = event_reader.PORTION_LINES,
+    line: int = MAX_LINE_BYTES,
 ) -> pytest.MonkeyPatch:
     patch.setattr(event_reader, "BLOCK_BYTES", block)
     patch.setattr(event_reader, "PORTION_BYTES", portion)
+    patch.setattr(event_reader, "PORTION_LINES", lines)
     for module in (event_reader, event_lines):
         patch.setattr(module, "MAX_LINE_BYTES", line)
         patch.setattr(module, "KEPT_BYTES", min(line, KEPT_BYTES))
@@ -227,6 +233,27 @@ def test_a_large_file_comes_in_portions_and_the_next_may_go_on_from_any(
         assert rest[-1].progress == found[-1].progress, number
 
 
+@pytest.mark.parametrize("block", [1, 4, 7, 16, 1000])
+@pytest.mark.parametrize(
+    "content",
+    [b"\n" * 20, b"a\n" * 12, b"a\n" * 12 + b"b", b"\n\n\nabcdefghijklmnopqrstuvwxyz\n\n\n\n\n\nz"],
+    ids=["blank", "whole portions", "open", "uneven"],
+)
+def test_a_portion_has_so_many_lines_at_most_wherever_they_lie(
+    content: bytes, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink(monkeypatch, block=block, portion=1000, lines=4)
+    found = portions(content, still=False)
+    whole = content[: content.rfind(b"\n") + 1]
+    assert b"".join(portion.data for portion in found) == whole
+    lines = whole.count(b"\n")
+    assert [portion.lines for portion in found] == [4] * (lines // 4) + [lines % 4]
+    assert [portion.last for portion in found] == [False] * (len(found) - 1) + [True]
+    for portion in found:
+        so_far = content[: portion.progress.bytes_taken]
+        assert portion.progress == progress(so_far, so_far.count(b"\n"), portion.progress.last_line)
+
+
 def table(found: list[Portion]) -> list[tuple[str, str | None]]:
     """The lines of portions, and what is wrong with them."""
     return [
@@ -248,15 +275,18 @@ hostile = st.lists(
     content=hostile,
     block=st.integers(1, 9),
     portion=st.integers(1, 12),
+    lines=st.integers(1, 5),
     line=st.sampled_from([3, 5, 8, 100]),
     still=st.booleans(),
     packed=st.booleans(),
 )
-@example(content=b"abcde\r\n", block=6, portion=1, line=5, still=True, packed=False)
-@example(content=BOM + b"abc\n", block=1, portion=1, line=3, still=True, packed=False)
-@example(content=BOM + b"ab\rcdefg\n", block=2, portion=1, line=3, still=True, packed=False)
+@example(content=b"abcde\r\n", block=6, portion=1, lines=9, line=5, still=True, packed=False)
+@example(content=BOM + b"abc\n", block=1, portion=1, lines=9, line=3, still=True, packed=False)
+@example(
+    content=BOM + b"ab\rcdefg\n", block=2, portion=1, lines=9, line=3, still=True, packed=False
+)
 def test_portions_hold_the_lines_that_one_large_portion_holds(
-    content: bytes, block: int, portion: int, line: int, still: bool, packed: bool
+    content: bytes, block: int, portion: int, lines: int, line: int, still: bool, packed: bool
 ) -> None:
     file = gzip.compress(content) if packed else content
     with pytest.MonkeyPatch.context() as patch:
@@ -264,12 +294,12 @@ def test_portions_hold_the_lines_that_one_large_portion_holds(
         whole = portions(file, still=still, packed=packed)
         assert len(whole) == 1
         expected = table(whole)
-        shrink(patch, block=block, portion=portion, line=line)
+        shrink(patch, block=block, portion=portion, lines=lines, line=line)
         found = portions(file, still=still, packed=packed)
         assert table(found) == expected
         assert found[-1].progress == whole[-1].progress
         for part in found:
-            assert part.lines == to_arrow(part.data, part.cut).num_rows
+            assert part.lines == to_arrow(part.data, part.cut).num_rows <= lines
         # Whoever stops after any of them, goes on with what is left.
         stopped = found[len(found) // 2]
         rest = portions(file, stopped.progress, still=still, packed=packed)
@@ -282,14 +312,15 @@ def test_portions_hold_the_lines_that_one_large_portion_holds(
     versions=st.lists(st.tuples(hostile, st.booleans(), st.booleans()), min_size=1, max_size=5),
     block=st.integers(1, 9),
     portion=st.integers(1, 12),
+    lines=st.integers(1, 5),
 )
 def test_whatever_a_file_was_before_its_lines_are_those_of_its_content(
-    versions: list[tuple[bytes, bool, bool]], block: int, portion: int
+    versions: list[tuple[bytes, bool, bool]], block: int, portion: int, lines: int
 ) -> None:
     """Versions follow each other, or each goes on where the one before ended."""
     state, content, held = NOTHING, b"", []
     with pytest.MonkeyPatch.context() as patch:
-        shrink(patch, block=block, portion=portion)
+        shrink(patch, block=block, portion=portion, lines=lines)
         for more, goes_on, still in versions:
             content = content + more if goes_on else more
             for part in portions(content, state, still=still):
