@@ -2,9 +2,11 @@
 
 Which files are new, and from where on, is decided by the ledger `event_files`: path, size and hash
 of what was taken in. Lines go in by portions, each in one transaction with its ledger entries. Who
-finds there that another process has taken a file further in the meantime leaves it alone.
+finds there that another process has taken a file further in the meantime leaves it alone. Of a
+transaction that fails the file at fault is found by halving, so that it stops no other.
 """
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,11 +37,16 @@ if TYPE_CHECKING:
 
     from retail_assets.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 COPY = "copy"
 """What came of a file whose content is there under another name."""
 
 MAX_ATTEMPTS = 3
-"""How often a file that cannot be read is tried as it is."""
+"""How often a file that cannot be read, or fails its transaction, is tried as it is."""
+
+NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
+"""Met by a transaction, these say that the lake cannot be written to, or not now."""
 
 CHUNK_LINES = 20_480
 """How many lines a core judges at a time."""
@@ -181,6 +188,9 @@ def ingest(
 
     Returns:
         What came of each file. Problems of files are in the ledger as well.
+
+    Raises:
+        Exception: whatever says that the lake cannot be written to; no file is blamed for it.
     """
     intake = _Intake(lake, connection, settings, progress)
     found = intake.run(list(paths), unknown)
@@ -255,6 +265,9 @@ class _Intake:
 
     def _read(self, path: str, entry: Entry | None) -> None:
         for file, portion in self._new(path, entry):
+            if path in self._result.failed:
+                # A portion before this one was at fault.
+                return
             waiting = _Waiting(file, entry, portion, self._day(file))
             self._waiting.append(waiting)
             self._weight += len(portion.data) + LINE_BYTES * portion.lines
@@ -298,23 +311,71 @@ class _Intake:
         staged: "tuple[pa.Table, pa.Table] | None",
         unreadable: Mapping[FoundFile, str],
     ) -> None:
+        try:
+            self._transact(self._connection, waiting, staged, unreadable)
+        except NO_FILES_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
+            logger.warning("Event files could not be taken in, they are tried by parts: %s", error)
+            self._take_parts(waiting, unreadable)
+
+    def _take_parts(self, waiting: Sequence[_Waiting], unreadable: Mapping[FoundFile, str]) -> None:
+        """Take in what failed, then its halves, and of these the halves; a file alone is at fault.
+
+        Unless the lake is: then that cannot be entered either.
+        """
+        failed = dict(unreadable)
+        parts = [waiting] if waiting else []
+        while parts:
+            part = parts.pop(0)
+            try:
+                # After a failure nothing is known of a connection.
+                with self._lake.connect() as connection:
+                    self._transact(connection, part, _arrow(part), {})
+            except NO_FILES_FAULT:
+                raise
+            except Exception as error:  # noqa: BLE001  # as above
+                middle = len(part) // 2
+                if middle:
+                    parts[:0] = [part[:middle], part[middle:]]
+                else:
+                    failed[part[0].file] = f"{part[0].path} cannot be taken in: {error}"
+        if failed:
+            with self._lake.connect() as connection:
+                self._transact(connection, [], None, failed)
+
+    def _transact(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        waiting: Sequence[_Waiting],
+        staged: "tuple[pa.Table, pa.Table] | None",
+        unreadable: Mapping[FoundFile, str],
+    ) -> None:
         with (
-            EventBatch(self._connection) as batch,
+            EventBatch(connection) as batch,
             batch.transaction(self._lake, "ingest event files", staged),
         ):
-            self._settle(batch, waiting, unreadable)
+            taken, new_fields = self._settle(connection, batch, waiting, unreadable)
+        for one in taken:
+            before = self._result.files.get(one.path)
+            self._result.files[one.path] = one if before is None else before.plus(one)
+        self._result.failed |= {file.path: text for file, text in unreadable.items()}
+        self._result.new_fields += new_fields
 
     def _settle(
         self,
+        connection: duckdb.DuckDBPyConnection,
         batch: EventBatch,
         waiting: Sequence[_Waiting],
         unreadable: Mapping[FoundFile, str],
-    ) -> None:
-        """In the transaction: the rows, and the ledger that says where they came from."""
+    ) -> tuple[list[Taken], Sequence[tuple[str, str]]]:
+        """In the transaction: the rows, and the ledger that says where they came from.
+
+        Returns:
+            What came of each file, and the fields that are new.
+        """
         paths = [item.path for item in waiting]
-        found = event_ledger.related(
-            self._connection, paths, list(filter(None, map(_content, waiting)))
-        )
+        found = event_ledger.related(connection, paths, list(filter(None, map(_content, waiting))))
         known = {entry.path: entry for entry in found}
         overtaken = {
             item.path for item in waiting if _state(known.get(item.path)) != _state(item.entry)
@@ -325,20 +386,19 @@ class _Intake:
             for item in waiting
             if item.path not in overtaken
         ]
-        plan = _Plan(self._connection, current, found)
+        plan = _Plan(connection, current, found)
         batch.leave_out(FILE, [*overtaken, *plan.copies])
         for holder, heir in plan.heirs:
             batch.inherit(FILE, holder, heir.path, heir.received_date)
         batch.retract(FILE, plan.replaced)
         batch.retract(FILE, plan.displaced, redrives=False)
         settled = batch.settle()
-        for taken in plan.enter(settled.deltas):
-            before = self._result.files.get(taken.path)
-            self._result.files[taken.path] = taken if before is None else before.plus(taken)
-        failed = event_ledger.failed_paths(self._connection)
-        event_ledger.note_failures(self._connection, unreadable, paths, failed)
-        self._result.failed |= {file.path: text for file, text in unreadable.items()}
-        self._result.new_fields += settled.new_fields
+        taken = list(plan.enter(settled.deltas))
+        failed = event_ledger.failed_paths(connection)
+        # Of a file that was at fault in this run a later portion may have been read already.
+        readable = [path for path in paths if path not in self._result.failed]
+        event_ledger.note_failures(connection, unreadable, readable, failed)
+        return taken, settled.new_fields
 
 
 def _content(item: _Waiting) -> str | None:

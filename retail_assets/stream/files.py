@@ -8,6 +8,7 @@ One thread takes files in; what the others find waits for it: what was just noti
 shop that never ends, so what a scan found has its turns in between.
 """
 
+import logging
 import math
 import os
 import threading
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import duckdb
 
     from retail_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 SCAN_SECONDS = 10.0
 SCAN_REST = 4
@@ -101,7 +104,7 @@ class FileLane:
             try:
                 self._listen()
             except Exception as error:  # noqa: BLE001  # such as a folder that is gone: the scan goes on
-                self._figures.problem(WATCH, f"changes of the events folder are not seen: {error}")
+                self._failed(WATCH, f"changes of the events folder are not seen: {error}")
                 self._stop.wait(RETRY_SECONDS)
 
     def _listen(self) -> None:
@@ -223,6 +226,8 @@ class FileLane:
             unknown=unknown,
             forget_gone=noticed is None,
         )
+        for problem in found.failed.values():
+            logger.warning("%s", problem)
         with self._changed:
             if self._known is not None:
                 self._known.update(paths)
@@ -258,5 +263,11 @@ class FileLane:
                         self._figures.problem(name, None)
                         self._stop.wait(rest)
             except Exception as error:  # noqa: BLE001  # it goes on, whatever one turn met
-                self._figures.problem(name, f"event files: {error}")
+                self._failed(name, f"event files: {error}")
                 self._stop.wait(RETRY_SECONDS)
+
+    def _failed(self, name: str, problem: str) -> None:
+        if self._figures.problems.get(name) != problem:
+            # Once, not with every attempt.
+            logger.warning("The %s failed, it is tried again: %s", name, problem)
+        self._figures.problem(name, problem)

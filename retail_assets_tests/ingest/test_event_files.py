@@ -25,6 +25,8 @@ from retail_assets.ingest.event_files import (
     pending_event_files,
 )
 from retail_assets.ingest.event_folder import EventFolder
+from retail_assets.ingest.events import EventBatch, Settled
+from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
@@ -798,6 +800,143 @@ def test_a_file_that_is_gone_when_it_is_read_fails_by_name(events: Events) -> No
     came = events.take("a.jsonl", "gone.jsonl")
     assert came.failed.keys() == {"gone.jsonl"}
     assert len(events.accepted()) == 1
+
+
+# Files that fail their transaction
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What a transaction meets that has a line with the word in it: the last of these, if any."""
+    faults: list[Exception] = [duckdb.InternalException("it met something odd")]
+    settle = EventBatch.settle
+
+    def breaking(batch: EventBatch) -> Settled:
+        found = batch._connection.execute(
+            "SELECT 1 FROM temp.main.judged_events WHERE payload LIKE '%poison%'"
+        )
+        if found.fetchone() and faults:
+            raise faults[-1]
+        return settle(batch)
+
+    monkeypatch.setattr(EventBatch, "settle", breaking)
+    return faults
+
+
+def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
+    events: Events, poison: list[Exception]
+) -> None:
+    for number in range(9):
+        note = "poison" if number in {2, 3, 7} else "good"
+        events.write(f"{number}.jsonl", event(number, note=note), BAD)
+    write_events(events.settings, "broken.jsonl.gz", b"no gzip")
+    came = events.take()
+    bad = {f"{number}.jsonl" for number in (2, 3, 7)}
+    assert came.failed.keys() == bad | {"broken.jsonl.gz"}
+    assert came.failed["2.jsonl"] == "2.jsonl cannot be taken in: it met something odd"
+    assert {path: vars(one) for path, one in came.files.items()} == {
+        path: {"path": path, "outcome": "new", "lines": 2, "accepted": 1, "dead_lettered": 1}
+        for path in (f"{number}.jsonl" for number in (0, 1, 4, 5, 6, 8))
+    }
+    assert len(events.accepted()) == 6
+    assert events.rows("SELECT path, attempts FROM lake.failed_event_files ORDER BY ALL") == [
+        (path, 1) for path in sorted(came.failed)
+    ]
+
+
+def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(
+    events: Events, poison: list[Exception]
+) -> None:
+    events.write("a.jsonl", event(1, note="poison"))
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        events.write(f"b{attempt}.jsonl", event(10 + attempt))
+        assert "a.jsonl" in events.pending().files
+        events.take()
+        assert events.rows("SELECT path, attempts FROM lake.failed_event_files") == [
+            ("a.jsonl", attempt)
+        ]
+    assert events.pending().files == {}
+    assert events.pending().left_alone == {
+        "a.jsonl": "failed 3 times: a.jsonl cannot be taken in: it met something odd"
+    }
+    events.write("a.jsonl", event(1), event(2))
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 2, 0, 0)}
+    assert events.rows("FROM lake.failed_event_files") == []
+    assert events.pending().left_alone == {}
+
+
+def test_of_a_file_that_fails_a_transaction_what_was_before_is_kept_and_the_rest_left(
+    events: Events, poison: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_reader, "PORTION_LINES", 2)
+    notes = ["", "", "", "poison", *[""] * 16]
+    events.write("a.jsonl", *(event(n, note=note) for n, note in enumerate(notes)))
+    events.write("b.jsonl", event(30))
+    came = events.take()
+    assert came.failed.keys() == {"a.jsonl"}
+    assert events.accepted() == [
+        ("E0", "a.jsonl", 1), ("E1", "a.jsonl", 2), ("E30", "b.jsonl", 1),
+    ]  # fmt: skip
+    assert events.rows("SELECT path, attempts FROM lake.failed_event_files") == [("a.jsonl", 1)]
+    poison.clear()
+    assert list(events.pending().files) == ["a.jsonl"]
+    assert outcomes(events.take()) == {"a.jsonl": ("grown", 18, 0, 0)}
+    assert events.rows("FROM lake.failed_event_files") == []
+
+
+def test_a_transaction_that_fails_once_is_no_fault_of_a_file_and_counts_nothing_twice(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        events.write(f"{number}.jsonl", event(number, note="new"), BAD)
+    commit, faults = lake_connection.commit, [duckdb.TransactionException("it failed to commit")]
+
+    def failing(connection: duckdb.DuckDBPyConnection) -> None:
+        if faults:
+            connection.execute("ROLLBACK")
+            raise faults.pop()
+        commit(connection)
+
+    monkeypatch.setattr(lake_connection, "commit", failing)
+    came = events.take()
+    assert not faults
+    assert outcomes(came) == {f"{number}.jsonl": ("new", 1, 1, 0) for number in range(4)}
+    assert came.new_fields == [("note", "VARCHAR")]
+    assert events.rows("FROM lake.failed_event_files") == []
+
+
+@pytest.mark.parametrize("error", [duckdb.IOException, OSError, RetailAssetsError])
+def test_that_a_disk_is_full_is_no_fault_of_a_file(
+    events: Events, poison: list[Exception], error: type[Exception]
+) -> None:
+    poison.append(error("no space left on device"))
+    events.write("a.jsonl", event(1, note="poison"))
+    events.write("b.jsonl", event(2))
+    with pytest.raises(error, match="no space left"):
+        events.take()
+    assert events.rows("FROM lake.failed_event_files") == []
+    poison.clear()
+    events.take()
+    assert len(events.accepted()) == 2
+
+
+def test_while_nothing_can_be_committed_no_file_is_at_fault(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        events.write(f"{number}.jsonl", event(number))
+
+    def failing(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("ROLLBACK")
+        raise duckdb.TransactionException("it failed to commit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lake_connection, "commit", failing)
+        with pytest.raises(duckdb.TransactionException):
+            events.take()
+    assert events.rows("FROM lake.failed_event_files") == []
+    events.take()
+    assert len(events.accepted()) == 3
 
 
 # New fields

@@ -12,6 +12,7 @@ import pytest
 import watchfiles
 
 from retail_assets.ingest import event_files
+from retail_assets.ingest.events import EventBatch, Settled
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stream import files
@@ -143,7 +144,7 @@ def test_a_last_line_without_newline_arrives_once_its_file_is_still(seen, start_
     ],
 )
 def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
-    name, owner, attribute, seen, start_lane, monkeypatch
+    name, owner, attribute, seen, start_lane, monkeypatch, caplog
 ):
     work = getattr(owner, attribute)
     mended = threading.Event()
@@ -158,10 +159,36 @@ def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
         patch.setattr(owner, attribute, failing)
         figures = start_lane()
         until(lambda: "disk full" in figures.problems.get(name, ""))
+        assert "disk full" in caplog.text
         mended.set()
         until(lambda: not figures.problems)
         seen.write("b.jsonl", [event(2)])
         until(lambda: seen.events() == [("E1",), ("E2",)])
+
+
+def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
+    seen, start_lane, monkeypatch, caplog
+):
+    settle = EventBatch.settle
+
+    def breaking(batch: EventBatch) -> Settled:
+        if ("odd.jsonl",) in batch._connection.execute(
+            "SELECT source_name FROM temp.main.judged_events"
+        ).fetchall():
+            raise duckdb.InternalException("it met something odd")
+        return settle(batch)
+
+    monkeypatch.setattr(EventBatch, "settle", breaking)
+    for name in ("a", "odd", "z"):
+        seen.write(f"{name}.jsonl", [event(ord(name[0]))])
+    figures = start_lane()
+    until(lambda: seen.events() == [("E122",), ("E97",)])
+    until(lambda: figures.gauges["event_files_left_alone"] == 1)
+    [(path, attempts)] = seen.rows("SELECT path, attempts FROM failed_event_files")
+    # A scan may have been on its way when it failed for the last time.
+    assert (path, attempts >= event_files.MAX_ATTEMPTS) == ("odd.jsonl", True)
+    assert "odd.jsonl cannot be taken in: it met something odd" in caplog.text
+    assert figures.problems == {}
 
 
 @pytest.fixture
