@@ -133,6 +133,7 @@ def pending_event_files(
     left_alone = {
         **dict.fromkeys(listing.links, "is a link, which is not followed"),
         **dict.fromkeys(listing.unnamed, "has a name that is not UTF-8 text: rename it"),
+        **listing.unseen,
     }
     lake = LakeState.of_settings(settings) if connection is None else LakeState.read(connection)
     now = time.time_ns()

@@ -42,12 +42,14 @@ class FoundFile:
 class Listing:
     r"""What lies in the folder: event files by path, and what is not read.
 
-    These are links, and files whose path is no text (`unnamed`, with the bytes at fault as `\xNN`).
+    These are links, files whose path is no text (`unnamed`, with the bytes at fault as `\xNN`), and
+    folders and files that cannot be looked at (`unseen`, with the reason; the folder itself: `.`).
     """
 
     files: dict[str, FoundFile]
     links: tuple[str, ...]
     unnamed: tuple[str, ...]
+    unseen: dict[str, str]
 
 
 class EventFolder:
@@ -69,9 +71,9 @@ class EventFolder:
         """
         files: dict[str, FoundFile] = {}
         links: list[str] = []
+        unseen: dict[str, str] = {}
         if self.is_local:
-            if os.path.isdir(self.location):  # noqa: PTH112  # os.scandir is what is fast
-                _scan(self.location, "", files, links)
+            _scan(self.location, "", files, links, unseen)
         else:
             files = self._remote()
         # What Python makes of bytes in a name that are not UTF-8 no database takes.
@@ -82,6 +84,7 @@ class EventFolder:
             dict(sorted(files.items())),
             tuple(sorted(_printable(path) for path in links)),
             tuple(sorted(_printable(path) for path in unnamed)),
+            {_printable(path) or ".": reason for path, reason in sorted(unseen.items())},
         )
 
     def stat(self, path: str) -> FoundFile:
@@ -181,10 +184,13 @@ def landing_day(file: FoundFile, timezone_name: str, first: date, today: date) -
     return written if first <= written <= today else today
 
 
-def _scan(root: str, below: str, files: dict[str, FoundFile], links: list[str]) -> None:
+def _scan(
+    root: str, below: str, files: dict[str, FoundFile], links: list[str], unseen: dict[str, str]
+) -> None:
     try:
-        entries = os.scandir(os.path.join(root, below))  # noqa: PTH118
-    except OSError:
+        entries = os.scandir(os.path.join(root, below))  # noqa: PTH118  # it is what is fast
+    except OSError as error:
+        _note(unseen, below, "listed", error)
         return
     with entries:
         for entry in entries:
@@ -194,15 +200,21 @@ def _scan(root: str, below: str, files: dict[str, FoundFile], links: list[str]) 
             if entry.is_symlink():
                 links.append(path)
             elif entry.is_dir():
-                _scan(root, path, files, links)
+                _scan(root, path, files, links, unseen)
             elif is_event_file(path):
                 try:
                     found = entry.stat()
-                except OSError:
-                    # Gone in this moment.
+                except OSError as error:
+                    _note(unseen, path, "looked at", error)
                     continue
                 if entry.is_file():
                     files[path] = FoundFile(path, found.st_size, found.st_mtime_ns)
+
+
+def _note(unseen: dict[str, str], path: str, what: str, error: OSError) -> None:
+    # Else it is not there yet, or gone in this moment.
+    if not isinstance(error, FileNotFoundError):
+        unseen[path] = f"cannot be {what}: {error.strerror}"
 
 
 def _is_text(path: str) -> bool:

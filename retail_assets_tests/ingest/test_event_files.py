@@ -244,6 +244,73 @@ def test_hidden_files_and_other_endings_are_no_event_files(events: Events) -> No
     assert events.pending() == Pending({}, (), {})
 
 
+@pytest.mark.parametrize(
+    ("refused", "name", "taken"),
+    [("shut", "shut", ["a.jsonl"]), ("", ".", []), ("open/shut", "open/shut", ["a.jsonl"])],
+)
+def test_a_folder_that_cannot_be_listed_is_named_and_stops_no_other(
+    events: Events, refused: str, name: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events.write("a.jsonl", event(1))
+    events.write(f"{refused or 'shut'}/b.jsonl", event(2))
+    scandir, shut = os.scandir, os.path.join(events.folder, refused)  # noqa: PTH118
+
+    def refuse(path: str) -> Any:
+        # A superuser may list all folders.
+        if path == shut:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        pending = events.pending()
+    assert list(pending.files) == taken
+    assert pending.left_alone == {name: "cannot be listed: Permission denied"}
+    assert len(events.pending().files) == 2
+    assert events.pending().left_alone == {}
+
+
+def test_an_events_folder_that_is_a_file_is_named(events: Events) -> None:
+    events.folder.write_text(event(1))
+    assert events.pending() == Pending({}, (), {".": "cannot be listed: Not a directory"})
+
+
+def test_a_file_that_cannot_be_looked_at_is_named(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("a.jsonl", "b.jsonl"):
+        events.write(path, event(1))
+    scandir = os.scandir
+
+    class Shut:
+        """An entry of a folder whose names may be read, and nothing else."""
+
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self._entry = entry
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._entry, name)
+
+        def stat(self) -> os.stat_result:
+            raise PermissionError(13, "Permission denied", self._entry.path)
+
+    class Entries(list[Any]):
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.clear()
+
+    def shut(path: str) -> Entries:
+        with scandir(path) as entries:
+            return Entries(Shut(entry) if entry.name == "b.jsonl" else entry for entry in entries)
+
+    monkeypatch.setattr(os, "scandir", shut)
+    pending = events.pending()
+    assert list(pending.files) == ["a.jsonl"]
+    assert pending.left_alone == {"b.jsonl": "cannot be looked at: Permission denied"}
+
+
 # Links, and paths that leave the folder
 
 
