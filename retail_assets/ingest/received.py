@@ -5,6 +5,7 @@ the ledger has already, such as a worker that does not know yet that it lost its
 nothing.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 CHUNK_LINES = 10_240
 """How many lines a core judges at a time."""
@@ -103,6 +106,7 @@ def take(
         offsets.append(connection, list(entries.values()))
         apply_deltas(connection, others)
         also()
+    warn_of_new_fields(settled.new_fields)
     memory = memory_of(connection)
     if memory:
         memory.positions.update({part: entry.position for part, entry in entries.items()})
@@ -115,6 +119,13 @@ def take(
         )
         for source in sorted({source for source, _ in entries})
     }
+
+
+def warn_of_new_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Tell of fields, with their JSON types, that no event had before."""
+    if fields:
+        found = ", ".join(f"{name} ({kind})" for name, kind in fields)
+        logger.warning("Fields that no event had before: %s", found)
 
 
 def warm_up(connection: duckdb.DuckDBPyConnection) -> None:

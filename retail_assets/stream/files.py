@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from retail_assets.ingest import event_files
 from retail_assets.ingest.event_folder import PACKED, FoundFile, is_event_file
-from retail_assets.ingest.received import warm_up
+from retail_assets.ingest.received import warm_up, warn_of_new_fields
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Batch, Figures
 
@@ -228,6 +228,7 @@ class FileLane:
         )
         for problem in found.failed.values():
             logger.warning("%s", problem)
+        warn_of_new_fields(found.new_fields)
         with self._changed:
             if self._known is not None:
                 self._known.update(paths)

@@ -73,6 +73,15 @@ def test_rows_and_offset_are_committed_together(intake):
     must_balance(intake)
 
 
+def test_a_new_field_is_warned_about_once(intake, caplog):
+    for first, changed in enumerate(({}, {"note": "x"}, {"note": "y"}, {"note": 1})):
+        take(intake.lake, intake.connection, [received(first, event(first, **changed))])
+    assert [record.getMessage() for record in caplog.records] == [
+        "Fields that no event had before: note (VARCHAR)",
+        "Fields that no event had before: note (UBIGINT)",
+    ]
+
+
 @pytest.mark.parametrize("size", [50, 3_000], ids=["few", "many"])
 def test_what_batches_staged_does_not_stay_in_memory(intake, size, monkeypatch):
     monkeypatch.setattr(event_workspace, "REUSED_ROWS", 3 * size)

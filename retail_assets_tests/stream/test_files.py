@@ -197,6 +197,16 @@ def lane(seen: EventIntake) -> FileLane:
     return FileLane(seen.settings, seen.lake, Figures())
 
 
+def test_a_new_field_is_warned_about_once(seen, lane, caplog):
+    for number, changed in enumerate(({}, {"note": "x"}, {"note": "y"})):
+        seen.write(f"{number}.jsonl", [event(number, **changed)])
+        lane._notice([f"{number}.jsonl"], time.time())
+        lane._take_once(seen.connection)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Fields that no event had before: note (VARCHAR)"
+    ]
+
+
 def notice(lane: FileLane, seen: EventIntake, *numbers: int) -> None:
     for number in numbers:
         seen.write(f"{number}.jsonl", [event(number)])
