@@ -193,8 +193,10 @@ def _materializations(
     reported.days = sorted(days) or reported.days
     offsets = consumer_offsets(connection)
     for consumer in consumers:
-        moved = offsets.get(consumer.name) != reported.offsets.get(consumer.name)
-        if (moved or (ended and behind)) and (lives or consumer.name not in behind):
+        name = consumer.name
+        moved = offsets.get(name) != reported.offsets.get(name)
+        followed = name in offsets and name not in behind
+        if (days or moved) and (followed or (lives and moved)):
             for table in consumer.tables:
                 yield dg.AssetMaterialization(table.name, metadata=metadata)
     reported.offsets = dict(offsets)
