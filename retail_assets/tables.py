@@ -336,8 +336,10 @@ RAW_EVENTS = Table(
         Column(
             "received_date",
             "DATE",
-            "The day on which it landed: the date in the file's path, else the day on which the"
-            " file was last written to, in the business time zone.",
+            "The day on which it landed, in the business time zone. Of a file: the date in its path,"
+            " else the day on which it was last written to; of Kafka: that of the message's"
+            " timestamp, or of the message before it if that is later; of the webhook: the day on"
+            " which it came.",
         ),
         *_POSITION,
         Column(
@@ -349,7 +351,8 @@ RAW_EVENTS = Table(
         Column(
             "defect",
             "VARCHAR",
-            "What was wrong with the line as such, so that its payload is not all of it.",
+            "What was wrong with the line as such, so that its payload is not all of it; or"
+            " `not_taken`, where the lake could not take in the whole payload.",
             nullable=True,
         ),
         Column(
