@@ -336,8 +336,8 @@ RAW_EVENTS = Table(
         Column(
             "received_date",
             "DATE",
-            "The day on which it landed, in the business time zone. Of a file: the date in its path,"
-            " else the day on which it was last written to; of Kafka: that of the message's"
+            "The day on which it landed, in the business time zone. Of a file: the date in its"
+            " path, else the day on which it was last written to; of Kafka: that of the message's"
             " timestamp, or of the message before it if that is later; of the webhook: the day on"
             " which it came.",
         ),
@@ -591,7 +591,8 @@ EVENT_FILES = Table(
 
 FAILED_EVENT_FILES = Table(
     name="failed_event_files",
-    description="Ledger: the event files that could not be read. A success removes the entry.",
+    description="Ledger: the event files that could not be read, or taken in. A success removes the"
+    " entry.",
     key=("path",),
     columns=(
         Column("path", "VARCHAR", "The file, relative to the events folder."),

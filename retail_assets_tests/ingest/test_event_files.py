@@ -513,16 +513,18 @@ def test_the_last_line_without_newline_waits_until_the_file_is_still(events: Eve
 
 
 def test_a_line_that_was_left_is_read_when_the_clock_alone_has_moved(
-    lake: Lake, settings: Settings
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = settings.model_copy(update={"event_settle_seconds": 0.3})
-    write_events(quick, "a.jsonl", event(1).encode(), modified_ns=time.time_ns())
+    hour = 3600 * 10**9
+    now = time.time_ns() + hour
+    write_events(settings, "a.jsonl", event(1).encode(), modified_ns=now)
     with lake.connect() as connection:
-        first = ingest(lake, connection, quick, ["a.jsonl"])
+        first = ingest(lake, connection, settings, ["a.jsonl"])
         assert first.files["a.jsonl"].lines == 0
-        time.sleep(0.35)
-        assert list(pending_event_files(quick).files) == ["a.jsonl"]
-        assert outcomes(ingest(lake, connection, quick, ["a.jsonl"])) == {
+        assert list(pending_event_files(settings).files) == []
+        monkeypatch.setattr(time, "time_ns", lambda: now + hour)
+        assert list(pending_event_files(settings).files) == ["a.jsonl"]
+        assert outcomes(ingest(lake, connection, settings, ["a.jsonl"])) == {
             "a.jsonl": ("grown", 1, 0, 0)
         }
 
