@@ -62,7 +62,7 @@ def test_events_reach_the_tables_and_bad_lines_the_dead_letters(lake: Lake):
     ):
         answer = pool.submit(webhook.post, body, "application/x-ndjson")
         batch = webhook.take()
-        taken = received.take(lake, connection, batch)
+        taken = received.take(lake, connection, batch)["webhook"]
         for item in batch:
             item.done()
         assert answer.result().status_code == 202
