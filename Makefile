@@ -21,7 +21,7 @@ ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon a
 	@exec $(BIN)/python -m retail_assets.services --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Formatting, rules of style, types
 	@$(BIN)/ruff format --check .
