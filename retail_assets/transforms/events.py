@@ -19,13 +19,28 @@ OUT_OF_RANGE_GBP = 10_000_000_000
 
 REQUIRED = ("order_id", "customer_id", "order_value_gbp", "region")
 
-REASONS: Mapping[str, str] = {
+DEFECTS: Mapping[str, str] = {
+    "truncated_gzip": "The gzip file has no ending, so that what it held last is lost.",
+    "utf16": "The file or message is UTF-16 or UTF-32: events are UTF-8.",
+    "not_jsonl": (
+        "The file is JSON, but has no event on each line, such as pretty-printed objects; one"
+        " letter stands for all of it."
+    ),
+    "binary_frame": (
+        "The message is a binary frame of a schema registry (Avro, Protobuf, JSON Schema), no JSON."
+    ),
+    "tombstone": "The message has a key and no value, which deletes the key in a compacted topic.",
     "line_too_long": "The line has more than 1,000,000 bytes; its first 1,000 are kept.",
     "nul_byte": "The line holds a NUL byte.",
     "not_utf8": "The line is not UTF-8 text.",
     "not_taken": (
         "The event alone made a transaction fail, again and again: the worker's log says why."
     ),
+}
+"""What can be wrong with a line, file or message as such, before any rule reads it."""
+
+REASONS: Mapping[str, str] = {
+    **DEFECTS,
     "empty_line": "The line is empty or blank.",
     "not_json": "The line is not JSON.",
     "not_an_object": "The line is JSON, but no object: a list, a number, a text, `null`.",

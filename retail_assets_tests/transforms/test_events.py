@@ -197,8 +197,13 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
 ]  # fmt: skip
 
 
-# `not_taken` is no rule: the ingest gives it where an event alone makes a transaction fail.
-@pytest.mark.parametrize("reason", [None, *sorted(events.REASONS.keys() - {"not_taken"})])
+# Other defects are found in files and messages, not in lines.
+OF_LINES = events.REASONS.keys() - (
+    events.DEFECTS.keys() - {"line_too_long", "nul_byte", "not_utf8"}
+)
+
+
+@pytest.mark.parametrize("reason", [None, *sorted(OF_LINES)])
 def test_a_line_is_judged_by_the_first_rule_that_it_breaks(
     judge: Judge, reason: str | None
 ) -> None:
