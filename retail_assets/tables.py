@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import Literal
 
 MONEY = "DECIMAL(12,2)"
+TOTAL = "DECIMAL(18,2)"
+"""A sum of money: wider than its rows, so that a day of many or of huge values fits."""
 INSTANT = "TIMESTAMP WITH TIME ZONE"
 
 Feed = Literal["orders"]
@@ -245,7 +247,7 @@ def _measures() -> tuple[Column, ...]:
     return (
         Column(
             "total_revenue",
-            MONEY,
+            TOTAL,
             "Sum of the completed orders' values, in GBP.",
             derived_from=(value,),
         ),
@@ -1125,11 +1127,11 @@ REVENUE_BY_MINUTE = View(
     " region that has orders in the minute, the minute's and the day's until then.",
     columns=(
         *LIVE_REVENUE_MINUTES.columns,
-        Column("revenue_so_far", MONEY, "The day's revenue of the region until then, in GBP."),
+        Column("revenue_so_far", TOTAL, "The day's revenue of the region until then, in GBP."),
         Column("orders_so_far", "BIGINT", "The day's completed orders of the region until then."),
     ),
     query=(
-        "SELECT *, CAST(sum(total_revenue) OVER so_far AS DECIMAL(12,2)) AS revenue_so_far,"
+        f"SELECT *, CAST(sum(total_revenue) OVER so_far AS {TOTAL}) AS revenue_so_far,"
         " CAST(sum(order_count) OVER so_far AS BIGINT) AS orders_so_far FROM live_revenue_minutes"
         " WINDOW so_far AS (PARTITION BY order_date, region ORDER BY minute)"
     ),

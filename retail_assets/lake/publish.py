@@ -5,7 +5,7 @@ days are published.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -80,12 +80,13 @@ def publish_days(
     try:
         # The frame, the versions and what the audit compares with must be of one snapshot.
         _begin_read(connection)
-        _stage(connection, table, frame, wanted if only_days else None)
+        failed |= _stage_days(connection, table, frame, wanted, only_days=only_days)
+        wanted = [day for day in wanted if day not in failed]
         versions = _versions(connection, table, wanted, sources)
         problems = _problems(connection, table, staged, days, audit)
         _end_read(connection)
         failed |= {day: text for day, text in problems.items() if day not in failed}
-        good = [day for day in wanted if day not in failed]
+        good = [day for day in wanted if day not in problems]
         rows, measures = day_facts(connection, table, f"temp.main.{staged}", good)
         snapshot = _swap(lake, connection, table, rows, versions, failed)
     finally:
@@ -119,7 +120,10 @@ def publish_table(
         AuditError: naming the rows that must not be published.
     """
     try:
-        _stage(connection, table, frame, None)
+        try:
+            _stage(connection, table, frame, None)
+        except duckdb.DataError as error:
+            raise _unpublished(table, error) from error
         _end_read(connection)
         problem = next(iter(_row_problems(connection, table, f"staged_{table.name}")), None)
         if problem is not None:
@@ -152,16 +156,73 @@ def _swap_table(
         connection.execute(f"INSERT INTO lake.{table.name} BY NAME {new}")
 
 
+def _stage_days(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    frame: Any,
+    days: Sequence[date],
+    *,
+    only_days: bool,
+) -> dict[date, str]:
+    """Stage the rows of a frame; returns the problem of each day whose values cannot be computed.
+
+    A value that does not fit its type fails a whole statement, and the transaction that keeps the
+    reads on one snapshot. So the days at fault are found first, and the others staged afterwards.
+    """
+    try:
+        _stage(connection, table, frame, days if only_days else None)
+    except duckdb.DataError as error:
+        _abort_read(connection)
+        failed = _days_at_fault(connection, table, frame, days)
+        if not failed:
+            raise _unpublished(table, error) from error
+    else:
+        return {}
+    _begin_read(connection)
+    try:
+        good = [day for day in days if day not in failed]
+        _stage(connection, table, frame, good if only_days else None, without=list(failed))
+    except duckdb.DataError as error:
+        raise _unpublished(table, error) from error
+    return {day: _not_published(table, day, text) for day, text in failed.items()}
+
+
+def _days_at_fault(
+    connection: duckdb.DuckDBPyConnection, table: Table, frame: Any, days: Sequence[date]
+) -> dict[date, str]:
+    """The days whose rows alone cannot be computed, and why, by halving; in no transaction."""
+    try:
+        _stage(connection, table, frame, days)
+    except duckdb.DataError as error:
+        if len(days) <= 1:
+            return dict.fromkeys(days, _reason(error))
+    else:
+        connection.execute(f"DROP TABLE temp.main.staged_{table.name}")
+        return {}
+    half = len(days) // 2
+    return _days_at_fault(connection, table, frame, days[:half]) | _days_at_fault(
+        connection, table, frame, days[half:]
+    )
+
+
 def _stage(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
     frame: Any,
     only_days: Collection[date] | None,
+    *,
+    without: Collection[date] = (),
 ) -> None:
+    """Write the rows of a frame to a temporary table.
+
+    Raises:
+        AuditError: for columns or types that are not the table's.
+        duckdb.DataError: for a value that cannot be computed, or does not fit.
+    """
     source = f"unstaged_{table.name}"
     connection.register(source, nw.to_native(frame, pass_through=True))
     try:
-        _stage_rows(connection, table, source, only_days)
+        _stage_rows(connection, table, source, only_days, without)
     finally:
         connection.unregister(source)
 
@@ -171,6 +232,7 @@ def _stage_rows(
     table: Table,
     source: str,
     only_days: Collection[date] | None,
+    without: Collection[date],
 ) -> None:
     found = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     types = {name: type_ for name, type_, *_ in found}
@@ -181,26 +243,40 @@ def _stage_rows(
             types[name] = table.types[name]
     _check_schema(table, types)
     select = ", ".join(f"CAST({name} AS {type_}) AS {name}" for name, type_ in table.types.items())
-    where, parameters = "", []
+    conditions: list[str] = []
+    parameters: list[object] = []
     if only_days is not None:
-        where = (
-            f" WHERE {table.day_column} BETWEEN ? AND ?"
-            f" AND {table.day_column} IN (SELECT unnest(?::DATE[]))"
-        )
+        conditions += [
+            f"{table.day_column} BETWEEN ? AND ?",
+            f"{table.day_column} IN (SELECT unnest(?::DATE[]))",
+        ]
         nothing = date(1, 1, 1)
-        parameters = [
+        parameters += [
             min(only_days, default=nothing),
             max(only_days, default=nothing),
             list(only_days),
         ]
-    try:
-        connection.execute(
-            f"CREATE TEMP TABLE staged_{table.name} AS SELECT {select} FROM {source}{where}",
-            parameters,
-        )
-    except duckdb.ConversionException as error:
-        reason = str(error).splitlines()[0]
-        raise AuditError(f"{table.name} was not published: {reason}") from error
+    # Compared with constants DuckDB filters before it computes. Rows without a day stay: they fail
+    # the audit.
+    conditions += [
+        f"({table.day_column} IS NULL OR {table.day_column} <> DATE '{day}')" for day in without
+    ]
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    connection.execute(
+        f"CREATE TEMP TABLE staged_{table.name} AS SELECT {select} FROM {source}{where}", parameters
+    )
+
+
+def _reason(error: duckdb.Error) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+def _unpublished(table: Table, error: duckdb.Error) -> AuditError:
+    return AuditError(f"{table.name} was not published: {_reason(error)}.")
+
+
+def _not_published(table: Table, day: date, problem: str) -> str:
+    return f"{table.name} of {day} was not published, the previous rows stay: {problem}."
 
 
 def _check_schema(table: Table, types: Mapping[str, str]) -> None:
@@ -294,10 +370,7 @@ def _problems(
                 continue
             text = ", ".join(f"{key} {value}" for key, value in record.items() if key != day)
             problems.setdefault(record[day], f"it does not add up: {text}")
-    return {
-        found: f"{table.name} of {found} was not published, the previous rows stay: {text}."
-        for found, text in problems.items()
-    }
+    return {found: _not_published(table, found, text) for found, text in problems.items()}
 
 
 def _row_problems(
@@ -460,6 +533,14 @@ def _end_read(connection: duckdb.DuckDBPyConnection) -> None:
     """End the transaction that kept the reads on one snapshot, if one is open."""
     try:
         connection.execute("COMMIT")
+    except duckdb.TransactionException:
+        return
+
+
+def _abort_read(connection: duckdb.DuckDBPyConnection) -> None:
+    """Leave the transaction that kept the reads on one snapshot, after an error within."""
+    try:
+        connection.execute("ROLLBACK")
     except duckdb.TransactionException:
         return
 

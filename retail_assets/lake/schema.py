@@ -1,5 +1,11 @@
-"""Creating the tables of `tables.py` in the lake, and adding the columns that it has gained."""
+"""Creating the tables of `tables.py` in the lake, and bringing those of an older lake up to it.
 
+Columns that a table has gained are added, and those whose decimals have become wider are widened. A
+view is made again where its columns or its description are not those of `tables.py`: whoever
+changes its query changes one of these.
+"""
+
+import re
 from typing import TYPE_CHECKING
 
 from retail_assets import tables
@@ -22,29 +28,50 @@ def create_missing_tables(lake: "Lake", connection: "duckdb.DuckDBPyConnection")
 
 
 def _statements(connection: "duckdb.DuckDBPyConnection") -> list[str]:
-    found: dict[str, set[str]] = {}
-    for table_name, column_name in connection.execute(
-        "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake'"
+    found: dict[str, dict[str, str]] = {}
+    for table_name, column_name, type_ in connection.execute(
+        "SELECT table_name, column_name, data_type FROM duckdb_columns()"
+        " WHERE database_name = 'lake' ORDER BY table_name, column_index"
     ).fetchall():
-        found.setdefault(table_name, set()).add(column_name)
+        found.setdefault(table_name, {})[column_name] = type_
     statements: list[str] = []
     for table in tables.ALL:
         if table.name not in found:
             statements += _create(table)
         else:
             for column in table.columns:
-                if column.name not in found[table.name]:
-                    statements += [
-                        f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}",
-                        _comment(table, column),
-                    ]
+                statements += _amend(table, column, found[table.name].get(column.name))
+    described = dict(
+        connection.execute(
+            "SELECT view_name, comment FROM duckdb_views() WHERE database_name = 'lake'"
+        ).fetchall()
+    )
     for view in tables.VIEWS:
-        if view.name not in found:
+        columns = {column.name: column.type for column in view.columns}
+        if (found.get(view.name), described.get(view.name)) != (columns, view.description):
             statements += [
-                f"CREATE VIEW lake.{view.name} AS {view.query}",
+                f"CREATE OR REPLACE VIEW lake.{view.name} AS {view.query}",
                 f"COMMENT ON VIEW lake.{view.name} IS {literal(view.description)}",
             ]
     return statements
+
+
+def _amend(table: tables.Table, column: tables.Column, found: str | None) -> list[str]:
+    """What makes a column of a table of the lake, which may lack it, as it is described."""
+    if found is None:
+        return [
+            f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}",
+            _comment(table, column),
+        ]
+    old, new = _DECIMAL.fullmatch(found), _DECIMAL.fullmatch(column.type)
+    if old and new and old[2] == new[2] and int(old[1]) < int(new[1]):
+        return [
+            f"ALTER TABLE lake.{table.name} ALTER COLUMN {column.name} SET DATA TYPE {column.type}"
+        ]
+    return []
+
+
+_DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 
 
 def _create(table: tables.Table) -> list[str]:

@@ -3,6 +3,8 @@
 import narwhals as nw
 
 MONEY = nw.Decimal(12, 2)
+TOTAL = nw.Decimal(18, 2)
+"""A sum is wider than its rows: two orders of the largest value do not fit in the rows' type."""
 
 
 def revenue_by(completed_orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
@@ -13,18 +15,23 @@ def revenue_by(completed_orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
         keys: the columns to group by.
 
     Returns:
-        The keys, `total_revenue` (Decimal(12,2), GBP), `order_count` (Int64) and
+        The keys, `total_revenue` (Decimal(18,2), GBP), `order_count` (Int64) and
         `avg_order_value` (Decimal(12,2), GBP; half a penny is rounded up).
     """
-    totals = (
-        completed_orders.group_by(*keys)
-        .agg(total_revenue=nw.col("order_value_gbp").sum(), order_count=nw.len())
-        .with_columns(nw.col("total_revenue").cast(MONEY))
-    )
     # In whole pence: a mean of decimals is a decimal on one engine and a double on another.
-    # A double holds every amount of DECIMAL(12,2) in pence exactly.
-    pence = (nw.col("total_revenue").cast(nw.Float64) * 100).round(0).cast(nw.Int64)
-    average = (2 * pence + nw.col("order_count")) // (2 * nw.col("order_count"))
+    # A double holds every amount of MONEY in pence exactly, but not every TOTAL.
+    pence = (nw.col("order_value_gbp").cast(nw.Float64) * 100).round(0).cast(nw.Int64)
+    totals = (
+        completed_orders.with_columns(pence=pence)
+        .group_by(*keys)
+        .agg(
+            total_revenue=nw.col("order_value_gbp").sum(),
+            order_count=nw.len(),
+            pence=nw.col("pence").sum(),
+        )
+        .with_columns(nw.col("total_revenue").cast(TOTAL), nw.col("pence").cast(nw.Int64))
+    )
+    average = (2 * nw.col("pence") + nw.col("order_count")) // (2 * nw.col("order_count"))
     return totals.select(
         *keys,
         "total_revenue",

@@ -20,7 +20,7 @@ SCHEMA = pa.schema(
     {
         "order_date": pa.date32(),
         "region": pa.string(),
-        "total_revenue": pa.decimal128(12, 2),
+        "total_revenue": pa.decimal128(18, 2),
         "order_count": pa.int64(),
         "avg_order_value": pa.decimal128(12, 2),
     }

@@ -323,6 +323,24 @@ def test_the_bad_day_is_named_in_the_log_of_the_run(lake, settings, instance):
     assert any(f"completed_orders of {SECOND} was not published" in text for text in errors)
 
 
+def test_a_value_that_does_not_fit_fails_its_day_alone(lake, settings, instance):
+    """Though what the rule read belongs to a transaction that the error has ended."""
+
+    @dg.asset(name="daily_revenue", **DAILY)
+    def too_much(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
+        made = revenue.daily_revenue(completed_orders)
+        return made.with_columns((nw.col("order_count") * nw.lit(2**62)).cast(nw.Int64))
+
+    done = run(settings, instance, [completed_asset(GOOD), too_much], FIRST, THIRD)
+    assert done.success
+    assert [row[:2] for row in read(lake)] == [(SECOND, "x"), (THIRD, "x")]
+    published = instance.get_materialized_partitions(dg.AssetKey("daily_revenue"))
+    assert published == {str(SECOND), str(THIRD)}
+    with lake.connect(read_only=True) as connection:
+        ((day, problem),) = connection.execute("SELECT day, problem FROM failed_days").fetchall()
+    assert (day, "Overflow" in problem) == (FIRST, True)
+
+
 def test_a_bad_day_that_is_mended_is_materialized_by_the_next_run(lake, settings, instance):
     run(settings, instance, [completed_asset(TWICE), daily_revenue], FIRST, THIRD)
     run(settings, instance, [completed_asset(GOOD), daily_revenue], SECOND)

@@ -116,7 +116,7 @@ VERSION = {
     "extra": None, "source_file": "x.csv", "row_number": 1,
 }  # fmt: skip
 LATER = {**VERSION, "export_date": date(2026, 3, 30), "order_value_gbp": Decimal("0.02")}
-OTHER = {**VERSION, "order_id": "B", "order_value_gbp": Decimal("9999999999.97")}
+OTHER = {**VERSION, "order_id": "B", "order_value_gbp": Decimal("9999999999.99")}
 
 
 @settings(max_examples=40)
