@@ -15,6 +15,7 @@ from retail_assets.ingest.events import SMALL
 from retail_assets.ingest.received import Received, Taken, take, warm_up
 from retail_assets.lake.compaction import LOOK, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
+from retail_assets.lake.failures import is_of_the_data, is_of_the_size
 from retail_assets.stream.figures import Batch, Figures
 from retail_assets.stream.inbox import Inbox
 
@@ -54,8 +55,9 @@ Beat = Callable[[duckdb.DuckDBPyConnection], None]
 class Intake:
     """Takes what waits in the inbox into the lake, until it is told to stop and the inbox is empty.
 
-    A batch that fails is tried again, for as long as it takes if the lake is at fault. If a single
-    event is, it is found by halving, and becomes a dead letter.
+    A batch that fails is tried again, for as long as it takes if the disk, the memory, the network
+    or the catalog is at fault. If a single event is, it is found by halving, and becomes a dead
+    letter.
     """
 
     def __init__(
@@ -132,15 +134,26 @@ class Intake:
                 self._commit(connection, part)
             except Exception as error:  # noqa: BLE001  # as above
                 connection = self._failed(connection, error)
-                if not self._can_write(connection):
-                    # The lake is at fault, not an event.
-                    waiting.insert(0, part)
+                smaller = self._smaller(connection, part, error)
+                waiting[:0] = smaller or [part]
+                if not smaller:
                     give_up.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
                     failures += 1
                     continue
-                waiting[:0] = _halves(part) or [[_given_up(part[0], error)]]
             failures = 0
         return connection
+
+    def _smaller(
+        self, connection: duckdb.DuckDBPyConnection, part: list[Received], error: Exception
+    ) -> list[list[Received]]:
+        """What to try in place of a part that failed; nothing: the same again, it has no fault."""
+        halves = _halves(part)
+        if is_of_the_size(error):
+            return halves
+        # A lake that cannot be written to says so in many ways.
+        if not is_of_the_data(error) or not self._can_write(connection):
+            return []
+        return halves or [[_given_up(part[0], error)]]
 
     def _failed(
         self, connection: duckdb.DuckDBPyConnection, error: Exception

@@ -1,6 +1,7 @@
 """The intake: whatever goes wrong, each event ends up in the lake once, and its sender is told."""
 
 import gc
+import resource
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -152,6 +153,40 @@ def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypat
     assert seen.events() == [("E1",), ("E2",)]
     assert seen.rows("SELECT count(*) FROM dead_letter_events") == [(0,)]
     assert sender.told == ["0-1 done"]
+
+
+def test_a_full_disk_makes_no_event_a_dead_letter(seen, caplog):
+    inbox, figures, give_up = Inbox(), Figures(), threading.Event()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(2, note="x" * 500_000), event(3))
+    draining = threading.Event()
+    draining.set()
+
+    def beat(connection: duckdb.DuckDBPyConnection) -> None:
+        now = datetime.now(timezone.utc)
+        heartbeat.beat(connection, "w1", ["kafka"], heartbeat.RUNNING, None, {}, now)
+
+    intake = Intake(seen.lake, inbox, figures, beat=beat, beat_is_due=lambda: False)
+    thread = threading.Thread(target=intake.run, args=(draining, give_up))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        thread.start()
+        while thread.is_alive() and len(failures(caplog)) < 6:
+            thread.join(0.01)
+        waits = (thread.is_alive(), list(sender.told), set(figures.problems))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    thread.join(60)
+
+    assert waits == (True, [], {"intake"})
+    assert seen.events() == [("E1",), ("E2",), ("E3",)]
+    assert seen.rows("SELECT count(*) FROM dead_letter_events") == [(0,)]
+    assert sender.told == ["0-2 done"]
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if "tried again" in record.message]
 
 
 @pytest.mark.parametrize("cold", [False, True])
