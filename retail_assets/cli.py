@@ -384,6 +384,9 @@ def list_letters(
 @letters.command("show")
 def show_letter(
     id: Annotated[str, typer.Argument(help="The dead letter, as `list` shows it.")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the payload alone, in the bytes that it came as.")
+    ] = False,
 ) -> None:
     """Show a dead letter whole, with its payload."""
     from retail_assets.ingest import dead_letters
@@ -392,6 +395,13 @@ def show_letter(
         found = dead_letters.find(connection, ids=[id])
     if not found:
         raise RetailAssetsError(f"There is no dead letter {id}: `dead-letters list` shows them.")
+    if raw:
+        from retail_assets.ingest.payloads import original_bytes
+
+        text = found[0]["payload"]
+        payload = original_bytes(text) if found[0]["defect"] else text.encode()
+        sys.stdout.buffer.write(payload)
+        return
     _print_table(["what", "value"], list(found[0].items()))
 
 

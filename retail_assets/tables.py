@@ -347,14 +347,15 @@ RAW_EVENTS = Table(
         Column(
             "payload",
             "VARCHAR",
-            "The line. Bytes that are no text stand as `\\xNN`; a line that is too long is cut.",
+            "The line. Bytes that are no text stand as `\\xNN`; a line of a file that is too long"
+            " is cut, a message never. `dead-letters show --raw` gives the bytes.",
             personal=True,
         ),
         Column(
             "defect",
             "VARCHAR",
-            "What was wrong with the line as such, so that its payload is not all of it; or"
-            " `not_taken`, where the lake could not take in the whole payload.",
+            "What was wrong with the line as such, before any rule read it; or `not_taken`, where"
+            " the lake could not take it in.",
             nullable=True,
         ),
         Column(

@@ -14,8 +14,9 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_ledger import apply_deltas
-from retail_assets.ingest.event_lines import NOT_TAKEN, payloads_to_arrow
+from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.events import EventBatch
+from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
 REDRIVE = "redrive"

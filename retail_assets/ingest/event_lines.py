@@ -1,7 +1,6 @@
 """Event lines out of bytes: complete lines into Arrow, whatever the bytes are."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,50 +73,6 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
         codes = pa.array([defects[line] for line in faulty], pa.string())
         defect = pc.replace_with_mask(defect, mask, codes)
     return pa.table({"payload": payload, "defect": defect})
-
-
-def payloads_to_arrow(payloads: Sequence[bytes], defect: str | None = None) -> "pa.Table":
-    """Make a row of each payload, as `to_arrow` does of each line; a newline in one is part of it.
-
-    Args:
-        payloads: an event each.
-        defect: what is wrong with all of them, if that is known already.
-
-    Returns:
-        A row for each payload: `payload` (string) and `defect` (string, null for sound ones).
-    """
-    import pyarrow as pa
-
-    if not defect and max(map(len, payloads), default=0) <= MAX_LINE_BYTES:
-        # Nearly always all of them are sound, which is quickly seen of all at once.
-        with suppress(pa.ArrowInvalid):
-            texts = pa.array(payloads, pa.string())
-            if not _has_nul(texts):
-                return pa.table({"payload": texts, "defect": pa.nulls(len(texts), pa.string())})
-    rows = [_row(payload) for payload in payloads]
-    if defect:
-        rows = [(text, found or defect) for text, found in rows]
-    return pa.table(
-        {
-            "payload": pa.array([text for text, _ in rows], pa.string()),
-            "defect": pa.array([defect for _, defect in rows], pa.string()),
-        }
-    )
-
-
-def _has_nul(texts: "pa.Array") -> bool:
-    characters = texts.buffers()[2]
-    return characters is not None and not np.frombuffer(characters, np.uint8).all()
-
-
-def _row(payload: bytes) -> tuple[str, str | None]:
-    if len(payload) > MAX_LINE_BYTES:
-        return _shown(payload, cut=True), LINE_TOO_LONG
-    if b"\0" in payload:
-        return _shown(payload, cut=False), NUL_BYTE
-    if not _is_utf8(payload):
-        return _shown(payload, cut=False), NOT_UTF8
-    return payload.decode(), None
 
 
 def _not_utf8(data: bytes, starts: np.ndarray, ends: np.ndarray) -> Iterator[int]:

@@ -12,6 +12,8 @@ from operator import lt, methodcaller
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from retail_assets.ingest.payloads import Tombstone
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -127,8 +129,13 @@ class PartitionQueue:
         Nearly always all of them go into the portion that is there, which is seen at once.
         """
         offsets: list[int] = list(map(methodcaller("offset"), messages))
-        # A message without a value says that its key is gone; an event it is not.
-        payloads = [value or b"" for value in map(methodcaller("value"), messages)]
+        payloads: list[bytes] = list(map(methodcaller("value"), messages))
+        if None in payloads:
+            # A message without a value says that its key is gone; an event it is not.
+            payloads = [
+                Tombstone.of(message.key()) if value is None else value
+                for message, value in zip(messages, payloads, strict=True)
+            ]
         stamps = map(methodcaller("timestamp"), messages)
         times = [milliseconds if kind else -1 for kind, milliseconds in stamps]
         weight = sum(map(len, payloads)) + EVENT_BYTES * len(payloads)

@@ -18,9 +18,9 @@ import duckdb
 
 from retail_assets.ingest import offsets
 from retail_assets.ingest.event_ledger import apply_deltas
-from retail_assets.ingest.event_lines import payloads_to_arrow
 from retail_assets.ingest.event_memory import memory_of, remember
 from retail_assets.ingest.events import EventBatch
+from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:

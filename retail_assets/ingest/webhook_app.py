@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from retail_assets.ingest.event_lines import MAX_LINE_BYTES
 from retail_assets.ingest.received import Received
 from retail_assets.ingest.webhook_body import BodyError, json_events, ndjson_events
 from retail_assets.stream.inbox import Inbox
@@ -139,6 +140,7 @@ class EventsEndpoint:
             events = events_of(body)
         except BodyError as error:
             raise HTTPException(422, str(error)) from error
+        _expect_size(events)
         if len(events) > self._burst:
             raise HTTPException(
                 413, f"{len(events)} events came at once, {self._burst} may: send fewer at once."
@@ -233,6 +235,17 @@ class EventsEndpoint:
         finally:
             self._waiting.discard(stored)
         raise _unavailable("The events may not have been stored")
+
+
+def _expect_size(events: list[bytes]) -> None:
+    """Refuse here what would be no event behind this door."""
+    for number, event in enumerate(events, start=1):
+        if len(event) > MAX_LINE_BYTES:
+            raise HTTPException(
+                413,
+                f"Event {number} of the body's {len(events)} has {len(event)} bytes, an event may"
+                f" have {MAX_LINE_BYTES}: make it smaller, none of them was accepted.",
+            )
 
 
 def _unavailable(reason: str) -> HTTPException:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_lines import BOM
@@ -15,13 +16,25 @@ class BodyError(RetailAssetsError):
 
 
 def ndjson_events(body: bytes) -> list[bytes]:
-    """Split a body of lines: each is an event, as it is, valid or not; blank ones are left out."""
+    """Split a body of lines: each is an event, as it is, valid or not; blank ones are left out.
+
+    A body that is JSON only as a whole, such as a pretty-printed object, is read as `json_events`
+    does.
+
+    Raises:
+        BodyError: if it is not made of lines.
+    """
+    _refuse_utf16(body)
     lines = body.removeprefix(BOM).split(b"\n")
-    return [line.removesuffix(b"\r") for line in lines if line.strip()]
+    events = [line.removesuffix(b"\r") for line in lines if line.strip()]
+    if len(events) > 1 and not _is_json(events[0]):
+        with suppress(BodyError):
+            return json_events(body)
+    return events
 
 
 def json_events(body: bytes) -> list[bytes]:
-    """Cut the events out of a body that is a JSON object or an array of objects.
+    """Cut the events out of a body: a JSON object, several after each other, or an array of them.
 
     The text of an event stays as it was sent, so that no number changes; only line breaks between
     its parts become blanks: an event is one line wherever it is kept.
@@ -29,16 +42,38 @@ def json_events(body: bytes) -> list[bytes]:
     Raises:
         BodyError: saying where the body is something else.
     """
+    _refuse_utf16(body)
     try:
         text = body.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         raise BodyError(f"The body is not UTF-8 at byte {error.start}.") from error
     try:
-        return [_one_line(text[start:end]).encode() for start, end in _objects(text)]
+        return [_one_line(text[start:end]).encode() for start, end in event_places(text)]
     except RecursionError as error:
         raise BodyError("The body is nested too deeply.") from error
     except ValueError as error:
         raise BodyError(f"The body is not JSON: {error}.") from error
+
+
+def is_utf16(text: bytes) -> bool:
+    """Whether a text is UTF-16 or UTF-32, by its mark or by how JSON looks in it."""
+    if text.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        return True
+    pairs, odd = divmod(len(text), 2)
+    return pairs > 1 and not odd and (text[0] == 0) != (text[1] == 0) and text.count(0) > pairs / 2
+
+
+def _refuse_utf16(body: bytes) -> None:
+    if is_utf16(body):
+        raise BodyError("The body is UTF-16 or UTF-32: send it in UTF-8.")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        _decode(line.decode().lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _one_line(text: str) -> str:
@@ -54,12 +89,20 @@ def _not_json(constant: str) -> None:
 _decode = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_not_json).raw_decode
 
 
-def _objects(text: str) -> Iterator[tuple[int, int]]:
-    """Find where the only object, or each object of an array, starts and ends."""
+def event_places(text: str) -> Iterator[tuple[int, int]]:
+    """Find where each object starts and ends: those of an array, or those that are there.
+
+    Raises:
+        BodyError: where something else is.
+        ValueError: where the text is no JSON.
+    """
     start = _skip_blanks(text, 0)
     if not text.startswith("[", start):
         end = _object_end(text, start, "The body")
         yield start, end
+        while text.startswith("{", start := _skip_blanks(text, end)):
+            end = _object_end(text, start, "The body")
+            yield start, end
         _expect_end(text, end)
         return
     start = _skip_blanks(text, start + 1)

@@ -27,10 +27,19 @@ DEFECTS: Mapping[str, str] = {
         " letter stands for all of it."
     ),
     "binary_frame": (
-        "The message is a binary frame of a schema registry (Avro, Protobuf, JSON Schema), no JSON."
+        "The message is a binary frame of a schema registry with no JSON in it: Avro, Protobuf."
     ),
-    "tombstone": "The message has a key and no value, which deletes the key in a compacted topic.",
-    "line_too_long": "The line has more than 1,000,000 bytes; its first 1,000 are kept.",
+    "tombstone": (
+        "The message has no value, which deletes its key in a compacted topic: the key is kept."
+    ),
+    "several_events": (
+        "The message or line is an array of objects, or several objects without a line each: it is"
+        " kept whole."
+    ),
+    "line_too_long": (
+        "The line has more than 1,000,000 bytes. Of a file its first 1,000 are kept, of a message"
+        " all."
+    ),
     "nul_byte": "The line holds a NUL byte.",
     "not_utf8": "The line is not UTF-8 text.",
     "not_taken": (

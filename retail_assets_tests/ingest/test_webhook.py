@@ -3,14 +3,17 @@
 import gzip
 import json
 import os
+import re
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import duckdb
 import httpx
 import pytest
 from hypothesis import given
@@ -19,7 +22,10 @@ from hypothesis import strategies as st
 
 from retail_assets.errors import UsageError
 from retail_assets.ingest import received, webhook_app
+from retail_assets.ingest.event_lines import MAX_LINE_BYTES
+from retail_assets.ingest.payloads import original_bytes
 from retail_assets.ingest.webhook import WebhookSource
+from retail_assets.ingest.webhook_body import json_events
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stream.inbox import Inbox
@@ -111,6 +117,111 @@ def test_positions_are_counted_within_the_start_of_a_worker():
                 found.append((item.source, item.source_name, list(item.positions)))
             answer.result()
     assert found == [("webhook", "worker-1", [1, 2]), ("webhook", "worker-1", [3])]
+
+
+LONG = event(1, note="x" * MAX_LINE_BYTES)
+LONGEST = event(2, note="x" * (MAX_LINE_BYTES - len(event(2, note=""))))
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "which"),
+    [
+        ("application/json", LONG, "Event 1 of the body's 1"),
+        ("application/json", f"[{LONGEST},{event(3)},{LONG}]", "Event 3 of the body's 3"),
+        ("application/jsonl", f"{event(3)}\n\n{LONG}\n{event(4)}", "Event 2 of the body's 3"),
+    ],
+)
+def test_an_event_that_would_be_too_long_behind_the_door_is_refused_with_its_request(
+    media_type: str, body: str, which: str
+):
+    with running_webhook(webhook_max_bytes=5_000_000) as webhook:
+        answer = webhook.post(body.encode(), media_type)
+        assert webhook.inbox.events == 0
+    assert answer.status_code == 413
+    assert answer.json()["error"] == (
+        f"{which} has {len(LONG)} bytes, an event may have {MAX_LINE_BYTES}: make it smaller, none"
+        " of them was accepted."
+    )
+
+
+EVENTS = st.builds(
+    lambda number, note, indent: json.dumps(
+        json.loads(event(number, note=note)), ensure_ascii=False, indent=indent
+    ).encode("utf-8", "surrogatepass"),
+    st.integers(0, 9),
+    st.text(max_size=5) | st.integers(-260, 20).map(lambda more: "x" * (MAX_LINE_BYTES + more)),
+    st.sampled_from([None, None, 1]),
+)
+PARTS = (
+    EVENTS | st.binary(max_size=9) | st.sampled_from([b"[]", b"null", b'{"a":NaN}', b"\\x41\xff"])
+)
+BODIES = st.builds(
+    lambda parts, between, ends, encode: encode(ends[0] + between.join(parts) + ends[1]),
+    st.lists(PARTS, max_size=4),
+    st.sampled_from([b"\n", b"\r\n", b",", b"", b"\r"]),
+    st.sampled_from([(b"", b""), (b"[", b"]"), (b"\xef\xbb\xbf", b"\n")]),
+    st.sampled_from(
+        [bytes, bytes, bytes, gzip.compress, lambda body: body.decode("latin-1").encode("utf-16")]
+    ),
+)
+
+
+@given(st.lists(st.tuples(BODIES, st.sampled_from(["json", "x-ndjson"])), min_size=1, max_size=5))
+@hypothesis_settings(max_examples=12)
+def test_what_was_accepted_is_in_the_lake_whole_and_nothing_of_what_was_not(
+    intake_of_webhook: tuple[Webhook, Lake, duckdb.DuckDBPyConnection],
+    bodies: list[tuple[bytes, str]],
+):
+    webhook, lake, connection = intake_of_webhook
+    for body, kind in bodies:
+        before = webhook.source.metrics()["webhook_events_accepted_total"]
+        [(last,)] = connection.execute("SELECT max(position) FROM raw_events").fetchall()
+        answers: list[httpx.Response] = []
+        sender = threading.Thread(
+            target=lambda: answers.append(webhook.post(body, f"application/{kind}"))  # noqa: B023
+        )
+        sender.start()
+        while sender.is_alive():
+            batch = webhook.inbox.take(max_events=10**6, linger_seconds=0, timeout_seconds=0.01)
+            if batch:
+                received.take(lake, connection, batch)
+            for item in batch:
+                item.done()
+        rows = connection.execute(
+            "SELECT payload, defect FROM raw_events WHERE position > ? ORDER BY position",
+            [last or 0],
+        ).fetchall()
+        [answer] = answers
+        if answer.status_code != 202:
+            assert answer.status_code in (413, 422)
+            assert (rows, webhook.source.metrics()["webhook_events_accepted_total"]) == ([], before)
+            continue
+        assert answer.json() == {"accepted": len(rows)}
+        whole = [original_bytes(text) if defect else text.encode() for text, defect in rows]
+        kept = b"".join(whole)
+        # All that is missing stood between events.
+        assert _without(kept) == _without(body.removeprefix(b"\xef\xbb\xbf"), kind)
+
+
+def _without(body: bytes, kind: str = "") -> bytes:
+    """A body without what may stand between events."""
+    if kind == "json" and body.strip().startswith(b"["):
+        return b"".join(map(_without, json_events(body)))
+    return re.sub(rb"[\r\n ]+", b"", body)
+
+
+@pytest.fixture(scope="module")
+def intake_of_webhook(
+    tmp_path_factory: pytest.TempPathFactory, new_lake: Callable[[Path], Lake]
+) -> Iterator[tuple[Webhook, Lake, duckdb.DuckDBPyConnection]]:
+    """A webhook that takes bodies of any size, and a lake of its own."""
+    folder = tmp_path_factory.mktemp("webhook")
+    lake = new_lake(folder)
+    with (
+        running_webhook(webhook_max_bytes=5_000_000) as webhook,
+        lake.connect() as connection,
+    ):
+        yield webhook, lake, connection
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
