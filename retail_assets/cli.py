@@ -9,24 +9,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
-from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.printing import cell, print_rows, print_table, visible, write_csv, write_json
 from retail_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import duckdb
 
     from retail_assets.ingest.event_files import Taken
@@ -69,8 +66,13 @@ def run() -> None:
     except RetailAssetsError as error:
         if debug:
             raise
-        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        _tell(f"Error: {error}", style="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _tell(text: str, style: str | None = None) -> None:
+    """Print a message on standard error, as it is: what is in it may come from outside."""
+    err.print(visible(text, keep="\n"), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -189,11 +191,11 @@ def ingest_events() -> None:
         live_revenue.refresh(lake, connection)
     _print_event_files(found.files.values())
     for path, reason in pending.left_alone.items():
-        err.print(f"{path} {reason}", style="yellow", markup=False, soft_wrap=True)
+        _tell(f"{path} {reason}", style="yellow")
     for path in pending.unsettled:
-        err.print(f"{path} is still being written to", style="yellow", markup=False)
+        _tell(f"{path} is still being written to", style="yellow")
     for name, kind in found.new_fields:
-        err.print(f"New field {name} ({kind})", style="yellow", markup=False)
+        _tell(f"New field {name} ({kind})", style="yellow")
     if found.failed:
         raise RetailAssetsError("\n".join(found.failed.values()))
 
@@ -225,7 +227,7 @@ def stream(
     # It would tell of each file that lands.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     with _until_signal() as stop:
-        worker.run(stop, say=lambda text: err.print(text, markup=False, soft_wrap=True))
+        worker.run(stop, say=_tell)
 
 
 @contextmanager
@@ -343,7 +345,7 @@ def rewind_consumer(
         feed.rewind(lake, connection, consumers[name])
         done = feed.consume(lake, connection, consumers[name], failures=feed.LAST_ATTEMPT)
     for key, problem in (done.failed if done is not None else {}).items():
-        err.print(f"{name} sets {key} aside: {problem}", style="yellow", markup=False)
+        _tell(f"{name} sets {key} aside: {problem}", style="yellow")
     changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
     out.print(f"{name} is recomputed: {changed} rows came or went.")
 
@@ -402,7 +404,7 @@ def show_letter(
         payload = original_bytes(text) if found[0]["defect"] else text.encode()
         sys.stdout.buffer.write(payload)
         return
-    _print_table(["what", "value"], list(found[0].items()))
+    print_rows(out, ["what", "value"], list(found[0].items()))
 
 
 @letters.command("redrive")
@@ -417,8 +419,6 @@ def redrive_letters(
     ] = None,
 ) -> None:
     """Judge dead letters anew, as they are or mended, and take in those that are valid now."""
-    from pathlib import Path
-
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest import dead_letters
     from retail_assets.lake.connection import Lake
@@ -439,7 +439,7 @@ def redrive_letters(
     with lake.connect() as connection:
         done = dead_letters.redrive(lake, connection, ids or [], payload=payload)
         live_revenue.refresh(lake, connection)
-    _print_table(["id", "outcome"], [[item.id, item.outcome] for item in done])
+    print_rows(out, ["id", "outcome"], [[item.id, item.outcome] for item in done])
 
 
 @app.command()
@@ -450,19 +450,39 @@ def query(
         str | None,
         typer.Option(help="Read the lake as it was: a snapshot id, or a time (ISO 8601)."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the rows to this file instead: .csv, .parquet or .xlsx."),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(help="CSV files: leave texts that spreadsheets run as formulas as they are."),
+    ] = False,
 ) -> None:
     """Ask the lake, read-only; with --at, as it was at a snapshot or a time."""
     import duckdb
 
+    from retail_assets.lake.connection import Lake
+    from retail_assets.lake.reader import fetch_in_parts, open_reader
+    from retail_assets.lake.row_files import write_rows
+
     settings = load_settings()
-    with _connect(settings, at=_snapshot(settings, at)) as connection:
+    lake = Lake.from_settings(settings)
+    with open_reader(lake, _snapshot(settings, at)) as reader:
         try:
-            relation = connection.sql(sql)
-            rows = relation.fetchall() if relation is not None else []
-            columns = relation.columns if relation is not None else []
+            statements = list(reader.statements(sql))
+            if len(statements) > 1 and (output or format is Format.json):
+                raise UsageError("One file, or one JSON document, has the rows of one query.")
+            if output is not None:
+                count = write_rows(lake, reader, sql, output, raw=raw)
+                out.print(f"{count:,} rows are in {visible(str(output))}.", markup=False)
+                return
+            for statement in statements:
+                reader.execute(statement)
+                columns = [column[0] for column in reader.description or ()]
+                _PRINTERS[format](columns, fetch_in_parts(reader))
         except duckdb.Error as error:
             raise RetailAssetsError(f"The query failed: {error}") from error
-    _PRINTERS[format](columns, rows)
 
 
 @app.command()
@@ -505,19 +525,22 @@ def _progress() -> Any:
 
 
 def _print_event_files(files: "Iterable[Taken]") -> None:
-    table = RichTable(show_footer=True)
     taken = [file for file in files if file.outcome != "unchanged"]
     names = ("lines", "accepted", "dead_lettered", "duplicate")
-    table.add_column("file", footer=f"{len(taken)} files", overflow="fold")
-    table.add_column("outcome")
-    for name in names:
-        total = sum(getattr(file, name) for file in taken)
-        table.add_column(name.replace("_", "-"), justify="right", footer=_cell(total))
-    for file in taken:
-        table.add_row(
-            escape(file.path), file.outcome, *(_cell(getattr(file, name)) for name in names)
-        )
-    out.print(table)
+    print_table(
+        out,
+        ("file", "outcome", *(name.replace("_", "-") for name in names)),
+        [
+            [visible(file.path), file.outcome, *(cell(getattr(file, name)) for name in names)]
+            for file in taken
+        ],
+        numbers=(False, False, True, True, True, True),
+        footer=[
+            f"{len(taken)} files",
+            "",
+            *(cell(sum(getattr(file, name) for file in taken)) for name in names),
+        ],
+    )
 
 
 def _connect(settings: Settings, at: int | datetime | None = None) -> Any:
@@ -552,63 +575,31 @@ def _print_days(connection: "duckdb.DuckDBPyConnection", first: date, last: date
         " FROM daily_revenue GROUP BY ALL) AS r ON r.order_date = d.day ORDER BY d.day",
         [first, last],
     ).fetchall()
-    table = RichTable(title=f"{first} to {last}", show_footer=True)
     heads = ("day", "rows in", "accepted", "rejected", "orders that count", "revenue GBP")
     sums = [sum(row[n] or 0 for row in rows) for n in range(1, 6)]
-    for head, total in zip(heads, ["total", *sums], strict=True):
-        table.add_column(head, footer=_cell(total), justify="left" if head == "day" else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    out.print(table)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, tuple):
-        return ", ".join(map(_cell, value)) or "none"
-    return f"{value:,}" if isinstance(value, int | float | Decimal) else str(value)
+    print_table(
+        out,
+        heads,
+        [list(map(cell, row)) for row in rows],
+        numbers=[head != "day" for head in heads],
+        title=f"{first} to {last}",
+        footer=["total", *map(cell, sums)],
+    )
 
 
 def _print_summary(title: str, figures: dict[str, Any]) -> None:
-    table = RichTable("what", "how many", title=title)
+    rows: list[tuple[str, str]] = []
     for name, value in figures.items():
         if isinstance(value, dict):
-            table.add_row(name.replace("_", " "), _cell(sum(value.values())))
-            for key, count in value.items():
-                table.add_row(f"  {key.replace('_', ' ')}", _cell(count))
+            rows.append((name.replace("_", " "), cell(sum(value.values()))))
+            rows += [(f"  {key.replace('_', ' ')}", cell(count)) for key, count in value.items()]
         else:
-            table.add_row(name.replace("_", " "), _cell(value))
-    out.print(table)
+            rows.append((name.replace("_", " "), cell(value)))
+    print_table(out, ("what", "how many"), rows, numbers=(False, False), title=title)
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = RichTable()
-    for column in columns:
-        # What somebody is to copy, such as an id, must not be cut.
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    out.print(table)
-
-
-def _print_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    import csv
-
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-
-
-def _print_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    import json
-
-    records = [dict(zip(columns, row, strict=True)) for row in rows]
-    sys.stdout.write(json.dumps(records, default=str, indent=2, ensure_ascii=False) + "\n")
-
-
-_PRINTERS: dict[Format, Callable[[Sequence[str], Sequence[Sequence[Any]]], None]] = {
-    Format.table: _print_table,
-    Format.csv: _print_csv,
-    Format.json: _print_json,
+_PRINTERS: dict[Format, Callable[[Sequence[str], Iterable[Sequence[Any]]], None]] = {
+    Format.table: lambda columns, rows: print_rows(out, columns, rows),
+    Format.csv: lambda columns, rows: write_csv(sys.stdout, columns, rows),
+    Format.json: lambda columns, rows: write_json(sys.stdout, columns, rows),
 }

@@ -182,6 +182,27 @@ def test_a_query_prints_a_table_csv_or_json(published: Platform, command: Comman
     assert [cell in out for cell in ("total_revenue", "North", "10.00")] == [True] * 3
 
 
+def test_a_query_writes_its_rows_to_a_file(
+    published: Platform, command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "revenue.csv"
+    sql = "SELECT order_date, total_revenue FROM daily_revenue ORDER BY 1 LIMIT 1"
+    assert command("query", sql, "--output", str(path)) == (0, f"1 rows are in {path}.\n", "")
+    assert path.read_text() == f"order_date,total_revenue\n{FIRST},10.00\n"
+    code, _, err = command("query", "SELECT 1; SELECT 2", "--output", str(path))
+    assert (code, err) == (2, "Error: One file, or one JSON document, has the rows of one query.\n")
+
+
+def test_what_came_from_outside_is_shown_as_text(published: Platform, command: Command) -> None:
+    code, out, err = command("query", "SELECT '[bold]North' || chr(27) || '[31m' AS region")
+    assert (code, err) == (0, "")
+    assert "[bold]North\\u001b[31m" in out
+    code, out, err = command("query", 'SELECT "[red]' + chr(27) + '[31m"')
+    assert code == 1
+    assert chr(27) not in err
+    assert "[red]\\u001b[31m" in err
+
+
 def test_a_query_that_fails_says_why(published: Platform, command: Command) -> None:
     code, out, err = command("query", "SELECT nothing FROM daily_revenue")
     assert (code, out) == (1, "")

@@ -119,7 +119,7 @@ def test_retail_assets_connect_reads_the_lake_of_the_environment_and_refuses_to_
         assert connection.sql("SELECT total_revenue FROM daily_revenue").fetchall() == [
             (Decimal("11.00"),)
         ]
-        with pytest.raises(duckdb.InvalidInputException, match="read-only"):
+        with pytest.raises(RetailAssetsError, match="read-only"):
             connection.execute("DELETE FROM daily_revenue")
     with retail_assets.connect(at=first) as connection:
         assert connection.sql("SELECT total_revenue FROM daily_revenue").fetchall() == [

@@ -1,0 +1,167 @@
+"""Printing rows for people and for programs: tables, CSV and JSON, in which text is only text.
+
+What came from outside (ids, file names, payloads) is shown as it is: never read as markup, and with
+characters that would steer a terminal made visible. Numbers are never cut.
+"""
+
+import csv
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+NARROWEST = 8
+"""Width that a column of texts is folded to before the table becomes wider than the terminal."""
+
+_STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+"""Unicode's categories of characters that are no glyph: control, format, surrogate, separators."""
+
+_TEXT_FOR_FLOATS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Write characters that would steer a terminal as JSON escapes, such as `\u001b`.
+
+    Args:
+        text: any text.
+        keep: control characters that stay as they are, such as the newlines of a message.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        json.dumps(character)[1:-1]
+        if character not in keep and unicodedata.category(character) in _STEERING
+        else character
+        for character in text
+    )
+
+
+def cell(value: Any) -> str:
+    """A value as tables of the command show it: numbers with commas, nothing as a dash."""
+    if value is None:
+        return "–"  # noqa: RUF001  # a dash is a dash
+    if isinstance(value, tuple):
+        return ", ".join(map(cell, value)) or "none"
+    return f"{value:,}" if isinstance(value, int | float | Decimal) else visible(str(value))
+
+
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[bool],
+    title: str | None = None,
+    footer: Sequence[str] | None = None,
+) -> None:
+    """Print a table; where the terminal is too narrow for whole numbers, the lines are longer.
+
+    Args:
+        console: where to print.
+        columns: the heads.
+        rows: the cells, as they are to be shown.
+        numbers: which columns hold numbers: these are aligned to the right and never folded.
+        title: stands above the table.
+        footer: a last row, of sums.
+    """
+    table = Table(title=title, show_footer=footer is not None)
+    width = 1
+    for n, (name, numeric) in enumerate(zip(columns, numbers, strict=True)):
+        cells = [row[n] for row in rows] + ([footer[n]] if footer is not None else [])
+        widest = max((Text(text).cell_len for text in cells), default=0)
+        least = widest if numeric else min(max(widest, Text(visible(name)).cell_len), NARROWEST)
+        width += least + 3
+        table.add_column(
+            Text(visible(name)),
+            Text(footer[n]) if footer is not None else "",
+            justify="right" if numeric else "left",
+            # What somebody is to copy, such as an id, must not be cut.
+            overflow="fold",
+            no_wrap=numeric,
+            min_width=least,
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if width > console.width:
+        console = Console(file=console.file, width=width)
+    console.print(table)
+
+
+def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print the rows of a query as a table: values as they are, nothing as blank."""
+    found = list(rows)
+    numbers = [
+        any(row[n] is not None for row in found)
+        and all(row[n] is None or _is_number(row[n]) for row in found)
+        for n in range(len(columns))
+    ]
+    texts = [["" if value is None else visible(str(value)) for value in row] for row in found]
+    print_table(console, columns, texts, numbers=numbers)
+
+
+def write_csv(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV; on a terminal characters that would steer it are made visible."""
+    writer = csv.writer(file, lineterminator="\n")
+    on_terminal = file.isatty()
+
+    def shown(values: Iterable[Any]) -> list[Any]:
+        if not on_terminal:
+            return list(values)
+        return [
+            visible(str(value)) if isinstance(value, str | list | dict) else value
+            for value in values
+        ]
+
+    writer.writerow(shown(columns))
+    writer.writerows(map(shown, rows))
+
+
+def write_json(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as a JSON list of objects, which any parser reads.
+
+    Exact decimals, times and numbers that JSON has no word for (NaN, infinities) are texts, bytes
+    are hexadecimal. Columns of one name are numbered.
+    """
+    names = numbered(columns)
+    separator = "[\n  "
+    for row in rows:
+        record = {name: _plain(value) for name, value in zip(names, row, strict=True)}
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=2)
+        file.write(separator + visible(text, keep="\n").replace("\n", "\n  "))
+        separator = ",\n  "
+    file.write("\n]\n" if separator.startswith(",") else "[]\n")
+
+
+def numbered(columns: Sequence[str]) -> list[str]:
+    """Names of columns, each once: `a`, `a` becomes `a`, `a_1`."""
+    found: list[str] = []
+    for name in columns:
+        candidate, n = name, 0
+        while candidate in found or (n and candidate in columns):
+            n += 1
+            candidate = f"{name}_{n}"
+        found.append(candidate)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON has it."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _TEXT_FOR_FLOATS[str(value)]
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value.hex() if isinstance(value, bytes) else str(value)
