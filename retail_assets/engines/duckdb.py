@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 
+from retail_assets.engines.timestamps import wall_clock
 from retail_assets.sql import identifier, literal
 
 REQUIRED = (
@@ -25,19 +26,17 @@ BLANKS = "' \t\r\n\u00a0'"
 """What is trimmed from fields. An empty field, quoted or not, is null from the start."""
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
-DAY = r"\d{4}-\d{2}-\d{2}"
-MINUTE = r"([01]\d|2[0-3]):[0-5]\d"
-CLOCK = rf"{MINUTE}:[0-5]\d(\.\d{{1,9}})?"
-OFFSET = r"([Zz]|[+-](0\d|1[0-4])(:?[0-5]\d)?)"
-LOCAL_TIME = rf"{DAY}([T ]({CLOCK}|{MINUTE}))?"
-OFFSET_TIME = rf"{DAY}[T ]{CLOCK}{OFFSET}"
-OFFSET_MINUTE = rf"{DAY}[T ]{MINUTE}{OFFSET}"
-
 MAX_LINE_BYTES = 2_000_000
 MAX_RAW_TEXT_BYTES = 10_000
 """What DuckDB keeps of a malformed record."""
 
-READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException)
+READ_ERRORS = (
+    duckdb.DataError,
+    duckdb.InternalError,
+    duckdb.InvalidInputException,
+    duckdb.IOException,
+    duckdb.OutOfMemoryException,
+)
 """What DuckDB raises for a file that it cannot read."""
 
 SEPARATOR = "\x1f"
@@ -159,13 +158,7 @@ def _typed(header: Sequence[str], records: str) -> str:
             SELECT export_date, order_id, customer_id, product_id, region, lower(status) AS status,
                 CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
                     THEN TRY_CAST(order_value_gbp AS DECIMAL(12,2)) END AS order_value_gbp,
-                CASE WHEN regexp_full_match(order_timestamp, '{LOCAL_TIME}')
-                    THEN TRY_CAST(order_timestamp AS TIMESTAMP)
-                    WHEN regexp_full_match(order_timestamp, '{OFFSET_TIME}')
-                    THEN {_local("order_timestamp")}
-                    WHEN regexp_full_match(order_timestamp, '{OFFSET_MINUTE}')
-                    THEN {_local("concat(order_timestamp[:16], ':00', order_timestamp[17:])")}
-                    END AS order_timestamp,
+                {wall_clock("order_timestamp")} AS order_timestamp,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
                 order_timestamp IS NOT NULL AS has_order_timestamp, raw
             FROM (
@@ -182,11 +175,6 @@ def _typed(header: Sequence[str], records: str) -> str:
             )
         )
     """
-
-
-def _local(time: str) -> str:
-    """Wall-clock time in the business time zone; DuckDB reads offsets only after seconds."""
-    return f"TRY_CAST(upper({time}) AS TIMESTAMPTZ) AT TIME ZONE current_setting('TimeZone')"
 
 
 def _date_of(path: str) -> str:

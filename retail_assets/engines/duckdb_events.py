@@ -3,7 +3,8 @@
 What cannot be read becomes null here; whether that matters is decided in `transforms.events`.
 """
 
-from retail_assets.engines.duckdb import BLANKS, DAY, MINUTE, OFFSET
+from retail_assets.engines.duckdb import BLANKS
+from retail_assets.engines.timestamps import DAY, MINUTE, OFFSET
 from retail_assets.sql import literal
 
 TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")

@@ -8,7 +8,8 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import tables
-from retail_assets.engines.duckdb import BLANKS, DAY, MONEY
+from retail_assets.engines.duckdb import BLANKS, MONEY
+from retail_assets.engines.timestamps import DAY
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import days as ledger
 from retail_assets.tables import Table
