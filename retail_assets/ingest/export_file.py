@@ -1,36 +1,61 @@
-"""An order export as a file: where it is, what its bytes hash to, and whether it is whole."""
+"""An order export as a file: where it is, what its bytes hash to, how many records it has.
+
+The records are counted here, independently of the reader that types them: a row that the reader
+loses, or takes into a field of another, has to be missed by somebody.
+"""
 
 import csv
 import gzip
 import hashlib
 import io
+import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import islice, tee
 from pathlib import Path
 from typing import IO, BinaryIO, Literal, cast
 
+import numpy as np
+
 from retail_assets import partitions
-from retail_assets.engines.duckdb import REQUIRED
+from retail_assets.engines.duckdb import MAX_RAW_TEXT_BYTES, REQUIRED
 from retail_assets.errors import RetailAssetsError
+from retail_assets.transforms.orders import STATUSES
 
 CHUNK_BYTES = 1 << 20
 
-BLANK_LINE = (b"\n\n", b"\n\r\n", b"\r\r")
-"""Line ends that make a blank line, or a blank line within quotes."""
-
 GZIP_RATIO = 8
 """What a byte of a compressed export is reckoned to hold."""
+
+LINE_FEED, CARRIAGE_RETURN, QUOTE = b'\n\r"'
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an export may be, so that reading it takes a bounded amount of memory.
+
+    The reader holds a batch of rows column by column: about 60 KB for each column.
+    """
+
+    columns: int = 1_000
+    header_bytes: int = 256 << 10
+    line_bytes: int = 16 << 20
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
 class ExportFile:
     """A day's export as it lies in the exports folder.
 
-    `lines` counts its lines, header and blank ones included, by their line feeds; `quoted` says
-    whether it has quotes, `blank` whether it may have blank lines.
+    `records` counts its records, header and blank lines left out. It is exact where `surveyed`, and
+    where no record has line ends in its quotes; else the file has stray quotes. `blank` says
+    whether it may have blank lines.
     """
 
     day: date
@@ -39,8 +64,8 @@ class ExportFile:
     modified_ns: int
     content_hash: str = ""
     header: tuple[str, ...] = ()
-    lines: int = 0
-    quoted: bool = False
+    records: int = 0
+    surveyed: bool = False
     blank: bool = False
 
     @property
@@ -70,27 +95,28 @@ def locate(exports_dir: Path, day: date) -> ExportFile:
     return ExportFile(day, found[0], stat.st_size, stat.st_mtime_ns)
 
 
-def inspect(file: ExportFile) -> ExportFile:
-    """Read a file once: its hash, its header, and whether it is whole.
+def inspect(file: ExportFile, limits: Limits = LIMITS) -> ExportFile:
+    """Read a file once: its hash, its header, its number of records, and whether it is whole.
 
     DuckDB takes a compressed file that breaks off for a whole one; this does not.
 
     Raises:
-        RetailAssetsError: if it is empty, broken off, not UTF-8, or lacks required columns.
+        RetailAssetsError: if it is empty, broken off, not UTF-8, lacks required columns, exceeds
+            the limits, or has a quote that takes other records into its field.
     """
     if file.size_bytes == 0:
         raise _empty(file.path)
     digest = hashlib.sha256()
-    head, last, lines, quoted, blank = b"", b"\n", 0, False, False
+    head, count, open_line = b"", _Count(), 0
     try:
         for chunk in _chunks(file.path, digest.update):
             if len(head) < CHUNK_BYTES:
                 head += chunk
-            lines += chunk.count(b"\n")
-            quoted = quoted or b'"' in chunk
-            seam = last + chunk[:2]
-            blank = blank or any(ends in chunk or ends in seam for ends in BLANK_LINE)
-            last = chunk[-2:]
+            count.add(chunk)
+            end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
+            open_line = open_line + len(chunk) if end < 0 else len(chunk) - end - 1
+            if open_line > limits.line_bytes:
+                raise _too_long(file.path, count.line_feeds + 1, limits)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise RetailAssetsError(
             f"{file.path} is not a whole gzip file ({error}): send it again."
@@ -99,14 +125,53 @@ def inspect(file: ExportFile) -> ExportFile:
         raise RetailAssetsError(f"{file.path} cannot be read: {error.strerror}.") from error
     if not head:
         raise _empty(file.path)
-    return replace(
+    file = replace(
         file,
         content_hash=digest.hexdigest(),
-        header=_header(file.path, head),
-        lines=lines + (last[-1:] != b"\n"),
-        quoted=quoted,
-        blank=blank,
+        header=_header(file.path, head, limits),
+        records=count.records - 1,
+        blank=count.may_have_blank_lines,
     )
+    return survey(file, limits) if count.folded else file
+
+
+class _Count:
+    """Counts the lines of a file outside quotes, blank ones left out, chunk by chunk.
+
+    A quote opens or closes: where quotes are as they should be, each such line is a record.
+    `folded` says whether a line ends within quotes.
+    """
+
+    def __init__(self) -> None:
+        self.line_feeds, self.folded = 0, False
+        self._ends, self._inside, self._at_end = 0, np.uint8(0), True
+
+    def add(self, chunk: bytes) -> None:
+        """Count the lines that end in a chunk."""
+        found = np.frombuffer(chunk, np.uint8)
+        ends = found == LINE_FEED
+        self.line_feeds += int(np.count_nonzero(ends))
+        ends |= found == CARRIAGE_RETURN
+        if self._inside or b'"' in chunk:
+            inside = np.bitwise_xor.accumulate((found == QUOTE).view(np.uint8)) ^ self._inside
+            self._inside = inside[-1]
+            self.folded = self.folded or bool(np.any(ends & inside.view(bool)))
+            ends &= ~inside.view(bool)
+        # Of several line ends in a row, the first one ends a line; the others are blank lines, or
+        # the second half of CR LF.
+        self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
+        self._ends += bool(ends[0]) and not self._at_end
+        self._at_end = bool(ends[-1])
+
+    @property
+    def records(self) -> int:
+        """The lines so far, the last one with or without its end."""
+        return self._ends + (not self._at_end)
+
+    @property
+    def may_have_blank_lines(self) -> bool:
+        """Whether there are more or fewer line feeds than lines that end."""
+        return self.line_feeds != self._ends
 
 
 class _Hashing(io.RawIOBase):
@@ -142,24 +207,57 @@ def _empty(path: Path) -> RetailAssetsError:
     return RetailAssetsError(f"{path} is empty, without even a header: export it again.")
 
 
-def _header(path: Path, head: bytes) -> tuple[str, ...]:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:
+def _too_long(path: Path, line: int, limits: Limits) -> RetailAssetsError:
+    return RetailAssetsError(
+        f"{path}, line {line}: the line is longer than {limits.line_bytes:,} bytes. Check its line"
+        " ends and quotes, and export it again."
+    )
+
+
+OTHER_FORMATS = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\x1f\x8b": "compressed with gzip: let its name end with .csv.gz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"PAR1": "a Parquet file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"%PDF": "a PDF document",
+}
+"""What files begin with that are no text."""
+
+
+def _header(path: Path, head: bytes, limits: Limits) -> tuple[str, ...]:
+    for start, words in OTHER_FORMATS.items():
+        if head.startswith(start):
+            raise RetailAssetsError(f"{path} is no CSV text but {words}: export it as CSV.")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:4]:
         raise RetailAssetsError(f"{path} is UTF-16: export it as UTF-8.")
-    text = head.decode("utf-8-sig", errors="replace")
+    text = head[: limits.header_bytes].decode("utf-8-sig", errors="replace")
+    # With its own line ends: a column's name may have one, and some end lines with CR alone.
+    for_reader, lines = tee(_without_nul(io.StringIO(text, newline="")))
+    reader = csv.reader(for_reader, skipinitialspace=True)
     try:
-        # With its own line ends: a column's name may have one, and some end lines with CR alone.
-        names = [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")), [])]
+        names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise RetailAssetsError(f"The header of {path} cannot be read: {error}.") from error
-    if any("\ufffd" in name for name in names):
-        raise RetailAssetsError(f"The header of {path} is not UTF-8: export it as UTF-8.")
+    header = "".join(islice(lines, reader.line_num))
+    if len(head) > limits.header_bytes and len(header) == len(text):
+        raise RetailAssetsError(
+            f"The header of {path} is longer than {limits.header_bytes:,} bytes: check its line"
+            " ends and quotes, and export it again."
+        )
+    if len(names) > limits.columns:
+        raise RetailAssetsError(
+            f"{path} has {len(names):,} columns, and more than {limits.columns:,} are not read:"
+            " export it with fewer."
+        )
+    _check_encoding(path, header, head)
     shown = ",".join(names)[:200]
     columns = tuple(name.lower() if name.lower() in REQUIRED else name for name in names)
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise RetailAssetsError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)};"
-            f" its header is: {shown!r}. Export it with the required columns."
+            f" its header is: {shown!r}. {_advice(header)}"
         )
     folded = [name.lower() for name in columns]
     if "" in columns or len(set(folded)) < len(folded):
@@ -167,6 +265,32 @@ def _header(path: Path, head: bytes) -> tuple[str, ...]:
             f"{path} has columns without a name, or of the same name: {shown!r}."
         )
     return columns
+
+
+def _check_encoding(path: Path, header: str, head: bytes) -> None:
+    if "\ufffd" not in header:
+        return
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        found, line = head[error.start], head.count(b"\n", 0, error.start) + 1
+        raise RetailAssetsError(
+            f"The header of {path} is not UTF-8: line {line} has the byte 0x{found:02X}, as"
+            " Windows-1252 or Latin-1 would: export it as UTF-8."
+        ) from None
+
+
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+
+def _advice(header: str) -> str:
+    """What to do about a header that lacks columns: its delimiter may be to blame."""
+    found = max(DELIMITERS, key=header.count)
+    if header.count(found) > header.count(","):
+        return (
+            f"Its fields are separated by {DELIMITERS[found]} ({found!r}): export it with commas."
+        )
+    return "Export it with the required columns."
 
 
 def unmodified(file: ExportFile) -> bool:
@@ -178,11 +302,76 @@ def unmodified(file: ExportFile) -> bool:
     return (stat.st_size, stat.st_mtime_ns) == (file.size_bytes, file.modified_ns)
 
 
-def records(file: ExportFile) -> int:
-    """Count the records of a file independently, header and blank lines left out."""
-    csv.field_size_limit(file.size_bytes * GZIP_RATIO + CHUNK_BYTES)
+def survey(file: ExportFile, limits: Limits = LIMITS) -> ExportFile:
+    """Count the records of a file exactly, with Python's own reader, which takes longer.
+
+    Raises:
+        RetailAssetsError: if a quote takes other records into its field: it names the line.
+    """
+    csv.field_size_limit(limits.line_bytes)
+    count, position = 0, 0
     with _text(file.path) as text:
-        return sum(1 for fields in csv.reader(text) if fields) - 1
+        for_reader, lines = tee(_without_nul(text))
+        reader = csv.reader(for_reader, skipinitialspace=True)
+        try:
+            for fields in reader:
+                if reader.line_num == position + 1:
+                    next(lines)
+                else:
+                    record = list(islice(lines, reader.line_num - position))
+                    if count:
+                        _check_folded(file, fields, record, position + 1)
+                position = reader.line_num
+                if fields:
+                    count += 1
+        except csv.Error as error:
+            raise RetailAssetsError(
+                f"{file.path}, line {position + 1}: a field is longer than {limits.line_bytes:,}"
+                " characters: close its quote, and run the day again."
+            ) from error
+    return replace(file, records=count - 1, surveyed=True)
+
+
+def _without_nul(text: Iterator[str]) -> Iterator[str]:
+    """The lines of a text as Python 3.10 can read them: its reader of CSV refuses NUL."""
+    if sys.version_info >= (3, 11):
+        return text
+    return (line.replace("\0", " ") for line in text)
+
+
+_FIELD = r' *"[^"]*(?:""[^"]*)*" *|(?! *")[^,\r\n]*'
+_WELL_FORMED = re.compile(rf"(?:{_FIELD})(?:,(?:{_FIELD}))*[\r\n]*")
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+
+
+def _check_folded(file: ExportFile, fields: list[str], lines: list[str], position: int) -> None:
+    """Raise if a record that goes over several lines looks as if it had taken in others.
+
+    A field may well have several lines, such as an address. But where two lines look like rows,
+    one of them has been taken into a field; and where quotes or the number of fields are wrong
+    already, one after the first is enough, or more text than a rejected row can keep.
+    """
+    columns = len(file.header)
+    sound = len(fields) == columns or (len(fields) == columns + 1 and not fields[-1])
+    sound = sound and _WELL_FORMED.fullmatch("".join(lines)) is not None
+    rows = [n for n, line in enumerate(lines) if _looks_like_a_row(line, columns)]
+    taken = rows[1:] or [n for n in rows if n and not sound]
+    if not taken and not sound and sum(map(len, lines)) >= MAX_RAW_TEXT_BYTES:
+        taken = [1]
+    if taken:
+        opened = max((n for n in range(taken[0]) if '"' in lines[n]), default=0)
+        raise RetailAssetsError(
+            f"{file.path}, line {position + opened}: a quote opens there and takes the lines after"
+            f" it, such as line {position + taken[0]}, into its field. Close it, or write it twice"
+            " if it belongs to the text, and run the day again."
+        )
+
+
+def _looks_like_a_row(line: str, columns: int) -> bool:
+    cells = [cell.strip(' "\r\n').lower() for cell in line.split(",")]
+    return len(cells) >= columns and any(
+        cell in STATUSES or _DATE.match(cell) is not None for cell in cells
+    )
 
 
 def blank_lines(file: ExportFile) -> list[int]:

@@ -22,7 +22,7 @@ from retail_assets.ingest.export_file import (
     blank_lines,
     inspect,
     locate,
-    records,
+    survey,
     unmodified,
     with_even_line_ends,
 )
@@ -228,24 +228,12 @@ class _Batch:
             read = [file for file in files if file.day not in failed]
             rejected = self._counts("staged_rejects", read)
             raw = self._counts("export_rows", read)
-            unsound = self._unsound(read, raw, rejected)
-            for name in ("export_rows", "staged_rejects") if unsound else ():
-                execute(
-                    f"DELETE FROM {name} WHERE export_date IN (SELECT unnest(?::DATE[]))",
-                    [list(unsound)],
-                )
-            good = [file for file in read if file.day not in unsound]
-            snapshot = self._commit(good, raw, rejected, failed | unsound)
+            snapshot = self._commit(read, raw, rejected, failed)
         finally:
             execute("DROP VIEW IF EXISTS temp.main.staged_raw")
             for name in (*_STAGING, "staged_rejects"):
                 execute(f"DROP TABLE IF EXISTS temp.main.{name}")
-        return _Taken(
-            {file.day: raw[file.day] for file in good},
-            {file.day: rejected[file.day] for file in good},
-            failed | unsound,
-            snapshot,
-        )
+        return _Taken(raw, rejected, failed, snapshot)
 
     def _read(self, files: Sequence[ExportFile]) -> dict[date, str]:
         """Read the files, those of one header at once; returns the problem of each that fails."""
@@ -254,32 +242,84 @@ class _Batch:
         def kind(file: ExportFile) -> tuple[str, tuple[str, ...]]:
             return file.path.suffix, file.header
 
-        for (_, header), group in groupby(sorted(files, key=kind), key=kind):
-            alike = list(group)
-            try:
-                self._read_group(alike, header)
-            except engine.READ_ERRORS:
-                # One of them is at fault: find out which.
-                for file in alike:
-                    try:
-                        self._read_alone(file)
-                    except engine.READ_ERRORS as error:
-                        reason = str(error).strip().splitlines()[0]
-                        failed[file.day] = f"{file.path} cannot be read: {reason}"
+        for _, group in groupby(sorted(files, key=kind), key=kind):
+            failed |= self._stage(list(group))
         return failed
 
-    def _read_alone(self, file: ExportFile) -> None:
-        try:
-            self._read_group([file], file.header)
-        except duckdb.InvalidInputException:
-            # Line ends that change within a file are what can be mended.
-            Path(self.lake.spill_dir).mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=self.lake.spill_dir) as folder:
-                self._read_group([with_even_line_ends(file, Path(folder))], file.header)
+    def _stage(self, files: Sequence[ExportFile]) -> dict[date, str]:
+        """Stage files of one header, or halves of them, until those that cannot be are alone.
 
-    def _read_group(self, files: Sequence[ExportFile], header: Sequence[str]) -> None:
+        A file of which not every record is accounted for is staged again alone: read together with
+        others, DuckDB neither raises nor notes what is wrong with its quotes.
+        """
+        failed: dict[date, str] = {}
+        try:
+            self._read_group(files)
+            failed = self._incomplete(files)
+        except engine.READ_ERRORS as error:
+            failed = {file.day: _unreadable(file, error) for file in files}
+        again = [file for file in files if file.day in failed]
+        if again:
+            self._discard([file.day for file in again])
+        if len(files) == 1:
+            return self._stage_mended(files[0], failed[files[0].day]) if again else {}
+        if len(again) < len(files):
+            parts = [[file] for file in again]
+        else:
+            parts = [again[: len(again) // 2], again[len(again) // 2 :]]
+        return {day: text for part in parts for day, text in self._stage(part).items()}
+
+    def _stage_mended(self, file: ExportFile, problem: str) -> dict[date, str]:
+        """Stage a file with its line ends made even, which is what can be mended."""
+        failed = {file.day: problem}
+        if unmodified(file):
+            Path(self.lake.spill_dir).mkdir(parents=True, exist_ok=True)
+            try:
+                with TemporaryDirectory(dir=self.lake.spill_dir) as folder:
+                    self._read_group([with_even_line_ends(file, Path(folder))])
+                failed = self._incomplete([file])
+            except (*engine.READ_ERRORS, OSError):
+                pass
+            if failed:
+                self._discard([file.day])
+        return failed
+
+    def _discard(self, days: Sequence[date]) -> None:
+        for table in _STAGING:
+            self.connection.execute(
+                f"DELETE FROM {table} WHERE export_date IN (SELECT unnest(?::DATE[]))", [days]
+            )
+
+    def _incomplete(self, files: Sequence[ExportFile]) -> dict[date, str]:
+        """The files of which not every record is staged, typed or rejected, and why."""
+        staged = " UNION ALL ".join(
+            f"SELECT export_date FROM {table}"
+            for table in ("export_rows", "rejected_rows", "malformed")
+        )
+        found = self._counts(f"({staged})", files)
+        problems: dict[date, str] = {}
+        for file in files:
+            if not unmodified(file):
+                problems[file.day] = (
+                    f"{file.path} changed while it was read: run the day again when it is whole."
+                )
+            elif found[file.day] != file.records:
+                try:
+                    expected = (file if file.surveyed else survey(file)).records
+                except RetailAssetsError as error:
+                    problems[file.day] = str(error)
+                    continue
+                if found[file.day] != expected:
+                    problems[file.day] = (
+                        f"{file.path} has {expected:,} records, but {found[file.day]:,} were read:"
+                        " check its quotes and line ends, and run the day again."
+                    )
+        return problems
+
+    def _read_group(self, files: Sequence[ExportFile]) -> None:
         """Stage the rows of some files, and set aside the well-formed ones that are rejected."""
         execute = self.connection.execute
+        header = files[0].header
         engine.read_order_exports(
             self.connection,
             "export_rows",
@@ -344,47 +384,6 @@ class _Batch:
             ).fetchall()
         )
         return {file.day: counts.get(file.day, 0) for file in files}
-
-    def _unsound(
-        self, files: Sequence[ExportFile], raw: Mapping[date, int], rejected: Mapping[date, int]
-    ) -> dict[date, str]:
-        """The files that must not be committed: changed since they were found, or rows lost."""
-        problems: dict[date, str] = {}
-        swallowed = self._swallowed()
-        for file in files:
-            found = raw[file.day] + rejected[file.day]
-            if not unmodified(file):
-                problems[file.day] = (
-                    f"{file.path} changed while it was read: run the day again when it is whole."
-                )
-            elif file.day in swallowed and swallowed[file.day] is not None:
-                problems[file.day] = (
-                    f"{file.path}: the quote that opens in record {swallowed[file.day]} takes too"
-                    " many of the lines after it into its field: close it."
-                )
-            # Without quotes a record is a line; only blank lines may make a difference.
-            elif file.day in swallowed if file.quoted else found != file.lines - 1:
-                expected = records(file)
-                if found != expected:
-                    problems[file.day] = (
-                        f"{file.path} has {expected} records, but {found} were read: check its"
-                        " quotes and line ends."
-                    )
-        return problems
-
-    def _swallowed(self) -> dict[date, int | None]:
-        """The files with a quote that is not closed properly.
-
-        Of each, the first record that took in more lines than its raw text could keep, if any.
-        """
-        return dict(
-            self.connection.execute(
-                "SELECT export_date, min(record) FILTER (WHERE contains(raw_text, chr(10))"
-                " AND strlen(raw_text) >= ?) FROM malformed WHERE error_type IN"
-                " ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') GROUP BY export_date",
-                [engine.MAX_RAW_TEXT_BYTES],
-            ).fetchall()
-        )
 
     def _commit(
         self,
@@ -468,6 +467,15 @@ class _Batch:
             "rejected_rows BIGINT": [rejected[file.day] for file in files],
         }
         insert_columns(self.connection, "export_files", columns, "now() AS ingested_at")
+
+
+def _unreadable(file: ExportFile, error: duckdb.Error) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if isinstance(error, duckdb.OutOfMemoryException):
+        reason += (
+            f" ({len(file.header):,} columns): raise RETAIL_MEMORY_LIMIT, or export fewer columns"
+        )
+    return f"{file.path} cannot be read: {reason}."
 
 
 @dataclass(frozen=True)

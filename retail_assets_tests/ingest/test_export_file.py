@@ -5,13 +5,17 @@ import json
 import os
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from retail_assets.ingest.export_file import inspect, locate
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.export_file import Limits, inspect, locate
+from retail_assets.ingest.order_exports import ingest
+from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import HEADER, WriteExport, order_row, write_export_to
 from retail_assets_tests.ingest.conftest import Intake
@@ -324,3 +328,84 @@ def test_looking_at_a_large_file_takes_little_memory(settings: Settings, tmp_pat
         tracemalloc.stop()
     assert found.size_bytes > 35_000_000
     assert peak < 8_000_000
+
+
+# Limits
+
+
+def wide(columns: int) -> bytes:
+    names = ",".join(f"c{n}" for n in range(columns - 7))
+    return f"{HEADER},{names}\n{ONE},{',' * (columns - 8)}\n".encode()
+
+
+def test_a_file_that_would_take_too_much_memory_fails_its_day_alone(
+    lake: Lake, settings: Settings
+) -> None:
+    days = [DAY + n * A_DAY for n in range(6)]
+    for day in days:
+        write_export_to(settings.exports_dir, day, [order_row(f"O{day:%d}", DAY)])
+    write_export_to(settings.exports_dir, days[1], wide(10_000))
+    write_export_to(settings.exports_dir, days[3], wide(900))
+    small = replace(lake, memory_limit="40MB", threads=1)
+    with small.connect() as connection:
+        failed = ingest(small, connection, settings.exports_dir, days, late_days=30).raw.failed
+        assert failed.keys() == {days[1], days[3]}
+        assert "10,000 columns, and more than 1,000 are not read" in failed[days[1]]
+        assert "cannot be read" in failed[days[3]]
+        assert "900 columns): raise RETAIL_MEMORY_LIMIT" in failed[days[3]]
+        assert connection.execute("SELECT count(*) FROM raw_orders").fetchone() == (4,)
+
+
+@pytest.mark.parametrize(
+    ("content", "limits", "text"),
+    [
+        (f"{HEADER}\n{ONE}\n", Limits(columns=6), "has 7 columns"),
+        (f"{HEADER}\n{ONE}\n", Limits(header_bytes=60), "header of .* is longer than 60 bytes"),
+        (HEADER.replace(",", '","', 1), Limits(header_bytes=60), "is longer than 60 bytes"),
+        (f"{HEADER}\n{ONE}\n{'x' * 3_000_000}\n", Limits(line_bytes=1_000_000), "line 3: the line"),
+        (
+            f'{HEADER}\n{ONE}\nB,"' + "x\n" * 2_000_000,
+            Limits(line_bytes=1_000_000),
+            "line 3: a field is longer",
+        ),
+    ],
+)
+def test_a_file_beyond_a_limit_is_refused_before_it_is_read(
+    settings: Settings, content: str, limits: Limits, text: str
+) -> None:
+    write_export_to(settings.exports_dir, DAY, content)
+    with pytest.raises(RetailAssetsError, match=text):
+        inspect(locate(settings.exports_dir, DAY), limits)
+
+
+# What a file is, if it is no CSV
+
+
+def test_the_delimiter_that_was_found_is_named(intake: Intake, write_export: WriteExport) -> None:
+    days = {";": DAY, "\t": DAY + A_DAY, "|": DAY + 2 * A_DAY}
+    for mark, day in days.items():
+        write_export(day, f"{HEADER}\n{ONE}\n".replace(",", mark))
+    failed = intake.take(*days.values()).raw.failed
+    assert "separated by semicolons (';'): export it with commas" in failed[days[";"]]
+    assert "separated by tabs ('\\t')" in failed[days["\t"]]
+    assert "separated by vertical bars ('|')" in failed[days["|"]]
+
+
+def test_the_encoding_that_was_found_is_named(intake: Intake, write_export: WriteExport) -> None:
+    write_export(DAY, f"{HEADER},Größe\n{ONE},x\n".encode("cp1252"))
+    assert "line 1 has the byte 0xF6, as Windows-1252 or Latin-1 would" in problem(intake)
+
+
+def test_files_of_other_formats_are_named(intake: Intake, write_export: WriteExport) -> None:
+    formats = {
+        b"PK\x03\x04rest": "a ZIP archive or an Excel workbook",
+        gzip.compress(f"{HEADER}\n{ONE}\n".encode()): "let its name end with .csv.gz",
+        b"PAR1\0\0": "a Parquet file",
+        f"{HEADER}\n".encode("utf-32"): "is UTF-16",
+    }
+    days = [DAY + n * A_DAY for n in range(len(formats))]
+    for day, content in zip(days, formats, strict=True):
+        write_export(day, content)
+    failed = intake.take(*days).raw.failed
+    for day, words in zip(days, formats.values(), strict=True):
+        assert words in failed[day]
