@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from retail_assets.cli_verify import verify
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.printing import cell, print_rows, print_table, visible, write_csv, write_json
 from retail_assets.settings import Settings, load_settings
@@ -169,6 +170,7 @@ def ingest_events() -> None:
     """Take in all pending event files now, as the sensor's runs would; bring live revenue up."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest import event_files
+    from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
@@ -189,6 +191,7 @@ def ingest_events() -> None:
             progress=lambda done: progress.update(task, completed=done),
         )
         live_revenue.refresh(lake, connection)
+        note_new_files(lake, connection)
     _print_event_files(found.files.values())
     for path, reason in pending.left_alone.items():
         _tell(f"{path} {reason}", style="yellow")
@@ -258,6 +261,7 @@ def replay(
     """Recompute enriched events and dead letters from raw_events, day by day."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest import replay as work
+    from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
@@ -273,6 +277,7 @@ def replay(
                 work.replay_day(lake, connection, day)
         if not check:
             live_revenue.refresh(lake, connection)
+            note_new_files(lake, connection)
     if differences:
         raise RetailAssetsError(
             "\n".join(
@@ -503,12 +508,19 @@ def maintain(
     ] = 30,
 ) -> None:
     """Compact small files, expire old snapshots, and delete files that nothing needs."""
+    from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.maintenance import maintain as maintain_lake
 
+    lake = Lake.from_settings(load_settings())
     with err.status("Maintaining the lake"):
-        done = maintain_lake(Lake.from_settings(load_settings()), keep_days=keep_days)
+        done = maintain_lake(lake, keep_days=keep_days)
+        with lake.connect(read_only=True) as connection:
+            note_new_files(lake, connection)
     _print_summary("Maintenance", vars(done))
+
+
+app.command()(verify)
 
 
 def _progress() -> Any:

@@ -10,6 +10,7 @@ from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.heartbeat import LAG, heartbeats, state
 from retail_assets.ingest.pending import pending_exports
+from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
 from retail_assets.settings import Settings
 from retail_assets.stale import stale_days
@@ -45,9 +46,22 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         **{f"left alone: {path}": reason for path, reason in events.left_alone.items()},
     }
     try:
-        return figures | _lake_figures(settings)
+        return figures | _lake_figures(settings) | _verified(settings)
     except NoLakeError:
         return figures | {"lake": "none yet"}
+
+
+def _verified(settings: Settings) -> dict[str, Any]:
+    """When the files of the lake were last verified, and what was found."""
+    last = last_verification(Lake.from_settings(settings))
+    if last is None:
+        return {"last verified": "never: run `retail-assets verify`"}
+    return {
+        "last verified": last.finished_at,
+        "last verified, checksums": last.compared if last.deep else "not compared",
+        "files damaged": last.damaged,
+        **({"first damage": last.found} if last.found else {}),
+    }
 
 
 def _lake_figures(settings: Settings) -> dict[str, Any]:

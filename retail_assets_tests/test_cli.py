@@ -27,7 +27,15 @@ pytestmark = DAGSTER_CALLS_ITSELF
 
 NOBODY = 65_534
 
-COMMANDS = ["generate", "import-complete-journey", "backfill", "query", "status", "maintain"]
+COMMANDS = [
+    "generate",
+    "import-complete-journey",
+    "backfill",
+    "query",
+    "status",
+    "maintain",
+    "verify",
+]
 
 
 @pytest.fixture

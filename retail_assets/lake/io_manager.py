@@ -16,6 +16,7 @@ from pydantic import PrivateAttr
 from retail_assets import tables
 from retail_assets.errors import AuditError
 from retail_assets.lake import days as ledger
+from retail_assets.lake.checksums import note_new_files
 from retail_assets.lake.publish import Audit, Publication, publish_days, publish_table
 from retail_assets.lake.resource import LakeResource
 
@@ -85,6 +86,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
                     else self._publish_days(context, connection, table, draft)
                 )
                 _report(context, connection, publication, draft)
+            note_new_files(self.lake.lake, connection)
         except AuditError as error:
             # What is wrong with the rows now will be wrong at the next try.
             raise dg.Failure(str(error), allow_retries=False) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from retail_assets.errors import UsageError
 from retail_assets.ingest.heartbeat import LAG
+from retail_assets.lake.checksums import note_new_files
 from retail_assets.stream.metrics import metrics_text
 from retail_assets.stream.worker import Worker
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 CONSUMER_SECONDS = 1.0
 NOTIFY_SECONDS = 5.0
+
+CHECKSUM_SECONDS = 30.0
+"""How often checksums of new files are noted: small ones were merged into one by then."""
 
 LAG_SECONDS = 5.0
 """How often it is measured how far consumers are behind."""
@@ -80,6 +84,12 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
         raise UsageError("A worker needs a source: event files, --kafka or --http.")
     if options.consumers:
         _add_consumers(worker, settings)
+    worker.add_loop(
+        "checksums",
+        lambda connection, _: note_new_files(worker.lake, connection),
+        seconds=CHECKSUM_SECONDS,
+        on_wake=False,
+    )
     return worker
 
 

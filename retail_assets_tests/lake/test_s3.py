@@ -11,7 +11,9 @@ import pytest
 
 from retail_assets.lake import maintenance
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.files import files_after
 from retail_assets.lake.maintenance import maintain
+from retail_assets.lake.verify import verify
 from retail_assets.settings import Settings
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read
 
@@ -108,3 +110,35 @@ def test_a_bucket_that_cannot_be_reached_fails_the_publication_and_names_the_fil
     with pytest.raises(Exception, match=r"127\.0\.0\.1:9/shop") as caught:
         publish(lake, rows(FIRST, "2.00"), [FIRST])
     assert "it's a test" not in str(caught.value)
+
+
+def test_a_file_of_a_bucket_that_was_replaced_or_lost_is_found(lake, endpoint):
+    import boto3
+
+    publish(lake, [(FIRST, f"r{n}", "10.00") for n in range(20)], [FIRST])
+    publish(lake, [(SECOND, f"r{n}", "10.00") for n in range(20)], [SECOND])
+    first = verify(lake, deep=False)
+    assert (first.damages, first.noted) == ((), first.summary.files)
+    assert verify(lake, deep=False).summary.compared == first.summary.files
+
+    with lake.connect(read_only=True) as connection:
+        lost, replaced, *_ = [
+            file.location(lake).removeprefix("s3://shop/")
+            for file in files_after(lake, connection, -1)
+            if file.table == "daily_revenue"
+        ]
+    bucket = boto3.resource(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        region_name=KEYS["AWS_DEFAULT_REGION"],
+    ).Bucket("shop")
+    content = bytearray(bucket.Object(replaced).get()["Body"].read())
+    content[50] ^= 1
+    bucket.Object(replaced).put(Body=bytes(content))
+    bucket.Object(lost).delete()
+    assert [(item.location, item.problem) for item in verify(lake, deep=False).damages] == [
+        (f"s3://shop/{lost}", "is missing"),
+        (f"s3://shop/{replaced}", "has other bytes than when it was written"),
+    ]
