@@ -22,7 +22,8 @@ class Column:
     """A column: its SQL type, what it means, and from which columns it is made.
 
     `derived_from` holds `table.column` names; `personal` marks what identifies a customer and is
-    masked wherever rows are shown outside the lake.
+    masked wherever rows are shown outside the lake. `default` is what rows have that were written
+    before the table had the column, in SQL; without one they have null.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Column:
     nullable: bool = False
     derived_from: tuple[str, ...] = ()
     personal: bool = False
+    default: str | None = None
 
 
 @dataclass(frozen=True)
@@ -323,17 +325,32 @@ _POSITION = (
         "position",
         "BIGINT",
         "The line in the file, from 1; the offset in the partition; the number of the event that a"
-        " webhook got, from 1; of a redrive which attempt it was, from 1.",
+        " webhook got, from 1; of a redrive that of the dead letter that it mends.",
+    ),
+    Column(
+        "version",
+        "BIGINT",
+        "The version of the event file, from 1, as in event_files; 1 for all other sources.",
+        default="1",
+    ),
+    Column(
+        "received_at",
+        INSTANT,
+        "When it was received, as its source recorded it: the last write of the file when the line"
+        " was read, the timestamp of the Kafka message, the arrival at the webhook; of a redrive"
+        " that of the dead letter. Null in rows of earlier releases: the start of received_date"
+        " counts.",
+        nullable=True,
     ),
 )
-"""Where an event was received: no two events share it."""
+"""Where and when an event was received: no two events share source, name, version and position."""
 
 RAW_EVENTS = Table(
     name="raw_events",
     description="Every event line as it was received, good, bad or seen before: the replay log.",
     group="events",
     day="received_date",
-    key=("source", "source_name", "position"),
+    key=("source", "source_name", "version", "position"),
     columns=(
         Column(
             "received_date",
@@ -470,7 +487,7 @@ DEAD_LETTER_EVENTS = Table(
     group="events",
     followed=True,
     day="received_date",
-    key=("source", "source_name", "position"),
+    key=("source", "source_name", "version", "position"),
     columns=(
         Column(
             "received_date",

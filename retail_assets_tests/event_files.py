@@ -19,6 +19,8 @@ from retail_assets.settings import Settings
 STILL_NS = 1_791_800_000 * 10**9
 """When files of tests were last written to, unless told otherwise: 12 October 2026."""
 
+_WRITTEN: dict[tuple[Path, bytes], int] = {}
+
 
 def event(number: int, **changed: Any) -> str:
     """A line: a valid event of ten pounds, save what is changed; None leaves a field out."""
@@ -38,7 +40,8 @@ def write_events(
 ) -> Path:
     """Write an event file in place of what lies there, as of long ago: lines, or a whole file.
 
-    Lines are packed if the file is so named. By default its time goes with its size.
+    Lines are packed if the file is so named. By default each content is a second later than those
+    that were written before it.
     """
     if isinstance(lines, bytes):
         content = lines
@@ -49,7 +52,8 @@ def write_events(
     file = Path(settings.events_location, path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
-    time = STILL_NS + len(content) * 10**9 if modified_ns is None else modified_ns
+    seconds = _WRITTEN.setdefault((file, content), len(_WRITTEN))
+    time = STILL_NS + seconds * 10**9 if modified_ns is None else modified_ns
     os.utime(file, ns=(time, time))
     return file
 

@@ -103,8 +103,9 @@ def _events(settings: "Settings", where: str) -> str:
     """The events as `transforms.fraud.orders` takes them."""
     label = "lower(extra ->> '/is_fraud')"
     return f"""
-        SELECT event_id, order_id, customer_id, received_date, source, source_name, position,
-            order_date, event_timestamp, region, home_region, order_value_gbp,
+        SELECT event_id, order_id, customer_id, received_date, position,
+            coalesce(received_at, received_date::TIMESTAMPTZ) AS received_at, order_date,
+            event_timestamp, region, home_region, order_value_gbp,
             epoch_us(coalesce(event_timestamp, order_date::TIMESTAMP::TIMESTAMPTZ)) AS moment,
             hour(event_timestamp) AS hour,
             {_first_field(settings.fraud_card_fields)} AS card,

@@ -14,7 +14,8 @@ from retail_assets.transforms import live_orders
 def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
     of_keys = "" if keys is None else f" WHERE order_id IN (SELECT order_id FROM {keys})"
     events = connection.sql(
-        "SELECT *, coalesce(event_timestamp, order_date::TIMESTAMPTZ) AS happened_at"
+        "SELECT * REPLACE (coalesce(received_at, received_date::TIMESTAMPTZ) AS received_at),"
+        " coalesce(event_timestamp, order_date::TIMESTAMPTZ) AS happened_at"
         f" FROM lake.enriched_events{of_keys}"
     )
     orders = nw.to_native(live_orders.live_orders(nw.from_native(events))).sql_query()

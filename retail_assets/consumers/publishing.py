@@ -410,7 +410,8 @@ def _query(table: Table, prefix: str | None, portion: Portion) -> str:
         f"{literal(name)}: {_json(name, type_)}" for name, type_ in table.types.items()
     )
     value = f"to_json({{{fields}}})::VARCHAR"
-    places = [name for name in ("source", "source_name", "position") if name in table.types]
+    ordered = ("received_at", "source", "source_name", "version", "position")
+    places = [name for name in ordered if name in table.types]
     if portion.after is None:
         order = ", ".join(places or table.key)
         return (

@@ -1,8 +1,9 @@
 """Dead letters: look at them, and redrive them as they are or mended.
 
-A dead letter is known by its place, `source:source_name:position`. It stays where it is for ever: a
-redrive is a raw event of its own, of the source `redrive`, whose name is that of the letter. Only
-what is valid is taken in, and once: a letter that was redriven is not redriven again.
+A dead letter is known by its id, `source:source_name:position`, or of a later version of an event
+file `source:source_name@version:position`. It stays where it is for ever: a redrive is a raw event
+of its own, of the source `redrive`, whose name is that id, and which keeps the letter's place in
+time. Only what is valid is ingested, and once: a letter that was redriven is not redriven again.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,15 +22,18 @@ from retail_assets.lake.connection import Lake
 
 REDRIVE = "redrive"
 
-PLACE = "concat_ws(':', d.source, d.source_name, d.position)"
+PLACE = (
+    "concat_ws(':', d.source, d.source_name || if(d.version = 1, '', '@' || d.version), d.position)"
+)
 
 _LETTERS = f"""
     SELECT {PLACE} AS id, d.received_date, d.reason, d.field, d.payload, d.processed_at,
-        r.source_name IS NOT NULL AS redriven, w.defect
+        r.source_name IS NOT NULL AS redriven, w.defect, d.position,
+        epoch_us(d.received_at) AS received_us
     FROM lake.dead_letter_events AS d
     JOIN lake.raw_events AS w
         ON w.received_date = d.received_date AND w.source = d.source
-        AND w.source_name = d.source_name AND w.position = d.position
+        AND w.source_name = d.source_name AND w.version = d.version AND w.position = d.position
     LEFT JOIN (SELECT DISTINCT source_name FROM lake.raw_events
         WHERE source = '{REDRIVE}' AND event_id IS NOT NULL) AS r
         ON r.source_name = {PLACE}
@@ -64,8 +68,9 @@ def find(
         limit: at most so many.
 
     Returns:
-        `id`, `received_date`, `reason`, `field`, `payload`, `processed_at`, `redriven` and `defect`
-        of each.
+        `id`, `received_date`, `reason`, `field`, `payload`, `processed_at`, `redriven`, `defect`,
+        `position` and `received_us` (the recorded time of receipt in microseconds since 1970) of
+        each.
     """
     conditions: list[str] = []
     parameters: list[Any] = []
@@ -149,7 +154,11 @@ def _take_in(
         # What came over the command line and is no UTF-8 is judged as such.
         payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
         .append_column("source_no", numbers)
-        .append_column("position", pa.array([1] * len(letters), pa.int64()))
+        # What is mended keeps its place in time.
+        .append_column("position", pa.array([each["position"] for each in letters], pa.int64()))
+        .append_column(
+            "received_us", pa.array([each["received_us"] for each in letters], pa.int64())
+        )
     )
     sources = pa.table(
         {
@@ -157,6 +166,7 @@ def _take_in(
             "received_date": [letter["received_date"] for letter in letters],
             "source": [REDRIVE] * len(letters),
             "source_name": names,
+            "version": pa.array([1] * len(letters), pa.int64()),
         }
     )
     with EventBatch(connection) as batch:

@@ -390,7 +390,7 @@ class _Intake:
         plan = _Plan(connection, current, found)
         batch.leave_out(FILE, [*overtaken, *plan.copies])
         for holder, heir in plan.heirs:
-            batch.inherit(FILE, holder, heir.path, heir.received_date)
+            batch.inherit(FILE, holder, heir.path, heir.version, heir.received_date)
         batch.retract(FILE, plan.replaced)
         batch.retract(FILE, plan.displaced, redrives=False)
         settled = batch.settle()
@@ -450,6 +450,8 @@ def _arrow(waiting: Sequence[_Waiting]) -> "tuple[pa.Table, pa.Table] | None":
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(sum(counts), dtype=np.int64) - starts + np.repeat(firsts, counts)
     lines = lines.append_column("position", pa.array(numbers))
+    written = np.array([item.file.modified_ns // 1000 for item in waiting], np.int64)
+    lines = lines.append_column("received_us", pa.array(np.repeat(written, counts)))
     lines = lines.append_column(
         "source_no", pa.array(np.repeat(np.arange(len(waiting), dtype=np.int32), counts))
     )
@@ -460,6 +462,7 @@ def _arrow(waiting: Sequence[_Waiting]) -> "tuple[pa.Table, pa.Table] | None":
             "received_date": pa.array([item.received_date for item in waiting], pa.date32()),
             "source": pa.array([FILE] * len(waiting), pa.string()),
             "source_name": pa.array([item.path for item in waiting], pa.string()),
+            "version": pa.array([_after(item).version for item in waiting], pa.int64()),
         }
     )
     return lines, sources

@@ -15,9 +15,28 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
 from retail_assets.transforms import events
+from retail_assets.transforms.orders import COMPLETED
 
-PLACE = "received_date, source, source_name, position"
-"""What tells received lines apart, and which of two was first."""
+KEY = ("received_date", "source", "source_name", "version", "position")
+"""What tells received lines apart."""
+
+PLACE = f"{', '.join(KEY)}, received_at"
+"""Where and when a line was received."""
+
+RANK_FIELDS = (
+    "order_id, customer_id, region, order_value_gbp, event_timestamp, quantity, extra,"
+    f" coalesce(nullif(status, ''), '{COMPLETED}') AS status, nullif(product_id, '') AS product_id"
+)
+"""The content that orders events received at the same time, of judged and of enriched ones."""
+
+FIRST_RECEIVED = (
+    "coalesce(received_at, received_date::TIMESTAMPTZ), position, order_id, customer_id, region,"
+    " order_value_gbp, event_timestamp, quantity, extra, status, product_id,"
+    " source, source_name, version"
+)
+"""Which of several events with one identity was first: by the time of receipt and the position.
+
+Names come last, and only where nothing else differs."""
 
 REUSED_ROWS = 20_000
 """So many lines go through the same tables: DuckDB keeps the rows that were deleted from them."""
@@ -30,7 +49,15 @@ RECEIVED = '"temp".main.received_lines'
 
 _NOW, _ARGUMENT = "now()", "$1"
 
-_PLACE_COLUMNS = "received_date DATE, source VARCHAR, source_name VARCHAR, position BIGINT"
+_PLACE_COLUMNS = (
+    "received_date DATE, source VARCHAR, source_name VARCHAR, version BIGINT, position BIGINT,"
+    " received_at TIMESTAMPTZ"
+)
+_RANK_COLUMNS = (
+    "order_id VARCHAR, customer_id VARCHAR, region VARCHAR, order_value_gbp DECIMAL(18,6),"
+    " event_timestamp TIMESTAMPTZ, quantity BIGINT, extra VARCHAR, status VARCHAR,"
+    " product_id VARCHAR"
+)
 
 _TABLES = {
     "received_lines": f"""
@@ -39,8 +66,8 @@ _TABLES = {
     # Rows that leave enriched_events or dead_letter_events, and what their source loses by it.
     "gone_events": f"""
         event_id VARCHAR, {_PLACE_COLUMNS}, accepted INTEGER, dead_lettered INTEGER""",
-    "current_events": f"event_id VARCHAR, {_PLACE_COLUMNS}",
-    "rival_events": f"event_id VARCHAR, line_no BIGINT, {_PLACE_COLUMNS}, place BIGINT",
+    "current_events": f"event_id VARCHAR, {_PLACE_COLUMNS}, {_RANK_COLUMNS}",
+    "rival_events": "event_id VARCHAR, line_no BIGINT, place BIGINT",
 }
 
 REFERENCE_KEYS = {tables.PRODUCTS.name: "product_id", tables.CUSTOMERS.name: "customer_id"}

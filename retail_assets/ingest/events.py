@@ -3,9 +3,9 @@
 Whatever the source, its lines are staged, typed and judged outside of any transaction; `settle`
 then puts them into the tables within the caller's, together with the caller's ledger entry.
 
-Of events with one identity the one that was received first counts, by day, source, name and
-position, whichever was taken in first. So the tables follow from what was received alone: any order
-of arrival gives the same ones.
+Of events with one identity the one that was received first counts, by the time of receipt that its
+source recorded, then by position, whichever was ingested first. So the tables follow from what was
+received alone: any order of arrival gives the same ones.
 """
 
 from collections.abc import Collection, Iterator
@@ -21,7 +21,13 @@ from typing_extensions import Self
 from retail_assets import tables
 from retail_assets.ingest import event_workspace as workspace
 from retail_assets.ingest.event_memory import memory_of
-from retail_assets.ingest.event_workspace import PLACE, judged_sql
+from retail_assets.ingest.event_workspace import (
+    FIRST_RECEIVED,
+    KEY,
+    PLACE,
+    RANK_FIELDS,
+    judged_sql,
+)
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.rows import insert_columns
 from retail_assets.sql import literal
@@ -29,6 +35,9 @@ from retail_assets.sql import literal
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
+
+_SOURCE_COLUMNS = ("received_date", "source", "source_name", "version")
+_LINE_COLUMNS = ("position", "received_us", "payload", "defect")
 
 MAX_FIELDS = 1_000
 """How many fields beyond the known ones are kept count of: their names may be made up."""
@@ -129,10 +138,11 @@ class EventBatch:
         """Stage and judge lines as they were received.
 
         Args:
-            lines: `source_no` (integer), `position` (int64), `payload` and `defect` (string); in
-                several chunks, so that all cores have work.
+            lines: `source_no` (integer), `position` (int64), `received_us` (int64: when the source
+                recorded the receipt, in microseconds since 1970; null if it is not known),
+                `payload` and `defect` (string); in several chunks, so that all cores have work.
             sources: `source_no` (from 0, in order), `received_date` (date), `source` and
-                `source_name` (string).
+                `source_name` (string), `version` (int64).
         """
         self._rows += lines.num_rows
         self._small = self._small and lines.num_rows <= SMALL
@@ -146,7 +156,8 @@ class EventBatch:
             self._connection.register(name, table)
         try:
             self._judge(
-                "SELECT s.received_date, s.source, s.source_name, l.position, l.payload, l.defect,"
+                "SELECT s.received_date, s.source, s.source_name, s.version, l.position,"
+                " make_timestamptz(l.received_us) AS received_at, l.payload, l.defect,"
                 " false AS stored, NULL::VARCHAR AS stored_id, false AS replayed"
                 " FROM arrow_lines AS l JOIN arrow_sources AS s USING (source_no)"
             )
@@ -158,13 +169,14 @@ class EventBatch:
         # To register a table would change the catalog, and spoil the prepared statements.
         places = sources.take(lines["source_no"].combine_chunks())
         values = [
-            *(places[name].to_pylist() for name in ("received_date", "source", "source_name")),
-            *(lines[name].to_pylist() for name in ("position", "payload", "defect")),
+            *(places[name].to_pylist() for name in _SOURCE_COLUMNS),
+            *(lines[name].to_pylist() for name in _LINE_COLUMNS),
         ]
         self._connection.execute(
             "INSERT INTO temp.main.received_lines SELECT unnest(?::DATE[]), unnest(?::VARCHAR[]),"
-            " unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::VARCHAR[]),"
-            " unnest(?::VARCHAR[]), false, NULL, false",
+            " unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::BIGINT[]),"
+            " make_timestamptz(unnest(?::BIGINT[])), unnest(?::VARCHAR[]), unnest(?::VARCHAR[]),"
+            " false, NULL, false",
             values,
         )
         self._stage(None)
@@ -261,13 +273,17 @@ class EventBatch:
             [source, source_name, position],
         )
 
-    def inherit(self, source: str, source_name: str, heir: str, received_date: date) -> None:
+    def inherit(
+        self, source: str, source_name: str, heir: str, version: int, received_date: date
+    ) -> None:
         """In a transaction, stage what is stored of a source once more, as lines of another."""
         self._fresh = False
         self._judge(
             f"SELECT DATE '{received_date}' AS received_date, source, {literal(heir)} AS"
-            " source_name, position, payload, defect, false AS stored, NULL::VARCHAR AS stored_id,"
-            f" false AS replayed FROM lake.raw_events WHERE source = {literal(source)}"
+            f" source_name, {version}::BIGINT AS version, position, received_at, payload, defect,"
+            " false AS stored,"
+            f" NULL::VARCHAR AS stored_id, false AS replayed FROM lake.raw_events"
+            f" WHERE source = {literal(source)}"
             f" AND source_name = {literal(source_name)}"
         )
 
@@ -298,9 +314,7 @@ class EventBatch:
         self._judge(
             f"SELECT {_stored(replayed=False)} FROM lake.raw_events WHERE event_id IN ({gone})"
             " AND NOT EXISTS (SELECT 1 FROM temp.main.judged_events AS j"
-            " WHERE j.stored AND j.received_date = raw_events.received_date"
-            " AND j.source = raw_events.source AND j.source_name = raw_events.source_name"
-            " AND j.position = raw_events.position)"
+            f" WHERE j.stored AND {_same_place('j')})"
         )
 
     def _survey(self) -> None:
@@ -329,7 +343,7 @@ class EventBatch:
                 looked_up += " AND hash(own_id) IN (SELECT unnest(?::UBIGINT[]))"
                 parameters = [known]
         execute(
-            f"INSERT INTO temp.main.current_events SELECT event_id, {PLACE}"
+            f"INSERT INTO temp.main.current_events BY NAME SELECT event_id, {PLACE}, {RANK_FIELDS}"
             f" FROM lake.enriched_events WHERE event_id IN ({looked_up})",
             parameters,
         )
@@ -339,10 +353,11 @@ class EventBatch:
             " UNION ALL SELECT hash(event_id) FROM temp.main.current_events)"
         )
         execute(
-            "INSERT INTO temp.main.rival_events SELECT *, row_number() OVER"
-            f" (PARTITION BY event_id ORDER BY {PLACE}) AS place FROM"
-            f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE} FROM {valid} AND {rivals}"
-            f" UNION ALL SELECT event_id, NULL, {PLACE} FROM temp.main.current_events)",
+            "INSERT INTO temp.main.rival_events SELECT event_id, line_no, row_number() OVER"
+            f" (PARTITION BY event_id ORDER BY {FIRST_RECEIVED}) AS place FROM"
+            f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE}, {RANK_FIELDS}"
+            f" FROM {valid} AND {rivals}"
+            " UNION ALL BY NAME SELECT * FROM temp.main.current_events)",
             [twins],
         )
         demoted = "SELECT event_id FROM temp.main.rival_events WHERE line_no IS NULL AND place > 1"
@@ -379,8 +394,7 @@ class EventBatch:
         if execute(f"SELECT 1 FROM {changed} LIMIT 1").fetchone():
             execute(
                 f"UPDATE lake.raw_events SET event_id = c.now FROM (SELECT {PLACE},"
-                f" {_IDENTITY} AS now FROM {changed}) AS c WHERE "
-                + " AND ".join(f"raw_events.{name} = c.{name}" for name in PLACE.split(", "))
+                f" {_IDENTITY} AS now FROM {changed}) AS c WHERE " + _same_place("c")
             )
 
     def _drop_beaten(self) -> None:
@@ -466,6 +480,11 @@ def _twins(identities: "npt.NDArray[np.uint64]") -> list[int]:
     ordered = np.sort(identities)
     twins: list[int] = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
     return twins
+
+
+def _same_place(other: str) -> str:
+    """Whether a row of raw_events is that of another table."""
+    return " AND ".join(f"{other}.{name} = raw_events.{name}" for name in KEY)
 
 
 def _stored(*, replayed: bool) -> str:

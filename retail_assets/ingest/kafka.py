@@ -224,6 +224,7 @@ class KafkaSource:
                 portion.positions,
                 portion.payloads,
                 portion.offered_at,
+                recorded_us=portion.recorded_us,
                 received_at=portion.began,
                 done=partial(self._outcomes.put, (queue, None)),
                 failed=self._failed(queue),

@@ -23,6 +23,8 @@ PORTION_EVENTS = 200_000
 PORTION_BYTES = 64 << 20
 """What is taken in at once of one partition."""
 
+_A_DAY = 86_400_000
+
 EVENT_BYTES = 100
 """What an event costs in memory besides its payload."""
 
@@ -44,9 +46,8 @@ class ReceivedDates:
         """Return the day of a message.
 
         A partition's messages were received one after the other, so none counts for an earlier day
-        than the one before it, whatever the clock of its producer said: of events with one
-        identity, or of one order and without a time, the day decides first which came first. And
-        two producers whose clocks differ would make portions of a message each at midnight.
+        than the one before it, whatever the clock of its producer said: two producers whose clocks
+        differ would make portions of a message each at midnight.
 
         Args:
             timestamp: milliseconds since 1970; -1 for none.
@@ -84,6 +85,7 @@ class Portion:
     offered_at: float
     positions: list[int] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
+    recorded_us: list[int] = field(default_factory=list)
     weight: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -143,7 +145,7 @@ class PartitionQueue:
         portion = self._open(len(offsets), weight)
         if portion and follows and self.dates.are_of(portion.received_date, times):
             self._next = offsets[-1] + 1
-            self._put(portion, offsets, payloads, weight)
+            self._put(portion, offsets, payloads, times, weight)
             return
         for offset, payload, timestamp in zip(offsets, payloads, times, strict=True):
             self.add(offset, payload, timestamp)
@@ -155,18 +157,26 @@ class PartitionQueue:
         self._next = offset + 1
         self.day = day = self.dates.of(timestamp, self.day)
         portion = self._open(1, 0)
+        now = time.time()
         if portion is None or portion.received_date != day:
-            now = time.time()
             offered_at = min(timestamp / 1000, now) if timestamp > 0 else now
             portion = Portion(day, offered_at)
             self._portions.append(portion)
-        self._put(portion, [offset], [payload], len(payload) + EVENT_BYTES)
+        # No broker has recorded a time that is not there yet, or before there was any.
+        recorded = timestamp if 0 < timestamp < now * 1000 + _A_DAY else int(now * 1000)
+        self._put(portion, [offset], [payload], [recorded], len(payload) + EVENT_BYTES)
 
     def _put(
-        self, portion: Portion, offsets: list[int], payloads: list[bytes], weight: int
+        self,
+        portion: Portion,
+        offsets: list[int],
+        payloads: list[bytes],
+        times: list[int],
+        weight: int,
     ) -> None:
         portion.positions += offsets
         portion.payloads += payloads
+        portion.recorded_us += [1000 * milliseconds for milliseconds in times]
         portion.weight += weight
         self.weight += weight
 

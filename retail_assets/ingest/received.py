@@ -24,6 +24,8 @@ from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,10 @@ class Received:
     """Payloads that came together from one source, by position; a payload is one event.
 
     `offered_at` is when the oldest was offered, in seconds since 1970, and `received_at` since when
-    it waits here, by `time.monotonic`; `defect` is why these cannot be taken for events at all, if
-    so. Once they are durable the ingest calls `done`; if they could not be taken in, it calls
-    `failed` with the reason instead.
+    it waits here, by `time.monotonic`; `recorded_us` is when the source recorded the receipt of
+    each, in microseconds since 1970, by default of all at `offered_at`. `defect` is why these
+    cannot be taken for events at all, if so. Once they are durable the ingest calls `done`; if they
+    could not be taken in, it calls `failed` with the reason instead.
     """
 
     source: str
@@ -53,6 +56,7 @@ class Received:
     payloads: Sequence[bytes]
     offered_at: float
     defect: str | None = None
+    recorded_us: Sequence[int] = ()
     received_at: float = field(default_factory=time.monotonic, compare=False)
     done: Callable[[], None] = field(default=_nothing, compare=False)
     failed: Callable[[str], None] = field(default=_nothing, compare=False)
@@ -200,6 +204,7 @@ def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
         np.arange(len(batch), dtype=np.int32), [len(received.payloads) for received in batch]
     )
     lines = lines.append_column("position", pa.array(np.concatenate(positions)))
+    lines = lines.append_column("received_us", pa.array(_receipt_times(batch)))
     lines = lines.append_column("source_no", pa.array(numbers))
     lines = pa.Table.from_batches(lines.to_batches(max_chunksize=CHUNK_LINES))
     sources = pa.table(
@@ -208,6 +213,20 @@ def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
             "received_date": pa.array([item.received_date for item in batch], pa.date32()),
             "source": pa.array([item.source for item in batch], pa.string()),
             "source_name": pa.array([item.source_name for item in batch], pa.string()),
+            "version": pa.array([1] * len(batch), pa.int64()),
         }
     )
     return lines, sources
+
+
+def _receipt_times(batch: Sequence[Received]) -> "npt.NDArray[np.int64]":
+    import numpy as np
+
+    return np.concatenate(
+        [
+            np.asarray(item.recorded_us, np.int64)
+            if item.recorded_us
+            else np.full(len(item.payloads), item.offered_at * 1e6, np.int64)
+            for item in batch
+        ]
+    )

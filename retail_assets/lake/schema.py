@@ -60,7 +60,8 @@ def _amend(table: tables.Table, column: tables.Column, found: str | None) -> lis
     """What makes a column of a table of the lake, which may lack it, as it is described."""
     if found is None:
         return [
-            f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}",
+            f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}"
+            + (f" DEFAULT {column.default}" if column.default else ""),
             _comment(table, column),
         ]
     old, new = _DECIMAL.fullmatch(found), _DECIMAL.fullmatch(column.type)

@@ -278,11 +278,15 @@ def _halves(batch: list[Received]) -> list[list[Received]]:
         received,
         positions=received.positions[:middle],
         payloads=received.payloads[:middle],
+        recorded_us=received.recorded_us[:middle],
         # Whoever offered them is told once all of them are durable.
         done=lambda: None,
         failed=lambda _: None,
     )
     second = replace(
-        received, positions=received.positions[middle:], payloads=received.payloads[middle:]
+        received,
+        positions=received.positions[middle:],
+        payloads=received.payloads[middle:],
+        recorded_us=received.recorded_us[middle:],
     )
     return [[first], [second]]

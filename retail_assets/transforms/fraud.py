@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import narwhals as nw
 
+from retail_assets.transforms.live_orders import EVENT_ORDER
 from retail_assets.transforms.orders import UNKNOWN
 
 MINUTE = 60_000_000
@@ -31,7 +32,6 @@ MODEL = "unusual_order"
 
 # An order is one customer's: events that say otherwise are of two.
 _ORDER = ("customer_id", "order_id")
-_EVENT_SEQUENCE = ("event_timestamp", "received_date", "source", "source_name", "position")
 _VALUES = ("card", "address")
 _STEPS = 1_000_000
 """A score has six decimals."""
@@ -61,7 +61,8 @@ def orders(events: nw.LazyFrame) -> nw.LazyFrame:
     """Put the events of customers together to their orders.
 
     Args:
-        events: all events of the customers of interest: columns of `enriched_events` and `moment`
+        events: all events of the customers of interest: columns of `enriched_events`
+            (`received_at` never null) and `moment`
             (Int64: when it happened, in microseconds since 1970; the start of `order_date` where
             the event does not say), `hour` (Int64: its hour in the business time zone, null if it
             does not say), `card` and `address` (String, null where it has none) and `is_fraud`
@@ -77,7 +78,7 @@ def orders(events: nw.LazyFrame) -> nw.LazyFrame:
     numbered = events.with_columns(one=nw.lit(1)).with_columns(
         *(col(name).min().over(*_ORDER) for name in ("moment", "order_date", "received_date")),
         *(col(name).max().over(*_ORDER) for name in ("card", "address", "is_fraud")),
-        number=col("one").cum_sum().over(*_ORDER, order_by=_EVENT_SEQUENCE),
+        number=col("one").cum_sum().over(*_ORDER, order_by=EVENT_ORDER),
         events=nw.len().over(*_ORDER),
     )
     of_first = ("event_id", "event_timestamp", "hour")

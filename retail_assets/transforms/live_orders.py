@@ -9,8 +9,12 @@ RETURNED = "returned"
 UNITS = 1
 """What an order takes that does not say how many."""
 
-_ORDER = ("event_timestamp", "received_date", "source", "source_name", "position")
-"""An event without a time comes before those of its order that have one."""
+EVENT_ORDER = ("event_timestamp", "received_at", "position", "event_id")
+"""Which event of an order is later: by its own time, else by the time of receipt that its source
+recorded, then by position; never by the name of a file, topic or source.
+
+An event without a time comes before those of its order that have one.
+"""
 
 
 def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
@@ -24,7 +28,8 @@ def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
 
     Args:
         enriched: rows of `enriched_events`: all events of the orders of interest, with
-            `happened_at` (the time of the event, or the start of its day if it says none).
+            `happened_at` (the time of the event, or the start of its day if it says none) and
+            `received_at` never null.
 
     Returns:
         The columns of `live_orders`, except `minute` and `updated_at`.
@@ -39,8 +44,8 @@ def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
     events = events.with_columns(
         _latest_known("product_id"),
         _latest_known("quantity"),
-        number=col("one").cum_sum().over("order_id", order_by=_ORDER),
-        sale_number=col("sale").cum_sum().over("order_id", order_by=_ORDER),
+        number=col("one").cum_sum().over("order_id", order_by=EVENT_ORDER),
+        sale_number=col("sale").cum_sum().over("order_id", order_by=EVENT_ORDER),
         events=nw.len().over("order_id"),
         first_date=col("order_date").min().over("order_id"),
         ordered_at=col("happened_at").min().over("order_id"),
@@ -56,7 +61,7 @@ def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
 
 
 def _latest_known(column: str) -> nw.Expr:
-    return nw.col(column).fill_null(strategy="forward").over("order_id", order_by=_ORDER)
+    return nw.col(column).fill_null(strategy="forward").over("order_id", order_by=EVENT_ORDER)
 
 
 def _with_stock(latest: nw.LazyFrame) -> nw.LazyFrame:

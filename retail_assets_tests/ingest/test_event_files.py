@@ -30,7 +30,7 @@ from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
-from retail_assets_tests.event_files import event, write_events
+from retail_assets_tests.event_files import STILL_NS, event, write_events
 
 BAD = "{"
 
@@ -472,23 +472,25 @@ def test_a_duplicate_elsewhere_comes_forward_when_its_event_is_gone(events: Even
     assert [row[1] for row in events.accepted()] == ["a.jsonl", "a.jsonl"]
     events.write("a.jsonl", event(2))
     events.take()
-    assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "a.jsonl", 1)]
+    # What is written anew is received anew.
+    assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "b.jsonl", 2)]
     assert events.rows("SELECT region FROM lake.enriched_events WHERE event_id = 'E1'") == [
         ("South",)
     ]
-    assert events.ledger()["b.jsonl"] == (2, 1, 0, 1, None)
+    assert events.ledger()["b.jsonl"] == (2, 2, 0, 0, None)
     assert events.ledger()["c.jsonl"] == (1, 0, 0, 1, None)
 
 
 @pytest.mark.parametrize(
-    "first", ["z/2026-10-11.jsonl", "a/2026-10-12.jsonl"], ids=["earlier day", "earlier name"]
+    "first", ["z/2026-10-13.jsonl", "batch_10.jsonl"], ids=["later day in its name", "any name"]
 )
 def test_the_event_that_was_received_first_counts_though_it_was_taken_in_later(
     events: Events, first: str
 ) -> None:
     events.write("m/2026-10-12.jsonl", event(1, region="late"), event(2))
     events.take()
-    events.write(first, event(3), event(1, region="first"))
+    lines = f"{event(3)}\n{event(1, region='first')}\n".encode()
+    write_events(events.settings, first, lines, modified_ns=STILL_NS - 10**9)
     came = events.take()
     assert outcomes(came) == {first: ("new", 2, 0, 0)}
     assert ("E1", first, 2) in events.accepted()
@@ -1059,8 +1061,10 @@ def test_the_order_of_arrival_makes_no_difference(
         "2026-10-13/a.jsonl": [event(4, event_id="E1"), event(3), ""],
         "late/2026-10-11.jsonl": [event(3, region="late"), event(5)],
     }
+    # Two were last written to at the same time.
+    times = {path: STILL_NS + number // 2 * 10**9 for number, path in enumerate(contents)}
     for path, lines in contents.items():
-        events.write(path, *lines)
+        write_events(events.settings, path, lines, modified_ns=times[path])
     events.take()
     together, ledger = events.tables(), events.ledger()
     chance = random.Random(3)  # noqa: S311  # repeatable
@@ -1073,7 +1077,7 @@ def test_the_order_of_arrival_makes_no_difference(
         with lake.connect() as connection:
             one_by_one = Events(lake, connection, other)
             for path in order:
-                one_by_one.write(path, *contents[path])
+                write_events(other, path, contents[path], modified_ns=times[path])
                 one_by_one.take()
             assert one_by_one.tables() == together, order
             assert one_by_one.ledger() == ledger, order

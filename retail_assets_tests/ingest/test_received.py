@@ -15,7 +15,7 @@ from retail_assets.ingest.received import Received, take, warm_up
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import STILL_NS, EventIntake, event
 from retail_assets_tests.processes import finish, start
 
 DAY = date(2026, 10, 12)
@@ -128,7 +128,9 @@ def test_a_batch_may_hold_several_parts_days_and_gaps(intake):
 
 
 def test_an_event_of_a_file_that_was_received_first_takes_the_place_of_kafkas(intake):
-    take(intake.lake, intake.connection, [received(0, event(1), event(2))])
+    after = (STILL_NS + 10**12) // 1000
+    later = received(0, event(1), event(2), recorded_us=[after, after])
+    take(intake.lake, intake.connection, [later])
     intake.write(f"{DAY}/a.jsonl", [event(1)])
     intake.take()
     assert intake.events("event_id, source") == [("E1", "file"), ("E2", "kafka")]

@@ -532,8 +532,11 @@ def stored(order_id: str = "O1", **changed: Any) -> dict[str, Any]:
         "order_value_gbp": Decimal("10.00"),
         "event_timestamp": NINE,
         "order_date": DAY,
+        "received_at": NINE,
+        "event_id": "E5",
         "source": "file",
         "source_name": "a.jsonl",
+        "version": 1,
         "position": 1,
         **changed,
     }
@@ -570,21 +573,22 @@ def test_an_order_whose_latest_event_is_not_of_a_completed_one_does_not_count(
 
 
 def test_an_event_without_a_time_comes_before_those_that_have_one(engine: Engine) -> None:
-    none = stored(event_timestamp=None, received_date=DAY + A_DAY, status="returned")
+    none = stored(event_timestamp=None, received_at=NINE + A_DAY, status="returned")
     assert len(live(engine, stored(), none)) == 1
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"received_date": DAY + A_DAY, "source": "a", "source_name": "0", "position": 0},
-        {"source": "redrive", "source_name": "0", "position": 0},
-        {"source_name": "b.jsonl", "position": 0},
-        {"position": 2},
+        # Neither the day, which may be a date in a name, nor any name decides.
+        {"received_at": NINE + A_DAY, "received_date": DAY - A_DAY, "position": 0},
+        {"received_at": NINE + A_DAY, "source": "a", "source_name": "0", "position": 0},
+        {"position": 2, "source": "a", "source_name": "a", "event_id": "E1"},
+        {"event_id": "E6", "source": "a", "source_name": "a"},
     ],
 )
 @pytest.mark.parametrize("when", [NINE, None])
-def test_of_events_at_the_same_time_the_one_that_landed_last_is_the_latest(
+def test_of_events_at_the_same_time_the_one_received_last_is_the_latest(
     engine: Engine, change: dict[str, Any], when: datetime | None
 ) -> None:
     one = stored(event_timestamp=when, order_value_gbp=Decimal("1.00"))

@@ -47,7 +47,7 @@ _TYPES = pa.schema(
     {
         **dict.fromkeys(("event_id", "order_id", "customer_id"), pa.string()),
         "received_date": pa.date32(),
-        **dict.fromkeys(("source", "source_name"), pa.string()),
+        "received_at": pa.timestamp("us", "UTC"),
         "position": pa.int64(),
         "order_date": pa.date32(),
         "event_timestamp": pa.timestamp("us", "UTC"),
@@ -60,7 +60,7 @@ _TYPES = pa.schema(
 )
 _JUDGED = pa.schema(
     [
-        *(_TYPES.field(name) for name in ("event_id", *_TYPES.names[1:4], *_TYPES.names[7:13])),
+        *(_TYPES.field(name) for name in ("event_id", *_TYPES.names[1:4], *_TYPES.names[6:12])),
         *(pa.field(name, pa.int64()) for name in ("is_fraud", "pence", "earlier_orders")),
         *(pa.field(name, pa.int64()) for name in ("earlier_pence", "previous_moment")),
         *(pa.field(f"{name}_in_window", pa.int64()) for name in ("orders", "cards", "addresses")),
@@ -82,8 +82,7 @@ def event(order: int, minute: float | None, **changed: Any) -> dict[str, Any]:
         "order_id": f"O{order}",
         "customer_id": "C1",
         "received_date": DAY,
-        "source": "file",
-        "source_name": "a.jsonl",
+        "received_at": NINE,
         "position": order,
         "order_date": DAY,
         "event_timestamp": when,

@@ -47,8 +47,7 @@ def said(minute: int | None, position: int, **more: Any) -> dict[str, Any]:
         "happened_at": when or NOON - timedelta(hours=12),
         "order_date": DAY,
         "received_date": DAY,
-        "source": "file",
-        "source_name": "a.jsonl",
+        "received_at": NOON,
         "position": position,
     } | more
 

@@ -202,18 +202,21 @@ def valid_event(draw: st.DrawFn) -> dict[str, Any]:
         ),
         "source": draw(st.sampled_from(["file", "redrive"])),
         "source_name": draw(st.sampled_from(["a.jsonl", "b.jsonl", "ä/a.jsonl"])),
+        "received_at": draw(instants),
+        "position": draw(st.integers(1, 3)),
     }
 
 
 valid_events = st.lists(valid_event(), max_size=12).map(
-    lambda rows: [{**row, "position": position} for position, row in enumerate(rows)]
+    lambda rows: [{**row, "event_id": f"E{number}"} for number, row in enumerate(rows)]
 )
 
 EVENT = {
     "received_date": date(2026, 10, 25), "event_date": date(2026, 10, 25), "order_id": "A",
     "event_timestamp": datetime(2026, 10, 25, 0, 30, tzinfo=timezone.utc), "customer_id": "A",
     "product_id": "A", "region": "ä", "status": "completed", "order_value_gbp": Decimal("0.01"),
-    "source": "file", "source_name": "a.jsonl", "position": 1,
+    "source": "file", "source_name": "a.jsonl", "position": 1, "event_id": "E1",
+    "received_at": datetime(2026, 10, 25, 1, tzinfo=timezone.utc),
 }  # fmt: skip
 UNTIMED = {**EVENT, "event_timestamp": None, "event_date": None}
 RETURNED = {**EVENT, "status": "returned", "position": 2}
@@ -265,7 +268,7 @@ def live_by_hand(enriched: Rows) -> dict[str, dict[str, Any]]:
             mine,
             key=lambda row: (
                 (row["event_timestamp"] is not None, str(row["event_timestamp"])),
-                *(row[name] for name in ("received_date", "source", "source_name", "position")),
+                *(str(row[name]) for name in ("received_at", "position", "event_id")),
             ),
         )
         if latest["status"] == "completed":
