@@ -123,6 +123,7 @@ def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection")
         figures = {
             "stream worker": f"{worker.worker} on {worker.host}: {state(worker, now)}",
             "last heartbeat, seconds": round(worker.silent_seconds(now)),
+            **({"last heartbeat": worker.last_seen(now)} if worker.is_ahead(now) else {}),
             **({"worker's problem": worker.problem} if worker.problem else {}),
             **{
                 f"worker: {name.replace('_', ' ')}": value

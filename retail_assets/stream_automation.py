@@ -145,7 +145,8 @@ def _report(
     states = {state(worker, now) for worker in workers}
     # Of several sources, each with a worker of its own, the worst counts.
     worst = next((name for name in (DEAD, LATE, ALIVE) if name in states), "")
-    due = not reported.at or now - datetime.fromisoformat(reported.at) >= timedelta(
+    # The clock may have been set back since.
+    due = not reported.at or abs(now - datetime.fromisoformat(reported.at)) >= timedelta(
         seconds=REPORT_SECONDS
     )
     changed = worst != reported.state
@@ -227,7 +228,10 @@ def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
     order = (ALIVE, LATE, DEAD)
     worker = max(
         workers,
-        key=lambda each: (*(state(each, now) == name for name in order[::-1]), each.heartbeat_at),
+        key=lambda each: (
+            *(state(each, now) == name for name in order[::-1]),
+            min(each.heartbeat_at, now),
+        ),
     )
     figures = {
         name: value
@@ -255,9 +259,8 @@ def _lines(worker: Heartbeat) -> int:
 
 def _describe(found: Sequence[Heartbeat], now: datetime) -> str:
     shown = [
-        f"Worker {worker.worker} on {worker.host} is {state(worker, now)}, heard of"
-        f" {worker.silent_seconds(now):.0f} s ago"
-        + (f": {worker.problem}" if worker.problem else "")
+        f"Worker {worker.worker} on {worker.host} is {state(worker, now)}, last seen"
+        f" {worker.last_seen(now)}" + (f": {worker.problem}" if worker.problem else "")
         for worker in found[:3]
     ]
     return "; ".join(shown) + "." if shown else "No stream worker was ever started."

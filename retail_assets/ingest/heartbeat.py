@@ -54,12 +54,26 @@ class Heartbeat:
     heartbeat_at: datetime
 
     def silent_seconds(self, now: datetime) -> float:
-        """How long it has not said anything."""
+        """Seconds since its last heartbeat; negative by a clock that is ahead of this one."""
         return (now - self.heartbeat_at).total_seconds()
+
+    def is_ahead(self, now: datetime) -> bool:
+        """Whether its last heartbeat lies in the future, by more than clocks usually differ.
+
+        A clock was set back since, or its host's is ahead: it cannot be told how old it is.
+        """
+        return self.silent_seconds(now) <= -DEAD_SECONDS
+
+    def last_seen(self, now: datetime) -> str:
+        """When it was last seen, in words."""
+        seconds = self.silent_seconds(now)
+        if self.is_ahead(now):
+            return f"by a clock that is {-seconds:.0f} s ahead of this one"
+        return f"{max(seconds, 0):.0f} s ago"
 
     def lives(self, now: datetime) -> bool:
         """Whether it runs, as far as one can know."""
-        return self.state == RUNNING and self.silent_seconds(now) < DEAD_SECONDS
+        return self.state == RUNNING and abs(self.silent_seconds(now)) < DEAD_SECONDS
 
     @property
     def late_seconds(self) -> float:
@@ -118,13 +132,13 @@ def fold(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def heartbeats(connection: duckdb.DuckDBPyConnection, *, latest: int = 20) -> list[Heartbeat]:
-    """The workers that were heard of last, the newest first."""
+    """The workers that committed a heartbeat last, the newest first."""
     rows = connection.execute(
         "SELECT worker, host, process_id, sources, state, problem, figures, started_at,"
         " heartbeat_at FROM lake.stream_workers"
-        # Not by its time: clocks are set back.
+        # Not by their times: clocks are set back, and those of other hosts are ahead.
         " QUALIFY row_number() OVER (PARTITION BY worker ORDER BY rowid DESC) = 1"
-        " ORDER BY heartbeat_at DESC LIMIT ?",
+        " ORDER BY rowid DESC LIMIT ?",
         [latest],
     ).fetchall()
     return [
@@ -154,7 +168,7 @@ def living(connection: duckdb.DuckDBPyConnection, source: str | None = None) -> 
 
 
 def in_charge(found: Sequence[Heartbeat], now: datetime) -> dict[str, Heartbeat]:
-    """The worker that counts for each source, of all that were heard of.
+    """The worker that counts for each source, of all that were seen, the newest first.
 
     It is one that lives and keeps up, otherwise one that lives, otherwise the newest.
     """
@@ -165,14 +179,18 @@ def in_charge(found: Sequence[Heartbeat], now: datetime) -> dict[str, Heartbeat]
             key=lambda worker: (
                 worker.lives(now),
                 state(worker, now) == ALIVE,
-                worker.heartbeat_at,
+                -found.index(worker),
             ),
         )
         for source in sources
     }
     if any(worker.lives(now) for worker in workers.values()):
         since = now - GIVEN_UP
-        return {name: worker for name, worker in workers.items() if worker.heartbeat_at > since}
+        return {
+            name: worker
+            for name, worker in workers.items()
+            if worker.heartbeat_at > since and not worker.is_ahead(now)
+        }
     return workers
 
 

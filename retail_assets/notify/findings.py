@@ -173,11 +173,13 @@ def _dead_workers(
             found.worker,
             f"The stream worker {found.worker} on {found.host} last said at"
             f" {_clock(found.heartbeat_at, settings)} that it lives"
+            f"{f' ({found.last_seen(now)})' if found.is_ahead(now) else ''}"
             f"{f', and then: {_short(found.problem)}' if found.problem else ''}. Start it again;"
             " until then event files are left to the sensor.",
         )
         for found in _in_charge(connection, now)
-        if found.state == RUNNING and found.silent_seconds(now) > settings.notify_worker_seconds
+        if found.state == RUNNING
+        and abs(found.silent_seconds(now)) > settings.notify_worker_seconds
     ]
 
 

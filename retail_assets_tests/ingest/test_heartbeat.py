@@ -1,7 +1,7 @@
 """The heartbeat: appended while a worker lives, and the newest row counts."""
 
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -93,3 +93,30 @@ def test_beats_are_folded_once_they_are_many(
         heart.beat("w1")
     # One of each worker stays.
     assert heartbeat.is_long(heart.connection) == (beats > 2)
+
+
+@pytest.mark.parametrize(("ahead", "lives"), [(0, True), (5, True), (11, False), (3600, False)])
+def test_a_heartbeat_from_the_future_is_not_alive(heart: Heart, ahead: int, lives: bool) -> None:
+    heart.beat("w1")
+    [worker] = heartbeat.heartbeats(heart.connection)
+    now = worker.heartbeat_at - timedelta(seconds=ahead)
+    assert worker.lives(now) == lives
+    assert heartbeat.state(worker, now) == (heartbeat.ALIVE if lives else heartbeat.DEAD)
+    assert worker.last_seen(now) == (
+        "0 s ago" if lives else f"by a clock that is {ahead} s ahead of this one"
+    )
+
+
+def test_a_worker_of_the_future_stands_before_none_that_came_later(heart: Heart) -> None:
+    heart.beat("w1")
+    with heart.intake.lake.transaction(heart.connection, "the clock was wrong"):
+        heart.connection.execute("UPDATE lake.stream_workers SET heartbeat_at = '2099-01-01'")
+    heart.beat("w2")
+    now = datetime.now(timezone.utc)
+    found = heartbeat.heartbeats(heart.connection)
+    assert [worker.worker for worker in found] == ["w2", "w1"]
+    assert [worker.worker for worker in heartbeat.living(heart.connection, "files")] == ["w2"]
+    assert heartbeat.in_charge(found, now)["files"].worker == "w2"
+    # While nobody lives, it counts, as dead.
+    alone = found[1:]
+    assert heartbeat.state(heartbeat.in_charge(alone, now)["files"], now) == heartbeat.DEAD
