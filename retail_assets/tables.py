@@ -1035,6 +1035,20 @@ EXPORT_FILES = Table(
         Column("raw_rows", "BIGINT", "Rows that went to raw_orders."),
         Column("rejected_rows", "BIGINT", "Rows that went to rejected_orders."),
         Column("ingested_at", INSTANT, "When the rows were committed."),
+        Column(
+            "rules_version",
+            "BIGINT",
+            "The version of the rules that the rows were validated with.",
+            nullable=True,
+        ),
+        Column("timezone", "VARCHAR", "RETAIL_TIMEZONE at that time.", nullable=True),
+        Column("late_days", "BIGINT", "RETAIL_LATE_DAYS at that time.", nullable=True),
+        Column(
+            "max_days_late",
+            "BIGINT",
+            "How many days before its export the earliest order lies, rejected ones included.",
+            nullable=True,
+        ),
     ),
 )
 

@@ -144,14 +144,23 @@ class _Count:
 
     def __init__(self) -> None:
         self.line_feeds, self.folded = 0, False
-        self._ends, self._inside, self._at_end = 0, np.uint8(0), True
+        self._ends, self._all_ends = 0, 0
+        self._inside, self._at_end, self._at_return = np.uint8(0), True, False
 
     def add(self, chunk: bytes) -> None:
         """Count the lines that end in a chunk."""
         found = np.frombuffer(chunk, np.uint8)
-        ends = found == LINE_FEED
-        self.line_feeds += int(np.count_nonzero(ends))
-        ends |= found == CARRIAGE_RETURN
+        feeds = found == LINE_FEED
+        self.line_feeds += int(np.count_nonzero(feeds))
+        ends = feeds
+        if self._at_return or b"\r" in chunk:
+            returns = found == CARRIAGE_RETURN
+            ends = feeds | returns
+            # CR LF is one end of a line.
+            self._all_ends -= int(np.count_nonzero(feeds[1:] & returns[:-1]))
+            self._all_ends -= self._at_return and bool(feeds[0])
+            self._at_return = bool(returns[-1])
+        self._all_ends += int(np.count_nonzero(ends))
         if self._inside or b'"' in chunk:
             inside = np.bitwise_xor.accumulate((found == QUOTE).view(np.uint8)) ^ self._inside
             self._inside = inside[-1]
@@ -170,8 +179,8 @@ class _Count:
 
     @property
     def may_have_blank_lines(self) -> bool:
-        """Whether there are more or fewer line feeds than lines that end."""
-        return self.line_feeds != self._ends
+        """Whether there are more line ends, those within quotes included, than lines."""
+        return self._all_ends != self._ends
 
 
 class _Hashing(io.RawIOBase):

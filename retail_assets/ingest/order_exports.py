@@ -1,7 +1,8 @@
 """Order exports into `raw_orders` and `rejected_orders`, each with its ledger entry, exactly once.
 
-A day's file is read, judged by `transforms.orders`, and put in place of what an earlier version of
-the file gave, in one transaction. A file with the same bytes as the ledger's is left alone.
+A day's file is read, validated by `transforms.orders`, and put in place of what an earlier version
+of the file gave, in one transaction. A file with the same bytes as the ledger's is left alone,
+unless the rules or settings have changed that it was validated with.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from retail_assets.ingest.export_file import (
     unmodified,
     with_even_line_ends,
 )
+from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
@@ -75,11 +77,13 @@ def ingest(
             files.append(inspect(locate(exports_dir, day)))
         except RetailAssetsError as error:
             failed[day] = str(error)
-    known = _known(connection, [file.day for file in files])
+    known = export_entries(connection, [file.day for file in files])
     unchanged = {
         file.day: known[file.day]
         for file in files
-        if file.day in known and known[file.day].content_hash == file.content_hash
+        if file.day in known
+        and known[file.day].content_hash == file.content_hash
+        and known[file.day].up_to_date(late_days=late_days, timezone=lake.timezone)
     }
     raw = {day: entry.raw_rows for day, entry in unchanged.items()}
     rejected = {day: entry.rejected_rows for day, entry in unchanged.items()}
@@ -102,32 +106,11 @@ def ingest(
     )
 
 
-@dataclass(frozen=True)
-class _LedgerEntry:
-    source_file: str
-    modified_ns: int
-    content_hash: str
-    raw_rows: int
-    rejected_rows: int
-
-
-def _known(connection: duckdb.DuckDBPyConnection, days: Sequence[date]) -> dict[date, _LedgerEntry]:
-    return {
-        day: _LedgerEntry(*entry)
-        for day, *entry in connection.execute(
-            "SELECT export_date, source_file, modified_ns, content_hash, raw_rows, rejected_rows"
-            " FROM lake.export_files"
-            " WHERE export_date IN (SELECT unnest(?::DATE[]))",
-            [list(days)],
-        ).fetchall()
-    }
-
-
 def _settle(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,
     unchanged: Sequence[ExportFile],
-    known: Mapping[date, _LedgerEntry],
+    known: Mapping[date, ExportEntry],
     failed: Mapping[date, str],
 ) -> None:
     """Note the failures, and of files with the same bytes that they were seen as they are now."""
@@ -168,7 +151,7 @@ def _batches(files: Sequence[ExportFile]) -> Iterator[list[ExportFile]]:
 _STAGING = {
     "export_rows": engine.ROWS,
     "malformed": engine.MALFORMED,
-    "first_rows": "export_date DATE, source_file VARCHAR, first_rowid BIGINT",
+    "first_rows": "export_date DATE, source_file VARCHAR, first_rowid BIGINT, max_days_late BIGINT",
     "rejected_rows": "row_id BIGINT, export_date DATE, reason VARCHAR, field VARCHAR,"
     " raw_text VARCHAR",
 }
@@ -329,7 +312,8 @@ class _Batch:
         )
         self._pass_over_blank_lines(files)
         execute(
-            "INSERT INTO first_rows SELECT f.export_date, f.source_file, min(r.rowid) FROM"
+            "INSERT INTO first_rows SELECT f.export_date, f.source_file, min(r.rowid),"
+            " max(r.days_late) FROM"
             " (SELECT unnest(?::DATE[]) AS export_date, unnest(?::VARCHAR[]) AS source_file) AS f"
             " LEFT JOIN export_rows AS r USING (export_date) GROUP BY ALL",
             [[file.day for file in files], [file.path.name for file in files]],
@@ -352,8 +336,8 @@ class _Batch:
         )
         repeats = orders.repeated(nw.from_native(twins)).to_native().sql_query()
         execute(
-            "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, 'duplicate_order',"
-            f" 'order_id', {text} FROM export_rows AS r JOIN ({repeats}) AS d"
+            "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, d.reason, 'order_id', "
+            f"{text} FROM export_rows AS r JOIN ({repeats}) AS d"
             " USING (export_date, order_id) WHERE r.rowid < d.last_row_number"
         )
         self._delete_rejected()
@@ -397,7 +381,7 @@ class _Batch:
         days = [file.day for file in files]
         with self.lake.transaction(self.connection, "ingest order exports"):
             # Only now: whoever took in the same new file a moment ago has its rows in the lake.
-            known = _known(self.connection, days)
+            known = export_entries(self.connection, days)
             changed = self._changed_days(days, known)
             for table, source, counts in (
                 (tables.RAW_ORDERS, "temp.main.staged_raw", raw),
@@ -456,6 +440,9 @@ class _Batch:
                 "DELETE FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))",
                 [again],
             )
+        max_days_late = dict(
+            self.connection.execute("SELECT export_date, max_days_late FROM first_rows").fetchall()
+        )
         columns: dict[str, Sequence[object]] = {
             "export_date DATE": [file.day for file in files],
             "source_file VARCHAR": [file.path.name for file in files],
@@ -465,6 +452,10 @@ class _Batch:
             "rows_in BIGINT": [raw[file.day] + rejected[file.day] for file in files],
             "raw_rows BIGINT": [raw[file.day] for file in files],
             "rejected_rows BIGINT": [rejected[file.day] for file in files],
+            "rules_version BIGINT": [orders.RULES_VERSION] * len(files),
+            "timezone VARCHAR": [self.lake.timezone] * len(files),
+            "late_days BIGINT": [self.late_days] * len(files),
+            "max_days_late BIGINT": [max_days_late[file.day] for file in files],
         }
         insert_columns(self.connection, "export_files", columns, "now() AS ingested_at")
 

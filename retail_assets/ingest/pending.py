@@ -5,12 +5,13 @@ compares contents.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from retail_assets import partitions, tables
+from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.ingest.reference import reference_path
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
@@ -31,7 +32,10 @@ class PendingFile:
 
 
 def pending_exports(settings: Settings) -> dict[date, PendingFile]:
-    """The exports of partitions that have landed or were replaced since they were taken in."""
+    """The exports of partitions that have landed or were replaced since they were ingested.
+
+    And those that other rules or settings would read differently now.
+    """
     newest = partitions.last_partition(settings)
     found: dict[date, PendingFile] = {}
     if not settings.exports_dir.is_dir():
@@ -47,21 +51,23 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
     return {
         day: file
         for day, file in sorted(found.items())
-        if known.get(day) != (file.path.name, file.size_bytes, file.modified_ns)
+        if not _is_known(file, known.get(day), settings)
     }
 
 
-def _ledger(settings: Settings, days: Iterable[date]) -> dict[date, tuple[str, int, int]]:
+def _is_known(file: PendingFile, entry: ExportEntry | None, settings: Settings) -> bool:
+    return (
+        entry is not None
+        and (entry.source_file, entry.size_bytes, entry.modified_ns)
+        == (file.path.name, file.size_bytes, file.modified_ns)
+        and entry.up_to_date(late_days=settings.late_days, timezone=settings.timezone)
+    )
+
+
+def _ledger(settings: Settings, days: Collection[date]) -> dict[date, ExportEntry]:
     try:
         with Lake.from_settings(settings).connect(read_only=True) as connection:
-            return {
-                day: (name, size, modified)
-                for day, name, size, modified in connection.execute(
-                    "SELECT export_date, source_file, size_bytes, modified_ns"
-                    " FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))",
-                    [list(days)],
-                ).fetchall()
-            }
+            return export_entries(connection, days)
     except NoLakeError:
         return {}
 

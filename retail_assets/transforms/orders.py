@@ -14,23 +14,46 @@ STATUSES = (COMPLETED, *NOT_COUNTED)
 UNKNOWN = "unknown"
 """What stands for an attribute of a product or customer that the reference data do not have."""
 
+RULES_VERSION = 2
+"""Goes up with every change of the rules of export rows: exports are ingested again then."""
+
+NO_ID = (
+    *("null", "(null)", "<null>", "\\n", "nil", "none", "nan", "<na>", "n/a", "undefined"),
+    *("#n/a", "#null!", "#value!", "#ref!", "#name?", "#num!", "#div/0!"),
+)
+"""What programs and spreadsheets write where there is no id, in lower case."""
+
+LONGEST_NO_ID = max(map(len, NO_ID))
+
+SHORTENED_NUMBER = r"^[0-9](?:[.,][0-9]+)?[eE]\+[0-9]{2,3}$"
+"""A long number as spreadsheets show and save it, such as 1.23457E+15."""
+
 REASONS: Mapping[str, str] = {
     "malformed_row": "Not a record of the export's columns: too few or too many fields, a quote"
     " that does not close, or a line that is too long.",
     "not_utf8": "The record has bytes that are not UTF-8.",
-    "missing_value": "A required field is blank.",
+    "missing_value": "A required field is blank, or an id is a text that stands for none, such as"
+    " `NULL`, `None`, `NaN`, `#N/A` or `undefined`.",
+    "mangled_order_id": "`order_id` is a number as a spreadsheet shortens it, such as"
+    " `1.23457E+15`: several orders have the same one. Export ids as text.",
+    "mangled_id": "`customer_id` or `product_id` is such a shortened number.",
     "invalid_number": "`order_value_gbp` is not a plain number with at most two decimals, or has"
     " more than ten digits before the point.",
-    "invalid_timestamp": "`order_timestamp` is not an ISO 8601 date and time.",
+    "invalid_timestamp": "`order_timestamp` is not a date and time as `2026-10-05 09:50:26`, with"
+    " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days.",
     "not_positive": "`order_value_gbp` is zero or less.",
     "unknown_status": f"`status` is none of {', '.join(f'`{status}`' for status in STATUSES)}.",
     "future_order": "The order's day lies after the export's date.",
     "too_late": "The order's day lies more than `RETAIL_LATE_DAYS` days before the export's date.",
     "duplicate_order": "A later row of the same export has the same `order_id`; that one is used.",
+    "unsupported_line_item": "The export has several lines of one order, with different products:"
+    " only the last line of an order is used, and the order is worth less than it was. Export one"
+    " row for each order, with the value of the whole.",
 }
 """Why an export row is rejected; for each reason code the rule in words."""
 
-_TEXT_FIELDS = ("order_id", "customer_id", "product_id", "region", "status")
+_IDS = ("order_id", "customer_id", "product_id")
+_TEXT_FIELDS = (*_IDS, "region", "status")
 
 
 def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
@@ -49,8 +72,13 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     """
     verdicts = [
         *((nw.col(name).is_null(), "missing_value", name) for name in _TEXT_FIELDS),
+        *((_stands_for_none(name), "missing_value", name) for name in _IDS),
         (~nw.col("has_order_value"), "missing_value", "order_value_gbp"),
         (~nw.col("has_order_timestamp"), "missing_value", "order_timestamp"),
+        *(
+            (_is_shortened(name), "mangled_order_id" if name == "order_id" else "mangled_id", name)
+            for name in _IDS
+        ),
         (nw.col("order_value_gbp").is_null(), "invalid_number", "order_value_gbp"),
         (nw.col("order_timestamp").is_null(), "invalid_timestamp", "order_timestamp"),
         (nw.col("order_value_gbp") <= 0, "not_positive", "order_value_gbp"),
@@ -65,20 +93,50 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     return rows.with_columns(reason=reason, field=field)
 
 
+def _stands_for_none(name: str) -> nw.Expr:
+    # The costly comparison is made for few rows: most ids are longer.
+    text = nw.col(name)
+    return (
+        nw.when(text.str.len_chars() <= LONGEST_NO_ID)
+        .then(text.str.to_lowercase().is_in(NO_ID))
+        .otherwise(nw.lit(value=False))
+    )
+
+
+def _is_shortened(name: str) -> nw.Expr:
+    text = nw.col(name)
+    return (
+        nw.when(text.str.contains("+", literal=True))
+        .then(text.str.contains(SHORTENED_NUMBER))
+        .otherwise(nw.lit(value=False))
+    )
+
+
 def repeated(usable: nw.LazyFrame) -> nw.LazyFrame:
     """Find the orders that stand more than once in one export.
 
     Args:
-        usable: usable rows with `export_date`, `order_id` and `row_number`.
+        usable: usable rows with `export_date`, `order_id`, `product_id` and `row_number`.
 
     Returns:
-        `export_date`, `order_id` and `last_row_number` (the row that is used) of each such order.
+        `export_date`, `order_id` and `last_row_number` (the row that is used) of each such order,
+        and `reason` (String): why its other rows are rejected.
     """
     return (
         usable.group_by("export_date", "order_id")
-        .agg(rows=nw.len(), last_row_number=nw.col("row_number").max())
+        .agg(
+            rows=nw.len(),
+            last_row_number=nw.col("row_number").max(),
+            first_product=nw.col("product_id").min(),
+            last_product=nw.col("product_id").max(),
+        )
         .filter(nw.col("rows") > 1)
-        .select("export_date", "order_id", "last_row_number")
+        .with_columns(
+            reason=nw.when(nw.col("first_product") != nw.col("last_product"))
+            .then(nw.lit("unsupported_line_item"))
+            .otherwise(nw.lit("duplicate_order"))
+        )
+        .select("export_date", "order_id", "last_row_number", "reason")
     )
 
 

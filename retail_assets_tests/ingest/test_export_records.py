@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from retail_assets.ingest.export_file import _Count
 from retail_assets.ingest.order_exports import ingest
 from retail_assets_tests.conftest import HEADER, NewLake, WriteExport, order_row, write_export_to
 from retail_assets_tests.ingest.conftest import Intake
@@ -237,3 +239,20 @@ def test_reading_together_equals_reading_alone(new_lake: NewLake, exports: list[
     together = taken(new_lake, exports, [range(len(exports))])
     alone = taken(new_lake, exports, [[n] for n in range(len(exports))])
     assert named(together) == named(alone)
+
+
+pieces = st.sampled_from(["a", "\n", "\r", "\r\n", '"q\nq"', '"\r\n"', '""', ","])
+
+
+@settings(max_examples=300)
+@given(text=st.lists(pieces, max_size=14).map("".join), sizes=st.lists(st.integers(1, 5)))
+def test_lines_are_counted_wherever_a_chunk_ends(text: str, sizes: list[int]) -> None:
+    count, content = _Count(), text.encode()
+    for size in [*sizes, len(content)]:
+        if content:
+            count.add(content[:size])
+        content = content[size:]
+    lines = re.split(r"\r\n|\r|\n", re.sub(r'"[^"]*"', "q", text))
+    assert count.records == sum(1 for line in lines if line)
+    assert count.folded == any(end in quoted for quoted in text.split('"')[1::2] for end in "\r\n")
+    assert count.may_have_blank_lines or "" not in lines[:-1]

@@ -825,3 +825,93 @@ def test_a_file_larger_than_memory_is_taken_in_whole(lake: Lake, settings: Setti
             "SELECT count(*), bool_and('O' || (row_number - 2) = (raw_text ->> 'order_id'))"
             " FROM rejected_orders"
         ).fetchone() == (bad, True)
+
+
+# Rows that mean more than one row says
+
+
+def test_several_lines_of_one_order_are_called_so(
+    intake: Intake, write_export: WriteExport
+) -> None:
+    write_export(
+        DAY,
+        [
+            order_row("lines", DAY, product_id="P1"),
+            order_row("lines", DAY, product_id="P2"),
+            order_row("same", DAY),
+            order_row("same", DAY),
+            order_row("lines", DAY, product_id="P1"),
+            order_row("bad line", DAY, product_id="P2", status="lost"),
+            order_row("bad line", DAY, product_id="P1"),
+        ],
+    )
+    intake.take(DAY)
+    assert intake.orders() == [("same",), ("lines",), ("bad line",)]
+    assert intake.rejected() == [
+        (2, "unsupported_line_item", "order_id"),
+        (3, "unsupported_line_item", "order_id"),
+        (4, "duplicate_order", "order_id"),
+        (7, "unknown_status", "status"),
+    ]
+
+
+def test_ids_that_a_spreadsheet_has_shortened_are_not_one_order(
+    intake: Intake, write_export: WriteExport
+) -> None:
+    write_export(DAY, [order_row("1.23457E+15", DAY), order_row("1.23457E+15", DAY)])
+    intake.take(DAY)
+    assert intake.rejected() == [(n, "mangled_order_id", "order_id") for n in (2, 3)]
+
+
+# Settings and rules that change
+
+
+def test_an_export_is_ingested_again_when_a_setting_that_concerns_it_has_changed(
+    intake: Intake, write_export: WriteExport
+) -> None:
+    lag = {"within": 1, "late": 5, "too late": 9}
+    for n, days_late in enumerate(lag.values()):
+        day = DAY + n * A_DAY
+        write_export(day, [order_row(f"O{n}", day - days_late * A_DAY), order_row(f"P{n}", day)])
+    days = [DAY, DAY + A_DAY, DAY + 2 * A_DAY]
+
+    def ingested_again(late_days: int) -> set[date]:
+        ingested = intake.take(*days, late_days=late_days)
+        assert ingested.raw.failed == {}
+        return set(days) - set(ingested.unchanged)
+
+    assert ingested_again(7) == set(days)
+    assert intake.rows("SELECT late_days, max_days_late FROM export_files ORDER BY ALL") == [
+        (7, 1), (7, 5), (7, 9),
+    ]  # fmt: skip
+    assert ingested_again(7) == set()
+    assert ingested_again(9) == {days[2]}
+    assert intake.rejected() == []
+    assert ingested_again(5) == {days[2]}
+    assert intake.rejected("export_date, reason") == [(days[2], "too_late")]
+    assert ingested_again(4) == {days[1], days[2]}
+    assert ingested_again(20) == {days[1], days[2]}
+    intake.connection.execute(
+        "UPDATE export_files SET timezone = 'UTC' WHERE export_date = ?", [DAY]
+    )
+    assert ingested_again(20) == {DAY}
+    intake.connection.execute("UPDATE export_files SET rules_version = 1")
+    assert ingested_again(20) == set(days)
+
+
+def test_entries_of_before_the_settings_were_recorded_are_concerned_if_they_may_be(
+    intake: Intake, write_export: WriteExport
+) -> None:
+    write_export(DAY, [order_row("A", DAY)])
+    write_export(DAY + A_DAY, [order_row("B", DAY), "malformed"])
+    forgotten = (
+        "UPDATE export_files SET late_days = NULL, max_days_late = NULL, rules_version = NULL,"
+        " timezone = NULL"
+    )
+    days = (DAY, DAY + A_DAY)
+    intake.take(*days)
+    intake.connection.execute(forgotten)
+    assert intake.take(*days).unchanged == (DAY,)
+    intake.connection.execute(forgotten)
+    assert intake.take(*days, late_days=8).unchanged == ()
+    assert intake.take(*days, late_days=8).unchanged == days
