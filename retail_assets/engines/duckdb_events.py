@@ -13,11 +13,20 @@ TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status"
 FIELDS = (*TEXTS, "order_value_gbp", "quantity", "event_timestamp")
 """The fields that mean something; all others of an event are extra."""
 
-MAX_CONTAINERS = 1_000
-"""How many objects and arrays an event may hold: DuckDB's own functions are recursive, and a line
-of nothing but brackets would end the process."""
+MAX_DEPTH = 100
+"""How deep objects and lists may be nested: DuckDB's own functions are recursive, and a line of
+nothing but brackets would end the process."""
 
 NUMBER = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
+
+_NOT_FLAT = (
+    r"(?s)[{\[].*[{\[]"
+    # An exponent, so many digits that a binary number may not hold them, or so small a number.
+    r"|[:,\s]-?(?:[0-9.]*[0-9][eE]|[0-9.]{16}|0\.00000)"
+    r"|[:,\s]-?(?:[nN][aA][nN]|[iI][nN][fF])"
+)
+"""What the text of an event has that is not flat, or not plainly spelled; also some texts."""
+
 TIME = rf"{DAY}[T ]{MINUTE}(:[0-5]\d(\.\d{{1,9}})?)?{OFFSET}?"
 
 
@@ -32,7 +41,7 @@ def parsed(lines: str) -> str:
         SQL for those columns and
 
         - `form`: `object`, `empty` or `other`, null if not JSON;
-        - `crowded`: whether there are more objects and arrays than `MAX_CONTAINERS`;
+        - `too_deep`: whether objects and lists are nested deeper than `MAX_DEPTH`;
         - `repeated`: a key that stands twice;
         - `has_X` (BOOLEAN) for each of `FIELDS`: whether it is there and not null;
         - `event_id`, `order_id`, `customer_id`, `product_id`, `region`, `status`: without blanks
@@ -68,9 +77,9 @@ def parsed(lines: str) -> str:
                 THEN TRY_CAST({_with_seconds("time_text")} AS TIMESTAMPTZ) END AS event_timestamp,
             event_timestamp::DATE AS event_date,
             event_date - received_date AS days_ahead,
-            CASE WHEN irregular THEN CASE WHEN len(keys) > len(list_distinct(keys)) THEN
-                list_filter(keys, lambda key, i: list_position(keys, key) < i)[1] END END
-                AS repeated,
+            CASE WHEN irregular THEN CASE WHEN len(keys) > list_unique(keys) THEN
+                list_filter(map_entries(list_histogram(keys)), lambda e: e.value > 1)[1].key
+                END END AS repeated,
             CASE WHEN irregular THEN CASE WHEN NOT list_has_all([{known}], keys)
                 THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END END AS extra
         FROM (
@@ -87,7 +96,7 @@ def parsed(lines: str) -> str:
                         CASE WHEN is_object THEN json_transform(payload, '{{{schema}}}') END AS f,
                         CASE WHEN is_object THEN json_keys(payload) END AS keys
                     FROM (
-                        SELECT *, form = 'object' AND NOT crowded AS is_object
+                        SELECT *, form = 'object' AND NOT too_deep AS is_object
                         FROM (
                             SELECT *,
                                 CASE WHEN defect IS NOT NULL THEN NULL
@@ -96,10 +105,7 @@ def parsed(lines: str) -> str:
                                     WHEN payload LIKE '{{%' THEN 'object'
                                     WHEN ltrim(payload, {BLANKS}) LIKE '{{%' THEN 'object'
                                     ELSE 'other' END AS form,
-                                CASE WHEN strlen(payload) > {MAX_CONTAINERS}
-                                    THEN strlen(payload) - strlen(translate(payload, '[{{', ''))
-                                        > {MAX_CONTAINERS}
-                                    ELSE false END AS crowded,
+                                {_too_deep()} AS too_deep,
                                 contains(payload, '\\u0000') AS nul
                             FROM {lines}
                         )
@@ -108,6 +114,25 @@ def parsed(lines: str) -> str:
             )
         )
     """
+
+
+def _too_deep() -> str:
+    """Whether a payload is nested deeper than `MAX_DEPTH`.
+
+    Brackets in texts do not count. The pattern holds itself once for each level, which costs its
+    automaton nothing: it goes through the longest line once. JSON it is known to be elsewhere.
+    """
+    # Most lines have too few brackets of either kind, which is seen a good deal faster.
+    few = 10
+    assert few <= MAX_DEPTH // 2
+    level = r'(?:[^"\[\]{}]+|"(?:[^"\\]|\\.)*")*'
+    for _ in range(MAX_DEPTH):
+        level = rf'(?:[^"\[\]{{}}]+|"(?:[^"\\]|\\.)*"|[\[{{]{level}[\]}}])*'
+    has_many = " OR ".join(f"payload LIKE {literal(f'%{one}' * few + '%')}" for one in "[{")
+    return (
+        f"CASE WHEN {has_many} THEN"
+        f" NOT regexp_full_match(payload, {literal(f'(?s){level}')}) ELSE false END"
+    )
 
 
 def _text(json: str, *, other: str = "NULL") -> str:
@@ -129,38 +154,44 @@ def _with_seconds(time: str) -> str:
     )
 
 
-def content_ids(events: str) -> str:
+def flat_content_ids(events: str) -> str:
     """Return a query for the identity of events by their content: `line_no` and `event_id`.
 
-    Neither the order of keys nor blanks between them count. Of events with such keys that paths
-    made of them could be taken for others, the whole text counts.
+    It has the events without objects and lists in them, and without numbers or keys that are
+    spelled in a way that asks for care: the others are left to `event_content.content_id`, which
+    says what counts.
 
     Args:
-        events: a table or subquery with `line_no` and `payload`, an object each.
+        events: a table or subquery with `line_no` and `payload`, a valid event each.
     """
-    ambiguous = r"'[.\[\s\"]'"
-    # The entries of a flat object say the same as json_tree does, several times faster. What is
-    # materialized first comes in full vectors: these events are few among many.
+    # The entries of a flat object say the same as the walk through any content does. What is
+    # materialized first comes in full vectors: these events may be few among many.
     return f"""
         WITH events AS MATERIALIZED (SELECT line_no, payload FROM {events}),
-        sorted AS MATERIALIZED (
-            SELECT line_no, payload, keys, NOT regexp_matches(payload, '(?s)[{{\\[].*[{{\\[]')
-                AND NOT regexp_matches(array_to_string(keys, ''), {ambiguous})
-                AND len(keys) = len(list_distinct(keys)) AS is_flat
-            FROM (SELECT *, json_keys(payload) AS keys FROM events)
+        flat AS MATERIALIZED (
+            SELECT line_no, payload FROM (SELECT *, json_keys(payload) AS keys FROM events)
+            WHERE NOT regexp_matches(payload, {literal(_NOT_FLAT)})
+                AND NOT regexp_matches(array_to_string(keys, ''), '[.\\[\\s"]')
         )
         SELECT line_no, 'content:' || sha256('$ OBJECT' || array_to_string(
             list_transform(list_sort(map_entries(entries)), lambda entry: concat_ws(' ',
-                chr(10) || '$.' || entry.key, coalesce(json_type(entry.value), 'NULL'),
-                entry.value)), '')) AS event_id
-        FROM (
-            SELECT line_no, json_transform(payload,
-                '"MAP(VARCHAR, JSON)"') AS entries
-            FROM sorted WHERE is_flat
-        )
-        UNION ALL
-        SELECT line_no, 'content:' || sha256(concat(
-            string_agg(concat_ws(' ', fullkey, type, atom), chr(10) ORDER BY fullkey, id),
-            any_value(CASE WHEN regexp_matches(key, {ambiguous}) THEN payload END)))
-        FROM (SELECT * FROM sorted WHERE NOT is_flat), json_tree(payload) GROUP BY line_no
+                chr(10) || '$.' || entry.key, {_type_and_value("entry.value::VARCHAR")})), ''))
+            AS event_id
+        FROM (SELECT line_no, json_transform(payload, '"MAP(VARCHAR, JSON)"') AS entries FROM flat)
     """
+
+
+def _type_and_value(json: str) -> str:
+    """The type of a JSON value that is no object or list, and the value, unless it is null.
+
+    A whole number is one whether or not it has a point.
+    """
+    whole = f"regexp_replace({json}, '\\.0$', '')"
+    return (
+        f"CASE WHEN {json} IS NULL THEN 'NULL' WHEN {json} LIKE '\"%' THEN 'VARCHAR ' || {json}"
+        f" WHEN {json} IN ('true', 'false') THEN 'BOOLEAN ' || {json}"
+        f" WHEN regexp_full_match({json}, '-?0(\\.0)?') THEN 'UBIGINT 0'"
+        f" WHEN regexp_full_match({json}, '-[0-9]+(\\.0)?') THEN 'BIGINT ' || {whole}"
+        f" WHEN regexp_full_match({json}, '[0-9]+(\\.0)?') THEN 'UBIGINT ' || {whole}"
+        f" ELSE 'DOUBLE ' || {json} END"
+    )

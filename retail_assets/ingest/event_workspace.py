@@ -38,6 +38,9 @@ FIRST_RECEIVED = (
 
 Names come last, and only where nothing else differs."""
 
+MAX_FIELDS = 1_000
+"""How many fields beyond the known ones are kept count of: their names may be made up."""
+
 REUSED_ROWS = 20_000
 """So many lines go through the same tables: DuckDB keeps the rows that were deleted from them."""
 
@@ -84,7 +87,7 @@ _LIKE = {
 
 _READING = (
     "form",
-    "crowded",
+    "too_deep",
     "repeated",
     "nul",
     "finite",
@@ -178,7 +181,8 @@ def statements() -> dict[str, str]:
 
     - `judge_events`: of `received_lines`.
     - `find_unnamed(last)`: whether a valid line behind that rowid has no identity;
-      `identify_events(last)` gives them one.
+      `identify_events(last)` gives one to those of plain content, `read_unnamed(last)` has `rowid`
+      and `payload` of the others.
     - `survey_events`: `id`, `valid` and `extra` of what was judged.
     - `list_fields`: the names and types of the extra fields of valid events.
     - `choose_products` and `choose_customers`: those that the events name, of the copies of
@@ -188,10 +192,11 @@ def statements() -> dict[str, str]:
     """
     judged = "temp.main.judged_events"
     unnamed = f"{judged} WHERE own_id IS NULL AND reason IS NULL AND rowid > {_ARGUMENT}"
-    identified = engine.content_ids(f"(SELECT rowid AS line_no, payload FROM {unnamed})")
+    identified = engine.flat_content_ids(f"(SELECT rowid AS line_no, payload FROM {unnamed})")
     return {
         "judge_events": f"INSERT INTO {judged} {texts()['judged']}",
         "find_unnamed": f"SELECT 1 FROM {unnamed} LIMIT 1",
+        "read_unnamed": f"SELECT rowid, payload FROM {unnamed}",
         "identify_events": (
             f"UPDATE {judged} SET own_id = c.event_id FROM ({identified}) AS c"
             " WHERE judged_events.rowid = c.line_no"
@@ -200,10 +205,7 @@ def statements() -> dict[str, str]:
             "SELECT hash(own_id) AS id, reason IS NULL AS valid, extra IS NOT NULL AS extra"
             f" FROM {judged}"
         ),
-        "list_fields": (
-            f"SELECT DISTINCT left(e.key, 200), e.type FROM {judged} AS j,"
-            " json_each(j.extra) AS e WHERE j.extra IS NOT NULL AND j.reason IS NULL"
-        ),
+        "list_fields": fields_sql(),
         **{
             f"choose_{table}": choose_sql(table, f"temp.main.all_{table}")
             for table in REFERENCE_KEYS
@@ -218,6 +220,20 @@ def statements() -> dict[str, str]:
             " GROUP BY source, source_name"
         ),
     }
+
+
+def fields_sql() -> str:
+    """The query for `field` and `type` of what valid events have beyond the known fields.
+
+    Of an event with more than `MAX_FIELDS` the first count. `json_each` would copy an event as
+    often as it has fields.
+    """
+    return (
+        "SELECT DISTINCT left(e.key, 200) AS field, coalesce(json_type(e.value), 'NULL') AS type"
+        " FROM (SELECT unnest(map_entries(json_transform(extra, '\"MAP(VARCHAR, JSON)\"'))"
+        f"[1:{MAX_FIELDS}]) AS e FROM temp.main.judged_events"
+        " WHERE extra IS NOT NULL AND reason IS NULL)"
+    )
 
 
 def choose_sql(table: str, rows: str) -> str:
@@ -256,7 +272,11 @@ def _judged(connection: duckdb.DuckDBPyConnection) -> str:
     rows = nw.from_native(connection.sql(engine.parsed(RECEIVED)))
     judged = events.judge(rows).drop(*_READING).to_native().sql_query()
     assert judged.count(RECEIVED) == 1
-    return f"SELECT * EXCLUDE (event_id), nullif(event_id, '') AS own_id FROM ({judged})"
+    # An identity that a lake has already stays, however today's rules would spell the content.
+    return (
+        "SELECT * EXCLUDE (event_id), coalesce(nullif(event_id, ''),"
+        f" CASE WHEN stored_id LIKE 'content:%' THEN stored_id END) AS own_id FROM ({judged})"
+    )
 
 
 def _enriched(connection: duckdb.DuckDBPyConnection) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from typing_extensions import Self
 
 from retail_assets import tables
+from retail_assets.engines.event_content import content_id
 from retail_assets.ingest import event_workspace as workspace
 from retail_assets.ingest.event_memory import memory_of
 from retail_assets.ingest.event_workspace import (
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 _SOURCE_COLUMNS = ("received_date", "source", "source_name", "version")
 _LINE_COLUMNS = ("position", "received_us", "payload", "defect")
-
-MAX_FIELDS = 1_000
-"""How many fields beyond the known ones are kept count of: their names may be made up."""
 
 _IDENTITY = "CASE WHEN reason IS NULL THEN own_id END"
 
@@ -221,6 +219,19 @@ class EventBatch:
             execute(statement)
         if self._execute("find_unnamed", f"{last}").fetchone():
             self._execute("identify_events", f"{last}")
+            self._identify_others(last)
+
+    def _identify_others(self, last: int) -> None:
+        """Give an identity to lines whose content is not plain."""
+        found = self._execute("read_unnamed", f"{last}").fetchall()
+        if found:
+            ids = [content_id(payload) for _, payload in found]
+            self._connection.execute(
+                "UPDATE temp.main.judged_events SET own_id = c.id FROM"
+                " (SELECT unnest(?::BIGINT[]) AS line_no, unnest(?::VARCHAR[]) AS id) AS c"
+                " WHERE judged_events.rowid = c.line_no",
+                [[line_no for line_no, _ in found], ids],
+            )
 
     def _execute(self, name: str, argument: str = "") -> duckdb.DuckDBPyConnection:
         return workspace.execute(self._connection, name, argument, prepared=self._small)
@@ -442,10 +453,6 @@ class EventBatch:
     def _fields(self) -> tuple[tuple[str, str], ...]:
         """Note which fields valid events have beyond the known ones; returns the new ones."""
         execute = self._connection.execute
-        extras = (
-            "SELECT DISTINCT extra FROM temp.main.judged_events"
-            " WHERE extra IS NOT NULL AND reason IS NULL"
-        )
         if not self._has_extra:
             return ()
         if self._memory and self._small:
@@ -458,12 +465,11 @@ class EventBatch:
             if there <= self._memory.fields:
                 return ()
         found = execute(
-            "SELECT DISTINCT left(e.key, 200) AS field, e.type"
-            f" FROM ({extras}) AS x, json_each(x.extra) AS e"
+            f"FROM ({workspace.fields_sql()}) AS found"
             " WHERE NOT EXISTS (SELECT 1 FROM lake.event_fields AS known"
-            " WHERE known.field = left(e.key, 200) AND known.type = e.type)"
+            " WHERE known.field = found.field AND known.type = found.type)"
             " ORDER BY ALL LIMIT greatest(0, ? - (SELECT count(*) FROM lake.event_fields))",
-            [MAX_FIELDS],
+            [workspace.MAX_FIELDS],
         ).fetchall()
         if found:
             columns = {

@@ -53,7 +53,7 @@ REASONS: Mapping[str, str] = {
     "empty_line": "The line is empty or blank.",
     "not_json": "The line is not JSON.",
     "not_an_object": "The line is JSON, but no object: a list, a number, a text, `null`.",
-    "too_complex": "The event holds more than 1,000 objects and lists.",
+    "too_complex": "Objects and lists are nested more than 100 deep.",
     "repeated_field": "A field stands twice: readers would disagree which one counts.",
     "control_character": "A text of the event holds the escape of the character NUL.",
     "missing_field": (
@@ -128,7 +128,7 @@ def _rules() -> Iterator[_Rule]:
     yield col("form") == "empty", "empty_line", None
     yield col("form").is_null(), "not_json", None
     yield col("form") != "object", "not_an_object", None
-    yield col("crowded"), "too_complex", None
+    yield col("too_deep"), "too_complex", None
     yield ~col("repeated").is_null(), "repeated_field", col("repeated")
     yield col("nul"), "control_character", None
     for name in REQUIRED:

@@ -1035,9 +1035,9 @@ def test_fields_of_events_that_are_not_valid_are_no_news(events: Events) -> None
 def test_made_up_field_names_do_not_fill_the_ledger(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from retail_assets.ingest import events as module
+    from retail_assets.ingest import event_workspace
 
-    monkeypatch.setattr(module, "MAX_FIELDS", 10)
+    monkeypatch.setattr(event_workspace, "MAX_FIELDS", 10)
     events.write("a.jsonl", event(1, **{f"field{n}": n for n in range(100)}))
     events.write("b.jsonl", event(2, **{"x" * 100_000: 1}))
     assert len(events.take().new_fields) == 10
