@@ -502,19 +502,38 @@ def status(
 
 
 @app.command()
+def init(
+    beside_files: Annotated[
+        bool,
+        typer.Option(help="Even where files of a lake lie already, which it will not know."),
+    ] = False,
+) -> None:
+    """Make an empty lake; the first write does that as well, where no files lie."""
+    from retail_assets.lake.connection import Lake
+
+    lake = Lake.from_settings(load_settings())
+    made = lake.create(beside_files=beside_files)
+    err.print("An empty lake was made." if made else "There is a lake already.")
+
+
+@app.command()
 def maintain(
     keep_days: Annotated[
         int, typer.Option(min=0, help="Days of history that stay readable with --at.")
     ] = 30,
+    all_orphans: Annotated[
+        bool,
+        typer.Option(help="Move files that the catalog does not know to the trash, even if many."),
+    ] = False,
 ) -> None:
-    """Compact small files, expire old snapshots, and delete files that nothing needs."""
+    """Compact small files, expire old snapshots, and remove files that nothing needs."""
     from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.maintenance import maintain as maintain_lake
 
     lake = Lake.from_settings(load_settings())
     with err.status("Maintaining the lake"):
-        done = maintain_lake(lake, keep_days=keep_days)
+        done = maintain_lake(lake, keep_days=keep_days, all_orphans=all_orphans)
         with lake.connect(read_only=True) as connection:
             note_new_files(lake, connection)
     _print_summary("Maintenance", vars(done))

@@ -151,6 +151,12 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="DuckDB threads of one process (default: all cores)."
     )
+    umask: str = Field(
+        default="077",
+        pattern=r"^0?[0-7]{3}$",
+        description="Permissions that files and folders made by the platform do not have, in octal:"
+        " 077 keeps them to their owner, 027 lets the group of the lake's folder read them.",
+    )
     kafka_options: Annotated[dict[str, str | int | float | bool], NoDecode] = Field(
         default_factory=dict,
         repr=False,

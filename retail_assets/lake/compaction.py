@@ -178,17 +178,29 @@ def flush(lake: Lake, connection: duckdb.DuckDBPyConnection, rows: int) -> Itera
     found = _inlined_tables(connection, rows)
     yield LOOK
     for table in found:
-        with _hold(lake) as held:
-            done = connection.execute(
-                f"CALL ducklake_flush_inlined_data('lake', table_name => {literal(table)})"
-            ).fetchall()
-        yield Step("flush", sum(count for *_, count in done), held.seconds, table)
+        with _hold(lake, "flush") as held:
+            flushed = _flush(lake, connection, table)
+        yield Step("flush", flushed, held.seconds, table)
 
 
-def rewrite(lake: Lake, connection: duckdb.DuckDBPyConnection, *, min_files: int) -> Iterator[Step]:
+def rewrite(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    min_files: int,
+    below: int = LITTLE_TABLE,
+    deleted: float = 0.5,
+) -> Iterator[Step]:
     """Rewrite the files of little tables most of whose rows were deleted, where they are that many.
 
     A ledger row that is updated all the time leaves one with each flush.
+
+    Args:
+        lake: the lake.
+        connection: a writing connection to it.
+        min_files: how many files of a table must have lost their rows.
+        below: how many bytes the files of a table may have.
+        deleted: the share of a file's rows that must have been deleted.
     """
     found = connection.execute(
         f"SELECT table_name FROM {CATALOG}.ducklake_data_file AS f"
@@ -197,18 +209,22 @@ def rewrite(lake: Lake, connection: duckdb.DuckDBPyConnection, *, min_files: int
         f" LEFT JOIN (SELECT data_file_id, delete_count FROM {CATALOG}.ducklake_delete_file"
         " WHERE end_snapshot IS NULL) AS d USING (data_file_id) WHERE f.end_snapshot IS NULL"
         " GROUP BY table_name HAVING sum(file_size_bytes) < ?"
-        " AND count(*) FILTER (delete_count >= record_count / 2) >= ? ORDER BY table_name",
-        [LITTLE_TABLE, min_files],
+        " AND count(*) FILTER (delete_count >= record_count * ?) >= ? ORDER BY table_name",
+        [below, deleted, min_files],
     ).fetchall()
     yield LOOK
     for (table,) in found:
         if table in FOLLOWED:
             continue
-        with _hold(lake) as held:
-            done = connection.execute(
-                f"CALL ducklake_rewrite_data_files('lake', {literal(table)},"
-                " delete_threshold => 0.5)"
-            ).fetchall()
+        with _hold(lake, "rewrite") as held:
+            # Deletions in the catalog that are flushed after their file was rewritten are dated
+            # back, and change snapshots that are kept (ducklake#1406).
+            _flush(lake, connection, table)
+            with lake.locked_transaction(connection, f"rewrite {table}"):
+                done = connection.execute(
+                    f"CALL ducklake_rewrite_data_files('lake', {literal(table)},"
+                    f" delete_threshold => {deleted})"
+                ).fetchall()
         yield Step("rewrite", sum(row[2] for row in done), held.seconds, table)
 
 
@@ -237,7 +253,10 @@ def merge(
         for table, count in found:
             left = count
             while left >= min_files:
-                with _hold(lake) as held:
+                with (
+                    _hold(lake, "merge") as held,
+                    lake.locked_transaction(connection, f"merge {table}"),
+                ):
                     merged = _merge(connection, table, above, tier)
                 if merged == 0:
                     # Other files than those that the catalog can merge: of another schema, or
@@ -262,7 +281,10 @@ def expire(
         return
     for first in range(0, len(versions), EXPIRED_SNAPSHOTS):
         some = versions[first : first + EXPIRED_SNAPSHOTS]
-        with _hold(lake) as held:
+        with (
+            _hold(lake, "expire snapshots") as held,
+            lake.locked_transaction(connection, "expire snapshots"),
+        ):
             connection.execute(
                 "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [some]
             )
@@ -280,7 +302,7 @@ def delete(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
     yield LOOK
     for first in range(0, len(due), DELETED_FILES):
         files = due[first : first + DELETED_FILES]
-        with _hold(lake) as held:
+        with _hold(lake, "delete files that were merged away") as held:
             connection.execute(
                 f"UPDATE {CATALOG}.ducklake_files_scheduled_for_deletion"
                 f" SET schedule_start = '{_DUE}' WHERE data_file_id IN"
@@ -298,14 +320,23 @@ class _Held:
 
 
 @contextmanager
-def _hold(lake: Lake) -> Iterator[_Held]:
+def _hold(lake: Lake, purpose: str) -> Iterator[_Held]:
     held = _Held()
-    with write_lock(lake.catalog):
+    with write_lock(lake.catalog, purpose):
         began = time.perf_counter()
         try:
             yield held
         finally:
             held.seconds = time.perf_counter() - began
+
+
+def _flush(lake: Lake, connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    """Under the lock, put what the catalog keeps of a table into files; returns how many rows."""
+    with lake.locked_transaction(connection, f"flush {table}"):
+        done = connection.execute(
+            f"CALL ducklake_flush_inlined_data('lake', table_name => {literal(table)})"
+        ).fetchall()
+    return sum(count for *_, count in done)
 
 
 def _merge(connection: duckdb.DuckDBPyConnection, table: str, above: int, tier: Tier) -> int:

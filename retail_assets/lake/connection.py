@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.lake.durability import bytes_written, local_folder, sync_files
 from retail_assets.lake.lock import write_lock
 from retail_assets.lake.schema import create_missing_tables
 from retail_assets.sql import literal
@@ -40,7 +41,8 @@ class Lake:
 
     `catalog` is the path of an SQLite file or `postgres:` with a libpq connection string, and
     `data_path` a folder or an `s3://` prefix. Connections spill to `spill_dir` beyond
-    `memory_limit`.
+    `memory_limit`. What a process makes after opening a lake for writing has the permissions that
+    `umask` leaves: the owner's alone by default.
     """
 
     catalog: str
@@ -49,6 +51,7 @@ class Lake:
     timezone: str = "UTC"
     memory_limit: str = "512MB"
     threads: int | None = None
+    umask: int = 0o077
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> "Lake":
@@ -60,6 +63,7 @@ class Lake:
             timezone=settings.timezone,
             memory_limit=settings.memory_limit,
             threads=settings.threads,
+            umask=int(settings.umask, 8),
         )
 
     @property
@@ -86,7 +90,9 @@ class Lake:
             NoLakeError: if there is none.
         """
         if not self.exists():
-            raise self._no_lake()
+            folder = local_folder(self.data_path)
+            example = next(folder.rglob("*.parquet"), None) if folder is not None else None
+            raise self._no_lake() if example is None else self._lost_catalog(example)
 
     @contextmanager
     def connect(
@@ -115,16 +121,47 @@ class Lake:
         read_only = read_only or at is not None
         if read_only:
             self.must_exist()
-        _make_folder(Path(self.spill_dir))
+            return self._open(lambda connection: self._attach_read_only(connection, at))
+        return self._open_writable()[0]
+
+    def create(self, *, beside_files: bool = False) -> bool:
+        """Make an empty lake, unless there is one.
+
+        Args:
+            beside_files: even where the files of a lake lie already; it will not know them.
+
+        Returns:
+            Whether it was made.
+
+        Raises:
+            RetailAssetsError: if there are files, and a new catalog beside them is not asked for.
+        """
+        connection, made = self._open_writable(beside_files=beside_files)
+        connection.close()
+        return made
+
+    def _open_writable(
+        self, *, beside_files: bool = False
+    ) -> tuple[duckdb.DuckDBPyConnection, bool]:
+        """Open the lake, made first where there is none; returns as well whether it was made."""
+        # Not when this package is imported: a process that writes to the lake is the platform's.
+        os.umask(self.umask)
+        made = False
+
+        def attach(connection: duckdb.DuckDBPyConnection) -> None:
+            nonlocal made
+            made = self._attach_writable(connection, beside_files=beside_files)
+
+        return self._open(attach), made
+
+    def _open(
+        self, attach: Callable[[duckdb.DuckDBPyConnection], object]
+    ) -> duckdb.DuckDBPyConnection:
+        _make_folder(Path(self.spill_dir), self.umask)
         connection = duckdb.connect(config=self._config())
         try:
             self._load_extensions(connection)
-            if read_only:
-                self._attach(connection, [*self._options(), *_read_options(at)])
-                if at is None:
-                    self._check_tables(connection)
-            else:
-                self._attach_writable(connection)
+            attach(connection)
             connection.execute("USE lake")
             connection.execute(f"SET TimeZone = {literal(self.timezone)}")
         except BaseException:
@@ -142,21 +179,42 @@ class Lake:
         Raises:
             RuntimeError: if this thread is in such a transaction already.
         """
-        with write_lock(self.catalog):
-            connection.execute("BEGIN")
-            try:
-                # First: at the end it would look through all that the transaction has changed.
-                connection.execute(
-                    "CALL lake.set_commit_message(?, ?, extra_info => ?)",
-                    ["retail_assets", message, author(connection)],
-                )
-                yield
-                commit(connection)
-            except BaseException:
-                # A COMMIT that failed has rolled back already.
-                with suppress(duckdb.TransactionException):
-                    connection.execute("ROLLBACK")
-                raise
+        with write_lock(self.catalog, message), self.locked_transaction(connection, message):
+            yield
+
+    @contextmanager
+    def locked_transaction(
+        self, connection: duckdb.DuckDBPyConnection, message: str
+    ) -> Iterator[None]:
+        """Like `transaction`, for callers that hold the write lock; files are synced first."""
+        connection.execute("BEGIN")
+        try:
+            # First: at the end it would look through all that the transaction has changed.
+            connection.execute(
+                "CALL lake.set_commit_message(?, ?, extra_info => ?)",
+                ["retail_assets", message, author(connection)],
+            )
+            # From here on: SQLite, opened by then, writes no more before the COMMIT.
+            before = bytes_written()
+            yield
+            if before is None or bytes_written() != before:
+                self.sync()
+            commit(connection)
+        except BaseException:
+            # A COMMIT that failed has rolled back already.
+            with suppress(duckdb.TransactionException):
+                connection.execute("ROLLBACK")
+            raise
+
+    def sync(self) -> None:
+        """Wait until the lake's files are on the disk, which object storage does not need.
+
+        Raises:
+            OSError: if the disk could not keep them.
+        """
+        folder = local_folder(self.data_path)
+        if folder is not None:
+            sync_files(str(folder))
 
     def _config(self) -> dict[str, str | bool | int | float | list[str]]:
         config: dict[str, str | bool | int | float | list[str]] = {
@@ -211,20 +269,61 @@ class Lake:
             # Not `from error`: that has the password.
             raise RetailAssetsError(reason) from None
 
-    def _attach_writable(self, connection: duckdb.DuckDBPyConnection) -> None:
-        options = self._options()
+    def _attach_read_only(
+        self, connection: duckdb.DuckDBPyConnection, at: int | datetime | None
+    ) -> None:
+        self._attach(connection, [*self._options(), *_read_options(at)])
+        if at is None:
+            self._check_tables(connection)
+
+    def _attach_writable(
+        self, connection: duckdb.DuckDBPyConnection, *, beside_files: bool = False
+    ) -> bool:
+        """Attach the lake, made first where there is none; returns whether it was made."""
         if not self.on_postgres:
-            options.append("META_JOURNAL_MODE 'WAL'")
-            _make_folder(Path(self.catalog).parent)
-        try:
-            if not self.exists():
-                raise self._no_lake()
-            self._attach(connection, [*options, "CREATE_IF_NOT_EXISTS false"])
-        except NoLakeError:
+            _make_folder(Path(self.catalog).parent, self.umask)
+        made = False
+        if not self._attach_existing(connection):
             # Two at once would both create it.
-            with _usable(Path(self.catalog).parent), write_lock(self.catalog):
-                self._attach(connection, options)
+            with _usable(Path(self.catalog).parent), write_lock(self.catalog, "make the lake"):
+                if not self._attach_existing(connection):
+                    if not beside_files:
+                        self._check_no_files(connection)
+                    self._attach(connection, self._write_options())
+                    made = True
+            # SQLite has synced the catalog and its folder, but not what the folder lies in.
+            if not self.on_postgres:
+                sync_files(str(Path(self.catalog).parent))
         create_missing_tables(self, connection)
+        return made
+
+    def _attach_existing(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        """Attach the lake for writing, if there is one."""
+        if not self.exists():
+            return False
+        try:
+            self._attach(connection, [*self._write_options(), "CREATE_IF_NOT_EXISTS false"])
+        except NoLakeError:
+            return False
+        return True
+
+    def _write_options(self) -> list[str]:
+        return [*self._options(), *([] if self.on_postgres else ["META_JOURNAL_MODE 'WAL'"])]
+
+    def _check_no_files(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Make sure that a new catalog does not take the place of one that was lost."""
+        pattern = literal(f"{self.data_path.rstrip('/')}/**/*.parquet")
+        found = connection.execute(f"SELECT file FROM glob({pattern}) LIMIT 1").fetchone()
+        if found is not None:
+            raise self._lost_catalog(found[0])
+
+    def _lost_catalog(self, example: str | Path) -> RetailAssetsError:
+        return RetailAssetsError(
+            f"There is no catalog at {without_password(self.catalog)}, but there are files of a"
+            f" lake, such as {example}, that a new one would not know: restore the catalog from its"
+            " backup, or move these files away. `retail-assets init --beside-files` makes an empty"
+            " lake beside them."
+        )
 
     def _options(self) -> list[str]:
         # The catalog has the path that the lake was made at; the folder may have moved since.
@@ -247,9 +346,9 @@ class NoLakeError(RetailAssetsError):
     """A reader came before anything was written."""
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, umask: int) -> None:
     with _usable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o777 & ~umask, parents=True, exist_ok=True)
 
 
 @contextmanager

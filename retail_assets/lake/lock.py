@@ -5,9 +5,14 @@ retries for a long time: so a writer holds this lock for its whole transaction. 
 """
 
 import hashlib
+import json
+import logging
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,14 +22,23 @@ from retail_assets.errors import RetailAssetsError
 TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.005
 
+PATIENCE_SECONDS = 5
+"""After so long a writer that waits says for whom."""
+
+logger = logging.getLogger(__name__)
+
 _held = threading.local()
 
 
 @contextmanager
-def write_lock(catalog: str) -> Iterator[None]:
+def write_lock(catalog: str, purpose: str = "change the lake") -> Iterator[None]:
     """Hold the lake's write lock: a file lock, or an advisory lock of PostgreSQL.
 
     The operating system or the server frees it when its holder dies.
+
+    Args:
+        catalog: the catalog of the lake.
+        purpose: what the lock is held for, for those who wait: shown with process, host and time.
 
     Raises:
         RetailAssetsError: if another process holds it for longer than ten minutes.
@@ -34,9 +48,9 @@ def write_lock(catalog: str) -> Iterator[None]:
     if catalog in held:
         raise RuntimeError("Transactions of the lake cannot be nested: end the first one.")
     lock = (
-        _advisory_lock(catalog.removeprefix("postgres:"))
+        _advisory_lock(catalog.removeprefix("postgres:"), purpose)
         if catalog.startswith("postgres:")
-        else _file_lock(Path(catalog + ".lock"))
+        else _file_lock(Path(catalog + ".lock"), purpose)
     )
     with lock:
         held.add(catalog)
@@ -47,34 +61,87 @@ def write_lock(catalog: str) -> Iterator[None]:
 
 
 @contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
+def _file_lock(path: Path, purpose: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=TIMEOUT_SECONDS, poll_interval=POLL_SECONDS)
+    lock = FileLock(path, poll_interval=POLL_SECONDS)
+    holder = path.with_name(path.name + ".holder")
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except Timeout:
+            _warn(_read_holder(holder))
+            lock.acquire(timeout=TIMEOUT_SECONDS - PATIENCE_SECONDS)
     except Timeout as error:
         raise RetailAssetsError(
-            f"Another process has held the write lock {path} for {TIMEOUT_SECONDS} s:"
-            " look for a hanging run, or end the process that holds it."
+            f"The write lock {path} was not free for {TIMEOUT_SECONDS} s, {_read_holder(holder)}:"
+            " look for a hanging run, or end that process."
         ) from error
     try:
+        since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
+        holder.write_text(json.dumps(_myself() | {"since": since, "for": purpose}))
         yield
     finally:
         lock.release()
 
 
+def _myself() -> dict[str, str | int]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def _read_holder(path: Path) -> str:
+    """Who has the lock, as they said when they got it; never synced, and left behind by the last.
+
+    The lock itself decides who holds it: this is for people.
+    """
+    try:
+        holder = json.loads(path.read_text())
+        return (
+            f"held by process {holder['pid']} on {holder['host']} since {holder['since']}"
+            f" to {holder['for']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return "held by a process that has not said which"
+
+
+def _warn(holder: str) -> None:
+    logger.warning("Waiting for the write lock of the lake, %s.", holder)
+
+
 @contextmanager
-def _advisory_lock(connection_string: str) -> Iterator[None]:
+def _advisory_lock(connection_string: str, purpose: str) -> Iterator[None]:
     import psycopg
 
     key = int.from_bytes(hashlib.sha256(b"retail_assets").digest()[:8], "big", signed=True)
+    name = "process {pid} on {host} to {purpose}".format(**_myself(), purpose=purpose)
     with psycopg.connect(connection_string, autocommit=True) as connection:
-        connection.execute(f"SET lock_timeout = '{TIMEOUT_SECONDS}s'")
-        try:
-            connection.execute("SELECT pg_advisory_lock(%s)", [key])
-        except psycopg.errors.LockNotAvailable as error:
-            raise RetailAssetsError(
-                f"Another process has held the lake's write lock for {TIMEOUT_SECONDS} s:"
-                " look for a hanging run, or end the session that holds the advisory lock."
-            ) from error
+        connection.execute("SELECT set_config('application_name', %s, false)", [name])
+
+        def acquire(seconds: float) -> bool:
+            connection.execute(f"SET lock_timeout = '{round(seconds * 1000)}ms'")
+            try:
+                connection.execute("SELECT pg_advisory_lock(%s)", [key])
+            except psycopg.errors.LockNotAvailable:
+                return False
+            return True
+
+        def holder() -> str:
+            # Its last statement was the one that got it the lock.
+            found = connection.execute(
+                "SELECT application_name, pid, state_change FROM pg_locks"
+                " JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                " AND (classid::bigint << 32) | objid::bigint = %s",
+                [key],
+            ).fetchone()
+            if found is None:
+                return "held by a session that has just ended"
+            return "held by {} (session {}) since {:%Y-%m-%d %H:%M:%S%z}".format(*found)
+
+        if not acquire(PATIENCE_SECONDS):
+            _warn(holder())
+            if not acquire(TIMEOUT_SECONDS - PATIENCE_SECONDS):
+                raise RetailAssetsError(
+                    f"The lake's write lock was not free for {TIMEOUT_SECONDS} s, {holder()}:"
+                    " look for a hanging run, or end that session."
+                )
         yield

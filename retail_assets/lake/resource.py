@@ -29,6 +29,7 @@ class LakeResource(DuckDBResource):
     timezone: str = Field(default="UTC", description="Time zone of the connection.")
     memory_limit: str = Field(default="600MB", description="DuckDB's memory limit.")
     threads: int | None = Field(default=None, description="DuckDB's threads; None: all cores.")
+    umask: int = Field(default=0o077, description="Permissions that files made are not to have.")
     read_only: bool = Field(default=False, description="Refuse to change the lake.")
 
     @classmethod
@@ -50,6 +51,7 @@ class LakeResource(DuckDBResource):
             timezone=self.timezone,
             memory_limit=self.memory_limit,
             threads=self.threads,
+            umask=self.umask,
         )
 
     @contextmanager

@@ -3,10 +3,13 @@
 # ruff: noqa: PT012 - what a transaction does when its body raises is the point
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
-from datetime import datetime, timedelta, timezone
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import retail_assets
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake import connection as lake_connection
+from retail_assets.lake import lock
 from retail_assets.lake.connection import Lake, current_snapshot, extension_path
 from retail_assets.lake.lock import write_lock
 from retail_assets.settings import Settings
@@ -308,6 +312,55 @@ def test_a_statement_that_fails_is_what_the_caller_sees(lake):
         with lake.transaction(connection, "whole"):
             connection.execute(FAILURE, ["whole"])
     assert problems(lake) == ["whole"]
+
+
+def test_who_waits_for_the_lock_is_told_who_holds_it(lake, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.1)
+    holder = rf"held by process {os.getpid()} on {socket.gethostname()} since 2\S+ \S+ to count"
+    with ThreadPoolExecutor() as pool, lake.connect() as connection:
+        with lake.transaction(connection, "count"):
+            waits = pool.submit(open_lock, lake)
+            with pytest.raises(RetailAssetsError, match=rf"not free for 0.1 s, {holder}: look for"):
+                waits.result()
+        assert re.search(rf"Waiting for the write lock of the lake, {holder}\.", caplog.text)
+        caplog.clear()
+        pool.submit(open_lock, lake).result()
+        Path(lake.catalog + ".lock.holder").write_text("half of")
+        with write_lock(lake.catalog):
+            Path(lake.catalog + ".lock.holder").write_text("half of")
+            with pytest.raises(RetailAssetsError, match="that has not said which"):
+                pool.submit(open_lock, lake).result()
+
+
+def open_lock(lake: Lake) -> None:
+    with write_lock(lake.catalog):
+        pass
+
+
+def test_what_the_platform_writes_is_its_owner_s_alone(settings):
+    os.umask(0o022)
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection, lake.transaction(connection, "many"):
+        connection.execute(
+            "INSERT INTO changed_days SELECT 't' || n, ?, 1, now() FROM range(100) AS t(n)",
+            [date(2026, 10, 5)],
+        )
+    made = [settings.lake_dir, *settings.lake_dir.rglob("*")]
+    assert any(path.suffix == ".parquet" for path in made)
+    modes = {path: path.stat().st_mode & 0o777 for path in made}
+    assert modes == {path: 0o700 if path.is_dir() else 0o600 for path in made}
+
+
+def test_a_group_may_be_let_read_and_who_only_reads_changes_nothing_of_its_process(settings):
+    os.umask(0o022)
+    lake = Lake.from_settings(settings.model_copy(update={"umask": "027"}))
+    assert lake.create()
+    assert settings.lake_dir.stat().st_mode & 0o777 == 0o750
+    assert Path(lake.catalog).stat().st_mode & 0o777 == 0o640
+    os.umask(0o022)
+    with lake.connect(read_only=True):
+        assert os.umask(0o022) == 0o022
 
 
 def test_a_commit_that_fails_leaves_no_transaction_and_no_lock(lake, monkeypatch):

@@ -1,5 +1,6 @@
 """Upkeep: fewer files and less history, and nothing that a reader needs is taken away."""
 
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -189,15 +190,70 @@ def test_a_reader_that_is_open_meanwhile_goes_on_reading_what_it_read(worked):
         assert rows_of(in_transaction) == NOW
 
 
-def test_files_of_a_writer_that_was_killed_are_deleted_in_the_end(worked, monkeypatch):
-    left = Path(worked.data_path) / "main" / "daily_revenue" / "ducklake-left-behind.parquet"
-    left.write_bytes(next(iter(files(worked))).read_bytes())
-    assert maintain(worked, keep_days=30).files_deleted == 0
-    assert left.exists()
-    monkeypatch.setattr(maintenance, "GRACE", timedelta(seconds=-5))
+def leave(lake: Lake, name: str, *, days_old: int = 0) -> Path:
+    """Leave a file that the catalog does not know among those of the lake."""
+    left = Path(lake.data_path) / "main" / "daily_revenue" / name
+    left.write_bytes(next(iter(files(lake))).read_bytes())
+    when = datetime.now(timezone.utc).timestamp() - days_old * 86_400
+    os.utime(left, (when, when))
+    return left
+
+
+def trash(lake: Lake) -> Path:
+    return Path(lake.data_path) / "trash"
+
+
+def test_files_of_a_writer_that_was_killed_go_to_the_trash_and_are_deleted_in_the_end(worked):
+    young, old = leave(worked, "ducklake-young.parquet"), leave(worked, "old.parquet", days_old=3)
     done = maintain(worked, keep_days=30)
-    assert not left.exists()
-    assert done.files_deleted >= 1
+    assert (done.files_deleted, done.files_to_trash) == (0, 1)
+    assert young.exists()
+    assert not old.exists()
+    [moved] = trash(worked).rglob("*.parquet")
+    day = trash(worked) / f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    assert moved == day / "main" / "daily_revenue" / "old.parquet"
+    assert maintain(worked, keep_days=30).files_to_trash == 0
+    assert moved.exists()
+    long_ago = datetime.now(timezone.utc) - timedelta(days=maintenance.TRASH_DAYS + 1)
+    day.rename(trash(worked) / f"{long_ago:%Y-%m-%d}")
+    (trash(worked) / "2020-13-99").mkdir()
+    maintain(worked, keep_days=30)
+    assert [path.name for path in trash(worked).iterdir()] == ["2020-13-99"]
+    assert read(worked) == NOW
+
+
+def test_more_unknown_files_than_killed_writers_leave_stay_until_somebody_says_so(
+    worked, monkeypatch
+):
+    monkeypatch.setattr(maintenance, "ORPHANS", 2)
+    left = {leave(worked, f"{number}.parquet", days_old=3) for number in range(3)}
+    with pytest.raises(RetailAssetsError, match=r"3 files .* are not in the catalog"):
+        maintain(worked, keep_days=30)
+    assert left <= files(worked)
+    assert maintain(worked, keep_days=30, all_orphans=True).files_to_trash == 3
+    assert len(list(trash(worked).rglob("*.parquet"))) == 3
+    monkeypatch.setattr(maintenance, "ORPHAN_BYTES", 1)
+    large = leave(worked, "large.parquet", days_old=3)
+    large.write_bytes(bytes(10_000_000))
+    os.utime(large, (0, 0))
+    with pytest.raises(RetailAssetsError, match=r"1 files .10,000,000 bytes."):
+        maintain(worked, keep_days=30)
+    assert large.exists()
+
+
+def test_an_older_catalog_does_not_take_the_files_that_came_after_it(worked, monkeypatch):
+    backup = Path(worked.catalog).read_bytes()
+    publish_day(worked, FIRST, "4.00")
+    newer = files(worked)
+    for path in newer:
+        # However old the files look: a copy may have lost their times.
+        os.utime(path, (0, 0))
+    for leftover in Path(worked.catalog).parent.glob("catalog.sqlite-*"):
+        leftover.unlink()
+    Path(worked.catalog).write_bytes(backup)
+    monkeypatch.setattr(maintenance, "GRACE", timedelta(seconds=-5))
+    assert maintain(worked, keep_days=30).files_to_trash == 0
+    assert newer <= files(worked)
     assert read(worked) == NOW
 
 
@@ -229,3 +285,23 @@ def test_there_must_be_a_lake(settings):
     with pytest.raises(RetailAssetsError, match="There is no lake"):
         maintain(lake, keep_days=30)
     assert not Path(lake.catalog).exists()
+
+
+def test_no_lake_is_made_beside_the_files_of_one_whose_catalog_is_gone(worked):
+    before = files(worked)
+    for path in Path(worked.catalog).parent.glob("catalog.sqlite*"):
+        path.unlink()
+    for use in (worked.create, lambda: publish_day(worked, FIRST, "4.00"), lambda: read(worked)):
+        with pytest.raises(
+            RetailAssetsError, match=r"There is no catalog at .*restore the catalog"
+        ):
+            use()
+    with pytest.raises(RetailAssetsError, match=r"There is no catalog at .*restore the catalog"):
+        maintain(worked, keep_days=30)
+    assert not Path(worked.catalog).exists()
+    assert files(worked) == before
+    assert worked.create(beside_files=True)
+    assert not worked.create()
+    maintain(worked, keep_days=30)
+    assert files(worked) == before
+    assert read(worked) == []

@@ -6,11 +6,13 @@ folders; instead a copy of its programs runs here as `nobody`.
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ import psycopg
 import pytest
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.lake import lock
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.maintenance import maintain
 from retail_assets.settings import Settings
@@ -172,6 +175,26 @@ def test_to_open_a_connection_nobody_waits_for_a_writer(lake):
         lake.connect() as another,
     ):
         assert rows_of(reader) == rows_of(another) == []
+
+
+def test_who_waits_for_the_lock_is_told_who_holds_it(lake, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.1)
+    holder = (
+        rf"held by process {os.getpid()} on {socket.gethostname()} to count \(session \d+\) since 2"
+    )
+
+    def take() -> None:
+        with lock.write_lock(lake.catalog):
+            pass
+
+    with ThreadPoolExecutor() as pool:
+        with lock.write_lock(lake.catalog, "count"):
+            waits = pool.submit(take)
+            with pytest.raises(RetailAssetsError, match=rf"not free for 0.1 s, {holder}"):
+                waits.result()
+        assert re.search(rf"Waiting for the write lock of the lake, {holder}", caplog.text)
+        pool.submit(take).result()
 
 
 def test_the_lock_of_a_writer_that_is_killed_is_free_again(lake, settings):

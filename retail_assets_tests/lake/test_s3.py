@@ -1,14 +1,17 @@
 """Parquet files in object storage, by one setting: an S3 server (moto) of this machine."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from urllib.request import urlopen
 
 import pytest
 
+from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import maintenance
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.files import files_after
@@ -99,6 +102,27 @@ def test_files_in_use_are_not_taken_for_orphans(lake, monkeypatch):
     publish(lake, rows(FIRST, "1.00"), [FIRST])
     monkeypatch.setattr(maintenance, "GRACE", timedelta(days=-1))
     maintain(lake, keep_days=30)
+    assert read(lake) == expected(FIRST, "1.00")
+
+
+def test_files_that_no_catalog_knows_stay_where_they_are_many_and_no_new_one_is_made_beside_them(
+    lake, monkeypatch, endpoint
+):
+    publish(lake, rows(FIRST, "1.00"), [FIRST])
+    without = replace(lake, catalog=f"{lake.catalog}.new")
+    with pytest.raises(RetailAssetsError, match=r"files of a lake, such as s3://shop/"):
+        publish(without, rows(FIRST, "2.00"), [FIRST])
+    assert without.create(beside_files=True)
+    before = objects(endpoint)
+    monkeypatch.setattr(maintenance, "GRACE", timedelta(days=-1))
+    monkeypatch.setattr(maintenance, "_MADE_AT", re.compile("no name tells"))
+    monkeypatch.setattr(maintenance, "ORPHANS", 0)
+    publish(without, rows(SECOND, "2.00"), [SECOND])
+    with pytest.raises(RetailAssetsError, match=r"1 files .* are not in the catalog"):
+        maintain(without, keep_days=30)
+    assert set(re.findall("<Key>.*?</Key>", before)) <= set(
+        re.findall("<Key>.*?</Key>", objects(endpoint))
+    )
     assert read(lake) == expected(FIRST, "1.00")
 
 

@@ -84,3 +84,11 @@ def die_in_a_transaction(values: dict[str, Any]) -> None:
             "INSERT INTO failed_days VALUES ('t', ?, 'half', now())", [date(2026, 10, 5)]
         )
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_and_stay_there(data_dir: str) -> None:
+    """Write files on every path, and end without a chance to tidy up."""
+    from retail_assets_tests.lake.test_durability import write_on_every_path
+
+    write_on_every_path(lake_in(data_dir))
+    os._exit(0)
