@@ -71,7 +71,12 @@ def test_the_command_is_installed_there_and_its_options_make_a_worker(
 
 def test_every_setting_that_is_named_exists() -> None:
     named = set(re.findall(r"\bRETAIL_[A-Z_]+", DOCKERFILE + UNIT))
-    assert named == {"RETAIL_DATA_DIR", "RETAIL_WEBHOOK_TOKEN", "RETAIL_MEMORY_LIMIT"}
+    assert named == {
+        "RETAIL_DATA_DIR",
+        "RETAIL_WEBHOOK_TOKEN",
+        "RETAIL_MEMORY_LIMIT",
+        "RETAIL_UMASK",
+    }
     assert {name.removeprefix("RETAIL_").lower() for name in named} <= set(Settings.model_fields)
 
 
@@ -129,6 +134,10 @@ def connections(worker: Worker) -> int:
     return 4 + len(worker._loops)
 
 
+def test_files_of_the_worker_are_its_user_s_alone() -> None:
+    assert "\nUMask=0077\n" in UNIT
+
+
 def test_the_unit_leaves_room_for_every_connection(settings: Settings) -> None:
     everything = settings.model_copy(
         update={
@@ -139,8 +148,8 @@ def test_the_unit_leaves_room_for_every_connection(settings: Settings) -> None:
         }
     )
     worker = build_worker(everything, Options())
-    assert connections(worker) == 12
-    assert "Twelve connections" in UNIT
+    assert connections(worker) == 13
+    assert "Thirteen connections" in UNIT
     limit = int(settings.memory_limit.removesuffix("MB")) * 10**6
     most = int(service()["MemoryMax"].removesuffix("G")) * 2**30
     assert connections(worker) * limit + REST_BYTES <= most
