@@ -25,6 +25,8 @@ from retail_assets.printing import cell, print_rows, print_table, visible, write
 from retail_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import duckdb
 
     from retail_assets.ingest.event_files import Taken
@@ -174,28 +176,40 @@ def ingest_events() -> None:
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
-    pending = event_files.pending_event_files(settings)
-    if pending.unsettled:
-        # Somebody may still be writing to them; whoever asks for all has the time to make sure.
-        with err.status(f"Waiting for {len(pending.unsettled)} files to be still"):
-            time.sleep(settings.event_settle_seconds)
-        pending = event_files.pending_event_files(settings)
     lake = Lake.from_settings(settings)
     with _progress() as progress, lake.connect() as connection:
-        task = progress.add_task("Event files", total=len(pending.files))
-        found = event_files.ingest(
-            lake,
-            connection,
-            settings,
-            pending.files,
-            progress=lambda done: progress.update(task, completed=done),
-        )
+
+        def take(paths: "Collection[str]") -> event_files.Ingested:
+            task = progress.add_task("Event files", total=len(paths))
+            return event_files.ingest(
+                lake,
+                connection,
+                settings,
+                paths,
+                progress=lambda done: progress.update(task, completed=done),
+            )
+
+        pending = event_files.pending_event_files(settings, connection)
+        found = take(pending.files)
+        unsettled = event_files.pending_event_files(settings, connection).unsettled
+        if unsettled:
+            # Somebody may still be writing to them; whoever asks for all has the time to make sure.
+            waiting = progress.add_task(
+                f"Waiting for {len(unsettled)} files to be still", total=None
+            )
+            time.sleep(settings.event_settle_seconds)
+            progress.remove_task(waiting)
+            later = event_files.pending_event_files(settings, connection)
+            found.add(take([path for path in later.files if path in set(unsettled)]))
+            unsettled = later.unsettled
         live_revenue.refresh(lake, connection)
         note_new_files(lake, connection)
     _print_event_files(found.files.values())
     for path, reason in pending.left_alone.items():
         _tell(f"{path} {reason}", style="yellow")
-    for path in pending.unsettled:
+    if pending.not_read:
+        _tell(pending.about_not_read(), style="yellow")
+    for path in unsettled:
         _tell(f"{path} is still being written to", style="yellow")
     for name, kind in found.new_fields:
         _tell(f"New field {name} ({kind})", style="yellow")

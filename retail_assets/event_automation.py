@@ -8,7 +8,7 @@ often; a file that cannot be read fails alone within its run, and is counted in 
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timezone
 from itertools import groupby, islice
@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from retail_assets.assets.events import EVENT_TABLES, INGEST
 from retail_assets.automation import IN_PROGRESS, MAX_ATTEMPTS
@@ -94,7 +95,7 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         running = _running(context.instance)
         failures = Failures.load(context.cursor)
         _count_failures(context.instance, failures, pending)
-        busy = {path for files in running for path in files}
+        busy = {path for _, files in running for path in files}
         given_up = [
             path for path, file in pending.files.items() if failures.count(file) >= MAX_ATTEMPTS
         ]
@@ -104,7 +105,8 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
             for path, file in pending.files.items()
             if path not in busy and path not in fresh and failures.count(file) < MAX_ATTEMPTS
         ]
-        chosen = list(islice(batches(settings, ready), max(0, MAX_RUNS - len(running))))
+        busy_days = {day for day, _ in running}
+        chosen = list(islice(batches(settings, ready, busy_days), max(0, MAX_RUNS - len(running))))
         asked = sum(len(files) for _, files in chosen)
         requests = [_request(day, files, failures, pending.lake) for day, files in chosen]
         message = _describe(pending, busy, fresh, given_up, asked, len(ready) - asked)
@@ -118,15 +120,23 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def batches(
-    settings: Settings, files: Sequence[FoundFile]
+    settings: Settings, files: Sequence[FoundFile], busy_days: Collection[str | None] = ()
 ) -> Iterator[tuple[date, list[FoundFile]]]:
-    """Files that go into one run each: of one landing day, bounded in number and bytes."""
+    """Files that go into one run each: of one landing day, bounded in number and bytes.
+
+    The newest day comes first, so that a backlog does not keep today waiting; days that are in a
+    run already come last, so that today does not keep a backlog waiting for ever.
+    """
     today = datetime.now(ZoneInfo(settings.timezone)).date()
 
     def day_of(file: FoundFile) -> date:
         return landing_day(file, settings.timezone, settings.start_date, today)
 
-    for day, of_day in groupby(sorted(files, key=lambda file: (day_of(file), file.path)), day_of):
+    def order(file: FoundFile) -> tuple[bool, int, str]:
+        day = day_of(file)
+        return day.isoformat() in busy_days, -day.toordinal(), file.path
+
+    for day, of_day in groupby(sorted(files, key=order), day_of):
         batch: list[FoundFile] = []
         weight = 0
         for file in of_day:
@@ -157,10 +167,14 @@ def _request(
     )
 
 
-def _running(instance: dg.DagsterInstance) -> list[list[str]]:
-    """The files of each run that is queued or running."""
+def _running(instance: dg.DagsterInstance) -> list[tuple[str | None, list[str]]]:
+    """The day and the files of each run that is queued or running."""
     runs = instance.get_runs(dg.RunsFilter(job_name=EVENTS, statuses=IN_PROGRESS))
-    return [files for run in runs if (files := _files_of(run.run_config))]
+    return [
+        (run.tags.get(PARTITION_NAME_TAG), files)
+        for run in runs
+        if (files := _files_of(run.run_config))
+    ]
 
 
 def _count_failures(instance: dg.DagsterInstance, failures: Failures, pending: Pending) -> None:
@@ -215,9 +229,10 @@ def _describe(
     asked: int,
     waiting: int,
 ) -> str:
+    not_read = f" {pending.about_not_read()}." if pending.not_read else ""
     if not pending.files and not pending.unsettled and not pending.left_alone:
         by = f" The worker {', '.join(pending.lake.workers)} lives." if pending.lake.workers else ""
-        return f"No new event files.{by}"
+        return f"No new event files.{by}{not_read}"
     parts = [f"{len(pending.files)} event files have something new"]
     for count, text in (
         (len(pending.unsettled), "may still be written to"),
@@ -235,4 +250,4 @@ def _describe(
     if troubles:
         shown = "; ".join(troubles[:SHOWN])
         parts.append(f"{len(troubles)} are left alone until they change, first of all {shown}")
-    return "; ".join(parts) + "."
+    return "; ".join(parts) + f".{not_read}"

@@ -42,6 +42,8 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         "pending event files": len(events.files),
         "pending event bytes": sum(file.size_bytes for file in events.files.values()),
         "oldest pending event file, seconds": max(0, (now - oldest_event) // 1_000_000_000),
+        "event files not read": len(events.not_read),
+        **({"not read, first": events.names_not_read()} if events.not_read else {}),
         "event files left alone": len(events.left_alone),
         **{f"left alone: {path}": reason for path, reason in events.left_alone.items()},
     }

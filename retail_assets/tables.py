@@ -583,7 +583,19 @@ EVENT_FILES = Table(
         Column("size_bytes", "BIGINT", "Size of the file when it was last looked at, in bytes."),
         Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
         Column("bytes_taken", "BIGINT", "How much of its content, unpacked, was taken in."),
-        Column("content_hash", "VARCHAR", "SHA-256 of what was taken in, in hexadecimal."),
+        Column(
+            "content_hash",
+            "VARCHAR",
+            "Hash of what was taken in, in hexadecimal: SHA-256, of more than 256 KiB chunk by"
+            " chunk (of earlier releases always of the whole).",
+        ),
+        Column(
+            "checkpoint",
+            "VARCHAR",
+            "Where the hash can be continued: bytes, hash of the first chunk, hash up to there."
+            " Null of short files, and of those that are always read whole.",
+            nullable=True,
+        ),
         Column(
             "last_line",
             "VARCHAR",

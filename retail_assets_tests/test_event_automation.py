@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from retail_assets import event_automation
@@ -82,7 +83,11 @@ def message(platform: Platform) -> str:
 
 
 def tags_of(request: dg.RunRequest) -> dict[str, str]:
-    return {**request.tags, RUN_KEY: str(request.run_key)}
+    return {
+        **request.tags,
+        RUN_KEY: str(request.run_key),
+        PARTITION_NAME_TAG: str(request.partition_key),
+    }
 
 
 def record(platform: Platform, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
@@ -148,9 +153,9 @@ def test_each_landing_day_is_a_run_with_its_files(platform: Platform) -> None:
     write_events(platform.settings, "no date.jsonl", [event(4)], modified_ns=STILL_NS)
     write_events(platform.settings, "2026-10-14/notes.txt", [event(5)])
     assert requested(platform) == [
-        ("2026-10-12", ["no date.jsonl"]),
-        ("2026-10-13", ["events_2026-10-13.ndjson.gz"]),
         ("2026-10-14", ["2026-10-14/b c.jsonl", "2026-10-14/ä.jsonl"]),
+        ("2026-10-13", ["events_2026-10-13.ndjson.gz"]),
+        ("2026-10-12", ["no date.jsonl"]),
     ]
 
 
@@ -173,16 +178,42 @@ def test_runs_are_bounded_in_files_in_bytes_and_in_number(
     monkeypatch.setattr(event_automation, "MAX_RUNS", 5)
     tick = platform.tick(SENSOR)
     assert [files_of(request) for request in tick.run_requests or []] == [
-        ["2026-10-12/0.jsonl", "2026-10-12/1.jsonl"],
-        ["2026-10-12/2.jsonl", "2026-10-12/3.jsonl"],
-        ["2026-10-12/4.jsonl"],
         ["2026-10-13/0.jsonl"],
         ["2026-10-13/1.jsonl", "2026-10-13/2.jsonl"],
+        ["2026-10-13/3.jsonl"],
+        ["2026-10-12/0.jsonl", "2026-10-12/1.jsonl"],
+        ["2026-10-12/2.jsonl", "2026-10-12/3.jsonl"],
     ]
     for request in tick.run_requests or []:
         record(platform, request, dg.DagsterRunStatus.STARTING)
     assert message(platform) == (
         "9 event files have something new; 8 in runs already; 1 wait for the next tick."
+    )
+
+
+def test_today_goes_before_a_backlog_and_does_not_starve_it(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_automation, "MAX_RUNS", 2)
+    for day in ("2026-10-08", "2026-10-09", "2026-10-14"):
+        write_events(platform.settings, f"{day}/a.jsonl", [event(int(day[-2:]))])
+    first, second = requests(platform)
+    assert [first.partition_key, second.partition_key] == ["2026-10-14", "2026-10-09"]
+    record(platform, first, dg.DagsterRunStatus.STARTED)
+    write_events(platform.settings, "2026-10-14/b.jsonl", [event(1)])
+    # The one run that there is room for is of a day that has none yet.
+    assert requested(platform) == [("2026-10-09", ["2026-10-09/a.jsonl"])]
+    record(platform, second, dg.DagsterRunStatus.STARTED)
+
+
+def test_files_with_other_endings_are_named_by_the_tick(platform: Platform) -> None:
+    for number in range(7):
+        write_events(platform.settings, f"orders.jsonl.{number}", [event(number)])
+    write_events(platform.settings, ".hidden.tmp", [event(1)])
+    assert message(platform) == (
+        "No new event files. 7 files are not read, since their names do not end in .jsonl, .ndjson"
+        " or .json (or these with .gz or .zst): orders.jsonl.0, orders.jsonl.1, orders.jsonl.2,"
+        " orders.jsonl.3, orders.jsonl.4, …."
     )
 
 

@@ -54,6 +54,9 @@ CHUNK_LINES = 20_480
 LINE_BYTES = 100
 """What a line takes in memory beside its bytes, about."""
 
+SHOWN = 5
+"""How many of the files that are not read are named."""
+
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
 
@@ -97,19 +100,43 @@ class Ingested:
     failed: dict[str, str] = field(default_factory=dict)
     new_fields: list[tuple[str, str]] = field(default_factory=list)
 
+    def add(self, later: "Ingested") -> None:
+        """Add what came of the same or other files later."""
+        for path, one in later.files.items():
+            before = self.files.get(path)
+            self.files[path] = one if before is None else before.plus(one)
+        self.failed |= later.failed
+        self.new_fields += later.new_fields
+
 
 @dataclass(frozen=True)
 class Pending:
-    """The files that have something new.
+    """The files that have something new, those of the newest days first.
 
     And those that are `unsettled`: somebody may still be writing to them; those that are left
-    alone, with the reason; and what the lake has of all files.
+    alone, with the reason; those whose ending is none of event files; and what the lake has of all
+    files.
     """
 
     files: dict[str, FoundFile]
     unsettled: tuple[str, ...]
     left_alone: dict[str, str]
+    not_read: tuple[str, ...] = ()
     lake: LakeState = field(default_factory=LakeState, compare=False)
+
+    def names_not_read(self) -> str:
+        """The first of the files that are not read."""
+        more = ", …" if len(self.not_read) > SHOWN else ""
+        return ", ".join(self.not_read[:SHOWN]) + more
+
+    def about_not_read(self) -> str:
+        """A sentence about the files that are not read; empty if there are none."""
+        if not self.not_read:
+            return ""
+        return (
+            f"{len(self.not_read)} files are not read, since their names do not end in .jsonl,"
+            f" .ndjson or .json (or these with .gz or .zst): {self.names_not_read()}"
+        )
 
 
 def event_folder(settings: "Settings") -> EventFolder:
@@ -130,24 +157,23 @@ def pending_event_files(
         RetailAssetsError: if a bucket cannot be reached.
     """
     listing = event_folder(settings).list()
-    left_alone = {
-        **dict.fromkeys(listing.links, "is a link, which is not followed"),
-        **dict.fromkeys(listing.unnamed, "has a name that is not UTF-8 text: rename it"),
-        **listing.unseen,
-    }
+    left_alone = dict(listing.left_alone)
     lake = LakeState.of_settings(settings) if connection is None else LakeState.read(connection)
     now = time.time_ns()
     files: dict[str, FoundFile] = {}
     unsettled: list[str] = []
     for path, file in listing.files.items():
-        still = file.is_still(now, settings.event_settle_seconds)
         state = lake.taken.get(path)
-        if state is not None and state[:2] == (file.size_bytes, file.modified_ns):
+        seen = state is not None and state[:2] == (file.size_bytes, file.modified_ns)
+        seen_ns = state[5] if state is not None and seen else None
+        still = file.is_still(now, settings.event_settle_seconds, seen_ns)
+        if state is not None and seen:
             new = state[4] == OPEN and still
             if state[4] == OPEN and not still:
                 unsettled.append(path)
         else:
-            new = still or not file.packed
+            # One of the future is entered in the ledger, which then tells how long it is still.
+            new = still or not file.packed or file.modified_ns > now
             if not new:
                 unsettled.append(path)
         if not new:
@@ -161,7 +187,20 @@ def pending_event_files(
             left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
         else:
             files[path] = file
-    return Pending(files, tuple(unsettled), left_alone, lake)
+    return Pending(
+        _newest_first(settings, files), tuple(unsettled), left_alone, listing.not_read, lake
+    )
+
+
+def _newest_first(settings: "Settings", files: Mapping[str, FoundFile]) -> dict[str, FoundFile]:
+    """Files by landing day, the newest before a backlog; those of a day by name."""
+    today = datetime.now(ZoneInfo(settings.timezone)).date()
+
+    def key(path: str) -> tuple[int, str]:
+        day = landing_day(files[path], settings.timezone, settings.start_date, today)
+        return -day.toordinal(), path
+
+    return {path: files[path] for path in sorted(files, key=key)}
 
 
 def ingest(
@@ -173,6 +212,7 @@ def ingest(
     progress: Callable[[int], None] = lambda _: None,
     unknown: Collection[str] = (),
     forget_gone: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Ingested:
     """Take in what is new of some event files; a bad file fails alone, by name.
 
@@ -186,6 +226,7 @@ def ingest(
             that it has all the same, nothing is taken in.
         forget_gone: also forget failures of files that are not there any more: nobody can mend
             them.
+        stop: asked after each portion whether to leave what is left for another time.
 
     Returns:
         What came of each file. Problems of files are in the ledger as well.
@@ -193,9 +234,9 @@ def ingest(
     Raises:
         Exception: whatever says that the lake cannot be written to; no file is blamed for it.
     """
-    intake = _Intake(lake, connection, settings, progress)
+    intake = _Intake(lake, connection, settings, progress, stop)
     found = intake.run(list(paths), unknown)
-    if forget_gone:
+    if forget_gone and not stop():
         intake.forget_gone()
     return found
 
@@ -223,11 +264,13 @@ class _Intake:
         connection: duckdb.DuckDBPyConnection,
         settings: "Settings",
         progress: Callable[[int], None],
+        stop: Callable[[], bool],
     ) -> None:
         self._lake = lake
         self._connection = connection
         self._settings = settings
         self._progress = progress
+        self._stop = stop
         self._folder = event_folder(settings)
         self._waiting: list[_Waiting] = []
         self._weight = 0
@@ -240,12 +283,13 @@ class _Intake:
     def run(self, paths: Sequence[str], unknown: Collection[str]) -> Ingested:
         with self._thread:
             for first in range(0, len(paths), PORTION_FILES):
-                some = sorted(set(paths[first : first + PORTION_FILES]))
+                some = list(dict.fromkeys(paths[first : first + PORTION_FILES]))
                 self._wait()
                 asked = [path for path in some if path not in unknown]
                 known = event_ledger.entries(self._connection, asked)
                 for path in some:
-                    self._read(path, known.get(path))
+                    if not self._stop():
+                        self._read(path, known.get(path))
                 self._commit()
                 self._progress(min(first + PORTION_FILES, len(paths)))
             self._wait()
@@ -274,6 +318,8 @@ class _Intake:
             self._weight += len(portion.data) + LINE_BYTES * portion.lines
             if self._weight >= PORTION_BYTES or not portion.last:
                 self._commit()
+            if self._stop():
+                return
             if not portion.last:
                 # The rest goes on from what the ledger will have then, or is left out.
                 entry = _after(waiting)
@@ -283,11 +329,12 @@ class _Intake:
         file = FoundFile(path, 0, 0)
         try:
             file = self._folder.stat(path)
+            seen_ns = entry.seen_ns(file) if entry else None
             for portion in read_new(
                 lambda: self._folder.open(path),
                 packed=file.packed,
                 known=entry.progress if entry else Progress(),
-                still=file.is_still(time.time_ns(), self._settings.event_settle_seconds),
+                still=file.is_still(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
             ):
                 yield file, portion
         except (OSError, RetailAssetsError) as error:

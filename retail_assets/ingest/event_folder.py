@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -10,12 +10,20 @@ from typing import IO, Any
 from zoneinfo import ZoneInfo
 
 from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.ingest.regular_files import (
+    LINK,
+    NOT_ORDINARY,
+    open_regular,
+    stat_regular,
+)
 
-ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-"""How the names of event files end; other files are left alone, and so are hidden ones."""
+PACKED = (".gz", ".zst")
+"""How the names of compressed files end, in any case."""
 
-PACKED = ".gz"
-"""How the names of packed ones end."""
+ENDINGS = tuple(
+    f"{kind}{packed}" for kind in (".jsonl", ".ndjson", ".json") for packed in ("", *PACKED)
+)
+"""How the names of event files end, in any case; others are counted, named and not read."""
 
 _DATE = re.compile(r"(?<!\d)(\d{4})[-_](\d{2})[-_](\d{2})(?!\d)")
 
@@ -30,26 +38,31 @@ class FoundFile:
 
     @property
     def packed(self) -> bool:
-        """Whether it is a gzip file: read as a whole, and only when it is still."""
-        return self.path.endswith(PACKED)
+        """Whether it is a compressed file: read as a whole, and only when it is still."""
+        return is_packed(self.path)
 
-    def is_still(self, now_ns: int, settle_seconds: float) -> bool:
-        """Whether nobody has written to it for a while."""
-        return now_ns - self.modified_ns >= settle_seconds * 1e9
+    def is_still(self, now_ns: int, settle_seconds: float, seen_ns: int | None = None) -> bool:
+        """Whether nobody has written to it for a while.
+
+        Its time tells, or else, since that may be wrong and lie in the future, that it is as it was
+        when it was ingested at `seen_ns`.
+        """
+        since = self.modified_ns if seen_ns is None else min(self.modified_ns, seen_ns)
+        return now_ns - since >= settle_seconds * 1e9
 
 
 @dataclass(frozen=True)
 class Listing:
-    r"""What lies in the folder: event files by path, and what is not read.
+    r"""What lies in the folder.
 
-    These are links, files whose path is no text (`unnamed`, with the bytes at fault as `\xNN`), and
-    folders and files that cannot be looked at (`unseen`, with the reason; the folder itself: `.`).
+    Event files by path. What is left alone, with the reason: links, pipes and devices, files whose
+    path is no text (the bytes at fault as `\xNN`), folders and files that cannot be looked at (the
+    folder itself: `.`). And `not_read`: files whose ending is none of `ENDINGS`, in order.
     """
 
-    files: dict[str, FoundFile]
-    links: tuple[str, ...]
-    unnamed: tuple[str, ...]
-    unseen: dict[str, str]
+    files: dict[str, FoundFile] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
 
 
 class EventFolder:
@@ -69,44 +82,41 @@ class EventFolder:
         Raises:
             RetailAssetsError: if the bucket cannot be reached.
         """
-        files: dict[str, FoundFile] = {}
-        links: list[str] = []
-        unseen: dict[str, str] = {}
+        found = _Found()
         if self.is_local:
-            _scan(self.location, "", files, links, unseen)
+            found.scan(self.location)
         else:
-            files = self._remote()
+            self._find(found)
         # What Python makes of bytes in a name that are not UTF-8 no database takes.
-        unnamed = [path for path in files if not _is_text(path)]
-        for path in unnamed:
-            del files[path]
+        for path in [path for path in found.files if not _is_text(path)]:
+            del found.files[path]
+            found.left_alone[path] = "has a name that is not UTF-8 text: rename it"
         return Listing(
-            dict(sorted(files.items())),
-            tuple(sorted(_printable(path) for path in links)),
-            tuple(sorted(_printable(path) for path in unnamed)),
-            {_printable(path) or ".": reason for path, reason in sorted(unseen.items())},
+            dict(sorted(found.files.items())),
+            {_printable(path) or ".": why for path, why in sorted(found.left_alone.items())},
+            tuple(map(_printable, sorted(found.not_read))),
         )
 
     def stat(self, path: str) -> FoundFile:
         """Look at one file.
 
         Raises:
-            UsageError: if the path leaves the folder, or is a link.
+            UsageError: if the path leaves the folder, or is a link or no ordinary file.
             OSError: if it cannot be looked at.
         """
         self._check(path)
         if self.is_local:
-            found = os.stat(os.path.join(self.location, path))  # noqa: PTH116, PTH118
+            found = stat_regular(self.location, path)
             return FoundFile(path, found.st_size, found.st_mtime_ns)
         return _remote_file(path, self._files.info(f"{self._root}/{path}"))
 
     def has(self, path: str) -> bool:
-        """Whether a file is there, readable or not."""
+        """Whether an ordinary file is there, readable or not."""
         try:
             self.stat(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, UsageError):
             return False
-        except (OSError, UsageError):
+        except OSError:
             return True
         return True
 
@@ -114,12 +124,12 @@ class EventFolder:
         """Open a file for reading its bytes, packed ones as they are.
 
         Raises:
-            UsageError: if the path leaves the folder, or is a link.
+            UsageError: if the path leaves the folder, or is a link or no ordinary file.
             OSError: if it cannot be opened.
         """
         self._check(path)
         if self.is_local:
-            return open(os.path.join(self.location, path), "rb")  # noqa: PTH118, PTH123
+            return open_regular(self.location, path)
         stream: IO[bytes] = self._files.open(f"{self._root}/{path}", "rb")
         return stream
 
@@ -139,31 +149,27 @@ class EventFolder:
     def _root(self) -> str:
         return self.location.partition("://")[2].rstrip("/")
 
-    def _remote(self) -> dict[str, FoundFile]:
+    def _find(self, found: "_Found") -> None:
         try:
-            found = self._files.find(self._root, detail=True)
+            there = self._files.find(self._root, detail=True)
         except FileNotFoundError:
-            return {}
+            return
         except Exception as error:
             raise RetailAssetsError(
                 f"The event files at {self.location} cannot be listed: {error}"
             ) from error
         prefix = f"{self._root}/"
-        return {
-            path: _remote_file(path, info)
-            for path, info in ((key.removeprefix(prefix), info) for key, info in found.items())
-            if is_event_file(path)
-        }
+        for key, info in there.items():
+            path = key.removeprefix(prefix)
+            if is_event_file(path):
+                found.files[path] = _remote_file(path, info)
+            elif not _is_hidden(path):
+                found.not_read.append(path)
 
     def _check(self, path: str) -> None:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts:
             raise UsageError(f"{path!r} leaves the events folder {self.location}.")
-        if self.is_local:
-            for n in range(1, len(parts) + 1):
-                part = os.path.join(self.location, *parts[:n])  # noqa: PTH118
-                if os.path.islink(part):  # noqa: PTH114
-                    raise UsageError(f"{part} is a link: event files are not read through links.")
 
 
 def landing_day(file: FoundFile, timezone_name: str, first: date, today: date) -> date:
@@ -184,37 +190,48 @@ def landing_day(file: FoundFile, timezone_name: str, first: date, today: date) -
     return written if first <= written <= today else today
 
 
-def _scan(
-    root: str, below: str, files: dict[str, FoundFile], links: list[str], unseen: dict[str, str]
-) -> None:
-    try:
-        entries = os.scandir(os.path.join(root, below))  # noqa: PTH118  # it is what is fast
-    except OSError as error:
-        _note(unseen, below, "listed", error)
-        return
-    with entries:
-        for entry in entries:
-            path = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_symlink():
-                links.append(path)
-            elif entry.is_dir():
-                _scan(root, path, files, links, unseen)
-            elif is_event_file(path):
-                try:
-                    found = entry.stat()
-                except OSError as error:
-                    _note(unseen, path, "looked at", error)
+@dataclass
+class _Found:
+    files: dict[str, FoundFile] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    not_read: list[str] = field(default_factory=list)
+
+    def scan(self, root: str, below: str = "") -> None:
+        """Look at a folder of this machine."""
+        try:
+            entries = os.scandir(os.path.join(root, below))  # noqa: PTH118  # it is what is fast
+        except OSError as error:
+            self._note(below, "listed", error)
+            return
+        with entries:
+            for entry in entries:
+                path = f"{below}/{entry.name}" if below else entry.name
+                if entry.name.startswith("."):
                     continue
-                if entry.is_file():
-                    files[path] = FoundFile(path, found.st_size, found.st_mtime_ns)
+                if entry.is_symlink():
+                    self.left_alone[path] = LINK
+                elif entry.is_dir():
+                    self.scan(root, path)
+                elif is_event_file(path):
+                    self._look(path, entry)
+                else:
+                    self.not_read.append(path)
 
+    def _look(self, path: str, entry: "os.DirEntry[str]") -> None:
+        try:
+            found = entry.stat()
+        except OSError as error:
+            self._note(path, "looked at", error)
+            return
+        if entry.is_file():
+            self.files[path] = FoundFile(path, found.st_size, found.st_mtime_ns)
+        else:
+            self.left_alone[path] = NOT_ORDINARY
 
-def _note(unseen: dict[str, str], path: str, what: str, error: OSError) -> None:
-    # Else it is not there yet, or gone in this moment.
-    if not isinstance(error, FileNotFoundError):
-        unseen[path] = f"cannot be {what}: {error.strerror}"
+    def _note(self, path: str, what: str, error: OSError) -> None:
+        # Else it is not there yet, or gone in this moment.
+        if not isinstance(error, FileNotFoundError):
+            self.left_alone[path] = f"cannot be {what}: {error.strerror}"
 
 
 def _is_text(path: str) -> bool:
@@ -231,9 +248,16 @@ def _printable(path: str) -> str:
 
 def is_event_file(path: str) -> bool:
     """Whether a path in the folder names an event file; hidden ones are none."""
-    return path.endswith(ENDINGS) and not any(
-        part.startswith(".") for part in PurePosixPath(path).parts
-    )
+    return path.lower().endswith(ENDINGS) and not _is_hidden(path)
+
+
+def is_packed(path: str) -> bool:
+    """Whether a path names a compressed file."""
+    return path.lower().endswith(PACKED)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 def _remote_file(path: str, info: dict[str, Any]) -> FoundFile:

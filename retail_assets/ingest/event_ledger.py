@@ -39,6 +39,12 @@ class Entry:
     accepted: int
     dead_lettered: int
     copy_of: str | None
+    ingested_ns: int | None = field(default=None, compare=False)
+
+    def seen_ns(self, file: FoundFile) -> int | None:
+        """When a file was ingested as it is now; None if it has changed."""
+        same = (self.size_bytes, self.modified_ns) == (file.size_bytes, file.modified_ns)
+        return self.ingested_ns if same else None
 
     def counting(self, delta: Delta | None) -> "Entry":
         """This with rows that came or went."""
@@ -60,7 +66,7 @@ class LakeState:
     """
 
     birth: str = ""
-    taken: Mapping[str, tuple[int, int, int, int, str]] = field(default_factory=dict)
+    taken: Mapping[str, tuple[int, int, int, int, str, int]] = field(default_factory=dict)
     failed: Mapping[str, tuple[int, int, str, int]] = field(default_factory=dict)
     workers: tuple[str, ...] = ()
 
@@ -77,8 +83,8 @@ class LakeState:
     def read(cls, connection: duckdb.DuckDBPyConnection) -> "LakeState":
         """Read it.
 
-        `taken` has size, time, version, bytes taken and last line of each file; `failed` size,
-        time, problem and attempts.
+        `taken` has size, time, version, bytes taken and last line of each file, and when it was
+        ingested (ns since 1970); `failed` size, time, problem and attempts.
         """
         (birth,) = connection.execute(
             "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
@@ -86,8 +92,8 @@ class LakeState:
         taken = {
             path: tuple(state)
             for path, *state in connection.execute(
-                "SELECT path, size_bytes, modified_ns, version, bytes_taken, last_line"
-                " FROM lake.event_files WHERE retracted_at IS NULL"
+                "SELECT path, size_bytes, modified_ns, version, bytes_taken, last_line,"
+                " epoch_ns(ingested_at) FROM lake.event_files WHERE retracted_at IS NULL"
             ).fetchall()
         }
         failed = {
@@ -102,7 +108,7 @@ class LakeState:
 
     def of(self, path: str) -> tuple[object, ...]:
         """How far a file was taken in, and how often it could not be read."""
-        return (*self.taken.get(path, ())[2:], *self.failed.get(path, ())[3:])
+        return (*self.taken.get(path, ())[2:5], *self.failed.get(path, ())[3:])
 
 
 def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
@@ -166,11 +172,12 @@ def _read(
     parameters: Sequence[object] | Mapping[str, object],
 ) -> list[Entry]:
     return [
-        Entry(path, version, day, size, modified, Progress(*state), accepted, dead, copy_of)
-        for path, version, day, size, modified, *state, accepted, dead, copy_of in (
+        Entry(path, version, day, size, modified, Progress(*state), accepted, dead, copy_of, at)
+        for path, version, day, size, modified, *state, accepted, dead, copy_of, at in (
             connection.execute(
                 "SELECT path, version, received_date, size_bytes, modified_ns, bytes_taken,"
-                " content_hash, lines, last_line, accepted, dead_lettered, copy_of"
+                " content_hash, lines, last_line, checkpoint, accepted, dead_lettered, copy_of,"
+                " epoch_ns(ingested_at)"
                 f" FROM lake.event_files WHERE retracted_at IS NULL AND {where}",
                 parameters,
             ).fetchall()
@@ -217,6 +224,7 @@ def write(
         "bytes_taken BIGINT": [entry.progress.bytes_taken for entry in written],
         "content_hash VARCHAR": [entry.progress.content_hash for entry in written],
         "last_line VARCHAR": [entry.progress.last_line for entry in written],
+        "checkpoint VARCHAR": [entry.progress.checkpoint for entry in written],
         "lines BIGINT": [entry.progress.lines for entry in written],
         "accepted BIGINT": [entry.accepted for entry in written],
         "dead_lettered BIGINT": [entry.dead_lettered for entry in written],

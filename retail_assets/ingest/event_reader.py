@@ -1,29 +1,29 @@
-"""The new lines of an event file: those after what the ledger says was taken, in bounded portions.
+"""The new lines of an event file: those after what the ledger says was ingested, in portions.
 
-A file is read as bytes, and what was taken of it before is compared by its hash. So it does not
-matter how a file came to be as it is: it grew, it is the same, or it is another.
+How a file came to be as it is does not matter: it grew, it is the same, or it is another, which the
+hash of what was ingested tells. Of a plain file that grew only its first bytes and the last ones
+before are read again; of all others, and where nothing was added, all of it.
 """
 
-import gzip
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import IO
 
 import numpy as np
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest import content_hash, event_content, json_documents
+from retail_assets.ingest.content_hash import ContentHash
+from retail_assets.ingest.event_content import Content
 from retail_assets.ingest.event_lines import BOM, KEPT_BYTES, MAX_LINE_BYTES
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from retail_assets.ingest.json_documents import DocumentSplitter, are_documents
 
 BLOCK_BYTES = 4 << 20
 PORTION_BYTES = 64 << 20
 PORTION_LINES = 200_000
-"""What is taken from a file at once, and committed: more would be held in memory. Short lines take
+"""What is ingested of a file at once, and committed: more would be held in memory. Short lines take
 many times their bytes there."""
 
 _AROUND = len(BOM) + len(b"\r")
@@ -35,12 +35,16 @@ WHOLE, OPEN, TAKEN = "whole", "open", "taken"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a file was taken in: bytes of its content (unpacked), their hash, lines."""
+    """How far a file was ingested: bytes of its content (unpacked), their hash, lines.
+
+    `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes.
+    """
 
     bytes_taken: int = 0
     content_hash: str = hashlib.sha256().hexdigest()
     lines: int = 0
     last_line: str = WHOLE
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,66 +69,137 @@ def read_new(
 ) -> Iterator[Portion]:
     """Read what is new of a file.
 
+    The elements of a file of JSON documents (`json_documents`) count as its lines.
+
     Args:
         open_file: opens its bytes; called more than once.
-        packed: whether it is a gzip file.
-        known: how far it was taken in before.
+        packed: whether its name says that it is compressed.
+        known: how far it was ingested before.
         still: whether nobody writes to it any more, so that a last line without newline is whole.
 
     Returns:
-        At least one portion; the last may have no lines.
+        At least one portion; the last may have no lines. Of a file that cannot be read yet, because
+        somebody may be writing to it, there is one without lines whose last line is open.
 
     Raises:
-        RetailAssetsError: if it is a gzip file that breaks off or is damaged; nothing is yielded.
+        RetailAssetsError: if it is a compressed file that breaks off or is damaged, or of a kind
+            that is not read; nothing is yielded. If it is a JSON document that breaks off; what
+            comes before is yielded.
         OSError: if it cannot be read.
     """
-    with _opened(open_file, packed=packed) as stream:
-        digest = _same_beginning(stream, known)
-        if digest is not None:
-            first = stream.read(BLOCK_BYTES)
-            # A line that was taken without its newline may have gone on.
-            if not (first and known.last_line == TAKEN):
-                yield from _Reader(digest, known, still=still).read(stream, first)
+
+    def opened() -> AbstractContextManager[Content | None]:
+        return event_content.opened(open_file, packed=packed, still=still)
+
+    if known.checkpoint:
+        with opened() as content:
+            digest = _same_ends(content, known, known.checkpoint) if content else None
+            if content and digest:
+                yield from _Reader(digest, known, still, resumable=True).read(content)
                 return
-    with _opened(open_file, packed=packed) as stream:
-        reader = _Reader(hashlib.sha256(), Progress(), still=still, restarted=True)
-        yield from reader.read(stream, stream.read(BLOCK_BYTES))
+    restarted = False
+    if known.bytes_taken:
+        with opened() as content:
+            if content is None:
+                yield _left(known)
+                return
+            found = _continued(content, known, still=still)
+            if found is not None:
+                yield from found
+                return
+        restarted = True
+    with opened() as content:
+        documents = None if content is None else are_documents(content.peek, still=still)
+        if content is None or documents is None:
+            yield _left(known)
+        elif documents:
+            yield from _DocumentReader(
+                ContentHash(), Progress(), still, DocumentSplitter(), restarted
+            ).read(content)
+        else:
+            resumable = content.plain is not None
+            yield from _Reader(ContentHash(), Progress(), still, resumable, restarted).read(content)
 
 
-@contextmanager
-def _opened(open_file: Callable[[], IO[bytes]], *, packed: bool) -> Iterator[IO[bytes]]:
-    with ExitStack() as stack:
-        if not packed:
-            yield stack.enter_context(open_file())
-            return
-        try:
-            # Nothing of it is taken in unless all of it can be read.
-            with open_file() as raw, gzip.GzipFile(fileobj=raw) as stream:
-                while stream.read(BLOCK_BYTES):
-                    pass
-            raw = stack.enter_context(open_file())
-            yield stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise RetailAssetsError(
-                f"it is no whole gzip file ({error}): put it there again"
-            ) from error
+def _left(known: Progress) -> Portion:
+    """Nothing is read now: the file is looked at again once nobody writes to it."""
+    if known.last_line == TAKEN:
+        return _no_lines(Progress(last_line=OPEN), restarted=True)
+    return _no_lines(replace(known, last_line=OPEN))
 
 
-def _same_beginning(stream: IO[bytes], known: Progress) -> "_Hash | None":
-    """Read what was taken before; its hash, ready to go on, or None if the content is another."""
-    digest = hashlib.sha256()
-    left = known.bytes_taken
-    while left and (block := stream.read(min(BLOCK_BYTES, left))):
+def _no_lines(progress: Progress, *, restarted: bool = False) -> Portion:
+    return Portion(b"", (), 0, restarted, progress, last=True)
+
+
+def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHash | None:
+    """Compare the first chunk and the last ones of what was ingested before.
+
+    Returns:
+        The hash of all of it; None if the content is another, or has nothing more.
+    """
+    digest = ContentHash.resume(checkpoint)
+    if content.plain is None or not digest.begins_like(content.peek(content_hash.CHUNK_BYTES)):
+        return None
+    content.seek(digest.size)
+    while (left := known.bytes_taken - digest.size) and (block := content.read(left)):
         digest.update(block)
+    if left or digest.hexdigest() != known.content_hash:
+        return None
+    # If nothing was added, why was it written to? And a line that was ingested without its newline
+    # may have gone on.
+    return digest if content.peek(1) and known.last_line != TAKEN else None
+
+
+def _continued(content: Content, known: Progress, *, still: bool) -> Iterator[Portion] | None:
+    """What follows on what was ingested before; None if the content before is another."""
+    documents = are_documents(content.peek, still=still)
+    if documents is None:
+        return iter([_left(known)])
+    splitter = DocumentSplitter()
+    digest = _same_beginning(content, known, splitter if documents else None)
+    more = content.peek(1)
+    if digest is None or (more and known.last_line == TAKEN):
+        return None
+    if not documents:
+        return _Reader(digest, known, still, content.plain is not None).read(content)
+    if known.last_line == TAKEN:
+        return iter([_no_lines(known)])
+    return _DocumentReader(digest, known, still, splitter).read(content)
+
+
+def _same_beginning(
+    content: Content, known: Progress, splitter: DocumentSplitter | None
+) -> ContentHash | None:
+    """Read what was ingested before; its hash, ready to go on, or None if it is another."""
+    digest = ContentHash()
+    # Until there were checkpoints all hashes were such.
+    plain = hashlib.sha256() if known.bytes_taken > content_hash.CHUNK_BYTES else None
+    size = BLOCK_BYTES if splitter is None else json_documents.BLOCK_BYTES
+    left, lines = known.bytes_taken, 0
+    while left and (block := content.read(min(size, left))):
+        digest.update(block)
+        if plain and not known.checkpoint:
+            plain.update(block)
+        if splitter:
+            lines += len(splitter.feed(block))
         left -= len(block)
-    return digest if not left and digest.hexdigest() == known.content_hash else None
+    same = digest.hexdigest() == known.content_hash or (
+        plain is not None and plain.hexdigest() == known.content_hash
+    )
+    if splitter:
+        same = same and lines + bool(splitter.rest) == known.lines
+    return digest if same and not left else None
 
 
 @dataclass
 class _Reader:
-    digest: "_Hash"
+    """Reads lines, from where the digest ends; of a `resumable` content there are checkpoints."""
+
+    digest: ContentHash
     known: Progress
     still: bool
+    resumable: bool
     restarted: bool = False
     _whole: list[bytes] = field(default_factory=list)
     _size: int = 0
@@ -132,12 +207,12 @@ class _Reader:
     _cut: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._position = self.known.bytes_taken
         self._before = self.known.lines
 
-    def read(self, stream: IO[bytes], block: bytes) -> Iterator[Portion]:
+    def read(self, content: Content) -> Iterator[Portion]:
         """Yield portions; what follows the last newline is kept back until its line ends."""
         open_line = bytearray()
+        block = content.read(BLOCK_BYTES)
         # Of a line that is too long only the beginning is kept, but all of it is hashed.
         open_digest, open_bytes = self.digest.copy(), 0
         while block:
@@ -146,7 +221,7 @@ class _Reader:
                 whole = block[start:end]
                 open_digest.update(whole)
                 self._add(open_line, open_bytes, whole)
-                self.digest, self._position = open_digest, self._position + open_bytes + len(whole)
+                self.digest = open_digest
                 open_line, open_digest, open_bytes = bytearray(), open_digest.copy(), 0
                 start = end
                 if self._lines >= PORTION_LINES:
@@ -159,7 +234,7 @@ class _Reader:
                 open_line += rest
             if self._size >= PORTION_BYTES:
                 yield self._portion(OPEN, last=False)
-            block = stream.read(BLOCK_BYTES)
+            block = content.read(BLOCK_BYTES)
         # It stays so: if anything followed, the file would be read from its beginning.
         last_line = TAKEN if self.known.last_line == TAKEN else WHOLE
         if open_bytes:
@@ -167,7 +242,7 @@ class _Reader:
             if self.still:
                 last_line = TAKEN
                 self._add(open_line, open_bytes, b"\n")
-                self.digest, self._position = open_digest, self._position + open_bytes
+                self.digest = open_digest
         yield self._portion(last_line, last=True)
 
     def _ends(self, block: bytes) -> list[int]:
@@ -187,8 +262,9 @@ class _Reader:
             whole = whole[whole.index(b"\n") :]
             del open_line[KEPT_BYTES + _AROUND :]
         data = bytes(open_line) + whole if open_line else whole
-        if not self._position and not self._lines and data.startswith(BOM):
-            data = data[len(BOM) :]
+        # Files that were put end to end may each begin with one. One byte is found much faster.
+        if BOM[:1] in data and BOM in data:
+            data = data.removeprefix(BOM).replace(b"\n" + BOM, b"\n")
         self._whole.append(data)
         self._size += len(data)
         self._lines += data.count(b"\n")
@@ -200,9 +276,86 @@ class _Reader:
             tuple(self._cut),
             self._lines,
             self.restarted,
-            Progress(self._position, self.digest.hexdigest(), self._before, last_line),
+            _progress(self.digest, self._before, last_line, resumable=self.resumable),
             last,
         )
         self._whole, self._size, self._lines, self._cut = [], 0, 0, []
         self.restarted = False
         return portion
+
+
+@dataclass
+class _DocumentReader:
+    """Reads the elements of JSON documents, from where the digest ends and the splitter is."""
+
+    digest: ContentHash
+    known: Progress
+    still: bool
+    splitter: DocumentSplitter
+    restarted: bool = False
+
+    def __post_init__(self) -> None:
+        self._before = self.known.lines
+        self._whole: list[bytes] = []
+        self._size = self._lines = 0
+        self._cut: list[int] = []
+
+    def read(self, content: Content) -> Iterator[Portion]:
+        """Yield portions; an element that is not complete is kept back.
+
+        Raises:
+            RetailAssetsError: if nobody writes to it any more, and a bracket is not closed.
+        """
+        open_digest = self.digest.copy()
+        while block := content.read(json_documents.BLOCK_BYTES):
+            found = self.splitter.feed(block)
+            complete = self.splitter.complete
+            if complete:
+                open_digest.update(memoryview(block)[:complete])
+                self.digest = open_digest.copy()
+            open_digest.update(memoryview(block)[complete:])
+            self._cut += [self._lines + number for number in self.splitter.cut]
+            self._add(found)
+            if self._lines >= PORTION_LINES or self._size >= PORTION_BYTES:
+                yield self._portion(OPEN, last=False)
+        last_line = WHOLE
+        if self.splitter.depth:
+            last_line = OPEN
+            if self.still:
+                if self._lines:
+                    yield self._portion(OPEN, last=False)
+                raise RetailAssetsError(
+                    f"its JSON breaks off after element {self._before}: put it there again"
+                )
+        elif self.splitter.rest:
+            last_line = OPEN
+            if self.still:
+                last_line = TAKEN
+                self._add([self.splitter.rest])
+                self.digest = open_digest
+        yield self._portion(last_line, last=True)
+
+    def _add(self, elements: list[bytes]) -> None:
+        data = b"\n".join([*elements, b""])
+        self._whole.append(data)
+        self._size += len(data)
+        self._lines += len(elements)
+
+    def _portion(self, last_line: str, *, last: bool) -> Portion:
+        self._before += self._lines
+        portion = Portion(
+            b"".join(self._whole),
+            tuple(self._cut),
+            self._lines,
+            self.restarted,
+            _progress(self.digest, self._before, last_line, resumable=False),
+            last,
+        )
+        self._whole, self._size, self._lines, self._cut = [], 0, 0, []
+        self.restarted = False
+        return portion
+
+
+def _progress(digest: ContentHash, lines: int, last_line: str, *, resumable: bool) -> Progress:
+    checkpoint = digest.checkpoint if resumable else None
+    return Progress(digest.size, digest.hexdigest(), lines, last_line, checkpoint)

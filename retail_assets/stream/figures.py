@@ -19,6 +19,7 @@ FILE_GAUGES = (
     "pending_event_bytes",
     "oldest_pending_event_file_seconds",
     "event_files_left_alone",
+    "event_files_not_read",
 )
 """What a worker knows of the events folder, since it last looked through it."""
 

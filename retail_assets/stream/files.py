@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.ingest import event_files
-from retail_assets.ingest.event_folder import PACKED, FoundFile, is_event_file
+from retail_assets.ingest.event_folder import FoundFile, is_event_file, is_packed
 from retail_assets.ingest.received import warm_up, warn_of_new_fields
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Batch, Figures
@@ -45,6 +45,9 @@ SHARE_FILES, SHARE_BYTES = 50, 8 << 20
 
 SHARE_REST = 4
 """These then have so many times as long for themselves as that took."""
+
+STOP_SECONDS = 30.0
+"""How long the end waits for a transaction, and for files that are being read."""
 
 NOTICE_MS = 3
 """How long notifications are gathered."""
@@ -87,17 +90,28 @@ class FileLane:
         if self._folder.is_local:
             Path(self._folder.location).mkdir(parents=True, exist_ok=True)
             work.append(self._watch)
-        self._threads = [threading.Thread(target=target, name=NAME) for target in work]
+        # One that a dead disk keeps waiting does not keep the process.
+        self._threads = [threading.Thread(target=target, name=NAME, daemon=True) for target in work]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End; the files that are being taken in are finished."""
+        """End; what was read is committed first, and the rest of the files left for another time.
+
+        What has not ended after a while, since a disk does not answer, is left to itself.
+        """
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+        deadline = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            logger.warning(
+                "Event files are still being read or committed after %g seconds, though the worker"
+                " ends: what is not in the ledger is ingested when it starts again.",
+                STOP_SECONDS,
+            )
 
     def _watch(self) -> None:
         while not self._stop.is_set():
@@ -127,7 +141,7 @@ class FileLane:
                 os.path.relpath(path, root) for kind, path in changes if kind != Change.deleted
             )
             # A packed file is read once it is still: the scan finds it then.
-            new = [name for name in names if is_event_file(name) and not name.endswith(PACKED)]
+            new = [name for name in names if is_event_file(name) and not is_packed(name)]
             if new:
                 self._notice(new, now)
 
@@ -149,7 +163,12 @@ class FileLane:
             self._known = (self._known or set()) | pending.lake.taken.keys()
             self._pending = dict(pending.files)
             self._changed.notify_all()
-        self._figures.gauge({"event_files_left_alone": len(pending.left_alone)})
+        self._figures.gauge(
+            {
+                "event_files_left_alone": len(pending.left_alone),
+                "event_files_not_read": len(pending.not_read),
+            }
+        )
         self._gauge()
         # Of a folder of a hundred thousand files a scan takes seconds.
         return max(SCAN_SECONDS, SCAN_REST * (time.monotonic() - began))
@@ -225,6 +244,7 @@ class FileLane:
             paths,
             unknown=unknown,
             forget_gone=noticed is None,
+            stop=self._stop.is_set,
         )
         for problem in found.failed.values():
             logger.warning("%s", problem)

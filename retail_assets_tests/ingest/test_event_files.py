@@ -1,9 +1,11 @@
 """What becomes of event files: which are new, and that each line of them counts exactly once."""
 
 import gzip
+import json
 import os
 import random
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import pytest
 from typing_extensions import Self
 
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest import event_files, event_reader
+from retail_assets.ingest import event_files, event_reader, json_documents, regular_files
 from retail_assets.ingest.event_files import (
     MAX_ATTEMPTS,
     Ingested,
@@ -233,15 +235,56 @@ def test_a_name_that_is_no_text_is_left_alone_and_stops_no_other(events: Events)
     assert pending.left_alone == {"caf\\xe9.jsonl": "has a name that is not UTF-8 text: rename it"}
 
 
-def test_hidden_files_and_other_endings_are_no_event_files(events: Events) -> None:
-    for path in (
-        ".a.jsonl", ".hidden/a.jsonl", "a/.b/c.jsonl", "a.jsonl.tmp", "a.json", "a.csv", "a.gz",
-        "jsonl", "a.jsonl.part",
-    ):  # fmt: skip
+def test_hidden_files_are_left_alone_and_other_endings_and_pipes_named(events: Events) -> None:
+    for path in (".a.jsonl", ".hidden/a.jsonl", "a/.b/c.jsonl"):
+        events.write(path, event(1))
+    others = ["a.csv", "a.gz", "a.jsonl.1", "a.jsonl.part", "a.jsonl.tmp", "firehose-1", "jsonl"]
+    for path in others:
         events.write(path, event(1))
     (events.folder / "folder.jsonl").mkdir()
     os.mkfifo(events.folder / "pipe.jsonl")
-    assert events.pending() == Pending({}, (), {})
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(events.folder / "socket.json"))
+    not_ordinary = "is no ordinary file but a pipe, a socket or a device"
+    pending = events.pending()
+    assert pending == Pending(
+        {}, (), dict.fromkeys(("pipe.jsonl", "socket.json"), not_ordinary), tuple(others)
+    )
+    assert pending.about_not_read().endswith(
+        "7 files are not read, since their names do not end in .jsonl, .ndjson or .json (or these"
+        " with .gz or .zst): a.csv, a.gz, a.jsonl.1, a.jsonl.part, a.jsonl.tmp, …"
+    )
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_what_became_a_pipe_or_a_link_after_it_was_seen_is_refused_when_it_is_opened(
+    link: bool, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = events.write("sub/a.jsonl", event(1))
+    secret = events.settings.data_dir / "secret.jsonl"
+    secret.write_text(f"{event(2)}\n")
+    look = regular_files._regular
+
+    def swap(*args: Any) -> None:
+        look(*args)
+        file.unlink(missing_ok=True)
+        file.symlink_to(secret) if link else os.mkfifo(file)
+
+    opened = EventFolder(events.settings.events_location)
+    with monkeypatch.context() as patch:
+        patch.setattr(regular_files, "_regular", swap)
+        with pytest.raises(OSError if link else UsageError):  # ELOOP
+            opened.open("sub/a.jsonl")
+    assert events.take("sub/a.jsonl").failed.keys() == {"sub/a.jsonl"}
+    assert events.accepted() == []
+
+
+def test_a_folder_that_became_a_link_is_refused(events: Events, tmp_path: Path) -> None:
+    events.write("sub/deep/a.jsonl", event(1))
+    (events.folder / "sub").rename(tmp_path / "sub")
+    (events.folder / "sub").symlink_to(tmp_path / "sub")
+    with pytest.raises(UsageError, match="sub is a link"):
+        EventFolder(events.settings.events_location).open("sub/deep/a.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -419,7 +462,7 @@ def test_late_files_and_files_of_one_time_are_all_new(events: Events) -> None:
     write_events(events.settings, "a.jsonl", [event(2)], modified_ns=now)
     write_events(events.settings, "z.jsonl", [event(3)], modified_ns=now)
     write_events(events.settings, "b.jsonl", [event(4)], modified_ns=now - 10**15)
-    assert list(events.pending().files) == ["a.jsonl", "b.jsonl", "z.jsonl"]
+    assert sorted(events.pending().files) == ["a.jsonl", "b.jsonl", "z.jsonl"]
     events.take()
     assert len(events.accepted()) == 4
 
@@ -555,10 +598,112 @@ def test_a_line_that_goes_on_after_it_was_taken_is_read_anew(events: Events) -> 
     assert events.dead() == []
 
 
-def test_a_packed_file_is_left_until_it_is_still(events: Events) -> None:
-    young = time.time_ns() + 3600 * 10**9
-    write_events(events.settings, "a.jsonl.gz", [event(1)], modified_ns=young)
-    assert events.pending() == Pending({}, ("a.jsonl.gz",), {})
+def test_a_packed_file_is_left_until_it_is_still(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns()
+    write_events(events.settings, "a.jsonl.gz", [event(1)], modified_ns=now)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now + 10**9)
+        assert events.pending() == Pending({}, ("a.jsonl.gz",), {})
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)
+    assert events.accepted() == []
+    assert outcomes(events.take()) == {"a.jsonl.gz": ("new", 1, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("a.jsonl", f"{event(1)}\n{event(2)}".encode()),
+        ("a.jsonl.gz", gzip.compress(f"{event(1)}\n{event(2)}\n".encode())),
+        ("a.jsonl", gzip.compress(f"{event(1)}\n{event(2)}\n".encode())),
+        ("a.json", b"[" + event(1).encode() + b"," + event(2).encode()[:-1]),
+        ("a.json", b"["),
+    ],
+    ids=["open line", "packed", "packed, not so named", "open array", "beginning of an array"],
+)
+def test_a_file_of_the_future_is_still_once_it_was_the_same_twice(
+    path: str, content: bytes, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = 3600 * 10**9
+    file = write_events(events.settings, path, content, modified_ns=time.time_ns() + 24 * hour)
+    assert list(events.pending().files) == [path]
+    events.take(path)
+    assert len(events.accepted()) < 2
+    # Not yet, nor if somebody writes to it in between.
+    assert events.pending() == Pending({}, (path,), {})
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + hour))
+    assert events.take().files[path].lines == 0
+    assert events.pending().unsettled == (path,)
+    later = time.time_ns() + 6 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    assert list(events.pending().files) == [path]
+    came = events.take()
+    if content.startswith(b"["):
+        assert len(events.accepted()) + len(events.dead()) == 1
+        assert came.failed.keys() == ({path} if len(content) > 1 else set())
+    else:
+        assert came.failed == {}
+        assert len(events.accepted()) == 2
+        assert events.pending() == Pending({}, (), {})
+
+
+def test_a_file_of_json_documents_counts_its_elements(events: Events) -> None:
+    elements = [json.loads(event(number)) for number in (1, 2, 2)]
+    events.write("array.json", json.dumps([*elements, {"order_id": 1}, 7], indent=2))
+    events.write("objects.NDJSON", *(json.dumps(one, indent=1) for one in elements[1:]))
+    assert outcomes(events.take()) == {
+        "array.json": ("new", 2, 2, 1),
+        "objects.NDJSON": ("new", 0, 0, 2),
+    }
+    assert events.accepted() == [("E1", "array.json", 1), ("E2", "array.json", 2)]
+    assert events.dead() == [
+        ("array.json", 4, "missing_field"),
+        ("array.json", 5, "not_an_object"),
+    ]
+
+
+def test_a_document_that_breaks_off_keeps_what_is_whole_and_is_left_alone_in_the_end(
+    events: Events,
+) -> None:
+    content = json.dumps([json.loads(event(number)) for number in range(3)]).encode()
+    write_events(events.settings, "a.json", content[:-10])
+    for _ in range(MAX_ATTEMPTS):
+        came = events.take()
+        assert came.failed == {
+            "a.json": "a.json cannot be read: its JSON breaks off after element 2: put it there"
+            " again"
+        }
+        assert len(events.accepted()) == 2
+        assert events.dead() == []
+    assert list(events.pending().files) == []
+    assert events.pending().left_alone["a.json"].startswith("failed 3 times")
+    write_events(events.settings, "a.json", content)
+    assert outcomes(events.take()) == {"a.json": ("grown", 1, 0, 0)}
+
+
+def test_a_run_that_is_stopped_leaves_the_rest_for_another(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_files, "PORTION_BYTES", 300)
+    monkeypatch.setattr(event_reader, "PORTION_BYTES", 300)
+    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 300)
+    for path in ("a.jsonl", "b.jsonl"):
+        events.write(path, *(event(n) for n in range(20)))
+    asked = iter([False, False, True])
+    came = ingest(
+        events.lake,
+        events.connection,
+        events.settings,
+        ["a.jsonl", "b.jsonl"],
+        stop=lambda: next(asked, True),
+    )
+    assert came.files.keys() == {"a.jsonl"}
+    assert 0 < came.files["a.jsonl"].lines < 20
+    assert sorted(events.pending().files) == ["a.jsonl", "b.jsonl"]
+    events.take()
+    assert len(events.accepted()) == 20
+    assert events.pending() == Pending({}, (), {})
 
 
 # Copies
@@ -794,12 +939,13 @@ def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
     for module in (event_files, event_reader):
         monkeypatch.setattr(module, "PORTION_BYTES", 300)
     monkeypatch.setattr(event_reader, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(json_documents, "HEAD_BYTES", 300)
     events.write("a.jsonl", *(event(n) for n in range(10)))
     opened = EventFolder.open
 
     class Breaking:
         def __init__(self, stream: IO[bytes]) -> None:
-            self.stream, self.blocks = stream, 2
+            self.stream, self.blocks = stream, 4
 
         def read(self, size: int) -> bytes:
             self.blocks -= 1

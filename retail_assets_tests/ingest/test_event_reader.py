@@ -3,16 +3,19 @@
 import gzip
 import hashlib
 import io
+import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import event_lines, event_reader
+from retail_assets.ingest import content_hash, event_content, event_lines, event_reader
+from retail_assets.ingest.content_hash import ContentHash
 from retail_assets.ingest.event_lines import BOM, KEPT_BYTES, MAX_LINE_BYTES, to_arrow
 from retail_assets.ingest.event_reader import OPEN, TAKEN, WHOLE, Portion, Progress, read_new
 
@@ -114,13 +117,18 @@ def test_a_file_whose_taken_last_line_went_on_starts_again(more: bytes) -> None:
     assert portion.progress.bytes_taken == len(b"a\nb" + more)
 
 
-def test_a_byte_order_mark_at_the_beginning_is_no_content_but_counts_as_bytes() -> None:
+def test_a_byte_order_mark_at_the_beginning_of_a_line_is_no_content_but_counts_as_bytes() -> None:
     portion = read(BOM + b"a\n")
     assert (portion.data, portion.progress) == (b"a\n", progress(BOM + b"a\n", 1))
     assert read(BOM, still=True).data == b"\n"
     grown = read(BOM + b"a\n" + BOM + b"b\n", portion.progress)
-    assert (grown.data, grown.restarted) == (BOM + b"b\n", False)
-    assert read(b"a\n" + BOM + b"b\n").data == b"a\n" + BOM + b"b\n"
+    assert (grown.data, grown.restarted) == (b"b\n", False)
+
+
+def test_files_put_end_to_end_may_each_begin_with_a_byte_order_mark() -> None:
+    content = BOM + b"a\n" + BOM + b"b\n" + b"c" + BOM + b"\n"
+    portion = read(content)
+    assert (portion.data, portion.progress) == (b"a\nb\nc" + BOM + b"\n", progress(content, 3))
 
 
 def test_a_packed_file_is_read_as_its_content() -> None:
@@ -150,7 +158,7 @@ def test_a_packed_file_may_grow_by_another_packed_part_or_be_packed_otherwise() 
     ids=["cut", "cut early", "checksum", "rubbish after", "no gzip", "header", "rubbish"],
 )
 def test_of_a_packed_file_that_is_not_whole_nothing_is_taken(content: bytes) -> None:
-    with pytest.raises(RetailAssetsError, match="no whole gzip file"):
+    with pytest.raises(RetailAssetsError, match="no whole gzip "):
         portions(content, packed=True)
 
 
@@ -268,6 +276,8 @@ hostile = st.lists(
     | st.binary(max_size=3),
     max_size=30,
 ).map(b"".join)
+hostile = hostile.filter(lambda content: not content.startswith((b"\xff\xfe", b"\xfe\xff")))
+"""What is no text in UTF-16 by its mark, and no JSON document."""
 
 
 @settings(max_examples=400)
@@ -289,6 +299,7 @@ def test_portions_hold_the_lines_that_one_large_portion_holds(
     content: bytes, block: int, portion: int, lines: int, line: int, still: bool, packed: bool
 ) -> None:
     file = gzip.compress(content) if packed else content
+    still = still or packed
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch, block=1 << 20, portion=1 << 20, line=line)
         whole = portions(file, still=still, packed=packed)
@@ -375,3 +386,198 @@ def test_an_endless_line_is_read_in_bounded_memory(end: bytes, still: bool) -> N
     lines = table([portion])
     assert lines[:1] == ([("x" * KEPT_BYTES, "line_too_long")] if taken else [])
     assert lines[1:] == ([("short", None)] if end else [])
+
+
+# What a file that grew costs
+
+
+CHUNK = 8
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_hash, "CHUNK_BYTES", CHUNK)
+
+
+class Counting(io.BytesIO):
+    """Counts the bytes that are read of it."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        block = super().read(size)
+        Counting.count += len(block)
+        return block
+
+
+NUMBERS = b"".join(b"%03d\n" % number for number in range(100))
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("length", [4, 8, 12, 16, 20, 100, 396])
+def test_a_file_that_grew_is_read_at_its_ends_alone(length: int) -> None:
+    before = known(NUMBERS[:length])
+    Counting.count = 0
+    (portion,) = read_new(lambda: Counting(NUMBERS), packed=False, known=before, still=False)
+    assert (portion.data, portion.restarted) == (NUMBERS[length:], False)
+    assert portion.progress == known(NUMBERS)
+    assert Counting.count <= event_content.HEAD_BYTES + 3 * CHUNK + len(NUMBERS) - length
+
+
+@pytest.mark.usefixtures("chunks")
+@given(
+    lengths=st.lists(st.integers(0, 100), max_size=5).map(sorted),
+    edit=st.none() | st.integers(0, 399),
+    block=st.integers(1, 50),
+    portion=st.integers(1, 50),
+)
+def test_a_file_that_grew_has_the_lines_of_one_that_was_there_at_once(
+    lengths: list[int], edit: int | None, block: int, portion: int
+) -> None:
+    """Unless it was changed where it is not read again, which is neither its beginning nor end."""
+    state, held, content = NOTHING, [], b""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, block=block, portion=portion)
+        for length in lengths:
+            content = NUMBERS[: length * 4]
+            for part in portions(content, state, still=False):
+                held = table([part]) if part.restarted else held + table([part])
+                state = part.progress
+        assert held == table(portions(content))
+        assert state == portions(content)[-1].progress
+        if edit is None:
+            return
+        taken = len(content)
+        edited = bytearray(NUMBERS)
+        edited[edit] ^= 1
+        found = portions(bytes(edited), state, still=False)
+        seen = edit < CHUNK or edit >= taken - CHUNK or taken == len(NUMBERS)
+        if edit < taken and seen:
+            assert found[0].restarted
+
+
+@pytest.mark.usefixtures("chunks")
+def test_a_file_that_was_emptied_and_grew_beyond_what_it_was_starts_again() -> None:
+    before = known(NUMBERS[:100])
+    for other in (NUMBERS[4:], NUMBERS[::-1], NUMBERS[:50] + NUMBERS):
+        found = portions(other, before)
+        assert found[0].restarted
+        assert table(found) == table(portions(other))
+
+
+@pytest.mark.usefixtures("chunks")
+def test_of_a_file_to_which_nothing_was_added_all_is_compared() -> None:
+    before = known(NUMBERS)
+    assert not read(NUMBERS, before).restarted
+    edited = NUMBERS.replace(b"050", b"x50")
+    assert read(edited, before).restarted
+
+
+@pytest.mark.usefixtures("chunks")
+def test_what_an_earlier_release_entered_goes_on_and_is_brought_up_to_date() -> None:
+    old = progress(NUMBERS[:100], 25)
+    portion = read(NUMBERS, old)
+    assert (portion.data, portion.restarted) == (NUMBERS[100:], False)
+    assert portion.progress == known(NUMBERS)
+    assert portion.progress.checkpoint
+    assert read(b"x" + NUMBERS, old).restarted
+
+
+@pytest.mark.usefixtures("chunks")
+@given(parts=st.lists(st.binary(max_size=30), max_size=6), stop=st.integers(0, 6))
+def test_the_hash_of_a_content_does_not_depend_on_how_it_was_read(
+    parts: list[bytes], stop: int
+) -> None:
+    whole = ContentHash()
+    whole.update(b"".join(parts))
+    digest = ContentHash()
+    for number, part in enumerate(parts):
+        if number == stop and digest.checkpoint:
+            size, content = digest.size, b"".join(parts)
+            digest = ContentHash.resume(digest.checkpoint)
+            assert size - 2 * CHUNK <= digest.size < size - CHUNK
+            digest.update(content[digest.size : size])
+        digest.update(part)
+    assert digest.hexdigest() == whole.hexdigest()
+    assert digest.checkpoint == whole.checkpoint
+    if whole.size <= CHUNK:
+        assert whole.hexdigest() == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+# What a file is wrapped in
+
+
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.Codec("zstd").compress(content, asbytes=True)
+    return packed
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["named so", "not named so"])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_a_compressed_file_is_known_by_its_first_bytes(
+    pack: Callable[[bytes], bytes], packed: bool
+) -> None:
+    content = b"a\nb\n"
+    assert read(pack(content), packed=packed).progress == known(content)
+    assert read(pack(content) + pack(b"c\n"), known(content), packed=packed).data == b"c\n"
+    utf16 = pack(content.decode().encode("utf-16"))
+    assert read(utf16, packed=packed).data == content
+    # Somebody may be writing to it: it is looked at again.
+    waiting = read(pack(content), still=False, packed=packed)
+    assert (waiting.lines, waiting.progress) == (0, Progress(last_line=OPEN))
+
+
+@pytest.mark.parametrize("cut", [4, 10, -3])
+def test_of_a_zstd_file_that_is_not_whole_nothing_is_taken(cut: int) -> None:
+    for content in (zstd(b"a\nb\n" * 1000)[:cut], zstd(b"a\n") + b"rubbish"):
+        with pytest.raises(RetailAssetsError, match="no whole zstd file"):
+            portions(content, packed=True)
+
+
+def test_a_file_that_is_compressed_by_name_alone_is_read_if_it_is_json() -> None:
+    assert read(b'{"a": 1}\n', packed=True).lines == 1
+    assert read(b"", packed=True).lines == 0
+
+
+def test_that_the_disk_fails_is_no_fault_of_a_compressed_file() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 100:
+                raise OSError(5, "Input/output error")
+            return super().read(min(size or 20, 20))
+
+    for pack in (gzip.compress, zstd):
+        content = pack(random.Random(1).randbytes(1000))  # noqa: S311  # what does not compress
+        with pytest.raises(OSError, match="Input/output error"):
+            list(read_new(lambda c=content: Failing(c), packed=True, known=NOTHING, still=True))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04\x14\0\0\0", b"PAR1\x15\x04", b"Obj\x01\x04", b"BZh91AY&SY", b"\xfd7zXZ\0\0",
+        b"\x04\x22\x4d\x18@", b"SQLite format 3\0\x10",
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_named_once(content: bytes) -> None:
+    with pytest.raises(RetailAssetsError, match="no lines of JSON: unpack or convert it"):
+        portions(content + b"\n" * 100)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_text_that_is_not_utf_8_is_converted_and_may_grow(encoding: str) -> None:
+    text = '{"a": "é€😀"}\n' * 3
+    mark = "" if encoding in {"utf-16", "utf-32"} else "\ufeff"
+    content = (mark + text).encode(encoding)
+    whole = portions(content)[-1].progress
+    for length in range(4, len(content)):
+        before = read(content[:length], still=False)
+        after = read(content, before.progress)
+        assert (after.restarted, before.lines + after.lines) == (False, 3)
+        assert after.progress == whole
+
+
+def test_a_text_that_is_no_whole_utf_16_is_named_once() -> None:
+    for content in ("a\n" * 100).encode("utf-16")[:-1], "a\n".encode("utf-16") + b"\0\xd8\n\0":
+        with pytest.raises(RetailAssetsError, match="no whole UTF-16 text"):
+            portions(content)

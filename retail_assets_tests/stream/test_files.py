@@ -1,10 +1,12 @@
 """The lane of files: each file arrives, whether it is told of, found, packed, or met a failure."""
 
 import gzip
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import duckdb
@@ -12,6 +14,7 @@ import pytest
 import watchfiles
 
 from retail_assets.ingest import event_files
+from retail_assets.ingest.event_folder import EventFolder
 from retail_assets.ingest.events import EventBatch, Settled
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -225,6 +228,45 @@ def test_what_was_noticed_first_is_taken_in_first(seen, lane, monkeypatch):
     notice(lane, seen, 4, 1)
     assert take(seen, lane) == {1, 2}
     assert take(seen, lane) == {1, 2, 3, 4}
+
+
+def test_pipes_and_links_are_left_alone_and_keep_nobody_waiting(seen, lane, tmp_path):
+    seen.write("a.jsonl", [event(1)])
+    folder = Path(seen.settings.events_location)
+    os.mkfifo(folder / "pipe.jsonl")
+    (tmp_path / "secret.jsonl").write_text(event(2))
+    (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    lane._notice(["pipe.jsonl", "link.jsonl", "a.jsonl"], time.time())
+    assert take(seen, lane) == {1}
+    assert seen.rows("SELECT path FROM failed_event_files") == []
+    lane._scan_once(seen.connection)
+    assert lane._figures.gauges["event_files_left_alone"] == 2
+
+
+def test_the_end_does_not_wait_for_a_disk_that_does_not_answer(seen, monkeypatch, caplog):
+    monkeypatch.setattr(files, "STOP_SECONDS", 0.1)
+    asked, answers = threading.Event(), threading.Event()
+
+    def open_never(*_: object) -> None:
+        asked.set()
+        answers.wait(HANG_SECONDS)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(EventFolder, "open", open_never)
+    seen.write("a.jsonl", [event(1)])
+    lane = FileLane(seen.settings, seen.lake, Figures())
+    lane.start()
+    try:
+        assert asked.wait(HANG_SECONDS)
+        lane.stop()
+        assert [thread.is_alive() for thread in lane._threads].count(True) >= 1
+        assert all(thread.daemon for thread in lane._threads)
+        assert "still being read or committed" in caplog.text
+    finally:
+        answers.set()
+        for thread in lane._threads:
+            thread.join(HANG_SECONDS)
+    assert seen.events() == []
 
 
 def test_what_a_scan_found_is_taken_in_though_notices_do_not_end(seen, lane, monkeypatch):
