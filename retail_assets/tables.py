@@ -655,24 +655,26 @@ STREAM_OFFSETS = Table(
     ),
     key=("kind", "name", "part", "position"),
     columns=(
-        Column("kind", "VARCHAR", "`source` or `consumer`."),
+        Column("kind", "VARCHAR", "`source`, `consumer`, or `topic` for each Kafka topic read."),
         Column("name", "VARCHAR", "`kafka`, `webhook`, or the consumer."),
         Column(
             "part",
             "VARCHAR",
             "The `source_name` of the events: topic and partition, or the start of a worker; blank"
-            " for consumers.",
+            " for consumers; of a topic its name.",
         ),
         Column(
             "position",
             "BIGINT",
-            "The next position that is new; of a consumer the snapshot that it has seen.",
+            "The next position that is new; of a consumer the snapshot that it has seen; of a topic"
+            " which one of its name it is: the second one's events are of `orders@2:0`.",
         ),
         Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
         Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
         Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
         Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
         Column("updated_at", INSTANT, "When it last moved."),
+        Column("topic_id", "VARCHAR", "The id that the broker gives a topic.", nullable=True),
     ),
 )
 

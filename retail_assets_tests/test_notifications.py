@@ -316,7 +316,7 @@ def test_events_that_stop_coming_are_told_if_asked_for(office: Office, receiver:
     asked = with_settings(office, notify_event_age_minutes=10)
     assert asked.collect() == 0
     office.change(
-        "INSERT INTO lake.stream_offsets VALUES ('source', 'kafka', 't:0', 1, 1, 1, 0, 0, ?)",
+        "INSERT INTO lake.stream_offsets VALUES ('source', 'kafka', 't:0', 1, 1, 1, 0, 0, ?, NULL)",
         NOW - timedelta(minutes=11),
     )
     assert office.collect() == 0

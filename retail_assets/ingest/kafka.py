@@ -79,6 +79,7 @@ class KafkaSource:
         self._queues: dict[int, PartitionQueue] = {}
         self._unplaced: set[int] = set()
         self._out_of_range: set[int] = set()
+        self._is_another = False
         self._refused: dict[int, str] = {}
         self._away: dict[int, str] = {}
         self._committed: dict[int, int] = {}
@@ -272,11 +273,19 @@ class KafkaSource:
         return sum(queue.weight for queue in tuple(self._queues.values()))
 
     def _place(self, consumer: "Consumer") -> None:
-        """Begin with the partitions that are new here, and anew with those out of range."""
+        """Begin with the partitions that are new here, and again with those out of range.
+
+        With all of them if there is another topic: one made again is out of range, or long enough.
+        """
         gone = {number for number in self._out_of_range if self._queues[number].is_empty}
-        if not (gone or self._unplaced) or time.monotonic() < self._place_at:
+        if self._beginnings.has_another_topic():
+            self._is_another = True
+        if not (gone or self._unplaced or self._is_another) or time.monotonic() < self._place_at:
             return
         try:
+            if (gone or self._is_another) and self._beginnings.identify(consumer):
+                gone = self._queues.keys() | self._refused.keys()
+            self._is_another = False
             if gone:
                 self._drop(consumer, gone)
                 self._unplaced |= gone
@@ -290,7 +299,7 @@ class KafkaSource:
             [self._topic.partition(number, place.offset) for number, place in places.placed.items()]
         )
         for number, place in places.placed.items():
-            name = self._topic.source_name(number)
+            name = self._beginnings.source_name(number)
             self._queues[number] = PartitionQueue(name, self._dates, place.position, place.day)
         self._refused.update(places.refused)
         self._unplaced -= places.placed.keys() | places.refused.keys()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest import offsets
 from retail_assets.ingest.kafka_client import ANSWER_SECONDS, Topic
+from retail_assets.ingest.kafka_identity import Identity
 from retail_assets.lake.connection import NoLakeError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class OtherTopicError(RetailAssetsError):
-    """The lake has more of a partition than there is: it is not the one that was read before."""
+    """The lake has more of a partition than there is, though the topic is the same."""
 
 
 class PartitionAwayError(RetailAssetsError):
@@ -55,31 +56,48 @@ class Beginnings:
     def __init__(self, lake: "Lake", topic: Topic) -> None:
         self._lake = lake
         self._topic = topic
+        self._identity = Identity(lake, topic)
         self._told: dict[int, int] = {}
         self._away_at: dict[int, float] = {}
         self.lost = 0
 
     def check(self, consumer: "Consumer") -> None:
-        """Make sure that the topic is there and is the one that was read before.
+        """Make sure that the topic is there, and has what was read of it before.
 
         That a partition is away is not looked upon as wrong: the others can be read.
 
         Raises:
             RetailAssetsError: with what is wrong and what to do.
         """
-        partitions = self._topic.partitions(consumer)
-        prefix = f"{self._topic.topic}:"
+        self.identify(consumer)
+        prefix = self._identity.prefix
         positions = {
             int(source_name.removeprefix(prefix)): position
             for source_name, position in self._positions().items()
             if source_name.startswith(prefix)
         }
-        for number, position in positions.items():
-            if number >= partitions:
-                raise self._other_topic(number, position, 0)
         refused = self._look(consumer, positions).refused
         if refused:
             raise OtherTopicError(next(iter(refused.values())))
+
+    def identify(self, consumer: "Consumer") -> bool:
+        """Find out which topic of this name it is; returns whether it is another than before.
+
+        Raises:
+            RetailAssetsError: if no broker answers, or the lake cannot be read or written to.
+        """
+        is_another = self._identity.find(self._topic.partitions(consumer))
+        if is_another:
+            self._told.clear()
+        return is_another
+
+    def has_another_topic(self) -> bool:
+        """Whether there is another topic by now, as far as the broker tells."""
+        return self._identity.has_changed()
+
+    def source_name(self, number: int) -> str:
+        """What a partition is called in the lake."""
+        return f"{self._identity.prefix}{number}"
 
     def find(self, consumer: "Consumer", numbers: Sequence[int]) -> Places:
         """Find where some partitions go on: without an entry in the ledger, from the start.
@@ -91,8 +109,8 @@ class Beginnings:
         """
         from confluent_kafka import OFFSET_BEGINNING
 
-        found = self._positions([self._topic.source_name(number) for number in numbers])
-        positions = {number: found.get(self._topic.source_name(number)) for number in numbers}
+        found = self._positions([self.source_name(number) for number in numbers])
+        positions = {number: found.get(self.source_name(number)) for number in numbers}
         known = {number: position for number, position in positions.items() if position is not None}
         places = self._look(consumer, known)
         for sentence in places.refused.values():
@@ -140,7 +158,7 @@ class Beginnings:
         """The days that the last messages before some positions count for."""
         if not positions:
             return {}
-        names = [self._topic.source_name(number) for number in positions]
+        names = [self.source_name(number) for number in positions]
         before = [position - 1 for position in positions.values()]
         with self._lake.connect(read_only=True) as connection:
             # Unlike list_contains, a join lets the statistics leave nearly all rows unread.
@@ -197,9 +215,9 @@ class Beginnings:
     def _other_topic(self, number: int, position: int, end: int) -> OtherTopicError:
         return OtherTopicError(
             f"Partition {number} of the Kafka topic {self._topic.topic} at {self._topic.bootstrap}"
-            f" ends at {end}, but the lake has taken it in up to {position}: the topic was made"
-            " anew, or this is another cluster; go back to the one before, or give the topic"
-            " another name."
+            f" ends at {end}, but the lake has ingested it up to {position}: the brokers have lost"
+            " messages, or their topic was set back; bring them back, or make the topic again, then"
+            " it is read from its beginning."
         )
 
     def _count_lost(self, number: int, position: int, start: int) -> None:

@@ -2,19 +2,25 @@
 
 import logging
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.errors import RetailAssetsError, UsageError
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer, KafkaError, TopicPartition
+    from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+    from confluent_kafka.admin import AdminClient
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5
 """How long a broker may take for an answer before it counts as away."""
+
+ID_SECONDS = 2
+"""How long to wait for the id of a topic, which not every broker tells."""
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 """What Kafka allows. Beyond that, a name that starts with ^ would be a pattern of many topics."""
@@ -120,15 +126,63 @@ class Topic:
             raise RetailAssetsError(self.sentence(metadata.error))
         return {number: partition.leader for number, partition in metadata.partitions.items()}
 
+    def messages(self, offsets: Mapping[int, int]) -> "dict[int, Message | None]":
+        """Read the first message from an offset on, of some partitions.
+
+        Returns:
+            None for a partition that ends before it; nothing for one that does not answer in time,
+            or that has removed it.
+        """
+        found: dict[int, Message | None] = {}
+        gone: set[int] = set()
+        reader = self.consumer()
+        try:
+            reader.assign([self.partition(*place) for place in offsets.items()])
+            until = time.monotonic() + ANSWER_SECONDS
+            while (left := offsets.keys() - found.keys() - gone) and time.monotonic() < until:
+                for message in reader.consume(100, 0.05):
+                    error, number = message.error(), message.partition()
+                    if error is None and number is not None:
+                        found.setdefault(number, message)
+                    elif error and error.name() == "_AUTO_OFFSET_RESET" and number is not None:
+                        gone.add(number)
+                for number in left - found.keys():
+                    end = reader.get_watermark_offsets(self.partition(number), cached=True)[1]
+                    if 0 <= end <= offsets[number]:
+                        found[number] = None
+        finally:
+            reader.close()
+        return found
+
+    def id(self) -> str | None:
+        """The id of the topic; None if the broker does not tell it, in time or at all."""
+        from confluent_kafka import KafkaException, TopicCollection
+
+        asked = self._admin.describe_topics(
+            TopicCollection([self.topic]), request_timeout=ID_SECONDS
+        )[self.topic]
+        try:
+            # Always waited for: a client that goes while a question is open crashes the process.
+            given = asked.result().topic_id
+        except KafkaException as error:
+            logger.debug("The id of the Kafka topic %s is not known: %s", self.topic, error)
+            return None
+        bits = given.get_most_significant_bits(), given.get_least_significant_bits()
+        return str(given) if any(bits) else None
+
+    @cached_property
+    def _admin(self) -> "AdminClient":
+        from confluent_kafka.admin import AdminClient
+
+        given = {name: _text(value) for name, value in self.options.items()}
+        # The consumer tells of what is wrong with the brokers.
+        return AdminClient({**given, "bootstrap.servers": self.bootstrap, "log_level": 0})
+
     def partition(self, number: int, offset: int | None = None) -> "TopicPartition":
         """A partition of the topic as clients name it, perhaps with an offset."""
         from confluent_kafka import OFFSET_INVALID, TopicPartition
 
         return TopicPartition(self.topic, number, OFFSET_INVALID if offset is None else offset)
-
-    def source_name(self, number: int) -> str:
-        """What a partition is called in the lake."""
-        return f"{self.topic}:{number}"
 
     @property
     def away(self) -> str:

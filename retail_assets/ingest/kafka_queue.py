@@ -29,6 +29,12 @@ EVENT_BYTES = 100
 """What an event costs in memory besides its payload."""
 
 
+def payload_of(message: "Message") -> bytes:
+    """The payload of a message; one without a value says that its key is gone: no event."""
+    value: bytes | None = message.value()
+    return Tombstone.of(message.key()) if value is None else value
+
+
 class ReceivedDates:
     """The day on which a message was received: that of its timestamp, if that is a partition."""
 
@@ -133,11 +139,7 @@ class PartitionQueue:
         offsets: list[int] = list(map(methodcaller("offset"), messages))
         payloads: list[bytes] = list(map(methodcaller("value"), messages))
         if None in payloads:
-            # A message without a value says that its key is gone; an event it is not.
-            payloads = [
-                Tombstone.of(message.key()) if value is None else value
-                for message, value in zip(messages, payloads, strict=True)
-            ]
+            payloads = list(map(payload_of, messages))
         stamps = map(methodcaller("timestamp"), messages)
         times = [milliseconds if kind else -1 for kind, milliseconds in stamps]
         weight = sum(map(len, payloads)) + EVENT_BYTES * len(payloads)

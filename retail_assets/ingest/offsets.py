@@ -16,7 +16,7 @@ from retail_assets.ingest.events import Delta
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.rows import insert_columns
 
-SOURCE, CONSUMER = "source", "consumer"
+SOURCE, CONSUMER, TOPIC = "source", "consumer", "topic"
 
 FOLD_ROWS = 100
 
@@ -44,6 +44,38 @@ class Offset:
             accepted=self.accepted + delta.accepted,
             dead_lettered=self.dead_lettered + delta.dead_lettered,
         )
+
+
+@dataclass(frozen=True)
+class KnownTopic:
+    """A Kafka topic of some name: which one of that name it is, from 1, and its id, if known."""
+
+    number: int
+    topic_id: str | None = None
+
+
+def known_topics(connection: duckdb.DuckDBPyConnection, name: str) -> list[KnownTopic]:
+    """The Kafka topics of a name that were read so far."""
+    rows = connection.execute(
+        f"SELECT position, topic_id FROM lake.stream_offsets WHERE {_KIND} AND name = 'kafka'"
+        " AND part = ?",
+        [TOPIC, name],
+    ).fetchall()
+    return [KnownTopic(*row) for row in rows]
+
+
+def enter_topic(connection: duckdb.DuckDBPyConnection, name: str, topic: KnownTopic) -> None:
+    """Enter a Kafka topic, perhaps in place of the entry that did not know its id."""
+    connection.execute(
+        f"DELETE FROM lake.stream_offsets WHERE {_KIND} AND part = ? AND position = ?",
+        [TOPIC, name, topic.number],
+    )
+    connection.execute(
+        "INSERT INTO lake.stream_offsets BY NAME SELECT ? AS kind, 'kafka' AS name, ? AS part,"
+        " ? AS position, 0 AS lines, 0 AS accepted, 0 AS dead_lettered, 0 AS duplicate,"
+        " now() AS updated_at, ? AS topic_id",
+        [TOPIC, name, topic.number, topic.topic_id],
+    )
 
 
 def next_positions(

@@ -13,16 +13,21 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import ClusterMetadata
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import kafka_begin
+from retail_assets.ingest import kafka_begin, kafka_identity
 from retail_assets.ingest.kafka_begin import Beginnings
+from retail_assets.ingest.kafka_client import Topic as KafkaTopic
 from retail_assets.ingest.offsets import Offset, append
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import Broker, running_broker
+from retail_assets_tests.event_files import event
 from retail_assets_tests.ingest.kafka_topics import (
     Topic,
     forgetful_topic,
+    member,
     reading,
+    rows,
+    taken,
     topic_of,
     wait_until,
 )
@@ -47,35 +52,155 @@ def enter(lake: Lake, part: str, position: int) -> None:
         append(connection, [Offset("kafka", part, position)])
 
 
-def test_a_topic_that_ends_before_the_ledger_is_refused(
+def topics(settings: Settings, name: str) -> list[tuple[str, int, bool]]:
+    """Name, number and whether the id is known, of the topics in the ledger."""
+    return rows(
+        settings,
+        "SELECT part, position, topic_id IS NOT NULL FROM stream_offsets"
+        f" WHERE kind = 'topic' AND part = '{name}' ORDER BY position",
+    )
+
+
+def ingest_all(topic: Topic, settings: Settings, lines: int) -> None:
+    """Ingest from where the lake is until it has so many lines of Kafka."""
+    with member(topic.source(settings), settings):
+        wait_until(lambda: taken(settings) >= lines)
+
+
+def names(settings: Settings) -> list[tuple[str, int]]:
+    return rows(
+        settings,
+        "SELECT source_name, count(*) FROM raw_events WHERE source = 'kafka' GROUP BY 1 ORDER BY 1",
+    )
+
+
+IDS = pytest.mark.parametrize("has_ids", [True, False])
+
+
+@pytest.fixture
+def without_ids(has_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers that tell no ids, as those from before Kafka 2.8."""
+    if not has_ids:
+        monkeypatch.setattr(KafkaTopic, "id", lambda _: None)
+
+
+@IDS
+@pytest.mark.usefixtures("lake", "without_ids")
+def test_a_topic_made_again_that_is_longer_than_before_is_read_from_its_beginning(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_broker() as forgetful:
+        topic = topic_of(forgetful, "orders", partitions=2)
+        topic.send([event(number) for number in range(3)], partition=1)
+        ingest_all(topic, settings, 3)
+        forgetful.restart()
+        topic_of(forgetful, "orders", partitions=2)
+        topic.send([event(2), *(event(100 + number) for number in range(4))], partition=1)
+        for lines in (8, 9):
+            ingest_all(topic, settings, lines)
+            # Once it is known nothing is read again.
+            topic.send([event(200)], partition=1)
+
+    assert names(settings) == [("orders:1", 3), ("orders@2:1", 6)]
+    assert rows(settings, "SELECT event_id FROM enriched_events ORDER BY ALL") == [
+        (f"E{number}",) for number in (0, 1, 100, 101, 102, 103, 2, 200)
+    ]
+    [warning] = [record.message for record in caplog.records if "is not the one" in record.message]
+    assert warning == (
+        f"The Kafka topic orders at {topic.bootstrap} is not the one that the lake has read so far"
+        " (it was made again, or this is another cluster): it is read from its beginning, as"
+        " orders@2; what was read before counts as duplicate"
+    )
+
+
+@IDS
+@pytest.mark.usefixtures("lake", "without_ids")
+def test_each_cluster_has_its_own_positions(
+    settings: Settings, broker: Broker, has_ids: bool
+) -> None:
+    name = f"both_{has_ids}"
+    with running_broker() as second:
+        one, other = topic_of(broker, name), topic_of(second, name)
+        one.send([event(number) for number in range(3)])
+        other.send([event(10 + number) for number in range(5)])
+        ingest_all(one, settings, 3)
+        ingest_all(other, settings, 8)
+        one.send([event(4)])
+        ingest_all(one, settings, 9)
+        other.send([event(20)])
+        ingest_all(other, settings, 10)
+
+    assert names(settings) == [(f"{name}:0", 4), (f"{name}@2:0", 6)]
+    assert topics(settings, name) == [(name, 1, has_ids), (name, 2, has_ids)]
+
+
+def test_a_topic_that_is_made_again_meanwhile_is_read_from_its_beginning(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_identity, "CHECK_SECONDS", 0.1)
+    with running_broker() as forgetful:
+        topic = topic_of(forgetful, "meanwhile")
+        topic.send(list("abc"))
+        with reading(topic.source(settings)) as read:
+            read.messages(3)
+            forgetful.restart()
+            topic_of(forgetful, "meanwhile")
+            topic.send(list("defgh"))
+            found: list[tuple[str, int, bytes]] = []
+            while len([each for each in found if "@" in each[0]]) < 5:
+                found += read.messages(1)
+
+    assert [each for each in found if "@" in each[0]] == [
+        ("meanwhile@2:0", number, letter.encode()) for number, letter in enumerate("defgh")
+    ]
+
+
+def test_the_topic_of_a_lake_from_before_is_known_again(settings: Settings, lake: Lake) -> None:
+    """It has no id of the topic, but its last messages."""
+    with running_broker() as forgetful:
+        topic = topic_of(forgetful, "old", partitions=3)
+        topic.send([event(1), None], partition=1)
+        topic.send(["x" * 1_000_001], partition=2)
+        ingest_all(topic, settings, 3)
+        with lake.connect() as connection, lake.transaction(connection, "test"):
+            connection.execute("DELETE FROM stream_offsets WHERE kind = 'topic'")
+            connection.execute("UPDATE raw_events SET payload = '' WHERE defect = 'tombstone'")
+            connection.execute("UPDATE raw_events SET payload = left(payload, 1000)")
+        topic.send([event(2)], partition=1)
+        ingest_all(topic, settings, 4)
+    assert names(settings) == [("old:1", 3), ("old:2", 1)]
+    assert topics(settings, "old") == [("old", 1, True)]
+
+
+def test_a_topic_that_has_fewer_partitions_than_the_ledger_is_another_one(
     broker: Broker, settings: Settings, lake: Lake
 ) -> None:
-    topic = topic_of(broker, "anew", partitions=2)
+    topic = topic_of(broker, "fewer", partitions=2)
+    topic.send(["a"])
+    enter(lake, "fewer:2", 1)
+
+    with reading(topic.source(settings)) as read:
+        assert read.messages(1) == [("fewer@2:0", 0, b"a")]
+
+
+def test_the_same_topic_that_ends_before_the_ledger_is_refused(
+    broker: Broker, settings: Settings, lake: Lake
+) -> None:
+    topic = topic_of(broker, "set_back", partitions=2)
     topic.send(["a", "b", "c"], partition=1)
-    enter(lake, "anew:1", 1000)
+    with reading(topic.source(settings)) as read:
+        read.messages(3)
+    enter(lake, "set_back:1", 1000)
 
     with pytest.raises(RetailAssetsError) as refused, reading(topic.source(settings)):
         pass
 
     # Tansu says where its last batch begins instead of where the partition ends.
     assert str(refused.value).replace("ends at 1,", "ends at 3,") == (
-        f"Partition 1 of the Kafka topic anew at {broker.bootstrap} ends at 3, but the lake has"
-        " taken it in up to 1000: the topic was made anew, or this is another cluster; go back to"
-        " the one before, or give the topic another name."
+        f"Partition 1 of the Kafka topic set_back at {broker.bootstrap} ends at 3, but the lake has"
+        " ingested it up to 1000: the brokers have lost messages, or their topic was set back;"
+        " bring them back, or make the topic again, then it is read from its beginning."
     )
-
-
-def test_a_topic_that_has_fewer_partitions_than_the_ledger_is_refused(
-    broker: Broker, settings: Settings, lake: Lake
-) -> None:
-    topic = topic_of(broker, "fewer", partitions=2)
-    enter(lake, "fewer:2", 1)
-
-    with (
-        pytest.raises(RetailAssetsError, match=r"Partition 2 .* ends at 0, but .* up to 1:"),
-        reading(topic.source(settings)),
-    ):
-        pass
 
 
 def test_the_ledger_of_another_topic_does_not_matter(
@@ -89,38 +214,36 @@ def test_the_ledger_of_another_topic_does_not_matter(
         assert read.messages(1) == [("mine:0", 0, b"a")]
 
 
-def test_offsets_out_of_range_are_refused_at_the_start(
+def test_a_topic_without_id_that_ends_before_the_ledger_is_another_one(
     forgetful: Topic, settings: Settings, lake: Lake
 ) -> None:
     forgetful.send(["a"] * 5)
     enter(lake, "short:0", 6)
 
-    with (
-        pytest.raises(RetailAssetsError, match=r"short .* ends at 5, but .* up to 6:"),
-        reading(forgetful.source(settings)),
-    ):
-        pass
+    with reading(forgetful.source(settings)) as read:
+        assert read.next().source_name == "short@2:0"
 
 
 def test_a_partition_whose_ledger_went_ahead_is_refused_and_the_others_go_on(
-    forgetful: Topic, settings: Settings, lake: Lake
+    broker: Broker, settings: Settings, lake: Lake
 ) -> None:
-    forgetful.send(["a"], partition=0)
-    forgetful.send(["b"], partition=1)
-    source = forgetful.source(settings)
+    topic = topic_of(broker, "ahead", partitions=2)
+    topic.send(["a"], partition=0)
+    topic.send(["b"], partition=1)
+    source = topic.source(settings)
 
     with reading(source) as read:
         read.messages(2)
-        enter(lake, "short:0", 6)
+        enter(lake, "ahead:0", 6)
         # As after a rebalance.
         source._out_of_range.add(0)
         wait_until(source.problem)
         problem = source.problem()
-        forgetful.send(["c"], partition=1)
-        assert read.messages(1) == [("short:1", 1, b"c")]
+        topic.send(["c"], partition=1)
+        assert read.messages(1) == [("ahead:1", 1, b"c")]
 
     assert problem is not None
-    assert problem.startswith("Partition 0 of the Kafka topic short")
+    assert problem.startswith("Partition 0 of the Kafka topic ahead")
 
 
 class WithoutLeader(Consumer):
