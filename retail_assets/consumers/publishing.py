@@ -1,7 +1,7 @@
 """Publishing on: what comes into some tables, or changes there, becomes messages of a Kafka topic.
 
-A message is a row as it is now. Its key is the row's identity and its value a JSON object of the
-columns, or null once the row is gone (a tombstone), so that a compacted topic is the table. The
+A message is a row as it is now. Its key is the row's identity and its value a strict JSON object of
+the columns, or null once the row is gone (a tombstone), so that a compacted topic is the table. The
 headers say what happened: `table`, `change` (`insert`, `update`, `delete`, or `snapshot` where the
 whole table is sent) and `snapshot`, the commit of the lake up to which it was looked at.
 
@@ -19,6 +19,7 @@ import duckdb
 from filelock import FileLock, Timeout
 
 from retail_assets import tables
+from retail_assets.consumers.strict_json import strict
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
@@ -398,30 +399,36 @@ def _rows(
         name = table.name if len(publication.tables) > 1 else None
         result = connection.execute(_query(table, name, portion))
         while rows := result.fetchmany(ROWS):
-            for key, change, value in rows:
-                yield Row(table.name, key, change, value)
+            for key, change, value, is_odd in rows:
+                yield Row(table.name, key, change, strict(value) if value and is_odd else value)
 
 
 def _query(table: Table, prefix: str | None, portion: Portion) -> str:
-    """The messages of a table: key, what happened, and the value."""
+    """The messages of a table: key, what happened, the value, and whether it may not be strict."""
     keys = ", ".join(table.key)
     text = f"concat_ws(':', {literal(prefix) + ', ' if prefix else ''}{keys})"
     fields = ", ".join(
         f"{literal(name)}: {_json(name, type_)}" for name, type_ in table.types.items()
     )
     value = f"to_json({{{fields}}})::VARCHAR"
+    odd = [
+        f"{name} IS NOT NULL"
+        for name, kind in table.types.items()
+        if name in JSON_COLUMNS or kind == "DOUBLE"
+    ]
+    is_odd = " OR ".join(odd) or "false"
     ordered = ("received_at", "source", "source_name", "version", "position")
     places = [name for name in ordered if name in table.types]
     if portion.after is None:
         order = ", ".join(places or table.key)
         return (
-            f"SELECT {text}, 'snapshot', {value}"
+            f"SELECT {text}, 'snapshot', {value}, {is_odd}"
             f" FROM lake.{table.name} AT (VERSION => {portion.seen}) ORDER BY {order}"
         )
     changes = f"lake.table_changes('{table.name}', {portion.after + 1}, {portion.seen})"
     return (
         f"SELECT {text}, CASE WHEN NOT here THEN 'delete' WHEN went THEN 'update' ELSE 'insert'"
-        f" END, CASE WHEN here THEN {value} END FROM"
+        f" END, CASE WHEN here THEN {value} END, {is_odd} FROM"
         " (SELECT *, change_type IN ('insert', 'update_postimage') AS here,"
         " bool_or(change_type IN ('delete', 'update_preimage')) OVER of_key AS went"
         f" FROM {changes} WINDOW of_key AS (PARTITION BY {keys})"

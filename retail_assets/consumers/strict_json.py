@@ -1,8 +1,8 @@
 """JSON that every reader reads, and reads alike.
 
-DuckDB takes and writes NaN, infinities and names that stand twice in an object. In strict JSON a
-number that no double holds is the text of it (`"NaN"`, `"1e400"`), and a name that stands again gets
-a number (`b`, `b#2`): nothing is left out.
+DuckDB reads and writes NaN, infinities and names that stand twice in an object. In strict JSON a
+number that no double holds is the text of it (`"NaN"`, `"1e400"`), and a name that stands again
+gets a number (`b`, `b#2`): nothing is left out.
 """
 
 import json

@@ -1,11 +1,16 @@
 """Publishing on to Kafka: what a topic has after rounds, restarts and a broker that went away."""
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retail_assets.consumers import publishing
 from retail_assets.consumers.publishing import (
@@ -14,6 +19,7 @@ from retail_assets.consumers.publishing import (
     PublishError,
     publications,
 )
+from retail_assets.consumers.strict_json import strict
 from retail_assets.errors import UsageError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import Lake, current_snapshot
@@ -89,9 +95,23 @@ def messages(broker: Broker, topic: str = TOPIC) -> list[tuple[str, str, dict[st
             if key == END:
                 return found
             change = headers["change"].decode()
-            found.append((key.decode(), change, None if value is None else json.loads(value)))
+            found.append((key.decode(), change, None if value is None else strict_json(value)))
     finally:
         consumer.close()
+
+
+def strict_json(text: bytes | str) -> Any:
+    """Read JSON as its strictest readers do."""
+
+    def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len(dict(pairs)) == len(pairs), f"a name stands twice: {pairs}"
+        return dict(pairs)
+
+    def number(digits: str) -> float:
+        assert math.isfinite(float(digits)), f"no double holds {digits}"
+        return float(digits)
+
+    return json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=of_pairs)
 
 
 def changes(broker: Broker) -> list[tuple[str, str]]:
@@ -107,7 +127,8 @@ def test_an_event_is_sent_with_all_that_is_known_of_it(intake: EventIntake, brok
     ((key, change, value),) = messages(broker)
     assert (key, change) == ("E1", "snapshot")
     assert value is not None
-    assert value.pop("processed_at").endswith("Z")
+    for time in ("processed_at", "received_at"):
+        assert value.pop(time).endswith("Z")
     assert value == {
         "received_date": DAY,
         "event_id": "E1",
@@ -128,8 +149,83 @@ def test_an_event_is_sent_with_all_that_is_known_of_it(intake: EventIntake, brok
         "extra": {"gift": {"to": "x"}},
         "source": "file",
         "source_name": f"{DAY}/a.jsonl",
+        "version": 1,
         "position": 1,
     }
+
+
+def test_what_is_sent_is_strict_json(intake: EventIntake, broker: Broker) -> None:
+    odd = (
+        '{"a": NaN, "b": [-Infinity, 1e400, 1e5], "c": {"b": 1, "b": 2},'
+        ' "d": 1234567890123456789012}'
+    )
+    intake.write(f"{DAY}/a.jsonl", [event(1).replace("}", f', "odd": {odd}}}')])
+    intake.take()
+    publish(intake)
+    ((_, _, value),) = messages(broker)
+    assert value is not None
+    assert value["extra"] == {
+        "odd": {
+            "a": "NaN",
+            "b": ["-Infinity", "1e400", 1e5],
+            "c": {"b": 1, "b#2": 2},
+            "d": 1234567890123456789012,
+        }
+    }
+
+
+NAMES = st.sampled_from(["a", "b", "b#2", "b#3", ""]) | st.text(max_size=3)
+JSON = st.recursive(
+    st.sampled_from(
+        [
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e400",
+            "-1E999",
+            "1.50",
+            "1e5",
+            "-0",
+            "7" * 5_000,
+            "null",
+        ]
+    )
+    | st.text(max_size=5).map(json.dumps),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(NAMES.map(json.dumps), inner), max_size=5).map(
+            lambda pairs: f"{{{', '.join(f'{name}: {value}' for name, value in pairs)}}}"
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_strict_json_leaves_nothing_out_and_changes_nothing_that_is_strict(text: str) -> None:
+    def leaves(value: Any) -> list[str]:
+        if isinstance(value, Pairs):
+            return [leaf for _, inner in value for leaf in leaves(inner)]
+        if isinstance(value, list):
+            return [leaf for inner in value for leaf in leaves(inner)]
+        return [str(value)]
+
+    as_text = {"parse_constant": str, "parse_float": str, "parse_int": str}
+    read = partial(json.loads, object_pairs_hook=Pairs, **as_text)
+    found = strict(text)
+    assert leaves(read(found)) == leaves(read(text))
+    with suppress(ValueError):  # a number of more digits than Python makes an int of
+        strict_json(found)
+    assert strict(found) == found
+    try:
+        strict_json(text)
+    except (AssertionError, ValueError):
+        return
+    assert found == text
+
+
+class Pairs(list[tuple[str, Any]]):
+    """The names and values of a JSON object, as they stand there."""
 
 
 def test_each_round_sends_what_came_since_the_last(intake: EventIntake, broker: Broker) -> None:
