@@ -233,9 +233,11 @@ def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
 
 
 def _published(settings: Settings, day: date) -> bool:
+    """Whether a day is published from its own export, and not from late orders of others alone."""
+    whole = (tables.RAW_ORDERS, tables.DAILY_REVENUE)
     try:
         with Lake.from_settings(settings).connect(read_only=True) as connection:
-            return bool(ledger.published(connection, tables.DAILY_REVENUE, [day]))
+            return bool(ledger.published_in_all(connection, whole, [day]))
     except NoLakeError:
         return False
 

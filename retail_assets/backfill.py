@@ -3,7 +3,7 @@
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +20,9 @@ from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED, stale_days
+
+WORK = {automation.BATCH: (tables.RAW_ORDERS, *RESTATED), automation.RESTATE: RESTATED}
+"""The tables of days that each job publishes."""
 
 EVENT_BATCH_SIZE = "500"
 """How many of Dagster's events are written together, where the environment says nothing."""
@@ -76,7 +79,9 @@ def run_backfill(
                 failed |= _run_days(
                     settings, definitions, instance, automation.BATCH, start, end, problems, say
                 )
-        stale = [day for day in stale_days(settings) if day not in failed]
+        # A day whose export failed may have orders of other exports.
+        tried = _failures(settings, RESTATED, due)
+        stale = [day for day in stale_days(settings) if day not in tried]
         if stale:
             for start, end in partitions.ranges(stale):
                 failed |= _run_days(
@@ -115,7 +120,7 @@ def _due(settings: Settings, days: list[date]) -> list[date]:
     due = set(pending_exports(settings)) | set(stale_days(settings))
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
-        done = ledger.published(connection, tables.DAILY_REVENUE_BY_CATEGORY, days)
+        done = ledger.published_in_all(connection, (tables.RAW_ORDERS, *RESTATED), days)
         failed = ledger.failures(connection, tables.RAW_ORDERS, days)
     return [day for day in days if day in due or day not in done or day in failed]
 
@@ -134,13 +139,20 @@ def _run_days(
     tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
     days = partitions.days_between(first, last)
     result = _run(definitions, instance, job, tags, lambda text: say(f"{first} to {last}: {text}"))
-    failed: dict[date, str] = {}
-    with Lake.from_settings(settings).connect() as connection:
-        for table in (tables.RAW_ORDERS, *RESTATED):
-            for day, problem in ledger.failures(connection, table, days).items():
-                failed.setdefault(day, problem)
+    failed = _failures(settings, WORK[job], days)
     if not result.success and not failed:
         problems.append(f"the run {result.run_id} failed: {_problem(result)}")
+    return failed
+
+
+def _failures(
+    settings: Settings, of_tables: Iterable[tables.Table], days: Collection[date]
+) -> dict[date, str]:
+    """The first problem of each of these days that failed in one of the tables."""
+    failed: dict[date, str] = {}
+    with Lake.from_settings(settings).connect() as connection:
+        for table in of_tables:
+            failed = ledger.failures(connection, table, days) | failed
     return failed
 
 

@@ -159,6 +159,7 @@ def backfill(
         outcome = work.run_backfill(settings, first, last, everything=everything, say=status.update)
     with _connect(settings) as connection:
         _print_days(connection, first, last)
+        _tell_of_orders(connection, settings, first, last)
     problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]
     if problems:
         problems.insert(0, f"{len(problems)} of {outcome.days} days failed:")
@@ -630,6 +631,33 @@ def _print_days(connection: "duckdb.DuckDBPyConnection", first: date, last: date
         title=f"{first} to {last}",
         footer=["total", *map(cell, sums)],
     )
+
+
+def _tell_of_orders(
+    connection: "duckdb.DuckDBPyConnection", settings: Settings, first: date, last: date
+) -> None:
+    """Tell what of the exports of these days was rejected, and which orders are in no revenue."""
+    from retail_assets import rejects, stale
+
+    counts = rejects.counts(connection, first, last)
+    if counts:
+        reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in counts.items())
+        _tell(f"Rejected rows by reason: {reasons}.")
+    for day in rejects.days_above(connection, settings.max_rejected_share, first, last):
+        _tell(
+            f"{day.summary()}; that is more than RETAIL_MAX_REJECTED_SHARE"
+            f" ({settings.max_rejected_share:.0%}):",
+            style="yellow",
+        )
+        for text in day.details(settings.exports_dir):
+            _tell(f"  {text}", style="yellow")
+    too_late = rejects.too_late(connection, settings.late_days, first, last)
+    waiting = stale.advice(stale.waiting_orders(connection, settings))
+    for text in ([too_late] if too_late else []) + waiting:
+        _tell(text, style="yellow")
+    without_export = stale.days_without_export(connection)
+    if without_export:
+        _tell(without_export)
 
 
 def _print_summary(title: str, figures: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             stream_automation.SPEC,
         ],
         asset_checks=[
-            *(checks.table_checks(table) for table in checks.CHECKED),
+            *(checks.table_checks(table, settings) for table in checks.CHECKED),
             fraud.newest_model_is_usable,
         ],
         jobs=[*automation.jobs(), event_automation.job(), stream_automation.job(settings)],

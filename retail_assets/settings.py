@@ -54,6 +54,13 @@ class Settings(BaseSettings):
         le=366,
         description="How many days before its export an order may lie and still count for its day.",
     )
+    max_rejected_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="A day that rejected a larger share of its export's rows is published with a"
+        " warning.",
+    )
     events: str | None = Field(
         default=None,
         description="Where event files land: a folder (default `events` in the data folder) or an"

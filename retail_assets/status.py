@@ -1,10 +1,11 @@
 """How the platform stands: what is pending, what failed, what is behind, how large the lake is."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from retail_assets import tables
+from retail_assets import rejects, tables
 from retail_assets.consumers.feed import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.event_files import pending_event_files
@@ -13,7 +14,7 @@ from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
 from retail_assets.settings import Settings
-from retail_assets.stale import stale_days
+from retail_assets.stale import Waiting, advice, days_without_export, stale_days, waiting_orders
 from retail_assets.stream.figures import FILE_GAUGES
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         rows_in, rejected = connection.execute(
             "SELECT coalesce(sum(rows_in), 0), coalesce(sum(rejected_rows), 0) FROM export_files"
         ).fetchone() or (0, 0)
+        waiting = waiting_orders(connection, settings)
+        without_export = days_without_export(connection)
+        too_late = rejects.too_late(connection, settings.late_days)
+        rejected_days = rejects.days_above(connection, settings.max_rejected_share)
         lines, dead = connection.execute(
             "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM ("
             "SELECT lines, dead_lettered FROM event_files WHERE retracted_at IS NULL"
@@ -99,6 +104,10 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         "days behind": len(stale),
         "days failed": len(failed),
         **{f"failed {day}": problem for day, problem in sorted(failed.items())},
+        **_orders_in_no_revenue(waiting, too_late),
+        "days above the rejected share": len(rejected_days),
+        **{f"rejected {day.day}": day.summary() for day in rejected_days},
+        **({"days without an export": without_export} if without_export else {}),
         "days published": days,
         "last day published": last_day,
         "export rows": int(rows_in),
@@ -110,6 +119,20 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         "last snapshot": snapshot,
         "last snapshot at": committed,
         **stream,
+    }
+
+
+def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> dict[str, Any]:
+    """Accepted orders that wait, by day and reason, and what to do about these and late ones."""
+    return {
+        "orders waiting": sum(each.orders for each in waiting),
+        "value waiting, GBP": sum(each.value_gbp for each in waiting),
+        **{
+            f"waiting {w.day}": f"{w.orders:,} orders, {w.value_gbp:,.2f} GBP: {w.reason}"
+            for w in waiting
+        },
+        **{f"to do {number}": text for number, text in enumerate(advice(waiting), start=1)},
+        **({"too late": too_late} if too_late else {}),
     }
 
 

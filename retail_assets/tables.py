@@ -1150,20 +1150,27 @@ class View:
     query: str
 
 
+WHOLE_DAYS = (
+    f"SELECT day FROM published_days WHERE table_name IN ('{RAW_ORDERS.name}',"
+    f" '{DAILY_REVENUE.name}') GROUP BY day HAVING count(*) = 2"
+)
+"""The days whose own export is in their published revenue, and not late orders of others alone."""
+
 REVENUE_NOW = View(
     name="revenue_now",
     description="The best revenue there is of each day and region: the batch's where the day is"
-    " published, the stream's where it is not.",
+    " published from its own export, else the stream's, and where the stream has no such day what"
+    " other exports brought of it.",
     columns=(
         *DAILY_REVENUE.columns,
         Column("source", "VARCHAR", "`batch` or `stream`."),
     ),
     query=(
         "SELECT order_date, region, total_revenue, order_count, avg_order_value,"
-        " 'batch' AS source FROM daily_revenue"
+        f" 'batch' AS source FROM daily_revenue WHERE order_date IN ({WHOLE_DAYS})"
+        " OR order_date NOT IN (SELECT order_date FROM live_revenue)"
         " UNION ALL SELECT order_date, region, total_revenue, order_count, avg_order_value,"
-        " 'stream' FROM live_revenue WHERE order_date NOT IN"
-        " (SELECT day FROM published_days WHERE table_name = 'daily_revenue')"
+        f" 'stream' FROM live_revenue WHERE order_date NOT IN ({WHOLE_DAYS})"
     ),
 )
 

@@ -102,6 +102,34 @@ def test_a_late_order_restates_its_day_though_that_lies_before_the_range(
     assert revenue(settings) == {str(DAY): "20.00", str(DAYS[1]): "10.00", str(DAYS[2]): "10.00"}
 
 
+def test_one_file_of_many_days_publishes_each_of_them_with_one_command(
+    settings: Settings, write_export: WriteExport
+) -> None:
+    write_export(LAST, [order_row(f"O{n}", day) for n, day in enumerate(DAYS)])
+    assert run_backfill(settings, LAST, LAST) == Outcome(1, {}, ())
+    assert runs("restate") == [("SUCCESS", DAY, DAYS[2])]
+    assert revenue(settings) == {str(day): "10.00" for day in DAYS}
+    # Whoever asks for days whose own export is missing hears of that; their revenue stays.
+    outcome = run_backfill(settings, DAYS[1], LAST)
+    assert outcome.failed.keys() == {DAYS[1], DAYS[2]}
+    assert f"There is no export for {DAYS[1]}" in outcome.failed[DAYS[1]]
+    assert revenue(settings) == {str(day): "10.00" for day in DAYS}
+
+
+def test_late_orders_of_a_day_whose_export_is_missing_are_published_and_the_day_is_named(
+    settings: Settings, exports: list[Path], write_export: WriteExport
+) -> None:
+    exports[1].unlink()
+    write_export(DAYS[2], [order_row("O2", DAYS[2]), order_row("LATE", DAYS[1])])
+    outcome = run_backfill(settings, DAY, LAST)
+    assert outcome.failed.keys() == {DAYS[1]}
+    assert revenue(settings) == {str(day): "10.00" for day in DAYS}
+    # Its own export comes: then it is as if it had come first.
+    write_export(DAYS[1], [order_row("O1", DAYS[1])])
+    assert run_backfill(settings, DAY, LAST) == Outcome(1, {}, ())
+    assert revenue(settings) == {str(day): "10.00" for day in DAYS} | {str(DAYS[1]): "20.00"}
+
+
 def test_bad_reference_data_are_a_problem_but_do_not_stop_the_orders(
     settings: Settings, exports: list[Path]
 ) -> None:

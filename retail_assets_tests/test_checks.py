@@ -95,7 +95,11 @@ def test_checks_of_a_run_mind_its_days_alone(published: Platform) -> None:
         ),
         pytest.param(
             "DELETE FROM lake.raw_orders WHERE order_id = 'O1'",
-            {("raw_orders", "rows_add_up"), ("completed_orders", "completed_reconcile_with_raw")},
+            {
+                ("raw_orders", "rows_add_up"),
+                ("completed_orders", "completed_reconcile_with_raw"),
+                ("daily_revenue", "every_accepted_order_is_published"),
+            },
             id="a raw order lost",
         ),
         pytest.param(
@@ -110,7 +114,10 @@ def test_checks_of_a_run_mind_its_days_alone(published: Platform) -> None:
         pytest.param(
             "UPDATE lake.daily_revenue SET total_revenue = total_revenue + 0.01"
             " WHERE order_date = DATE '2026-10-13'",
-            {("daily_revenue", "revenue_reconciles_with_orders")},
+            {
+                ("daily_revenue", "revenue_reconciles_with_orders"),
+                ("daily_revenue", "every_accepted_order_is_published"),
+            },
             id="a penny too much",
         ),
     ],
@@ -156,6 +163,34 @@ def test_an_unknown_product_is_a_warning_that_counts(
     assert evaluation.severity == dg.AssetCheckSeverity.WARN
     found = {name: value.value for name, value in evaluation.metadata.items()}
     assert found == {"orders": 1, "unknown_product": 1, "unknown_customer": 1}
+
+
+def evaluation_of(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:
+    (found,) = (each for each in result.get_asset_check_evaluations() if each.check_name == name)
+    return found
+
+
+def test_mass_rejection_and_orders_that_wait_are_warnings_that_say_what_to_do(
+    published: Platform, write_export: WriteExport
+) -> None:
+    before = published.settings.start_date - timedelta(days=1)
+    day = before + timedelta(days=2)
+    rows = [order_row(f"N{n}", day, status="lost") for n in range(2)]
+    write_export(day, [*rows, order_row("E", before, order_value_gbp="7.25"), order_row("M", day)])
+    result = published.run(automation.BATCH, day, checks=True)
+    assert result.success
+
+    rejected = evaluation_of(result, "few_rows_are_rejected")
+    assert (rejected.passed, rejected.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert rejected.metadata["rejected"].value == [
+        f"{day}: 2 of 4 rows (50%) were rejected, most of all 2 unknown_status"
+    ]
+    waiting = evaluation_of(result, "every_accepted_order_is_published")
+    assert (waiting.passed, waiting.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert waiting.metadata["orders_waiting"].value == 1
+    assert waiting.metadata["value_waiting_gbp"].value == 7.25
+    (text,) = waiting.metadata["what_to_do"].value
+    assert f"set that to {before} or earlier" in str(text)
 
 
 def test_a_bad_day_fails_alone_and_by_name_and_the_others_are_published(

@@ -284,6 +284,47 @@ def test_a_backfill_prints_its_days_and_fails_by_name(
     assert "50.00" in out.splitlines()[-2]
 
 
+def test_a_backfill_and_the_status_tell_what_is_in_no_revenue_and_what_was_rejected(
+    published: Platform, command: Command, write_export: WriteExport
+) -> None:
+    """Mass rejection, orders too late, days without an export, and a start date set too late."""
+    day, early = DAYS[-1] + timedelta(days=1), published.settings.start_date - timedelta(days=2)
+    late = [order_row(f"L{n}", day - timedelta(days=8 + n)) for n in range(2)]
+    rows = [order_row("B", day, status="l[o]st"), *late, order_row("G", FIRST - timedelta(days=1))]
+    write_export(day, rows)
+    published.change(
+        "INSERT INTO lake.raw_orders BY NAME SELECT * REPLACE ('EARLY' AS order_id,"
+        f" DATE '{early}' AS order_date) FROM lake.raw_orders LIMIT 1",
+        f"INSERT INTO lake.changed_days VALUES ('orders', DATE '{early}', 1, now())",
+    )
+    code, out, err = command("backfill", "--start", str(day), "--end", str(day))
+    assert (code, "revenue GBP" in out) == (0, True)
+    name = f"orders_{day:%Y_%m_%d}.csv"
+    for text in (
+        "Rejected rows by reason: 2 too_late, 1 unknown_status.",
+        f"{day}: 3 of 4 rows (75%) were rejected, most of all 2 too_late, 1 unknown_status",
+        f"  1 unknown_status in status, for example 'l[o]st', line 2 of {name}: `status` is none",
+        (
+            "2 rows are too_late and in no revenue: their day lay more than RETAIL_LATE_DAYS"
+            " (now 7) days before their export's, up to 9. To count them set RETAIL_LATE_DAYS=9"
+            f" and run `retail-assets backfill --start {day} --end {day} --all`."
+        ),
+        (
+            f"1 accepted orders worth 10.00 GBP of {early} are in no revenue (before_start): their"
+            f" day lies before RETAIL_START_DATE: set that to {early} or earlier"
+        ),
+        f"{FIRST - timedelta(days=1)}: no export of their own; published are the 1 completed",
+    ):
+        assert text in err
+    code, out, _ = command("status", "--format", "json")
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["orders waiting"] == 1
+    assert figures[f"waiting {early}"] == "1 orders, 10.00 GBP: before_start"
+    assert figures["days above the rejected share"] == 1
+    assert figures[f"rejected {day}"].startswith(f"{day}: 3 of 4 rows (75%) were rejected")
+    assert "up to 9" in figures["too late"]
+
+
 def test_maintenance_keeps_the_numbers(published: Platform, command: Command) -> None:
     code, out, _ = command("maintain", "--keep-days", "0")
     assert code == 0

@@ -13,11 +13,12 @@ import dagster as dg
 import duckdb
 import narwhals as nw
 
-from retail_assets import partitions, tables
+from retail_assets import partitions, rejects, stale, tables
 from retail_assets.consumers import live_revenue
 from retail_assets.lake import days as ledger
 from retail_assets.lake.io_manager import describe_failures
 from retail_assets.lake.resource import LakeResource
+from retail_assets.settings import Settings
 from retail_assets.transforms import orders, revenue
 
 UNUSUAL_RATIO = 0.5
@@ -37,6 +38,7 @@ class Scope:
     table: tables.Table
     first: date | None
     last: date | None
+    settings: Settings
 
     def rows(self, table: tables.Table, *, open_end: bool = False) -> Any:
         """The rows of a table in these days, as a relation."""
@@ -47,6 +49,12 @@ class Scope:
         return relation.filter(
             window if open_end else f"{window} AND {table.day} <= DATE '{self.last}'"
         )
+
+    def days(self) -> list[date]:
+        """The days, where there are some."""
+        if self.first is None or self.last is None:
+            return []
+        return partitions.days_between(self.first, self.last)
 
     def has(self, day: date) -> bool:
         """Whether a day is among these."""
@@ -118,6 +126,17 @@ def rows_add_up(scope: Scope) -> dg.AssetCheckResult:
     )
 
 
+def few_rows_are_rejected(scope: Scope) -> dg.AssetCheckResult:
+    """No export had more than RETAIL_MAX_REJECTED_SHARE of its rows rejected."""
+    share = scope.settings.max_rejected_share
+    found = rejects.days_above(scope.connection, share, scope.first, scope.last)
+    return dg.AssetCheckResult(
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"days": len(found), "rejected": [day.summary() for day in found[-SHOWN:]]},
+    )
+
+
 def volume_is_usual(scope: Scope) -> dg.AssetCheckResult:
     """The number of orders of each day is near that of the same weekday in the weeks before."""
     found = dict(
@@ -148,7 +167,7 @@ def completed_reconcile_with_raw(scope: Scope) -> dg.AssetCheckResult:
     """Raw orders of each day = completed + excluded by reason, in number and in money."""
     raw = nw.from_native(scope.rows(tables.RAW_ORDERS, open_end=True))
     published = nw.from_native(scope.rows(tables.COMPLETED_ORDERS))
-    behind = set(ledger.stale_days(scope.connection, tables.COMPLETED_ORDERS, tables.RAW_ORDERS))
+    behind = set(ledger.stale_days(scope.connection, tables.COMPLETED_ORDERS))
     days = {
         day
         for (day,) in scope.connection.execute(
@@ -209,6 +228,27 @@ def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
         metadata={
             "total_revenue": float(total),
             "days_at_fault": str([str(row[0]) for row in wrong]),
+        },
+    )
+
+
+def every_accepted_order_is_published(scope: Scope) -> dg.AssetCheckResult:
+    """Revenue of all published days + what waits = what raw orders have that counts, to the penny.
+
+    A warning where somebody has to act; an error where the ledger knows of no reason. Days that are
+    behind are restated unasked.
+    """
+    waiting = stale.waiting_orders(
+        scope.connection, scope.settings, days=scope.days(), all_days=scope.first is None
+    )
+    unexplained = [each for each in waiting if each.reason == "unexplained"]
+    return dg.AssetCheckResult(
+        passed=all(each.reason == "behind" for each in waiting),
+        severity=dg.AssetCheckSeverity.ERROR if unexplained else dg.AssetCheckSeverity.WARN,
+        metadata={
+            "orders_waiting": sum(each.orders for each in waiting),
+            "value_waiting_gbp": float(sum(each.value_gbp for each in waiting)),
+            "what_to_do": stale.advice(waiting),
         },
     )
 
@@ -289,11 +329,11 @@ def files_are_readable(scope: Scope) -> dg.AssetCheckResult:
 
 
 def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
-    """Live revenue = batch revenue on days that have both; the orders that differ are named."""
+    """Live revenue = batch revenue on days with both an export and events; names what differs."""
     both = (
         "SELECT order_date, region, total_revenue FROM lake.{} WHERE order_date IN"
-        " (SELECT order_date FROM lake.live_revenue) AND order_date IN (SELECT day FROM"
-        " lake.published_days WHERE table_name = 'daily_revenue')"
+        " (SELECT order_date FROM lake.live_revenue) AND order_date IN"
+        f" ({tables.WHOLE_DAYS})"
     )
     days = scope.connection.execute(
         "SELECT order_date, coalesce(sum(s.total_revenue), 0) - coalesce(sum(b.total_revenue), 0)"
@@ -328,11 +368,11 @@ def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
 
 GENERAL: tuple[Check, ...] = (schema_matches, key_is_unique, required_values_are_there)
 SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
-    tables.RAW_ORDERS: (rows_add_up, volume_is_usual),
+    tables.RAW_ORDERS: (rows_add_up, volume_is_usual, few_rows_are_rejected),
     tables.COMPLETED_ORDERS: (completed_reconcile_with_raw, references_are_known),
     tables.RAW_EVENTS: (lines_add_up, streams_add_up, files_are_readable),
     tables.LIVE_REVENUE: (stream_agrees_with_batch,),
-    tables.DAILY_REVENUE: (revenue_reconciles_with_orders,),
+    tables.DAILY_REVENUE: (revenue_reconciles_with_orders, every_accepted_order_is_published),
     tables.DAILY_REVENUE_BY_CATEGORY: (revenue_reconciles_with_orders,),
 }
 CHECKED = (
@@ -356,7 +396,7 @@ CHECKED = (
 )
 
 
-def table_checks(table: tables.Table) -> dg.AssetChecksDefinition:
+def table_checks(table: tables.Table, settings: Settings) -> dg.AssetChecksDefinition:
     """The checks of a table, all in one step.
 
     For a table of days the step fails, and with it the run, where a day of the run failed: so a
@@ -377,12 +417,11 @@ def table_checks(table: tables.Table) -> dg.AssetChecksDefinition:
     ) -> Iterator[dg.AssetCheckResult]:
         first, last = partitions.run_days(context.run.tags) or (None, None)
         with lake.lake.connect(read_only=True) as connection:
-            scope = Scope(connection, table, first, last)
+            scope = Scope(connection, table, first, last, settings)
             for key in context.selected_asset_check_keys:
                 yield checks[key.name](scope)._replace(asset_key=key.asset_key, check_name=key.name)
             if table.day is not None and first is not None and last is not None:
-                days = partitions.days_between(first, last)
-                failed = ledger.failures(connection, table, days)
+                failed = ledger.failures(connection, table, scope.days())
                 if failed:
                     raise dg.Failure(describe_failures(failed), allow_retries=False)
 

@@ -110,33 +110,24 @@ def mark_changed(connection: duckdb.DuckDBPyConnection, feed: Feed, days: Iterab
     )
 
 
-def stale_days(
-    connection: duckdb.DuckDBPyConnection, table: Table, source: Table | None = None
-) -> list[date]:
-    """The days of a table that are missing or behind.
-
-    Args:
-        connection: a connection to the lake.
-        table: a table with a feed.
-        source: the table of days that outside data enters by, if there is one: only days of it that
-            are published are meant.
-    """
-    entered, parameters = "", [table.name, table.feed]
-    if source is not None:
-        entered = (
-            " AND c.day IN (SELECT s.day FROM lake.published_days AS s WHERE s.table_name = ?)"
-        )
-        parameters.append(source.name)
+def stale_days(connection: duckdb.DuckDBPyConnection, table: Table) -> list[date]:
+    """The days of a table that outside data has changed, and that are missing or behind."""
     return [
         day
         for (day,) in connection.execute(
             "SELECT c.day FROM lake.changed_days AS c"
             " LEFT JOIN lake.published_days AS p ON p.table_name = ? AND p.day = c.day"
-            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version)"
-            f"{entered} ORDER BY c.day",
-            parameters,
+            " WHERE c.feed = ? AND (p.version IS NULL OR p.version < c.version) ORDER BY c.day",
+            [table.name, table.feed],
         ).fetchall()
     ]
+
+
+def published_in_all(
+    connection: duckdb.DuckDBPyConnection, tables: Collection[Table], days: Collection[date]
+) -> set[date]:
+    """The days among these that every one of some tables has published."""
+    return set(days).intersection(*(published(connection, table, days) for table in tables))
 
 
 def _forget(

@@ -141,7 +141,10 @@ class LakeIOManager(dg.ConfigurableIOManager):
         not_ready: dict[date, str] = {}
         sources = self._sources.get(_attempt(context), [])
         for source in sources:
-            ready = ledger.published(connection, source, days)
+            ready = set(ledger.published(connection, source, days))
+            if table.feed is not None and source.feed is None:
+                # Outside data enters by it, and may have brought rows of other days than its own.
+                ready.update(ledger.versions(connection, table.feed, days))
             reasons = ledger.failures(connection, source, days)
             for day in days:
                 if day not in ready:

@@ -242,10 +242,10 @@ def _missing_days(
     published = [
         day
         for (day,) in connection.execute(
-            "SELECT day FROM lake.published_days WHERE table_name = ?"
-            " AND (day = (SELECT max(day) FROM lake.published_days WHERE table_name = ?)"
-            " OR day IN (SELECT unnest(?::DATE[])))",
-            [tables.DAILY_REVENUE.name, tables.DAILY_REVENUE.name, list(due)],
+            # The newest, or those asked for.
+            f"WITH whole AS ({tables.WHOLE_DAYS}) SELECT day FROM whole WHERE day IN"
+            " (SELECT unnest(?::DATE[])) OR day = (SELECT max(day) FROM whole)",
+            [list(due)],
         ).fetchall()
     ]
     if not published:

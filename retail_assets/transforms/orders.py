@@ -173,6 +173,15 @@ def with_exclusion(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
     )
 
 
+def counted(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
+    """Return the raw orders that count: the latest version of each, where it is completed.
+
+    Args:
+        raw_orders: rows of `raw_orders`: all versions of the orders of interest.
+    """
+    return with_exclusion(raw_orders).filter(nw.col("exclusion").is_null()).drop("exclusion")
+
+
 def completed_orders(
     raw_orders: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame
 ) -> nw.LazyFrame:
@@ -187,8 +196,7 @@ def completed_orders(
         The columns of `completed_orders`; attributes of an unknown product or customer are
         `unknown`.
     """
-    counted = with_exclusion(raw_orders).filter(nw.col("exclusion").is_null())
-    return with_attributes(counted, products, customers).select(
+    return with_attributes(counted(raw_orders), products, customers).select(
         "order_date",
         "order_id",
         "order_timestamp",

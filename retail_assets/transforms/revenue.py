@@ -1,6 +1,11 @@
 """Rules of revenue: what a day's completed orders add up to."""
 
+from collections.abc import Collection
+from datetime import date
+
 import narwhals as nw
+
+from retail_assets.transforms import orders
 
 MONEY = nw.Decimal(12, 2)
 TOTAL = nw.Decimal(18, 2)
@@ -78,3 +83,52 @@ def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> 
         | (nw.col("completed_count") != nw.col("revenue_count"))
         | (nw.col("completed_value_gbp") != nw.col("revenue_gbp"))
     ).select("order_date", "completed_value_gbp", "revenue_gbp", "completed_count", "revenue_count")
+
+
+def waiting(
+    raw_orders: nw.LazyFrame, revenue: nw.LazyFrame, days: Collection[date] | None = None
+) -> nw.LazyFrame:
+    """Find what the published revenue lacks of the orders that were accepted and count.
+
+    Args:
+        raw_orders: rows of `raw_orders`: all versions of the orders that have one on these days.
+        revenue: rows of `daily_revenue`, of these days at least.
+        days: the days to compare; None: all.
+
+    Returns:
+        `order_date`, `orders` (Int64) and `value_gbp` (Decimal) of each day that differs. What is
+        published and waiting adds up to what counts: a day that has an order too many, or an
+        earlier version of one, lacks a negative number of orders or value.
+    """
+    counted = orders.counted(raw_orders)
+    if days is not None:
+        counted = counted.filter(nw.col("order_date").is_in(list(days)))
+        revenue = revenue.filter(nw.col("order_date").is_in(list(days)))
+    accepted = counted.group_by("order_date").agg(
+        accepted=nw.len(), accepted_gbp=nw.col("order_value_gbp").sum()
+    )
+    published = revenue.group_by("order_date").agg(
+        published=nw.col("order_count").sum(), published_gbp=nw.col("total_revenue").sum()
+    )
+    # Wide enough for any Int64: pandas has nothing but the zeros where no day has a partner.
+    money = nw.Decimal(21, 2)
+    types = {"accepted": nw.Int64, "published": nw.Int64}
+    both = accepted.join(published, on="order_date", how="full").select(
+        nw.when(nw.col("order_date").is_null())
+        .then(nw.col("order_date_right"))
+        .otherwise(nw.col("order_date"))
+        .alias("order_date"),
+        *(
+            nw.when(nw.col(name).is_null())
+            .then(nw.lit(0))
+            .otherwise(nw.col(name))
+            .cast(types.get(name, money))
+            .alias(name)
+            for name in ("accepted", "accepted_gbp", "published", "published_gbp")
+        ),
+    )
+    return both.select(
+        "order_date",
+        orders=nw.col("accepted") - nw.col("published"),
+        value_gbp=nw.col("accepted_gbp") - nw.col("published_gbp"),
+    ).filter((nw.col("orders") != 0) | (nw.col("value_gbp") != 0))

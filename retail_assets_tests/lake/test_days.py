@@ -57,20 +57,24 @@ def test_a_failure_is_entered_once_and_a_success_removes_it(connection):
     assert ledger.failures(connection, RAW, [FIRST]) == {FIRST: "other"}
 
 
-def test_a_day_is_stale_when_its_source_is_published_and_it_is_missing_or_behind(connection):
+def test_a_day_that_changed_is_stale_until_it_is_published_from_its_newest_version(connection):
     def stale():
-        return ledger.stale_days(connection, REVENUE, RAW)
+        return ledger.stale_days(connection, REVENUE)
 
-    ledger.mark_changed(connection, "orders", [FIRST, SECOND, THIRD])
-    assert stale() == []
-    ledger.mark_published(connection, RAW, {FIRST: 1, SECOND: 1}, {})
+    ledger.mark_changed(connection, "orders", [FIRST, SECOND])
     assert stale() == [FIRST, SECOND]
+    ledger.mark_published(connection, RAW, {THIRD: 1}, {})
     ledger.mark_published(connection, REVENUE, {FIRST: 1, SECOND: 1}, {FIRST: 1, SECOND: 1})
     assert stale() == []
     ledger.mark_changed(connection, "orders", [SECOND, THIRD])
-    assert stale() == [SECOND]
+    assert stale() == [SECOND, THIRD]
     ledger.mark_published(connection, REVENUE, {SECOND: 1}, {SECOND: 2})
-    assert stale() == []
+    assert stale() == [THIRD]
+    days = [FIRST, SECOND, THIRD]
+    assert ledger.published_in_all(connection, (REVENUE,), days) == {FIRST, SECOND}
+    assert ledger.published_in_all(connection, (REVENUE, RAW), days) == set()
+    ledger.mark_published(connection, RAW, {SECOND: 0}, {})
+    assert ledger.published_in_all(connection, (REVENUE, RAW), days) == {SECOND}
 
 
 def test_entries_of_a_transaction_that_fails_are_gone(lake, connection):

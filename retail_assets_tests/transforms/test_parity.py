@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from retail_assets.tables import (
     COMPLETED_ORDERS,
     CUSTOMERS,
+    DAILY_REVENUE,
     DEAD_LETTER_EVENTS,
     ENRICHED_EVENTS,
     PRODUCTS,
@@ -161,6 +162,19 @@ def test_from_raw_orders_to_revenue(
         ),
     )
     assert [row["order_date"] for row in found] == [row["order_date"] for row in wrong]
+    # What waits and what is published is what counts, whichever days are looked at.
+    published = arrow(DAILY_REVENUE, by_region[1:])
+    days = DAYS[:3]
+    for only, expected in (
+        (None, by_region[:1]),
+        (days, [row for row in by_region[:1] if row["order_date"] in days]),
+    ):
+        lacking = same(
+            engines, lambda engine, only=only: revenue.waiting(engine(raw), engine(published), only)
+        )
+        assert [tuple(row.values()) for row in lacking] == [
+            (row["order_date"], row["order_count"], row["total_revenue"]) for row in expected
+        ]
 
 
 def test_every_verdict_is_the_same(engines: tuple[Engine, Engine]) -> None:

@@ -1,0 +1,170 @@
+"""What was rejected of order exports, for people: how much of each day, why, and an example."""
+
+import csv
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from itertools import count
+from pathlib import Path
+
+import duckdb
+
+from retail_assets.transforms import orders
+
+SHOWN_REASONS = 3
+"""How many reasons are shown of a day, the most frequent first."""
+
+SHOWN_LENGTH = 80
+"""Characters of an example."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Rows rejected for one reason; `example` is what the first of them has in `field`, or is."""
+
+    reason: str
+    field: str | None
+    rows: int
+    record: int
+    example: str
+
+
+@dataclass(frozen=True)
+class RejectedDay:
+    """A day of whose export a large share was rejected, with the most frequent reasons."""
+
+    day: date
+    source_file: str
+    rows_in: int
+    rejected: int
+    reasons: tuple[Reason, ...]
+
+    def summary(self) -> str:
+        """One line: how much was rejected, and why."""
+        why = ", ".join(f"{each.rows:,} {each.reason}" for each in self.reasons)
+        return (
+            f"{self.day}: {self.rejected:,} of {self.rows_in:,} rows"
+            f" ({self.rejected / self.rows_in:.0%}) were rejected, most of all {why}"
+        )
+
+    def details(self, exports_dir: Path) -> list[str]:
+        """A line for each reason: the field, an example with its line, and the rule."""
+        path = exports_dir / self.source_file
+        return [
+            f"{each.rows:,} {each.reason}"
+            + (f" in {each.field}" if each.field else "")
+            + f", for example {each.example!r}, {_place(path, each.record)}:"
+            f" {orders.REASONS.get(each.reason, '')}"
+            for each in self.reasons
+        ]
+
+
+def days_above(
+    connection: duckdb.DuckDBPyConnection,
+    share: float,
+    first: date | None = None,
+    last: date | None = None,
+) -> list[RejectedDay]:
+    """The days that rejected more than a share of their export's rows.
+
+    Args:
+        connection: a connection to the lake.
+        share: from 0 to 1.
+        first: the first export date to look at; None: all.
+        last: the last one, included.
+    """
+    found = connection.execute(
+        "SELECT export_date, source_file, rows_in, rejected_rows FROM lake.export_files"
+        " WHERE rejected_rows > ? * rows_in AND (?::DATE IS NULL OR export_date BETWEEN ? AND ?)"
+        " ORDER BY export_date",
+        [share, first, first, last],
+    ).fetchall()
+    reasons: dict[date, list[Reason]] = {day: [] for day, *_ in found}
+    for day, *values in connection.execute(
+        "SELECT export_date, reason, field, count(*) AS n, min(row_number),"
+        " left(arg_min(coalesce(CASE WHEN field IS NOT NULL AND json_valid(raw_text)"
+        " THEN raw_text ->> ('$.' || field) END, raw_text), row_number), ?)"
+        " FROM lake.rejected_orders WHERE export_date IN (SELECT unnest(?::DATE[]))"
+        " GROUP BY export_date, reason, field"
+        " QUALIFY row_number() OVER (PARTITION BY export_date ORDER BY n DESC, reason, field) <= ?"
+        " ORDER BY export_date, n DESC, reason, field",
+        [SHOWN_LENGTH, list(reasons), SHOWN_REASONS],
+    ).fetchall():
+        reasons[day].append(Reason(*values))
+    return [
+        RejectedDay(day, source_file, rows_in, rejected, tuple(reasons[day]))
+        for day, source_file, rows_in, rejected in found
+    ]
+
+
+def counts(
+    connection: duckdb.DuckDBPyConnection, first: date | None = None, last: date | None = None
+) -> Mapping[str, int]:
+    """How many rows were rejected for each reason, the most frequent first."""
+    return dict(
+        connection.execute(
+            "SELECT reason, count(*) AS n FROM lake.rejected_orders WHERE ?::DATE IS NULL"
+            " OR export_date BETWEEN ? AND ? GROUP BY reason ORDER BY n DESC, reason",
+            [first, first, last],
+        ).fetchall()
+    )
+
+
+def too_late(
+    connection: duckdb.DuckDBPyConnection,
+    late_days: int,
+    first: date | None = None,
+    last: date | None = None,
+) -> str | None:
+    """What to do about rows that were rejected as too late, if there are any.
+
+    Args:
+        connection: a connection to the lake.
+        late_days: the setting RETAIL_LATE_DAYS.
+        first: the first export date to look at; None: all.
+        last: the last one, included.
+    """
+    rows, oldest, earliest, latest = connection.execute(
+        # A time with an offset may lie a day off; who then sets the number is told again.
+        "SELECT count(*), max(export_date - try_cast(left(trim(CASE WHEN json_valid(raw_text)"
+        " THEN raw_text ->> 'order_timestamp' END), 10) AS DATE)), min(export_date),"
+        " max(export_date) FROM lake.rejected_orders WHERE reason = 'too_late'"
+        " AND (?::DATE IS NULL OR export_date BETWEEN ? AND ?)",
+        [first, first, last],
+    ).fetchone() or (0, None, None, None)
+    if not rows:
+        return None
+    value = "a larger RETAIL_LATE_DAYS" if oldest is None else f"RETAIL_LATE_DAYS={oldest}"
+    change = f"set {value} and " if oldest is None or oldest > late_days else ""
+    return (
+        f"{rows:,} rows are too_late and in no revenue: their day lay more than RETAIL_LATE_DAYS"
+        f" (now {late_days}) days before their export's{f', up to {oldest}' if oldest else ''}."
+        f" To count them {change}run"
+        f" `retail-assets backfill --start {earliest} --end {latest} --all`."
+    )
+
+
+def _place(path: Path, record: int) -> str:
+    line = _line(path, record)
+    return f"record {record} of {path.name}" if line is None else f"line {line} of {path.name}"
+
+
+def _line(path: Path, record: int) -> int | None:
+    """The line on which a record of an export begins; None if the file does not tell any more.
+
+    They differ where fields have line ends in them, and after blank lines.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:
+            rows = csv.reader(file)
+            records = count(1)
+            begin = 1
+            for row in rows:
+                if row and next(records) == record:
+                    return begin
+                begin = rows.line_num + 1
+    except (OSError, EOFError, csv.Error):
+        return None
+    return None
