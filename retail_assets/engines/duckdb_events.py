@@ -4,7 +4,7 @@ What cannot be read becomes null here; whether that matters is decided in `trans
 """
 
 from retail_assets.engines.duckdb import BLANKS
-from retail_assets.engines.timestamps import DAY, MINUTE, OFFSET
+from retail_assets.engines.timestamps import instant
 from retail_assets.sql import literal
 
 TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
@@ -27,15 +27,14 @@ _NOT_FLAT = (
 )
 """What the text of an event has that is not flat, or not plainly spelled; also some texts."""
 
-TIME = rf"{DAY}[T ]{MINUTE}(:[0-5]\d(\.\d{{1,9}})?)?{OFFSET}?"
-
 
 def parsed(lines: str) -> str:
     """Return a query for the typed fields of event lines.
 
     Args:
-        lines: a table or subquery with `received_date` (DATE), `payload` (VARCHAR) and `defect`
-            (VARCHAR), and any other columns, which are kept.
+        lines: a table or subquery with `received_date` (DATE), `received_at` (TIMESTAMPTZ: when
+            they landed; null where that is not known), `payload` (VARCHAR) and `defect` (VARCHAR),
+            and any other columns, which are kept.
 
     Returns:
         SQL for those columns and
@@ -49,7 +48,8 @@ def parsed(lines: str) -> str:
         - `order_value_gbp` (DECIMAL(18,6)), `finite` (BOOLEAN: false for NaN and infinities, null
           where there is no number), `whole_pence` (BOOLEAN), `quantity` (BIGINT),
           `event_timestamp` (TIMESTAMPTZ), `event_date` (DATE, in the session's time zone) and
-          `days_ahead` (BIGINT: of that date, to received_date): null if unreadable;
+          `days_ahead` (BIGINT: of that date, to the day on which the line landed): null if
+          unreadable;
         - `time_is_text` (BOOLEAN), `nul` (BOOLEAN: whether a text may have the character NUL);
         - `extra`: all other fields, as JSON, null if none.
     """
@@ -73,10 +73,12 @@ def parsed(lines: str) -> str:
             TRY_CAST(CASE WHEN regexp_full_match(quantity_text, '-?[0-9]+(\\.0+)?')
                 THEN quantity_text END AS BIGINT) AS quantity,
             time_text IS NOT NULL AS time_is_text,
-            CASE WHEN regexp_full_match(time_text, {literal(TIME)})
-                THEN TRY_CAST({_with_seconds("time_text")} AS TIMESTAMPTZ) END AS event_timestamp,
+            CASE WHEN length(time_text) > {len("2026-10-20")} THEN {instant("time_text")} END
+                AS event_timestamp,
             event_timestamp::DATE AS event_date,
-            event_date - received_date AS days_ahead,
+            CASE WHEN event_date > received_date
+                THEN event_date - greatest(received_at::DATE, received_date)
+                ELSE event_date - received_date END AS days_ahead,
             CASE WHEN irregular THEN CASE WHEN len(keys) > list_unique(keys) THEN
                 list_filter(map_entries(list_histogram(keys)), lambda e: e.value > 1)[1].key
                 END END AS repeated,
@@ -142,15 +144,6 @@ def _text(json: str, *, other: str = "NULL") -> str:
         f" WHEN contains({json}, '\\') OR {json} LIKE '\" %' OR {json} LIKE '% \"'"
         f" OR contains({json}, '\u00a0') THEN trim(json_extract_string({json}, '$'), {BLANKS})"
         f" ELSE ({json}::VARCHAR)[2:-2] END ELSE {other} END"
-    )
-
-
-def _with_seconds(time: str) -> str:
-    """DuckDB reads an offset only after seconds, and Z only as a capital letter."""
-    return (
-        f"CASE WHEN substr({time}, 17, 1) = ':' OR length({time}) = 16"
-        f" THEN CASE WHEN {time} LIKE '%z' THEN upper({time}) ELSE {time} END"
-        f" ELSE concat(substr({time}, 1, 16), ':00', upper(substr({time}, 17))) END"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import narwhals as nw
 
-from retail_assets.transforms.orders import COMPLETED, STATUSES, with_attributes
+from retail_assets.transforms.orders import COMPLETED, STATUSES, stands_for_none, with_attributes
 
 HIGH_VALUE_GBP = 500
 MID_VALUE_GBP = 100
@@ -63,7 +63,10 @@ REASONS: Mapping[str, str] = {
         "The value has another type than the field: ids, region, status and event_timestamp are"
         " texts, quantity is a whole number, order_value_gbp is a number or a text that is one."
     ),
-    "blank_value": "The text of a required field is blank.",
+    "blank_value": (
+        "The text of a required field is blank, or order_id or customer_id is a text that stands"
+        " for none, such as `NULL`, `None`, `NaN` or `undefined`."
+    ),
     "not_finite": "order_value_gbp is NaN, Infinity, or as large as no double is, such as 1e400.",
     "not_positive": "order_value_gbp or quantity is not above zero.",
     "out_of_range": "order_value_gbp is above 9,999,999,999.99.",
@@ -73,8 +76,9 @@ REASONS: Mapping[str, str] = {
     ),
     "unknown_status": f"The status is none of {', '.join(STATUSES)}.",
     "invalid_timestamp": (
-        "event_timestamp is no ISO 8601 time, such as 2026-10-05T09:30:00+01:00; one without offset"
-        " is in the business time zone."
+        "event_timestamp is no date and time such as 2026-10-05T09:30:00+01:00 or"
+        " 2026-10-05 09:30:00 UTC; one without offset is in the business time zone, and 05/10/2026"
+        " could be two days."
     ),
     "absurd_timestamp": (
         "event_timestamp lies before the year 2000, or more than a day after the event landed."
@@ -140,6 +144,8 @@ def _rules() -> Iterator[_Rule]:
     yield col("has_event_timestamp") & ~col("time_is_text"), "wrong_type", "event_timestamp"
     for name in ("order_id", "customer_id", "region"):
         yield col(name) == "", "blank_value", name
+    for name in ("order_id", "customer_id"):
+        yield stands_for_none(name), "blank_value", name
     yield ~col("finite"), "not_finite", "order_value_gbp"
     yield value <= 0, "not_positive", "order_value_gbp"
     yield value.is_null() | (value >= OUT_OF_RANGE_GBP), "out_of_range", "order_value_gbp"

@@ -72,7 +72,7 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     """
     verdicts = [
         *((nw.col(name).is_null(), "missing_value", name) for name in _TEXT_FIELDS),
-        *((_stands_for_none(name), "missing_value", name) for name in _IDS),
+        *((stands_for_none(name), "missing_value", name) for name in _IDS),
         (~nw.col("has_order_value"), "missing_value", "order_value_gbp"),
         (~nw.col("has_order_timestamp"), "missing_value", "order_timestamp"),
         *(
@@ -93,7 +93,8 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     return rows.with_columns(reason=reason, field=field)
 
 
-def _stands_for_none(name: str) -> nw.Expr:
+def stands_for_none(name: str) -> nw.Expr:
+    """Whether a text is one of `NO_ID`, whatever its case."""
     # The costly comparison is made for few rows: most ids are longer.
     text = nw.col(name)
     return (

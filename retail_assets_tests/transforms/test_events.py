@@ -33,10 +33,16 @@ def judge() -> Iterator[Judge]:
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Europe/London'")
 
-        def judged(data: bytes, received: date = DAY) -> list[dict[str, Any]]:
+        def judged(
+            data: bytes, received: date = DAY, landed: str | None = None
+        ) -> list[dict[str, Any]]:
             lines = to_arrow(data)
             connection.register("lines", lines.append_column("n", [range(lines.num_rows)]))
-            query = f"(SELECT DATE '{received}' AS received_date, * FROM lines)"
+            at = f"'{landed}'" if landed else "NULL"
+            query = (
+                f"(SELECT DATE '{received}' AS received_date, {at}::TIMESTAMPTZ AS received_at, *"
+                " FROM lines)"
+            )
             parsed = nw.from_native(connection.sql(duckdb_events.parsed(query)))
             found = events.judge(parsed).to_native().order("n").project(in_time())
             rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
@@ -165,6 +171,12 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
         for blank in ("", " ", "\t\r\n", "\u00a0")
     ),
     *(
+        (event(**{name: text}), ("blank_value", name))
+        for name in ("order_id", "customer_id")
+        for text in ("NULL", " null ", "None", "nan", "undefined", "#N/A", "\\N")
+    ),
+    (event(region="Null", product_id="none", order_id="nullable", customer_id="Nona"), None),
+    *(
         (raw(VALUE, text), ("not_finite", VALUE))
         for text in (
             "NaN", "nan", "Infinity", "-Infinity", "inf", "1e400", "-1e400", "1E+999999",
@@ -199,7 +211,7 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
             "", " ", "2026-10-20", "2026-02-30T10:00:00", "2026-13-01T10:00:00", "20/10/2026",
             "2026-10-20T24:00:00", "2026-10-20T09:60:00", "2026-10-20T09:30:60",
             "2026-10-20T9:30:00", "1760952600", "now", "today", "epoch", "infinity", "-infinity",
-            "2026-10-20T09:30:00+25:00", "2026-10-20T09:30:00 Europe/Paris", "2026-10-20t09:30:00",
+            "2026-10-20T09:30:00+25:00", "2026-10-20T09:30:00 Europe/Paris",
             "2026-10-20T09:30:00+1", "+12026-10-20T09:30:00", "-0001-10-20T09:30:00",
             "2026-10-20 (BC)", "2025-02-29T09:30:00", "20261020T093000Z", "null", "NaN",
             "\uff12\uff10\uff12\uff16-10-20T09:30:00",
@@ -288,7 +300,7 @@ def test_texts_lose_the_blanks_around_them_and_nothing_else(judge: Judge) -> Non
         '"A"': "A", '" A"': "A", '"A "': "A", '"\\tA\\r\\n"': "A", '"\u00a0A\u00a0"': "A",
         '"A B"': "A B", '" A\\u0020"': "A", '"\\u00a0A\u00a0 "': "A", '"A\u00a0B"': "A\u00a0B",
         '"a\\"b"': 'a"b', '" a\\"b "': 'a"b', '"\\\\"': "\\", '"\\/"': "/", '"\\u00e9"': "é",
-        '"日本"': "日本", '"\\ud83c\\udf81"': "🎁", '"\'"': "'", '"null"': "null",
+        '"日本"': "日本", '"\\ud83c\\udf81"': "🎁", '"\'"': "'",
         '"a\\nb"': "a\nb", '"{"': "{", '"\u2003A"': "\u2003A", '"\\u0001"': "\x01",
     }  # fmt: skip
     for name in ("order_id", "customer_id", "region", "product_id", "event_id"):
@@ -319,6 +331,11 @@ LONDON_TIMES = {
     "2026-10-20T09:30:00+0530": "2026-10-20T04:00:00+00:00",
     "2026-10-20T09:30:00-07": "2026-10-20T16:30:00+00:00",
     "2026-10-20T09:30:00-00:00": "2026-10-20T09:30:00+00:00",
+    "2026-10-20 09:30:00 +0200": "2026-10-20T07:30:00+00:00",
+    "2026-10-20 09:30:00.5 UTC": "2026-10-20T09:30:00.500000+00:00",
+    "2026-10-20T09:30:00 GMT": "2026-10-20T09:30:00+00:00",
+    "2026-10-20t09:30:00,25z": "2026-10-20T09:30:00.250000+00:00",
+    "2026-10-20 9:30 PM": "2026-10-20T20:30:00+00:00",
     "2000-01-01T00:00:00": "2000-01-01T00:00:00+00:00",
     "2024-02-29T12:00:00": "2024-02-29T12:00:00+00:00",
     # The hour that there is not, and the one that there is twice.
@@ -355,6 +372,19 @@ def test_an_event_may_be_a_day_ahead_of_when_it_landed(judge: Judge) -> None:
     assert [verdict(judge(line, DAY + n * A_DAY)[0]) for n in (-2, -1, 0, 9)] == [
         ("absurd_timestamp", TIME), None, None, None,
     ]  # fmt: skip
+
+
+def test_when_it_landed_counts_and_not_the_day_that_its_file_is_named_by(judge: Judge) -> None:
+    """A file of a week is named by its first day, and written to until the last."""
+    days = [event(event_timestamp=f"2026-10-{20 + n}T10:00:00Z").encode() for n in range(7)]
+    landed = judge(b"\n".join(days), landed="2026-10-26T00:30:00+01:00")
+    assert [verdict(row) for row in landed] == [None] * 7
+    # The lake does not know it of the rows that it has had for long.
+    known = [verdict(row) for row in judge(b"\n".join(days))]
+    assert known == [None] * 2 + [("absurd_timestamp", TIME)] * 5
+    late = event(event_timestamp="2026-10-28T00:00:00").encode()
+    assert verdict(judge(late, landed="2026-10-26T22:30:00Z")[0]) == ("absurd_timestamp", TIME)
+    assert verdict(judge(late, landed="2026-10-27T00:30:00Z")[0]) is None
 
 
 def test_other_fields_are_kept_as_json(judge: Judge) -> None:

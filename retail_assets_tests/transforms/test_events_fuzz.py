@@ -56,7 +56,9 @@ def judge_all(connection: duckdb.DuckDBPyConnection, tally: Tally, lines: list[b
     table = to_arrow(data)
     assert table.num_rows == len(lines)
     connection.register("lines", table.append_column("n", [range(len(lines))]))
-    parsed = duckdb_events.parsed(f"(SELECT DATE '{DAY}' AS received_date, * FROM lines)")
+    parsed = duckdb_events.parsed(
+        f"(SELECT DATE '{DAY}' AS received_date, NULL::TIMESTAMPTZ AS received_at, * FROM lines)"
+    )
     judged = events.judge(nw.from_native(connection.sql(parsed))).to_native()
     columns = ", ".join((*duckdb_events.TEXTS, "order_value_gbp", "quantity", "extra"))
     connection.execute(

@@ -333,7 +333,10 @@ def test_every_verdict_on_an_event_is_the_same(engines: tuple[Engine, Engine]) -
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Europe/London'")
         connection.register("lines", lines)
-        parsed = duckdb_events.parsed("(SELECT DATE '2026-10-20' AS received_date, * FROM lines)")
+        parsed = duckdb_events.parsed(
+            "(SELECT DATE '2026-10-20' AS received_date, NULL::TIMESTAMPTZ AS received_at, *"
+            " FROM lines)"
+        )
         typed = connection.sql(parsed).project(in_time()).to_arrow_table()
     judged = same(engines, lambda engine: events.judge(engine(typed)))
     found = {row["n"]: (row["reason"], row["field"]) for row in judged}
