@@ -20,6 +20,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from retail_assets import partitions, tables
+from retail_assets.ingest.other_exports import other_exports
 from retail_assets.ingest.pending import pending_exports, reference_files
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -118,7 +119,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def new_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: file.content for day, file in pending_exports(settings).items()}
-        return _start_days(context, work, must_be_still=True)
+        return _start_days(context, work, must_be_still=True, also=_not_taken(settings))
 
     @dg.sensor(
         name="restated_days",
@@ -172,7 +173,11 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
 
 
 def _start_days(
-    context: dg.SensorEvaluationContext, work: Mapping[date, str], *, must_be_still: bool
+    context: dg.SensorEvaluationContext,
+    work: Mapping[date, str],
+    *,
+    must_be_still: bool,
+    also: str = "",
 ) -> dg.SensorResult:
     """Start one run for each stretch of days that is ready; say what is pending and why."""
     before = _load(context.cursor)
@@ -193,7 +198,7 @@ def _start_days(
             attempts += 1
         seen[day.isoformat()] = Seen(content, attempts)
     requests = [_run_request(first, last) for first, last in partitions.ranges(ready)]
-    message = _describe(len(work), waiting, given_up)
+    message = _describe(len(work), waiting, given_up) + also
     if requests:
         context.log.info(message)
     return dg.SensorResult(requests, skip_reason=None if requests else message, cursor=_dump(seen))
@@ -212,6 +217,17 @@ def _describe(count: int, waiting: Collection[date], given_up: Sequence[date]) -
             f" who runs them, first of all {shown}"
         )
     return "; ".join(parts) + "."
+
+
+def _not_taken(settings: Settings) -> str:
+    others = other_exports(settings)
+    if not others:
+        return ""
+    name, reason = next(iter(others.items()))
+    return (
+        f" {len(others)} files in exports/ are not taken, such as {name!r}, which {reason}:"
+        " `retail-assets status` lists them."
+    )
 
 
 def _run_request(first: date, last: date) -> dg.RunRequest:

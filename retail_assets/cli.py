@@ -52,6 +52,13 @@ class Format(str, Enum):
     json = "json"
 
 
+class Reference(str, Enum):
+    """The tables that reference files fill."""
+
+    products = "products"
+    customers = "customers"
+
+
 @app.callback()
 def main(
     context: typer.Context,
@@ -303,6 +310,40 @@ def replay(
         )
     what = "would not change" if check else "are recomputed"
     out.print(f"{len(days)} days with events {what}.")
+
+
+reference_data = typer.Typer(
+    help="The reference data: products and customers.", no_args_is_help=True
+)
+app.add_typer(reference_data, name="reference")
+
+
+@reference_data.command("load")
+def load_reference(
+    name: Annotated[Reference, typer.Argument(help="Which file of reference/ to load.")],
+    allow_shrink: Annotated[
+        bool,
+        typer.Option(
+            "--allow-shrink", help="However many rows are gone: RETAIL_REFERENCE_MAX_SHRINK is 1."
+        ),
+    ] = False,
+) -> None:
+    """Load products.csv or customers.csv now; days that it concerns are recomputed later."""
+    from retail_assets import tables
+    from retail_assets.ingest import reference
+    from retail_assets.lake.connection import Lake
+    from retail_assets.lake.publish import publish_table
+
+    settings = load_settings()
+    table = tables.BY_NAME[name.value]
+    rows = reference.read_reference(settings.reference_dir, table)
+    prepare = reference.before_swap(
+        table, max_shrink=1 if allow_shrink else settings.reference_max_shrink
+    )
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        count, _ = publish_table(lake, connection, table, rows, before_swap=prepare)
+    out.print(f"{count:,} {table.name} are in the lake.", markup=False)
 
 
 followers = typer.Typer(

@@ -61,6 +61,14 @@ class Settings(BaseSettings):
         description="A day that rejected a larger share of its export's rows is published with a"
         " warning.",
     )
+    reference_max_shrink: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="The share of the rows of `products` or `customers` that may be missing from a"
+        " new file; with more missing, the table stays as it was until"
+        " `retail-assets reference load TABLE --allow-shrink`.",
+    )
     events: str | None = Field(
         default=None,
         description="Where event files land: a folder (default `events` in the data folder) or an"

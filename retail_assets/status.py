@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from retail_assets import rejects, tables
@@ -10,6 +11,7 @@ from retail_assets.consumers.feed import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.heartbeat import LAG, heartbeats, state
+from retail_assets.ingest.other_exports import other_exports
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     import duckdb
 
 
+SHOWN_FILES = 20
+
+
 def collect_status(settings: Settings) -> dict[str, Any]:
     """Return the figures by name; sizes in bytes, ages in seconds.
 
@@ -32,6 +37,7 @@ def collect_status(settings: Settings) -> dict[str, Any]:
     pending = pending_exports(settings)
     now = time.time_ns()
     oldest = min((file.modified_ns for file in pending.values()), default=now)
+    others = other_exports(settings)
     events = pending_event_files(settings)
     oldest_event = min((file.modified_ns for file in events.files.values()), default=now)
     figures: dict[str, Any] = {
@@ -40,6 +46,8 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         "pending exports": len(pending),
         "pending bytes": sum(file.size_bytes for file in pending.values()),
         "oldest pending, seconds": max(0, (now - oldest) // 1_000_000_000),
+        "exports not taken": len(others),
+        **{f"not taken: {name}": others[name] for name in islice(others, SHOWN_FILES)},
         "pending event files": len(events.files),
         "pending event bytes": sum(file.size_bytes for file in events.files.values()),
         "oldest pending event file, seconds": max(0, (now - oldest_event) // 1_000_000_000),

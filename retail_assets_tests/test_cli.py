@@ -258,6 +258,36 @@ def test_status_counts_what_is_pending_and_published(
     assert figures["export rows"] == 4
 
 
+def test_status_names_the_files_in_exports_that_are_not_taken(
+    settings: Settings, command: Command, write_export: WriteExport
+) -> None:
+    write_export(settings.start_date - timedelta(days=1), [])
+    for name in ("orders-2026-10-07.csv", ".hidden", "2026/10/orders_2026_10_09.csv"):
+        path = settings.exports_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    _, out, _ = command("status", "--format", "json")
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["exports not taken"] == 3
+    assert "is not called orders_" in figures["not taken: orders-2026-10-07.csv"]
+    assert "in exports/ itself" in figures["not taken: 2026/10/orders_2026_10_09.csv"]
+    assert "RETAIL_START_DATE=2026-10-05" in figures["not taken: orders_2026_10_04.csv"]
+
+
+def test_a_reference_file_that_lacks_most_rows_is_loaded_only_with_leave(
+    published: Platform, command: Command
+) -> None:
+    path = published.settings.reference_dir / "products.csv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(header)
+    code, _, err = command("reference", "load", "products")
+    assert code == 1
+    assert f"{len(rows)} of the {len(rows)} products in the lake are not in products.csv" in err
+    assert "`retail-assets reference load products --allow-shrink`" in err
+    code, out, _ = command("reference", "load", "products", "--allow-shrink")
+    assert (code, out) == (0, "0 products are in the lake.\n")
+
+
 def test_status_works_before_there_is_a_lake(settings: Settings, command: Command) -> None:
     code, out, _ = command("status", "--format", "json")
     assert code == 0

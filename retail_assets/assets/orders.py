@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -19,11 +18,12 @@ from retail_assets.transforms import orders, revenue
 
 
 class SourceFolders(dg.ConfigurableResource[None]):
-    """Where outside data lie, and how late an order may be."""
+    """Where outside data lie, how late an order may be, and how far a reference file may shrink."""
 
     exports_dir: str
     reference_dir: str
     late_days: int
+    reference_max_shrink: float
 
 
 def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
@@ -32,7 +32,8 @@ def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
             rows = reference.read_reference(Path(source_folders.reference_dir), table)
         except RetailAssetsError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        return Draft(rows, before_swap=partial(reference.restate, table))
+        prepare = reference.before_swap(table, max_shrink=source_folders.reference_max_shrink)
+        return Draft(rows, before_swap=prepare)
 
     make: Callable[[Callable[..., Draft]], dg.AssetsDefinition] = dg.asset(
         **table_spec(table, code_version="1"), retry_policy=RETRIES, io_manager_key="lake_io"

@@ -74,16 +74,21 @@ class ExportFile:
         return self.size_bytes * (GZIP_RATIO if self.path.suffix == ".gz" else 1)
 
 
+class MissingExportError(RetailAssetsError):
+    """There is no export of a day."""
+
+
 def locate(exports_dir: Path, day: date) -> ExportFile:
     """Find the export of a day.
 
     Raises:
-        RetailAssetsError: if there is none, or both a plain and a compressed one.
+        MissingExportError: if there is none.
+        RetailAssetsError: if there are both a plain and a compressed one.
     """
     plain, packed = partitions.export_paths(exports_dir, day)
     found = [path for path in (plain, packed) if path.is_file()]
     if not found:
-        raise RetailAssetsError(
+        raise MissingExportError(
             f"There is no export for {day}: neither {plain} nor {packed.name} exists."
             " Put the file there and run the day again."
         )

@@ -20,6 +20,7 @@ from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.export_file import (
     ExportFile,
+    MissingExportError,
     blank_lines,
     inspect,
     locate,
@@ -28,11 +29,14 @@ from retail_assets.ingest.export_file import (
     with_even_line_ends,
 )
 from retail_assets.ingest.export_ledger import ExportEntry, export_entries
+from retail_assets.ingest.other_exports import lookalikes
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
 from retail_assets.lake.rows import insert_columns
 from retail_assets.transforms import orders
+
+SHOWN_LOOKALIKES = 3
 
 BATCH_BYTES = 512 << 20
 """Files are taken in together up to this size, so that what is staged stays bounded."""
@@ -72,11 +76,19 @@ def ingest(
     """
     failed: dict[date, str] = {}
     files: list[ExportFile] = []
+    missing: list[date] = []
     for day in sorted(set(days)):
         try:
             files.append(inspect(locate(exports_dir, day)))
         except RetailAssetsError as error:
             failed[day] = str(error)
+            if isinstance(error, MissingExportError):
+                missing.append(day)
+    similar = lookalikes(exports_dir) if missing else {}
+    for day in missing:
+        if day in similar:
+            names = ", ".join(map(repr, similar[day][:SHOWN_LOOKALIKES]))
+            failed[day] += f" Its date is in the name of {names}: should that be it, rename it."
     known = export_entries(connection, [file.day for file in files])
     unchanged = {
         file.day: known[file.day]

@@ -1,6 +1,7 @@
 """Reference data into `products` and `customers`: a file replaces its table, all or nothing."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.engines.duckdb import BLANKS, MONEY
 from retail_assets.engines.timestamps import DAY
-from retail_assets.errors import RetailAssetsError
+from retail_assets.errors import AuditError, RetailAssetsError
 from retail_assets.lake import days as ledger
 from retail_assets.tables import Table
 from retail_assets.transforms import events
@@ -82,6 +83,40 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
             f"CAST({text[name]} AS {type_}) AS {name}" for name, type_ in table.types.items()
         )
         return connection.sql(f"SELECT {select} FROM rows ORDER BY record").to_arrow_table()
+
+
+def before_swap(
+    table: Table, *, max_shrink: float
+) -> Callable[[duckdb.DuckDBPyConnection, str], None]:
+    """What is done before the staged rows of a reference file take the place of the old ones.
+
+    Args:
+        table: `products` or `customers`.
+        max_shrink: the share of its rows that may be gone, from 0 to 1; more raise an AuditError.
+    """
+
+    def prepare(connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+        _check_shrink(table, connection, staged, max_shrink)
+        restate(table, connection, staged)
+
+    return prepare
+
+
+def _check_shrink(
+    table: Table, connection: duckdb.DuckDBPyConnection, staged: str, max_shrink: float
+) -> None:
+    key = table.key[0]
+    had, gone = connection.execute(
+        f"SELECT count(*), count(*) FILTER ({key} NOT IN (SELECT {key} FROM {staged}))"
+        f" FROM lake.{table.name}"
+    ).fetchone() or (0, 0)
+    if gone > had * max_shrink:
+        raise AuditError(
+            f"{gone:,} of the {had:,} {table.name} in the lake are not in {table.name}.csv, more"
+            f" than RETAIL_REFERENCE_MAX_SHRINK={max_shrink} allows: the table stays as it was."
+            " Send the whole file; if this one is whole, run"
+            f" `retail-assets reference load {table.name} --allow-shrink`."
+        )
 
 
 def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) -> None:

@@ -85,6 +85,26 @@ def test_a_file_that_may_not_be_read_fails_its_day(
     assert f"{path} cannot be read" in problem(intake)
 
 
+ALMOST_RIGHT = (
+    *("orders_{d:%Y_%m_%d} (1).csv", "orders_{d:%Y_%m_%d}.CSV", "Orders_{d:%Y_%m_%d}.csv"),
+    *("orders-{d:%Y-%m-%d}.csv", "orders_{d:%Y%m%d}.csv", "{d:%Y/%m}/orders_{d:%Y_%m_%d}.csv"),
+    *("orders_{d:%Y_%m_%d}.csv.zip", "export {d:%d.%m.%Y}.csv", "{d:%Y/%m/%d}/orders.csv"),
+)
+
+
+def test_a_file_of_almost_the_right_name_is_named_beside_a_missing_one(intake: Intake) -> None:
+    days = [DAY + n * A_DAY for n in range(len(ALMOST_RIGHT))]
+    names = {day: name.format(d=day) for day, name in zip(days, ALMOST_RIGHT, strict=True)}
+    for name in names.values():
+        path = intake.exports_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{HEADER}\n")
+    failed = intake.take(*days, days[-1] + A_DAY).raw.failed
+    for day, name in names.items():
+        assert f"Its date is in the name of {name!r}: should that be it, rename it" in failed[day]
+    assert "Its date" not in failed[days[-1] + A_DAY]
+
+
 # Headers
 
 

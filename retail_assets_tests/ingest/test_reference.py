@@ -13,7 +13,7 @@ import pytest
 from retail_assets import tables
 from retail_assets.errors import AuditError, RetailAssetsError
 from retail_assets.ingest.event_files import ingest
-from retail_assets.ingest.reference import read_reference, restate
+from retail_assets.ingest.reference import before_swap, read_reference, restate
 from retail_assets.ingest.replay import check_day
 from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets.settings import Settings
@@ -182,6 +182,37 @@ def test_duplicates_and_blanks_are_refused_and_the_old_rows_stay(
     with pytest.raises(AuditError, match=named):
         publish(intake, settings, PRODUCTS)
     assert intake.rows("SELECT product_id FROM products") == [("P0",)]
+
+
+@pytest.mark.parametrize("table", [PRODUCTS, CUSTOMERS], ids=lambda table: table.name)
+def test_a_file_that_lacks_more_rows_than_it_may_leaves_the_table_as_it_was(
+    intake: Intake, settings: Settings, write_reference: WriteReference, table: Table
+) -> None:
+    def load(rows: int, first: int = 0, max_shrink: float = 0.5) -> None:
+        tail = ",a,b,1,1" if table is PRODUCTS else ",a,b,2026-01-01"
+        write_reference(table, *(f"K{n}{tail}" for n in range(first, first + rows)))
+        publish_table(
+            intake.lake,
+            intake.connection,
+            table,
+            read_reference(settings.reference_dir, table),
+            before_swap=before_swap(table, max_shrink=max_shrink),
+        )
+
+    def rows() -> int:
+        ((count,),) = intake.rows(f"SELECT count(*) FROM {table.name}")
+        return int(count)
+
+    load(0)
+    load(10)
+    for fewer, first in ((0, 0), (4, 0), (10, 6)):
+        with pytest.raises(AuditError, match=rf"of the 10 {table.name} .* --allow-shrink"):
+            load(fewer, first)
+    assert rows() == 10
+    load(5)
+    assert rows() == 5
+    load(0, max_shrink=1)
+    assert rows() == 0
 
 
 def publish_completed_orders(intake: Intake) -> None:

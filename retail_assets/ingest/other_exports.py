@@ -1,0 +1,87 @@
+"""Files in the exports folder that are not ingested: a name is easily almost right."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import date, timedelta
+from pathlib import Path
+
+from retail_assets import partitions
+from retail_assets.settings import Settings
+
+MAX_ENTRIES = 50_000
+"""How many names are looked at: folders without an end must not hold anybody up."""
+
+_DATES = tuple(
+    (re.compile(rf"(?<!\d){pattern}(?!\d)"), places)
+    for pattern, places in (
+        (r"(\d{4})[^0-9](\d{1,2})[^0-9](\d{1,2})", (1, 2, 3)),
+        (r"(\d{4})(\d{2})(\d{2})", (1, 2, 3)),
+        # Which is the day and which the month is anybody's guess: this is for a hint.
+        (r"(\d{1,2})[^0-9](\d{1,2})[^0-9](\d{4})", (3, 2, 1)),
+        (r"(\d{1,2})[^0-9](\d{1,2})[^0-9](\d{4})", (3, 1, 2)),
+    )
+)
+
+
+def other_exports(settings: Settings) -> dict[str, str]:
+    """The files that are not ingested, by their path in the exports folder, each with the reason.
+
+    Today's export, which waits for the end of the day, and hidden files are left out; so is what
+    comes after the first `MAX_ENTRIES` names.
+    """
+    newest = partitions.last_partition(settings)
+    reasons: dict[str, str] = {}
+    for name in _names(settings.exports_dir):
+        day = partitions.export_date(name)
+        if day is None:
+            reasons[name] = "is not called orders_YYYY_MM_DD.csv or .csv.gz, in exports/ itself"
+        elif day < settings.start_date:
+            reasons[name] = (
+                f"lies before the first partition, RETAIL_START_DATE={settings.start_date}"
+            )
+        elif day > newest + timedelta(days=1):
+            reasons[name] = "is dated in the future"
+    return dict(sorted(reasons.items()))
+
+
+def lookalikes(exports_dir: Path) -> Mapping[date, list[str]]:
+    """The files with other names than exports have, by the dates in their paths."""
+    found: dict[date, list[str]] = {}
+    for name in _names(exports_dir):
+        if partitions.export_date(name) is None:
+            for day in _dates(name):
+                found.setdefault(day, []).append(name)
+    return found
+
+
+def _names(exports_dir: Path) -> Iterator[str]:
+    """The paths of the files within a folder and its sub-folders, those of the folder first."""
+    folders, left = [""], MAX_ENTRIES
+    for folder in folders:
+        try:
+            entries = os.scandir(exports_dir / folder)
+        except OSError:
+            continue
+        with entries:
+            for entry in entries:
+                if left == 0:
+                    return
+                left -= 1
+                name = f"{folder}{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{name}/")
+                elif entry.is_file():
+                    yield name
+
+
+def _dates(name: str) -> set[date]:
+    days = set()
+    for pattern, places in _DATES:
+        for match in pattern.finditer(name):
+            with suppress(ValueError):
+                days.add(date(*(int(match[place]) for place in places)))
+    return days
