@@ -242,6 +242,7 @@ def stream(
 ) -> None:
     """Take events in within milliseconds, from files, Kafka and a webhook, until told to stop."""
     from retail_assets.stream.assemble import Options, build_worker
+    from retail_assets.stream.deadline import ends_in_time
 
     settings = load_settings()
     worker = build_worker(
@@ -251,7 +252,7 @@ def stream(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # It would tell of each file that lands.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    with _until_signal() as stop:
+    with _until_signal() as stop, ends_in_time(stop, settings.stop_seconds):
         worker.run(stop, say=_tell)
 
 

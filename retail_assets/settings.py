@@ -178,6 +178,12 @@ class Settings(BaseSettings):
         description="More options of librdkafka for every Kafka client, as a JSON object, such as"
         ' `{"security.protocol": "SASL_SSL"}`.',
     )
+    stop_seconds: float = Field(
+        default=100,
+        gt=0,
+        description="How long a worker that is told to stop has to commit what it received and to"
+        " end; then it ends at once, and what is not committed is read again.",
+    )
     webhook_token: SecretStr | None = Field(
         default=None,
         description="The bearer token of the webhook: a long random text. None: no webhook.",

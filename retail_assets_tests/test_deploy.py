@@ -18,7 +18,7 @@ from typer.main import get_group
 from retail_assets import cli
 from retail_assets.settings import Settings
 from retail_assets.stream.assemble import Options, build_worker
-from retail_assets.stream.worker import DRAIN_SECONDS, Worker
+from retail_assets.stream.worker import Worker
 from retail_assets_tests.broker import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def test_wrong_usage_is_not_started_again(settings: Settings) -> None:
 def test_the_worker_has_time_to_commit_what_it_has_received() -> None:
     (of_container,) = re.findall(r"--stop-timeout (\d+)", DOCKERFILE)
     for seconds in (service()["TimeoutStopSec"], of_container):
-        assert int(seconds) > DRAIN_SECONDS
+        assert int(seconds) > Settings().stop_seconds
 
 
 def connections(worker: Worker) -> int:

@@ -42,8 +42,8 @@ COLLECTED_AFTER = 20_000
 """How many new objects Python's garbage collector waits for. With its 700 it would look again and
 again through what is being received."""
 
-DRAIN_SECONDS = 60.0
-"""How long what waits may take to be committed once the worker is told to stop."""
+DRAIN_SHARE = 0.6
+"""Of the time that a worker has to end, how much what waits may take to be committed."""
 
 
 class Worker:
@@ -127,12 +127,14 @@ class Worker:
                 self._wait(stop, intake)
                 say("Stopping: what was received is committed first.")
             finally:
+                # Also after a failure: from here on there is a deadline.
+                stop.set()
                 self.stopping = True
                 self._stop_sources(started)
                 draining.set()
                 self.inbox.wake()
                 if intake.ident is not None:
-                    intake.join(DRAIN_SECONDS)
+                    intake.join(DRAIN_SHARE * self.settings.stop_seconds)
                     give_up.set()
                     intake.join()
                 self.inbox.close()

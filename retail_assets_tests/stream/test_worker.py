@@ -25,6 +25,7 @@ from retail_assets.lake.lock import write_lock
 from retail_assets.settings import Settings
 from retail_assets_tests.broker import Broker, free_port, running_broker
 from retail_assets_tests.event_files import event, write_events
+from retail_assets_tests.ingest.kafka_topics import Topic
 from retail_assets_tests.receiver import running_receiver
 
 TOKEN = "a-long-random-text"  # noqa: S105  # of this test alone
@@ -212,6 +213,27 @@ def test_a_worker_that_is_told_to_stop_commits_what_it_has_received(settings: Se
     with lake.connect(read_only=True) as connection:
         (beat,) = heartbeats(connection)
     assert (beat.state, beat.figures["sources"]["webhook"]["accepted"]) == ("stopped", 20)
+
+
+def test_a_worker_that_hangs_ends_in_time_and_what_it_had_is_read_again(
+    settings: Settings, lake: Lake
+):
+    with running_broker() as broker:
+        broker.create_topic("orders")
+        topic = Topic(broker.bootstrap, "orders")
+        options = ("--no-files", "--kafka", broker.bootstrap, "--topic", "orders")
+        with worker(settings, *options, RETAIL_STOP_SECONDS="2") as process:
+            until(lambda: runs(settings))
+            with write_lock(lake.catalog):
+                # From here on whoever writes to the lake hangs.
+                topic.send([event(1)])
+                process.send_signal(signal.SIGTERM)
+                _, said = process.communicate(timeout=HANG_SECONDS)
+        assert process.returncode == 1
+        assert "The worker did not end within 2 s of being told to, it ends now" in said
+        assert "(still at work: MainThread" in said
+        with worker(settings, *options):
+            until(lambda: identities(settings) == ["E1"])
 
 
 def test_alerts_are_notified_and_published_on_with_the_events(
