@@ -45,6 +45,9 @@ COPY = "copy"
 MAX_ATTEMPTS = 3
 """How often a file that cannot be read, or fails its transaction, is tried as it is."""
 
+AGAIN_SECONDS = 3600
+"""After these attempts it is tried so often: a disk or a network may be mended by then."""
+
 NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
 """Met by a transaction, these say that the lake cannot be written to, or not now."""
 
@@ -183,6 +186,7 @@ def pending_event_files(
             fault is not None
             and fault[:2] == (file.size_bytes, file.modified_ns)
             and fault[3] >= MAX_ATTEMPTS
+            and now - fault[4] < AGAIN_SECONDS * 10**9
         ):
             left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
         else:

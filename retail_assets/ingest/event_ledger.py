@@ -67,7 +67,7 @@ class LakeState:
 
     birth: str = ""
     taken: Mapping[str, tuple[int, int, int, int, str, int]] = field(default_factory=dict)
-    failed: Mapping[str, tuple[int, int, str, int]] = field(default_factory=dict)
+    failed: Mapping[str, tuple[int, int, str, int, int]] = field(default_factory=dict)
     workers: tuple[str, ...] = ()
 
     @classmethod
@@ -84,7 +84,7 @@ class LakeState:
         """Read it.
 
         `taken` has size, time, version, bytes taken and last line of each file, and when it was
-        ingested (ns since 1970); `failed` size, time, problem and attempts.
+        ingested (ns since 1970); `failed` size, time, problem, attempts and when the last was.
         """
         (birth,) = connection.execute(
             "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
@@ -99,7 +99,7 @@ class LakeState:
         failed = {
             path: tuple(state)
             for path, *state in connection.execute(
-                "SELECT path, size_bytes, modified_ns, problem, attempts"
+                "SELECT path, size_bytes, modified_ns, problem, attempts, epoch_ns(failed_at)"
                 " FROM lake.failed_event_files"
             ).fetchall()
         }
@@ -108,7 +108,7 @@ class LakeState:
 
     def of(self, path: str) -> tuple[object, ...]:
         """How far a file was taken in, and how often it could not be read."""
-        return (*self.taken.get(path, ())[2:5], *self.failed.get(path, ())[3:])
+        return (*self.taken.get(path, ())[2:5], *self.failed.get(path, ())[3:4])
 
 
 def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:

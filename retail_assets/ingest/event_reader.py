@@ -26,6 +26,9 @@ PORTION_LINES = 200_000
 """What is ingested of a file at once, and committed: more would be held in memory. Short lines take
 many times their bytes there."""
 
+LARGE_BYTES = 1 << 20
+"""If more than that has to be read again, what is new waits until nobody writes to the file."""
+
 _AROUND = len(BOM) + len(b"\r")
 """What may belong to a line's bytes and is none of it."""
 
@@ -154,7 +157,8 @@ def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHas
 def _continued(content: Content, known: Progress, *, still: bool) -> Iterator[Portion] | None:
     """What follows on what was ingested before; None if the content before is another."""
     documents = are_documents(content.peek, still=still)
-    if documents is None:
+    wholly = documents or content.plain is None
+    if documents is None or (wholly and not still and known.bytes_taken > LARGE_BYTES):
         return iter([_left(known)])
     splitter = DocumentSplitter()
     digest = _same_beginning(content, known, splitter if documents else None)

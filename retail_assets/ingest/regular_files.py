@@ -65,10 +65,16 @@ def _parent(folder: str, path: str) -> Iterator[tuple[int, str]]:
         raise UsageError(f"{path!r} leaves the folder {folder}.")
     parent = os.open(folder, _FOLDER)
     try:
-        for number, part in enumerate(parts[:-1], 1):
-            if stat.S_ISLNK(os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode):
-                raise UsageError(_problem(folder, "/".join(parts[:number]), LINK))
-            child = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+        for depth, part in enumerate(parts[:-1], 1):
+            try:
+                child = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+            except NotADirectoryError:
+                _not_link(
+                    os.stat(part, dir_fd=parent, follow_symlinks=False),
+                    folder,
+                    "/".join(parts[:depth]),
+                )
+                raise
             os.close(parent)
             parent = child
         yield parent, parts[-1]
@@ -77,12 +83,16 @@ def _parent(folder: str, path: str) -> Iterator[tuple[int, str]]:
 
 
 def _regular(found: os.stat_result, folder: str, path: str) -> None:
-    if stat.S_ISLNK(found.st_mode):
-        raise UsageError(_problem(folder, path, LINK))
+    _not_link(found, folder, path)
     if stat.S_ISDIR(found.st_mode):
         raise UsageError(_problem(folder, path, "is a folder"))
     if not stat.S_ISREG(found.st_mode):
         raise UsageError(_problem(folder, path, NOT_ORDINARY))
+
+
+def _not_link(found: os.stat_result, folder: str, path: str) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise UsageError(_problem(folder, path, LINK))
 
 
 def _problem(folder: str, path: str, what: str) -> str:

@@ -20,12 +20,7 @@ OUT_OF_RANGE_GBP = 10_000_000_000
 REQUIRED = ("order_id", "customer_id", "order_value_gbp", "region")
 
 DEFECTS: Mapping[str, str] = {
-    "truncated_gzip": "The gzip file has no ending, so that what it held last is lost.",
-    "utf16": "The file or message is UTF-16 or UTF-32: events are UTF-8.",
-    "not_jsonl": (
-        "The file is JSON, but has no event on each line, such as pretty-printed objects; one"
-        " letter stands for all of it."
-    ),
+    "utf16": "The message is UTF-16 or UTF-32: events are UTF-8.",
     "binary_frame": (
         "The message is a binary frame of a schema registry with no JSON in it: Avro, Protobuf."
     ),

@@ -897,8 +897,8 @@ def test_a_file_that_cannot_be_read_fails_by_name_and_stops_no_other(
     assert events.rows("SELECT path, attempts FROM lake.failed_event_files") == [("b.jsonl", 1)]
 
 
-def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is(
-    events: Events, locked: set[str]
+def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is_and_each_hour(
+    events: Events, locked: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events.write("a.jsonl", event(1))
     locked.add("a.jsonl")
@@ -909,6 +909,11 @@ def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is(
     pending = events.pending()
     assert pending.files == {}
     assert pending.left_alone["a.jsonl"].startswith("failed 3 times: a.jsonl cannot be read")
+    # A disk that was away for an hour may be there again.
+    now = time.time_ns()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now + 3600 * 10**9)
+        assert list(events.pending().files) == ["a.jsonl"]
     # Another version is another chance, and others go on.
     events.write("b.jsonl", event(2))
     events.write("a.jsonl", event(1), event(3))

@@ -459,7 +459,8 @@ def test_a_file_that_grew_has_the_lines_of_one_that_was_there_at_once(
 @pytest.mark.usefixtures("chunks")
 def test_a_file_that_was_emptied_and_grew_beyond_what_it_was_starts_again() -> None:
     before = known(NUMBERS[:100])
-    for other in (NUMBERS[4:], NUMBERS[::-1], NUMBERS[:50] + NUMBERS):
+    first, last = (NUMBERS[:at] + b"x" + NUMBERS[at + 1 :] for at in (0, 99))
+    for other in (NUMBERS[4:], NUMBERS[::-1], NUMBERS[:50] + NUMBERS, first, last):
         found = portions(other, before)
         assert found[0].restarted
         assert table(found) == table(portions(other))

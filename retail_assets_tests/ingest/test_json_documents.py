@@ -150,6 +150,18 @@ def test_an_array_that_is_written_again_starts_again_unless_it_is_the_same() -> 
     assert (appended.lines, appended.restarted, appended.progress.lines) == (1, False, 3)
 
 
+def test_what_is_new_of_a_large_array_waits_until_nobody_writes_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_reader, "LARGE_BYTES", 10)
+    content = encode(OBJECTS)
+    (before,) = portions(content[:-10], still=False)
+    (waiting,) = portions(content, before.progress, still=False)
+    assert (waiting.lines, waiting.restarted, waiting.progress) == (0, False, before.progress)
+    (portion,) = portions(content, before.progress)
+    assert (portion.lines, portion.restarted) == (1, False)
+
+
 def test_an_array_that_was_once_read_by_lines_starts_again() -> None:
     content = encode(OBJECTS, 2)
     by_line = Progress(
