@@ -126,7 +126,7 @@ def redrive(
     outcomes = {name: "redriven before" for name, letter in letters.items() if letter["redriven"]}
     if payload is None:
         outcomes |= {
-            name: f"not whole ({letter['defect']}): give it a payload"
+            name: f"no event as it is ({letter['defect']}): give it a payload"
             for name, letter in letters.items()
             # What the lake could not take in is whole.
             if letter["defect"] not in (None, NOT_TAKEN) and name not in outcomes

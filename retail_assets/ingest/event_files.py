@@ -31,6 +31,7 @@ from retail_assets.ingest.event_reader import (
 )
 from retail_assets.ingest.events import Delta, EventBatch
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.failures import is_of_the_data, is_of_the_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -374,9 +375,11 @@ class _Intake:
     def _take_parts(self, waiting: Sequence[_Waiting], unreadable: Mapping[FoundFile, str]) -> None:
         """Take in what failed, then its halves, and of these the halves; a file alone is at fault.
 
-        Unless the lake is: then that cannot be entered either.
+        Unless the disk, the network or the catalog is: such an error is raised once the others had
+        their turn, and the file is tried again.
         """
         failed = dict(unreadable)
+        of_the_lake: Exception | None = None
         parts = [waiting] if waiting else []
         while parts:
             part = parts.pop(0)
@@ -390,11 +393,15 @@ class _Intake:
                 middle = len(part) // 2
                 if middle:
                     parts[:0] = [part[:middle], part[middle:]]
+                elif not (is_of_the_data(error) or is_of_the_size(error)):
+                    of_the_lake = error
                 else:
                     failed[part[0].file] = f"{part[0].path} cannot be taken in: {error}"
         if failed:
             with self._lake.connect() as connection:
                 self._transact(connection, [], None, failed)
+        if of_the_lake:
+            raise of_the_lake
 
     def _transact(
         self,

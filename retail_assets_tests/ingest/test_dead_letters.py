@@ -110,7 +110,7 @@ def test_what_came_of_each_letter_is_told_in_the_order_of_their_ids(taken):
     done = dead_letters.redrive(taken.lake, taken.connection, [NULL, NUL, DEAR])
     assert done == [
         Redriven(DEAR, "accepted"),
-        Redriven(NUL, "not whole (nul_byte): give it a payload"),
+        Redriven(NUL, "no event as it is (nul_byte): give it a payload"),
         Redriven(NULL, "still not_an_object"),
     ]
 
@@ -124,7 +124,7 @@ def test_what_the_lake_could_not_take_in_is_whole_and_is_redriven_as_it_is(taken
     assert redrive(taken, *ids, NUL) == {
         "kafka:orders:0:5": "accepted",
         "kafka:orders:0:6": "accepted",
-        NUL: "not whole (nul_byte): give it a payload",
+        NUL: "no event as it is (nul_byte): give it a payload",
     }
     assert taken.events() == [("E1",), ("E7",), ("E8",)]
 

@@ -1161,6 +1161,24 @@ def test_while_nothing_can_be_committed_no_file_is_at_fault(
     assert len(events.accepted()) == 3
 
 
+def test_a_full_disk_is_no_fault_of_the_file_that_met_it(
+    events: Events, poison: list[Exception]
+) -> None:
+    # What the catalog says when its disk is full while it commits.
+    poison.append(
+        duckdb.TransactionException("Failed to commit: Failed to execute: disk I/O error")
+    )
+    events.write("a.jsonl", event(1, note="poison"))
+    events.write("b.jsonl", event(2))
+    with pytest.raises(duckdb.TransactionException, match="disk I/O error"):
+        events.take()
+    assert events.rows("FROM lake.failed_event_files") == []
+    assert events.accepted() == [("E2", "b.jsonl", 1)]
+    poison.clear()
+    events.take()
+    assert len(events.accepted()) == 2
+
+
 # New fields
 
 
