@@ -9,20 +9,26 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from retail_assets import automation, partitions, tables
+from retail_assets.dagster_home import check_dagster_home
 from retail_assets.definitions import build_definitions
-from retail_assets.errors import UsageError
+from retail_assets.explain import debugging, explain_dagster
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
+from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED, stale_days
 
 WORK = {automation.BATCH: (tables.RAW_ORDERS, *RESTATED), automation.RESTATE: RESTATED}
 """The tables of days that each job publishes."""
+
+if TYPE_CHECKING:
+    from dagster_shared.error import SerializableErrorInfo
 
 EVENT_BATCH_SIZE = "500"
 """How many of Dagster's events are written together, where the environment says nothing."""
@@ -95,11 +101,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME, or one that is forgotten afterwards."""
     home = os.environ.get("DAGSTER_HOME")
     if home:
-        if not Path(home).is_absolute() or not Path(home).is_dir():
-            raise UsageError(
-                f"DAGSTER_HOME={home!r} must be the absolute path of a folder that exists:"
-                " create it, or unset the variable."
-            )
+        check_dagster_home(home)
         with dg.DagsterInstance.get() as instance:
             yield instance
         return
@@ -184,14 +186,20 @@ def _tell(event: dg.EventLogEntry, say: Callable[[str], None]) -> None:
 
 
 def _problem(result: dg.ExecuteInProcessResult) -> str:
-    """What failed: the steps, or else the run as a whole."""
+    """What failed, in a sentence for each step, or else for the run as a whole."""
     texts = []
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data
             given = failure.user_failure_data
-            text = given.description if given else failure.error_display_string
+            text = given.description if given else _told(failure.error)
             texts.append(f"{event.step_key}: {text}")
         elif event.is_job_failure and event.job_failure_data.error and not texts:
-            texts.append(event.job_failure_data.error.to_string())
+            texts.append(_told(event.job_failure_data.error))
     return "; ".join(texts)
+
+
+def _told(error: "SerializableErrorInfo | None") -> str:
+    if error is None:
+        return "no reason was stored"
+    return mask(error.to_string()) if debugging() else explain_dagster(error)

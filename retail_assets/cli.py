@@ -21,6 +21,13 @@ from rich.console import Console
 
 from retail_assets.cli_verify import verify
 from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.explain import (
+    SentenceFormatter,
+    debugging,
+    explain,
+    explain_text,
+    tell_of_threads,
+)
 from retail_assets.printing import cell, print_rows, print_table, visible, write_csv, write_json
 from retail_assets.settings import Settings, load_settings
 
@@ -69,14 +76,16 @@ def main(
 
 
 def run() -> None:
-    """Run the command; an error that explains itself is one sentence on stderr."""
-    debug = "--debug" in sys.argv
+    """Run the command; an error is one sentence on stderr, its traceback only with `--debug`."""
+    threading.excepthook = tell_of_threads
     try:
         app(prog_name="retail-assets")
-    except RetailAssetsError as error:
-        if debug:
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if debugging():
             raise
-        _tell(f"Error: {error}", style="red")
+        _tell(f"Error: {explain(error)}", style="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
@@ -103,7 +112,8 @@ def _usage() -> Iterator[None]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     except (OSError, ModuleNotFoundError) as error:
-        raise RetailAssetsError(str(error)) from error
+        reason = explain_text(f"{type(error).__name__}: {error}") or str(error)
+        raise RetailAssetsError(reason) from error
 
 
 @app.command()
@@ -249,7 +259,9 @@ def stream(
         settings,
         Options(files=files, kafka=kafka, topic=topic, group=group, http=http, consumers=consumers),
     )
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(SentenceFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     # It would tell of each file that lands.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     with _until_signal() as stop, ends_in_time(stop, settings.stop_seconds):
@@ -544,7 +556,8 @@ def query(
                 columns = [column[0] for column in reader.description or ()]
                 _PRINTERS[format](columns, fetch_in_parts(reader))
         except duckdb.Error as error:
-            raise RetailAssetsError(f"The query failed: {error}") from error
+            reason = explain_text(f"{type(error).__name__}: {error}") or error
+            raise RetailAssetsError(f"The query failed: {reason}") from error
 
 
 @app.command()

@@ -15,6 +15,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from retail_assets.dagster_home import check_dagster_home
+from retail_assets.errors import RetailAssetsError
+from retail_assets.settings import load_settings
+
 GRACE_SECONDS = 30
 """How long what is asked to stop may take; runs in progress are cancelled in that time."""
 
@@ -28,6 +32,13 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=3000, help="the port that it listens on")
     parser.add_argument("--no-worker", action="store_true", help="leave events to the sensor")
     options = parser.parse_args()
+    try:
+        if home := os.environ.get("DAGSTER_HOME"):
+            check_dagster_home(home)
+        load_settings()
+    except RetailAssetsError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 2
     sys.stdout.write(f"Dagster UI: http://{options.host}:{options.port} (Ctrl-C stops it)\n")
     sys.stdout.flush()
     commands = [_dagster(options.host, options.port)]

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retail_assets.errors import UsageError
+from retail_assets.secrets import protect
 
 
 class Settings(BaseSettings):
@@ -359,15 +360,17 @@ def _absolute(path: str | Path) -> str:
 
 
 def load_settings() -> Settings:
-    """Read the settings from the environment.
+    """Read the settings from the environment; their secrets are masked in this process from now on.
 
     Raises:
         UsageError: naming the variable and what is wrong with it.
     """
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         raise UsageError(_what_is_wrong(error)) from _without_secrets(error)
+    protect(settings)
+    return settings
 
 
 def _what_is_wrong(error: ValidationError) -> str:

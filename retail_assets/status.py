@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from retail_assets import rejects, tables
 from retail_assets.consumers.feed import lag
 from retail_assets.consumers.registry import all_consumers
+from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files import pending_event_files
 from retail_assets.ingest.heartbeat import LAG, heartbeats, state
 from retail_assets.ingest.other_exports import other_exports
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake.checksums import last_verification
-from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot, without_password
+from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
+from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 from retail_assets.stale import Waiting, advice, days_without_export, stale_days, waiting_orders
 from retail_assets.stream.figures import FILE_GAUGES
@@ -42,7 +44,7 @@ def collect_status(settings: Settings) -> dict[str, Any]:
     oldest_event = min((file.modified_ns for file in events.files.values()), default=now)
     figures: dict[str, Any] = {
         "data folder": str(settings.data_dir),
-        "lake catalog": without_password(settings.catalog),
+        "lake catalog": mask(settings.catalog),
         "pending exports": len(pending),
         "pending bytes": sum(file.size_bytes for file in pending.values()),
         "oldest pending, seconds": max(0, (now - oldest) // 1_000_000_000),
@@ -64,7 +66,10 @@ def collect_status(settings: Settings) -> dict[str, Any]:
 
 def _verified(settings: Settings) -> dict[str, Any]:
     """When the files of the lake were last verified, and what was found."""
-    last = last_verification(Lake.from_settings(settings))
+    try:
+        last = last_verification(Lake.from_settings(settings))
+    except RetailAssetsError as error:
+        return {"last verified": f"unknown: {error}"}
     if last is None:
         return {"last verified": "never: run `retail-assets verify`"}
     return {

@@ -15,9 +15,11 @@ from typing import Any
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.explain import explain_text
 from retail_assets.ingest.offsets import consumer_offset, move_consumer, rewind_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
+from retail_assets.secrets import mask
 from retail_assets.sql import literal
 from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
@@ -461,7 +463,7 @@ class _Round:
             columns: dict[str, list[Any]] = {
                 "consumer VARCHAR": [self.consumer.name] * len(self.failed),
                 "key VARCHAR": list(self.failed),
-                "problem VARCHAR": list(self.failed.values()),
+                "problem VARCHAR": list(map(mask, self.failed.values())),
                 "snapshot BIGINT": [self.seen] * len(self.failed),
                 "attempts BIGINT": [known.get(key, ATTEMPTS - 1) + 1 for key in self.failed],
             }
@@ -517,4 +519,5 @@ def _computed(table: Table) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    said = str(error).strip().splitlines()[0] if str(error) else ""
+    return explain_text(f"{type(error).__name__}: {error}") or f"{type(error).__name__}: {said}"

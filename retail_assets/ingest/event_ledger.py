@@ -18,6 +18,7 @@ from retail_assets.ingest.event_reader import Progress
 from retail_assets.ingest.events import Delta
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.lake.rows import insert_columns
+from retail_assets.secrets import mask
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
@@ -285,7 +286,7 @@ def note_failures(
         "path VARCHAR": [file.path for file in unreadable],
         "size_bytes BIGINT": [file.size_bytes for file in unreadable],
         "modified_ns BIGINT": [file.modified_ns for file in unreadable],
-        "problem VARCHAR": list(unreadable.values()),
+        "problem VARCHAR": list(map(mask, unreadable.values())),
         "attempts BIGINT": [*attempts],
     }
     insert_columns(connection, "failed_event_files", columns, "now() AS failed_at")

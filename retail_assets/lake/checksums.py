@@ -20,6 +20,7 @@ from typing import IO
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.explain import explain_text
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.files import FileStore, LakeFile, files_after, tag
 
@@ -183,9 +184,11 @@ def opened_notes(lake: Lake) -> Iterator[sqlite3.Connection]:
         with _opened(lake) as notes:
             yield notes
     except sqlite3.Error as error:
+        told = f"{error}. Move the file away: `retail-assets verify` notes checksums again."
+        if isinstance(error, sqlite3.OperationalError):
+            told = explain_text(f"OperationalError: {error}") or told
         raise RetailAssetsError(
-            f"The checksums in {checksums_path(lake)} cannot be used: {error}. Move the file away:"
-            " checksums are noted again, by `retail-assets verify` at once."
+            f"The checksums in {checksums_path(lake)} cannot be used: {told}"
         ) from error
 
 
@@ -195,7 +198,11 @@ def _opened(lake: Lake) -> Iterator[sqlite3.Connection]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Never the catalog itself, which another SQLite has open: see docs/operations.md, Upkeep.
     with closing(sqlite3.connect(path, timeout=30)) as notes:
-        notes.execute("PRAGMA journal_mode = WAL")
+        # What a power cut takes is noted again.
         notes.execute("PRAGMA synchronous = NORMAL")
-        notes.executescript(_TABLES)
+        if (
+            notes.execute("SELECT 1 FROM sqlite_master WHERE name = 'verification'").fetchone()
+            is None
+        ):
+            notes.executescript(_TABLES)
         yield notes

@@ -1,7 +1,6 @@
 """Connecting to the lake: a DuckDB connection with the DuckLake catalog attached as `lake`."""
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from weakref import WeakKeyDictionary
 import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.explain import explain_text
 from retail_assets.lake.durability import bytes_written, local_folder, sync_files
 from retail_assets.lake.lock import write_lock
 from retail_assets.lake.schema import create_missing_tables
+from retail_assets.secrets import mask
 from retail_assets.sql import literal
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Lake:
     def from_settings(cls, settings: "Settings") -> "Lake":
         """Return the lake that the settings name."""
         return cls(
-            catalog=settings.catalog,
+            catalog=_password_to_environment(settings.catalog),
             data_path=settings.data_path,
             spill_dir=str(settings.lake_dir / "spill"),
             timezone=settings.timezone,
@@ -262,12 +263,14 @@ class Lake:
             if "No snapshot found" in str(error):
                 reason = str(error).splitlines()[0].removeprefix("Invalid Input Error: ")
                 raise RetailAssetsError(
-                    f"{reason} in the lake at {without_password(self.catalog)}:"
+                    f"{reason} in the lake at {mask(self.catalog)}:"
                     " `FROM lake.snapshots()` lists those that there are."
                 ) from None
-            reason = without_password(f"The lake at {self.catalog} cannot be opened: {error}")
-            # Not `from error`: that has the password.
-            raise RetailAssetsError(reason) from None
+            reason = explain_text(f"{type(error).__name__}: {error}") or mask(str(error))
+            # Not `from error`: that may have the password.
+            raise RetailAssetsError(
+                f"The lake at {mask(self.catalog)} cannot be opened: {reason}"
+            ) from None
 
     def _attach_read_only(
         self, connection: duckdb.DuckDBPyConnection, at: int | datetime | None
@@ -319,7 +322,7 @@ class Lake:
 
     def _lost_catalog(self, example: str | Path) -> RetailAssetsError:
         return RetailAssetsError(
-            f"There is no catalog at {without_password(self.catalog)}, but there are files of a"
+            f"There is no catalog at {mask(self.catalog)}, but there are files of a"
             f" lake, such as {example}, that a new one would not know: restore the catalog from its"
             " backup, or move these files away. `retail-assets init --beside-files` makes an empty"
             " lake beside them."
@@ -337,13 +340,35 @@ class Lake:
 
     def _no_lake(self) -> "NoLakeError":
         return NoLakeError(
-            f"There is no lake at {without_password(self.catalog)} yet:"
-            " run `retail-assets backfill` first."
+            f"There is no lake at {mask(self.catalog)} yet: run `retail-assets backfill` first."
         )
 
 
 class NoLakeError(RetailAssetsError):
     """A reader came before anything was written."""
+
+
+def _password_to_environment(catalog: str) -> str:
+    """Leave the password to libpq, which reads PGPASSWORD: connection strings are in its errors.
+
+    They would also be in Dagster's configuration of the resource.
+    """
+    if not catalog.startswith(POSTGRES):
+        return catalog
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    except ImportError:
+        return catalog
+    try:
+        given = conninfo_to_dict(catalog.removeprefix(POSTGRES))
+    except ProgrammingError:
+        return catalog
+    password = given.pop("password", None)
+    if not password:
+        return catalog
+    os.environ["PGPASSWORD"] = str(password)
+    return POSTGRES + make_conninfo("", **given)
 
 
 def _make_folder(folder: Path, umask: int) -> None:
@@ -362,7 +387,7 @@ def _usable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"The folder {without_password(str(folder))} cannot be used: {error.strerror or error}."
+            f"The folder {mask(str(folder))} cannot be used: {error.strerror or error}."
             " Set RETAIL_DATA_DIR (or RETAIL_LAKE_CATALOG, where that is set) to a folder that you"
             " may write to, or make this one such."
         ) from error
@@ -449,9 +474,3 @@ def _create_s3_secret(connection: duckdb.DuckDBPyConnection) -> None:
         }
     given = ", ".join(f"{key} {literal(value)}" for key, value in options.items() if value)
     connection.execute(f"CREATE SECRET lake_files (TYPE s3{', ' + given if given else ''})")
-
-
-def without_password(text: str) -> str:
-    """Leave the password of a libpq connection string, in either of its forms, out of a text."""
-    text = re.sub(r"(password\s*=\s*)('(\\.|[^'\\])*'|\S+)", r"\1•••", text, flags=re.IGNORECASE)
-    return re.sub(r"(://[^:/@\s]*:)[^@/\s]*@", r"\1•••@", text)

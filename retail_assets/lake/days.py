@@ -9,6 +9,7 @@ from datetime import date
 
 import duckdb
 
+from retail_assets.secrets import mask
 from retail_assets.tables import Feed, Table
 
 
@@ -43,7 +44,7 @@ def mark_failed(
         "INSERT INTO lake.failed_days BY NAME SELECT ? AS table_name, day, problem,"
         " now() AS failed_at FROM (SELECT unnest(?::DATE[]) AS day, unnest(?::VARCHAR[]) AS"
         " problem)",
-        [table.name, list(failed), list(failed.values())],
+        [table.name, list(failed), list(map(mask, failed.values()))],
     )
 
 

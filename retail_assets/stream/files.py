@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retail_assets.explain import told
 from retail_assets.ingest import event_files
 from retail_assets.ingest.event_folder import FoundFile, is_event_file, is_packed
 from retail_assets.ingest.received import warm_up, warn_of_new_fields
@@ -118,7 +119,7 @@ class FileLane:
             try:
                 self._listen()
             except Exception as error:  # noqa: BLE001  # such as a folder that is gone: the scan goes on
-                self._failed(WATCH, f"changes of the events folder are not seen: {error}")
+                self._failed(WATCH, f"changes of the events folder are not seen: {told(error)}")
                 self._stop.wait(RETRY_SECONDS)
 
     def _listen(self) -> None:
@@ -284,7 +285,7 @@ class FileLane:
                         self._figures.problem(name, None)
                         self._stop.wait(rest)
             except Exception as error:  # noqa: BLE001  # it goes on, whatever one turn met
-                self._failed(name, f"event files: {error}")
+                self._failed(name, f"event files: {told(error)}")
                 self._stop.wait(RETRY_SECONDS)
 
     def _failed(self, name: str, problem: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from retail_assets.explain import told
 from retail_assets.ingest import heartbeat, offsets
 from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.event_memory import forget
@@ -158,8 +159,8 @@ class Intake:
     def _failed(
         self, connection: duckdb.DuckDBPyConnection, error: Exception
     ) -> duckdb.DuckDBPyConnection:
-        logger.warning("Events could not be taken in, they are tried again: %s", error)
-        self._figures.problem(NAME, f"events wait, the lake cannot be written to: {error}")
+        logger.warning("Events could not be taken in, they are tried again: %s", told(error))
+        self._figures.problem(NAME, f"events wait, the lake cannot be written to: {told(error)}")
         return self._recover(connection)
 
     def _commit(self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]) -> None:
@@ -224,8 +225,8 @@ class Intake:
         try:
             step = next(self._upkeep, None)
         except Exception as error:  # noqa: BLE001  # it is begun again later
-            logger.warning("The upkeep of the lake failed: %s", error)
-            self._figures.problem("upkeep", f"the lake is not compacted: {error}")
+            logger.warning("The upkeep of the lake failed: %s", told(error))
+            self._figures.problem("upkeep", f"the lake is not compacted: {told(error)}")
             self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
             return self._recover(connection)
         if step is None:

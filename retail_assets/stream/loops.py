@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import duckdb
 
+from retail_assets.explain import told
 from retail_assets.lake.connection import Lake
 from retail_assets.stream.figures import Figures
 
@@ -137,8 +138,8 @@ class Loop:
                 self._figures.problem(self.name, None)
             except Exception as error:  # noqa: BLE001  # the loop goes on, whatever one turn met
                 failures += 1
-                logger.warning("%s failed and is tried again: %s", self.name, error)
-                self._figures.problem(self.name, f"{self.name}: {error}")
+                logger.warning("%s failed and is tried again: %s", self.name, told(error))
+                self._figures.problem(self.name, f"{self.name}: {told(error)}")
                 if connection is not None:
                     connection.close()
                     connection = None

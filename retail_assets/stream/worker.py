@@ -20,6 +20,7 @@ import duckdb
 from retail_assets.ingest import heartbeat
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.guard import stay_connected
+from retail_assets.secrets import mask
 from retail_assets.stream.figures import Figures
 from retail_assets.stream.files import FileLane
 from retail_assets.stream.inbox import Inbox
@@ -209,7 +210,7 @@ class Worker:
             *self.figures.problems.values(),
             *filter(None, (source.problem() for source in self.sources)),
         ]
-        return "; ".join(found) or None
+        return mask("; ".join(found)) or None
 
     def _beat(self, connection: duckdb.DuckDBPyConnection) -> None:
         """In a transaction, say that the worker lives."""

@@ -4,19 +4,24 @@ The server refuses to run as root. The package would then add a user to this mac
 folders; instead a copy of its programs runs here as `nobody`.
 """
 
+import json
 import os
 import pwd
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import psycopg
@@ -26,6 +31,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import lock
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.maintenance import maintain
+from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.faults.batch import contents, run_batch
@@ -237,3 +243,84 @@ def test_maintenance_keeps_what_readers_need_and_forgets_what_is_old(lake):
     assert deleted == len(before - left) > 0
     assert left <= before
     assert read(lake) == now
+
+
+TOKEN = {
+    "Authorization": "Bearer a-token-of-this-test-0123456789",
+    "Content-Type": "application/json",
+}
+
+
+def test_a_worker_whose_catalog_is_away_says_so_in_sentences_without_the_password(
+    server, settings, lake, tmp_path
+):
+    """Its log, /healthz, and what Dagster has as configuration; it goes on once it can."""
+    with lake.connect():
+        pass
+    database = settings.catalog.rpartition("dbname=")[2]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PGPASSWORD"},
+        "RETAIL_DATA_DIR": str(tmp_path),
+        "RETAIL_LAKE_CATALOG": settings.catalog,
+        "RETAIL_WEBHOOK_TOKEN": TOKEN["Authorization"].removeprefix("Bearer "),
+    }
+    log = tmp_path / "worker.log"
+    with (
+        log.open("wb") as output,
+        psycopg.connect(f"{server} dbname=postgres", autocommit=True) as admin,
+        subprocess.Popen(
+            [sys.executable, "-m", "retail_assets", "stream", "--http", f"127.0.0.1:{port}"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as worker,
+    ):
+        try:
+            _until(worker, log, port, lambda answer: answer["problem"] is None)
+            # Once this is committed all of it has started.
+            order = Request(f"http://127.0.0.1:{port}/events", b'{"order_id": 1}', TOKEN)
+            with urlopen(order, timeout=60) as answer:  # noqa: S310  # of this machine
+                assert answer.status == 202
+            admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                [database],
+            )
+            answer = _until(worker, log, port, lambda answer: answer["problem"] is not None)
+            time.sleep(5)  # for more to fail, and to be logged
+            admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+            _until(worker, log, port, lambda answer: answer["problem"] is None)
+        finally:
+            worker.terminate()
+            worker.wait()
+    said = log.read_text() + json.dumps(answer) + json.dumps(_rows_of_workers(lake))
+    assert PASSWORD not in said
+    assert PASSWORD.replace("'", "\\'") not in said
+    assert "Traceback" not in said
+    assert "The database server of the catalog cannot be reached" in said
+    assert "password" not in LakeResource.from_settings(settings).catalog
+
+
+def _until(worker, log, port, condition):
+    """What /healthz says once a condition holds."""
+    for _ in range(600):
+        assert worker.poll() is None, log.read_text()
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+                found = json.loads(answer.read())
+        except HTTPError as error:
+            found = json.loads(error.read())
+        except OSError:
+            found = None
+        if found is not None and condition(found):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(found)
+
+
+def _rows_of_workers(lake):
+    with lake.connect(read_only=True) as connection:
+        return connection.execute("SELECT problem FROM stream_workers").fetchall()
