@@ -698,7 +698,14 @@ def _tell_of_orders(
     if counts:
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in counts.items())
         _tell(f"Rejected rows by reason: {reasons}.")
-    for day in rejects.days_above(connection, settings.max_rejected_share, first, last):
+    above = rejects.days_above(connection, settings.max_rejected_share, first, last)
+    if len(above) > rejects.SHOWN_DAYS:
+        _tell(
+            f"{len(above)} days rejected more than RETAIL_MAX_REJECTED_SHARE of their rows;"
+            f" these are the newest {rejects.SHOWN_DAYS}:",
+            style="yellow",
+        )
+    for day in above[-rejects.SHOWN_DAYS :]:
         _tell(
             f"{day.summary()}; that is more than RETAIL_MAX_REJECTED_SHARE"
             f" ({settings.max_rejected_share:.0%}):",

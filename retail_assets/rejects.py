@@ -15,6 +15,9 @@ from retail_assets.transforms import orders
 SHOWN_REASONS = 3
 """How many reasons are shown of a day, the most frequent first."""
 
+SHOWN_DAYS = 20
+"""How many days are shown with their reasons, the newest ones: finding a line reads the file."""
+
 SHOWN_LENGTH = 80
 """Characters of an example."""
 
@@ -138,8 +141,9 @@ def too_late(
     value = "a larger RETAIL_LATE_DAYS" if oldest is None else f"RETAIL_LATE_DAYS={oldest}"
     change = f"set {value} and " if oldest is None or oldest > late_days else ""
     return (
-        f"{rows:,} rows are too_late and in no revenue: their day lay more than RETAIL_LATE_DAYS"
-        f" (now {late_days}) days before their export's{f', up to {oldest}' if oldest else ''}."
+        f"Rows in no revenue because they were too_late: {rows:,}; their day lay more than"
+        f" RETAIL_LATE_DAYS (now {late_days}) days before their export's"
+        f"{f', up to {oldest}' if oldest else ''}."
         f" To count them {change}run"
         f" `retail-assets backfill --start {earliest} --end {latest} --all`."
     )

@@ -89,7 +89,7 @@ def waiting_orders(
     compared = None if all_days else behind | set(days)
     newest = partitions.last_partition(settings)
     failed: set[date] = set()
-    for table in RESTATED:
+    for table in RESTATED if behind else ():
         failed.update(ledger.failures(connection, table, behind))
 
     def reason(day: date) -> str:
@@ -116,8 +116,8 @@ def advice(waiting: Iterable[Waiting]) -> list[str]:
             orders, value = sum(w.orders for w in concerned), sum(w.value_gbp for w in concerned)
             what = text.format(first=min(days), last=max(days))
             sentences.append(
-                f"{orders:,} accepted orders worth {value:,.2f} GBP of {described(days)} are in no"
-                f" revenue ({reason}): {what}."
+                f"Accepted orders in no revenue ({reason}): {orders:,}, worth {value:,.2f} GBP, of"
+                f" {described(days)}; {what}."
             )
     return sentences
 
@@ -133,8 +133,8 @@ def days_without_export(connection: duckdb.DuckDBPyConnection) -> str | None:
         return None
     days, orders = [day for day, _ in found], sum(count for _, count in found)
     return (
-        f"{described(days)}: no export of their own; published are the {orders:,} completed orders"
-        " that exports of other days have."
+        f"Days without an export of their own: {described(days)}; completed orders of them that"
+        f" other exports have, and that are published: {orders:,}."
     )
 
 

@@ -119,7 +119,7 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         **{f"failed {day}": problem for day, problem in sorted(failed.items())},
         **_orders_in_no_revenue(waiting, too_late),
         "days above the rejected share": len(rejected_days),
-        **{f"rejected {day.day}": day.summary() for day in rejected_days},
+        **{f"rejected {day.day}": day.summary() for day in rejected_days[-rejects.SHOWN_DAYS :]},
         **({"days without an export": without_export} if without_export else {}),
         "days published": days,
         "last day published": last_day,
@@ -142,7 +142,7 @@ def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> d
         "value waiting, GBP": sum(each.value_gbp for each in waiting),
         **{
             f"waiting {w.day}": f"{w.orders:,} orders, {w.value_gbp:,.2f} GBP: {w.reason}"
-            for w in waiting
+            for w in waiting[-rejects.SHOWN_DAYS :]
         },
         **{f"to do {number}": text for number, text in enumerate(advice(waiting), start=1)},
         **({"too late": too_late} if too_late else {}),

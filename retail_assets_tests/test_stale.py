@@ -185,7 +185,7 @@ def test_a_day_that_failed_waits_by_name_and_one_with_a_fault_is_unexplained(
         assert stale.Waiting(DAY, "failed", 1, Decimal("1.00")) in shop.waiting()
         texts = stale.advice(shop.waiting())
         assert len(texts) == 2
-        assert f"1 accepted orders worth 1.00 GBP of {DAY} are in no revenue (failed)" in texts[0]
+        assert f"in no revenue (failed): 1, worth 1.00 GBP, of {DAY}; their day" in texts[0]
         assert f"`retail-assets backfill --start {DAY} --end {DAY}`" in texts[0]
         shop.restate()
         assert shop.waiting(all_days=True) == []
@@ -206,7 +206,8 @@ def test_days_that_have_orders_only_from_other_exports_are_published_and_named(
         shop.restate()
         assert shop.published() == (2, Decimal("3.00"))
         text = stale.days_without_export(shop.connection) or ""
-        assert text.startswith(f"{START}: no export of their own; published are the 1 completed")
+        assert text.startswith(f"Days without an export of their own: {START}; ")
+        assert text.endswith("published: 1.")
         # The stream has the whole day, late orders are a part of it.
         now = "SELECT order_date, total_revenue, source FROM revenue_now ORDER BY ALL"
         assert shop.connection.execute(now).fetchall() == [
@@ -257,7 +258,7 @@ def test_rejects_are_told_with_field_example_line_and_what_to_do(
         assert len(rejects.days_above(connection, 0.19)) == 2
         assert rejects.days_above(connection, 0.19, DAY + A_DAY, DAY + A_DAY)[0].rejected == 1
         text = rejects.too_late(connection, 7) or ""
-        assert "1 rows are too_late and in no revenue" in text
+        assert "in no revenue because they were too_late: 1; their day lay" in text
         assert "set RETAIL_LATE_DAYS=30 and run" in text
         assert f"backfill --start {DAY} --end {DAY} --all`" in text
         assert "To count them run" in (rejects.too_late(connection, 30) or "")

@@ -249,6 +249,11 @@ def every_accepted_order_is_published(scope: Scope) -> dg.AssetCheckResult:
             "orders_waiting": sum(each.orders for each in waiting),
             "value_waiting_gbp": float(sum(each.value_gbp for each in waiting)),
             "what_to_do": stale.advice(waiting),
+            "too_late": rejects.too_late(
+                scope.connection, scope.settings.late_days, scope.first, scope.last
+            )
+            or "none",
+            "days_without_export": stale.days_without_export(scope.connection) or "none",
         },
     )
 
