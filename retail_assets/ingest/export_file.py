@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from itertools import islice, tee
 from pathlib import Path
-from typing import IO, BinaryIO, Literal, cast
+from typing import IO, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -31,7 +31,10 @@ CHUNK_BYTES = 1 << 20
 GZIP_RATIO = 8
 """What a byte of a compressed export is reckoned to hold."""
 
-LINE_FEED, CARRIAGE_RETURN, QUOTE = b'\n\r"'
+LINE_FEED, CARRIAGE_RETURN, QUOTE, COMMA = b'\n\r",'
+
+FEWEST_COMMAS = len(REQUIRED) - 1
+"""What a row has at least."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,16 @@ class Limits:
 
 LIMITS = Limits()
 
+Bytes: TypeAlias = "np.typing.NDArray[np.uint8]"
+Flags: TypeAlias = "np.typing.NDArray[np.bool_]"
+
 
 @dataclass(frozen=True)
 class ExportFile:
     """A day's export as it lies in the exports folder.
 
-    `records` counts its records, header and blank lines left out. It is exact where `surveyed`, and
-    where no record has line ends in its quotes; else the file has stray quotes. `blank` says
-    whether it may have blank lines.
+    `records` counts its records, header and blank lines left out: as its quotes open and close in
+    turn, or exactly where `surveyed`. `blank` says whether it may have blank lines.
     """
 
     day: date
@@ -137,20 +142,20 @@ def inspect(file: ExportFile, limits: Limits = LIMITS) -> ExportFile:
         records=count.records - 1,
         blank=count.may_have_blank_lines,
     )
-    return survey(file, limits) if count.folded else file
+    return survey(file, limits) if count.suspicious else file
 
 
 class _Count:
     """Counts the lines of a file outside quotes, blank ones left out, chunk by chunk.
 
     A quote opens or closes: where quotes are as they should be, each such line is a record.
-    `folded` says whether a line ends within quotes.
     """
 
     def __init__(self) -> None:
-        self.line_feeds, self.folded = 0, False
+        self.line_feeds = 0
         self._ends, self._all_ends = 0, 0
         self._inside, self._at_end, self._at_return = np.uint8(0), True, False
+        self._begun_inside, self._commas, self._row_inside = False, 0, False
 
     def add(self, chunk: bytes) -> None:
         """Count the lines that end in a chunk."""
@@ -166,16 +171,37 @@ class _Count:
             self._all_ends -= self._at_return and bool(feeds[0])
             self._at_return = bool(returns[-1])
         self._all_ends += int(np.count_nonzero(ends))
-        if self._inside or b'"' in chunk:
+        if self._inside or self._begun_inside or b'"' in chunk:
             inside = np.bitwise_xor.accumulate((found == QUOTE).view(np.uint8)) ^ self._inside
             self._inside = inside[-1]
-            self.folded = self.folded or bool(np.any(ends & inside.view(bool)))
+            self._look_inside(found, ends, inside.view(bool))
             ends &= ~inside.view(bool)
         # Of several line ends in a row, the first one ends a line; the others are blank lines, or
         # the second half of CR LF.
         self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
         self._ends += bool(ends[0]) and not self._at_end
         self._at_end = bool(ends[-1])
+
+    def _look_inside(self, found: Bytes, ends: Flags, inside: Flags) -> None:
+        """Look for lines that begin within quotes and have the commas of a row."""
+        at = np.flatnonzero(ends)
+        within = inside[at]
+        if self._begun_inside or within.any():
+            commas = np.flatnonzero(found == COMMA)
+            before = np.searchsorted(commas, at)
+            counts = np.diff(before, prepend=-self._commas, append=len(commas))
+            begun_inside = np.concatenate(([self._begun_inside], within))
+            self._row_inside |= bool(np.any(counts[begun_inside] >= FEWEST_COMMAS))
+            self._commas = int(counts[-1])
+        else:
+            self._commas = 0
+        if len(at):
+            self._begun_inside = bool(within[-1])
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether a quote may have taken rows into its field: they cannot be counted like this."""
+        return self._row_inside or bool(self._inside)
 
     @property
     def records(self) -> int:
@@ -368,6 +394,10 @@ def _check_folded(file: ExportFile, fields: list[str], lines: list[str], positio
     columns = len(file.header)
     sound = len(fields) == columns or (len(fields) == columns + 1 and not fields[-1])
     sound = sound and _WELL_FORMED.fullmatch("".join(lines)) is not None
+    if all(line.count(",") < columns - 1 for line in lines[1:]) and (
+        len(lines) * max(map(len, lines)) < MAX_RAW_TEXT_BYTES
+    ):
+        return
     rows = [n for n, line in enumerate(lines) if _looks_like_a_row(line, columns)]
     taken = rows[1:] or [n for n in rows if n and not sound]
     if not taken and not sound and sum(map(len, lines)) >= MAX_RAW_TEXT_BYTES:
