@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from retail_assets.ingest.event_files import Taken
+    from retail_assets.ingest.event_plan import Taken
 
 app = typer.Typer(
     name="retail-assets",
@@ -223,6 +223,9 @@ def ingest_events() -> None:
         live_revenue.refresh(lake, connection)
         note_new_files(lake, connection)
     _print_event_files(found.files.values())
+    for file in found.files.values():
+        if file.notice:
+            _tell(visible(file.notice), style="yellow")
     for path, reason in pending.left_alone.items():
         _tell(f"{path} {reason}", style="yellow")
     if pending.not_read:
@@ -422,6 +425,35 @@ def rewind_consumer(
         _tell(f"{name} sets {key} aside: {problem}", style="yellow")
     changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
     out.print(f"{name} is recomputed: {changed} rows came or went.")
+
+
+events = typer.Typer(help="Events that were ingested from files.", no_args_is_help=True)
+app.add_typer(events, name="events")
+
+
+@events.command("retract")
+def retract_events(
+    file: Annotated[str, typer.Argument(help="The file, relative to the events folder.")],
+    version: Annotated[
+        int | None,
+        typer.Option(help="Which version, as event_files has it: by default all earlier ones."),
+    ] = None,
+) -> None:
+    """Take the events and dead letters of earlier versions of a file back; raw lines stay."""
+    from retail_assets.consumers import live_revenue
+    from retail_assets.ingest.event_retraction import retract
+    from retail_assets.lake.connection import Lake
+
+    settings = load_settings()
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        done = retract(lake, connection, settings, file, version)
+        live_revenue.refresh(lake, connection)
+    for item in done:
+        _tell(
+            f"{visible(item.path)}, version {item.version}: {item.events} events and"
+            f" {item.dead_letters} dead letters were taken back"
+        )
 
 
 letters = typer.Typer(

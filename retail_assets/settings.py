@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         description="Where event files land: a folder (default `events` in the data folder) or an"
         " `s3://` prefix.",
     )
+    changed_event_files: Literal["keep", "replace"] = Field(
+        default="keep",
+        description="What happens to the events of an event file that got shorter or starts"
+        " differently: they stay (`keep`), or they are taken back, because a corrected file is"
+        " delivered under the same name (`replace`).",
+    )
     event_settle_seconds: float = Field(
         default=5,
         ge=0,

@@ -104,6 +104,12 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
             "SELECT lines, dead_lettered FROM event_files WHERE retracted_at IS NULL"
             " UNION ALL SELECT lines, dead_lettered FROM stream_offsets WHERE kind = 'source')"
         ).fetchone() or (0, 0)
+        changed, stay, back = connection.execute(
+            "SELECT count(DISTINCT path) FILTER (superseded_at IS NOT NULL),"
+            " coalesce(sum(accepted) FILTER (retracted_at IS NULL), 0),"
+            " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0)"
+            " FROM event_files WHERE superseded_at IS NOT NULL OR retracted_at IS NOT NULL"
+        ).fetchone() or (0, 0, 0)
         stream = _stream_figures(settings, connection)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
@@ -127,6 +133,9 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
         "rejected rows": int(rejected),
         "event lines": int(lines),
         "dead-letter rate": round(int(dead) / int(lines), 6) if lines else 0.0,
+        "event files that changed": changed,
+        "their earlier events that stay": int(stay),
+        "their earlier events taken back": int(back),
         "lake files": int(files),
         "lake bytes": int(size),
         "last snapshot": snapshot,

@@ -23,7 +23,8 @@ class Column:
 
     `derived_from` holds `table.column` names; `personal` marks what identifies a customer and is
     masked wherever rows are shown outside the lake. `default` is what rows have that were written
-    before the table had the column, in SQL; without one they have null.
+    before the table had the column, in SQL; without one they have null. `when_added` is a statement
+    to execute once such a table was given the column.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Column:
     derived_from: tuple[str, ...] = ()
     personal: bool = False
     default: str | None = None
+    when_added: str | None = None
 
 
 @dataclass(frozen=True)
@@ -574,11 +576,16 @@ LIVE_REVENUE = Table(
 
 EVENT_FILES = Table(
     name="event_files",
-    description="Ledger: each version of an event file that was taken in, and how far.",
+    description="Ledger: each version of an event file that was ingested, and how far.",
     key=("path", "version"),
     columns=(
         Column("path", "VARCHAR", "The file, relative to the events folder."),
-        Column("version", "BIGINT", "From 1; one more when the file was replaced."),
+        Column(
+            "version",
+            "BIGINT",
+            "From 1; one more when the file got shorter or starts differently. Versions below 1 are"
+            " of earlier releases, which kept no lines of them.",
+        ),
         Column("received_date", "DATE", "The day of its first lines."),
         Column("size_bytes", "BIGINT", "Size of the file when it was last looked at, in bytes."),
         Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
@@ -613,9 +620,26 @@ EVENT_FILES = Table(
         ),
         Column("ingested_at", INSTANT, "When its last lines were committed."),
         Column(
+            "received_at",
+            INSTANT,
+            "When its first lines were received: the file's last write then. Of files with the same"
+            " content the lines count where they were received first.",
+            nullable=True,
+        ),
+        Column(
+            "superseded_at",
+            INSTANT,
+            "When a later version of the file came; null: this is the current one.",
+            nullable=True,
+            when_added="UPDATE lake.event_files SET superseded_at = retracted_at,"
+            " version = version - c.latest + 1 FROM (SELECT path AS changed, max(version) AS latest"
+            " FROM lake.event_files GROUP BY path) AS c WHERE path = c.changed AND c.latest > 1",
+        ),
+        Column(
             "retracted_at",
             INSTANT,
-            "When another version took its place; null: this one counts.",
+            "When its events and dead letters were taken back; null: they count, and the three"
+            " counts are those of now.",
             nullable=True,
         ),
     ),

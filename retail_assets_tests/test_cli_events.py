@@ -87,12 +87,29 @@ def test_pending_event_files_are_taken_in_and_counted(settings: Settings, comman
     write_events(settings, f"{DAY}/a [b].jsonl", [event(1), event(2, surprise=1), "null", event(4)])
     write_events(settings, f"{DAY}/c.jsonl.gz", [event(5)])
     code, out, err = command("ingest-events")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert (
+        f"{DAY}/c.jsonl.gz got shorter or starts differently: 1 events and 0 dead letters of the"
+        " version before stay" in err
+    )
     assert cells(out)[1:] == [
         [f"{DAY}/a [b].jsonl", "grown", "1", "1", "0", "0"],
-        [f"{DAY}/c.jsonl.gz", "replaced", "1", "1", "0", "0"],
+        [f"{DAY}/c.jsonl.gz", "changed", "1", "1", "0", "0"],
         ["2 files", "", "2", "2", "0", "0"],
     ]
+
+    code, _, err = command("events", "retract", f"{DAY}/c.jsonl.gz")
+    assert code == 0
+    taken_back = f"{DAY}/c.jsonl.gz, version 1: 1 events and 0 dead letters were taken back"
+    assert taken_back in err
+    code, out, _ = command("query", "SELECT sum(total_revenue) AS r FROM live_revenue", *JSON)
+    assert (code, json.loads(out)) == (0, [{"r": "40.00"}])
+    code, _, err = command("events", "retract", f"{DAY}/c.jsonl.gz")
+    assert code == 2
+    assert "no earlier version" in err
+    code, out, _ = command("status", *JSON)
+    found = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert (found["event files that changed"], found["their earlier events taken back"]) == (1, 1)
 
 
 JSON = ("--format", "json")

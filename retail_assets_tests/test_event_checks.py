@@ -23,6 +23,7 @@ pytestmark = DAGSTER_CALLS_ITSELF
 
 FILE = f"{FIRST}/a.jsonl"
 ADD_UP = ("raw_events", "lines_add_up")
+CHANGED = ("raw_events", "changed_files_are_known")
 READABLE = ("raw_events", "files_are_readable")
 AGREES = ("live_revenue", "stream_agrees_with_batch")
 EVENT_LANE = ("raw_events", "enriched_events", "dead_letter_events", "live_revenue")
@@ -127,6 +128,20 @@ def test_an_unreadable_file_is_a_warning_that_names_it_until_it_is_mended(
     write_events(platform.settings, f"{FIRST}/bad.jsonl.gz", [event(9, status="pending")])
     take_in(platform)
     assert red(evaluate(platform)) == set()
+
+
+def test_a_file_that_changed_is_a_warning_that_says_what_stays(platform: Platform) -> None:
+    write_events(platform.settings, FILE, ["null"])
+    take_in(platform)
+    evaluations = evaluate(platform)
+    assert red(evaluations) == {CHANGED}
+    assert evaluations[CHANGED].severity == dg.AssetCheckSeverity.WARN
+    assert metadata(evaluations[CHANGED]) == {
+        "files_changed": 1,
+        "events_of_earlier_versions_that_stay": 1,
+        "events_taken_back": 0,
+        "changed_within_a_day": str([FILE]),
+    }
 
 
 def test_where_stream_and_batch_differ_the_orders_behind_it_are_named(platform: Platform) -> None:

@@ -259,22 +259,27 @@ def every_accepted_order_is_published(scope: Scope) -> dg.AssetCheckResult:
 
 
 def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
-    """Of each event file: lines = accepted + dead-lettered + duplicate, as the tables have them."""
+    """Of each version of an event file: lines = accepted + dead-lettered + duplicate.
+
+    As the tables have them; of a version that was retracted they have the lines alone.
+    """
     window = "" if scope.first is None else f"WHERE received_date >= DATE '{scope.first}'"
+    place = "source, source_name, version"
     lines, accepted, dead, wrong = scope.connection.execute(
-        "WITH held AS (SELECT source_name AS path, sum(raw) AS raw, sum(accepted) AS accepted,"
-        " sum(dead) AS dead FROM ("
-        f" SELECT source, source_name, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
-        f" {window} UNION ALL SELECT source, source_name, 0, 1, 0 FROM lake.enriched_events"
-        f" {window} UNION ALL SELECT source, source_name, 0, 0, 1 FROM lake.dead_letter_events"
+        "WITH held AS (SELECT source_name AS path, version, sum(raw) AS raw,"
+        " sum(accepted) AS accepted, sum(dead) AS dead FROM ("
+        f" SELECT {place}, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
+        f" {window} UNION ALL SELECT {place}, 0, 1, 0 FROM lake.enriched_events"
+        f" {window} UNION ALL SELECT {place}, 0, 0, 1 FROM lake.dead_letter_events"
         f" {window}) WHERE source = 'file' GROUP BY ALL)"
         " SELECT coalesce(sum(e.lines), 0), coalesce(sum(e.accepted), 0),"
         " coalesce(sum(e.dead_lettered), 0), list(e.path ORDER BY e.path) FILTER ("
         " e.lines <> e.accepted + e.dead_lettered + e.duplicate OR (e.copy_of IS NULL AND ("
-        " e.lines <> coalesce(h.raw, 0) OR e.accepted <> coalesce(h.accepted, 0)"
-        " OR e.dead_lettered <> coalesce(h.dead, 0))))"
-        " FROM lake.event_files AS e LEFT JOIN held AS h USING (path)"
-        f" {window + ' AND' if window else 'WHERE'} e.retracted_at IS NULL"
+        " e.lines <> coalesce(h.raw, 0)"
+        " OR if(e.retracted_at IS NULL, e.accepted, 0) <> coalesce(h.accepted, 0)"
+        " OR if(e.retracted_at IS NULL, e.dead_lettered, 0) <> coalesce(h.dead, 0))))"
+        " FROM lake.event_files AS e LEFT JOIN held AS h USING (path, version)"
+        f" {window + ' AND' if window else 'WHERE'} e.version > 0"
     ).fetchone() or (0, 0, 0, None)
     return dg.AssetCheckResult(
         passed=not wrong,
@@ -317,6 +322,27 @@ def streams_add_up(scope: Scope) -> dg.AssetCheckResult:
             "parts": int(parts),
             "lines": int(lines),
             "parts_at_fault": str((wrong or [])[:SHOWN]),
+        },
+    )
+
+
+def changed_files_are_known(scope: Scope) -> dg.AssetCheckResult:
+    """No event file got shorter or starts differently within a day; else, what became of it."""
+    files, stay, back, changed = scope.connection.execute(
+        "SELECT count(DISTINCT path), coalesce(sum(accepted) FILTER (retracted_at IS NULL), 0),"
+        " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0),"
+        " list(DISTINCT path ORDER BY path) FILTER"
+        " (greatest(superseded_at, retracted_at) > now() - INTERVAL 1 DAY)"
+        " FROM lake.event_files WHERE superseded_at IS NOT NULL OR retracted_at IS NOT NULL"
+    ).fetchone() or (0, 0, 0, None)
+    return dg.AssetCheckResult(
+        passed=not changed,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "files_changed": int(files),
+            "events_of_earlier_versions_that_stay": int(stay),
+            "events_taken_back": int(back),
+            "changed_within_a_day": str((changed or [])[:SHOWN]),
         },
     )
 
@@ -375,7 +401,12 @@ GENERAL: tuple[Check, ...] = (schema_matches, key_is_unique, required_values_are
 SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
     tables.RAW_ORDERS: (rows_add_up, volume_is_usual, few_rows_are_rejected),
     tables.COMPLETED_ORDERS: (completed_reconcile_with_raw, references_are_known),
-    tables.RAW_EVENTS: (lines_add_up, streams_add_up, files_are_readable),
+    tables.RAW_EVENTS: (
+        lines_add_up,
+        streams_add_up,
+        changed_files_are_known,
+        files_are_readable,
+    ),
     tables.LIVE_REVENUE: (stream_agrees_with_batch,),
     tables.DAILY_REVENUE: (revenue_reconciles_with_orders, every_accepted_order_is_published),
     tables.DAILY_REVENUE_BY_CATEGORY: (revenue_reconciles_with_orders,),

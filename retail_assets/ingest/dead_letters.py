@@ -16,15 +16,14 @@ import duckdb
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_lines import NOT_TAKEN
+from retail_assets.ingest.event_workspace import origin_of
 from retail_assets.ingest.events import EventBatch
 from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
 REDRIVE = "redrive"
 
-PLACE = (
-    "concat_ws(':', d.source, d.source_name || if(d.version = 1, '', '@' || d.version), d.position)"
-)
+PLACE = f"concat({origin_of('d.source', 'd.source_name', 'd.version')}, ':', d.position)"
 
 _LETTERS = f"""
     SELECT {PLACE} AS id, d.received_date, d.reason, d.field, d.payload, d.processed_at,
@@ -177,8 +176,11 @@ def _take_in(
         }
         with lake.transaction(connection, "redrive dead letters"):
             # Only now: somebody else may have done the same a moment ago.
-            done = {letter["id"] for letter in find(connection, ids=names) if letter["redriven"]}
-            outcomes |= dict.fromkeys(done, "redriven before")
+            there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
+            for name in names:
+                if there.get(name, True):
+                    # Its file's version was retracted, or a replay took it for valid.
+                    outcomes[name] = "redriven before" if name in there else "no dead letter now"
             batch.leave_out(REDRIVE, list(outcomes))
             deltas = batch.settle().deltas
             apply_deltas(connection, deltas)

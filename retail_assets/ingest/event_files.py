@@ -18,10 +18,11 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import event_ledger, offsets
+from retail_assets.ingest import event_ledger
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
-from retail_assets.ingest.event_ledger import FILE, Entry, LakeState
+from retail_assets.ingest.event_ledger import FILE, Entry, LakeState, apply_deltas
 from retail_assets.ingest.event_lines import to_arrow
+from retail_assets.ingest.event_plan import Plan, Taken, Waiting, content_of, state_of
 from retail_assets.ingest.event_reader import (
     OPEN,
     PORTION_BYTES,
@@ -29,7 +30,7 @@ from retail_assets.ingest.event_reader import (
     Progress,
     read_new,
 )
-from retail_assets.ingest.events import Delta, EventBatch
+from retail_assets.ingest.events import EventBatch, Settled
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import is_of_the_data, is_of_the_size
 
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-COPY = "copy"
-"""What came of a file whose content is there under another name."""
 
 MAX_ATTEMPTS = 3
 """How often a file that cannot be read, or fails its transaction, is tried as it is."""
@@ -63,37 +61,6 @@ SHOWN = 5
 
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What came of one file.
-
-    `outcome` is `new`, `grown`, `replaced`, `copy` or `unchanged`; the counts are of the lines that
-    were taken in now.
-    """
-
-    path: str
-    outcome: str
-    lines: int
-    accepted: int
-    dead_lettered: int
-
-    @property
-    def duplicate(self) -> int:
-        """Lines whose event is there from elsewhere."""
-        return self.lines - self.accepted - self.dead_lettered
-
-    def plus(self, later: "Taken") -> "Taken":
-        """This and a later portion of the same file."""
-        if later.outcome == COPY:
-            return replace(later, lines=self.lines + later.lines)
-        return replace(
-            self,
-            lines=self.lines + later.lines,
-            accepted=self.accepted + later.accepted,
-            dead_lettered=self.dead_lettered + later.dead_lettered,
-        )
 
 
 @dataclass
@@ -246,20 +213,6 @@ def ingest(
     return found
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A portion that was read and waits for its transaction; `entry` is what it goes on from."""
-
-    file: FoundFile
-    entry: Entry | None
-    portion: Portion
-    received_date: date
-
-    @property
-    def path(self) -> str:
-        return self.file.path
-
-
 class _Intake:
     """Reads files and prepares their lines while a thread takes in what was read before."""
 
@@ -277,7 +230,7 @@ class _Intake:
         self._progress = progress
         self._stop = stop
         self._folder = event_folder(settings)
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._weight = 0
         self._unreadable: dict[FoundFile, str] = {}
         self._result = Ingested()
@@ -318,7 +271,7 @@ class _Intake:
             if path in self._result.failed:
                 # A portion before this one was at fault.
                 return
-            waiting = _Waiting(file, entry, portion, self._day(file))
+            waiting = Waiting(file, entry, portion, self._day(file))
             self._waiting.append(waiting)
             self._weight += len(portion.data) + LINE_BYTES * portion.lines
             if self._weight >= PORTION_BYTES or not portion.last:
@@ -327,7 +280,7 @@ class _Intake:
                 return
             if not portion.last:
                 # The rest goes on from what the ledger will have then, or is left out.
-                entry = _after(waiting)
+                entry = waiting.after()
 
     def _new(self, path: str, entry: Entry | None) -> Iterator[tuple[FoundFile, Portion]]:
         """What is new of a file. That it cannot be read is noted; other faults are not its own."""
@@ -338,7 +291,7 @@ class _Intake:
             for portion in read_new(
                 lambda: self._folder.open(path),
                 packed=file.packed,
-                known=entry.progress if entry else Progress(),
+                known=entry.progress if entry and entry.retracted_us is None else Progress(),
                 still=file.is_still(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
             ):
                 yield file, portion
@@ -360,7 +313,7 @@ class _Intake:
 
     def _take(
         self,
-        waiting: Sequence[_Waiting],
+        waiting: Sequence[Waiting],
         staged: "tuple[pa.Table, pa.Table] | None",
         unreadable: Mapping[FoundFile, str],
     ) -> None:
@@ -372,7 +325,7 @@ class _Intake:
             logger.warning("Event files could not be taken in, they are tried by parts: %s", error)
             self._take_parts(waiting, unreadable)
 
-    def _take_parts(self, waiting: Sequence[_Waiting], unreadable: Mapping[FoundFile, str]) -> None:
+    def _take_parts(self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]) -> None:
         """Take in what failed, then its halves, and of these the halves; a file alone is at fault.
 
         Unless the disk, the network or the catalog is: such an error is raised once the others had
@@ -406,7 +359,7 @@ class _Intake:
     def _transact(
         self,
         connection: duckdb.DuckDBPyConnection,
-        waiting: Sequence[_Waiting],
+        waiting: Sequence[Waiting],
         staged: "tuple[pa.Table, pa.Table] | None",
         unreadable: Mapping[FoundFile, str],
     ) -> None:
@@ -416,6 +369,8 @@ class _Intake:
         ):
             taken, new_fields = self._settle(connection, batch, waiting, unreadable)
         for one in taken:
+            if one.notice:
+                logger.warning("%s.", one.notice)
             before = self._result.files.get(one.path)
             self._result.files[one.path] = one if before is None else before.plus(one)
         self._result.failed |= {file.path: text for file, text in unreadable.items()}
@@ -425,7 +380,7 @@ class _Intake:
         self,
         connection: duckdb.DuckDBPyConnection,
         batch: EventBatch,
-        waiting: Sequence[_Waiting],
+        waiting: Sequence[Waiting],
         unreadable: Mapping[FoundFile, str],
     ) -> tuple[list[Taken], Sequence[tuple[str, str]]]:
         """In the transaction: the rows, and the ledger that says where they came from.
@@ -434,25 +389,20 @@ class _Intake:
             What came of each file, and the fields that are new.
         """
         paths = [item.path for item in waiting]
-        found = event_ledger.related(connection, paths, list(filter(None, map(_content, waiting))))
-        known = {entry.path: entry for entry in found}
-        overtaken = {
-            item.path for item in waiting if _state(known.get(item.path)) != _state(item.entry)
-        }
+        replacing = self._settings.changed_event_files == "replace"
+        found = _related(connection, waiting, replacing=replacing)
+        known = {entry.path: entry for entry in found if entry.superseded_us is None}
+        overtaken = [
+            item.path for item in waiting if state_of(known.get(item.path)) != state_of(item.entry)
+        ]
         # What a file counts may have changed since, though it was taken no further.
         current = [
             replace(item, entry=known.get(item.path))
             for item in waiting
             if item.path not in overtaken
         ]
-        plan = _Plan(connection, current, found)
-        batch.leave_out(FILE, [*overtaken, *plan.copies])
-        for holder, heir in plan.heirs:
-            batch.inherit(FILE, holder, heir.path, heir.version, heir.received_date)
-        batch.retract(FILE, plan.replaced)
-        batch.retract(FILE, plan.displaced, redrives=False)
-        settled = batch.settle()
-        taken = list(plan.enter(settled.deltas))
+        batch.leave_out(FILE, overtaken)
+        settled, taken = apply(connection, batch, Plan(current, found, replace_changed=replacing))
         failed = event_ledger.failed_paths(connection)
         # Of a file that was at fault in this run a later portion may have been read already.
         readable = [path for path in paths if path not in self._result.failed]
@@ -460,33 +410,59 @@ class _Intake:
         return taken, settled.new_fields
 
 
-def _content(item: _Waiting) -> str | None:
-    """The hash of a file's content, once all of it was read and it has lines."""
-    progress = item.portion.progress
-    return progress.content_hash if item.portion.last and progress.lines else None
+def _related(
+    connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting], *, replacing: bool
+) -> list[Entry]:
+    """What the ledger has of some files, and of all whose owner they may change."""
+    paths = [item.path for item in waiting]
+    contents = {item.content for item in waiting}
+    left = {
+        content_of(item.entry)
+        for item in waiting
+        if item.entry and (replacing or item.portion.resumed or not item.restarted)
+    }
+    found = event_ledger.related(connection, paths, contents=contents, left=left)
+    owners = {content_of(entry): entry for entry in found if entry.copy_of is None}
+    taken_over = {
+        item.content
+        for item in waiting
+        if item.content in owners and item.after().received_us < owners[item.content].received_us
+    } - left
+    if taken_over:
+        found = event_ledger.related(connection, paths, contents=contents, left=left | taken_over)
+    return found
 
 
-def _state(entry: Entry | None) -> tuple[int, Progress] | None:
-    return (entry.version, entry.progress) if entry else None
+def apply(
+    connection: duckdb.DuckDBPyConnection, batch: EventBatch, plan: Plan
+) -> tuple[Settled, list[Taken]]:
+    """In the transaction, do what is planned: the rows, and the ledger that says whence they came.
 
-
-def _after(item: _Waiting) -> Entry:
-    """What the ledger has of a file once a portion of it is in; the counts are not known yet."""
-    version = item.entry.version if item.entry else 0
-    return Entry(
-        path=item.path,
-        version=version + 1 if item.entry is None or item.portion.restarted else version,
-        received_date=item.received_date,
-        size_bytes=item.file.size_bytes,
-        modified_ns=item.file.modified_ns,
-        progress=item.portion.progress,
-        accepted=0,
-        dead_lettered=0,
-        copy_of=None,
+    Returns:
+        What was changed, and what came of each file of the transaction.
+    """
+    plan.move_rows(batch)
+    settled = batch.settle()
+    changes = {
+        (delta.source_name, delta.version): delta
+        for delta in settled.deltas
+        if delta.source == FILE and plan.has((delta.source_name, delta.version))
+    }
+    written = plan.entries(changes)
+    replaced = plan.known & {entry.key for entry in written}
+    event_ledger.write(connection, written, replaced=replaced)
+    apply_deltas(
+        connection,
+        [
+            delta
+            for delta in settled.deltas
+            if delta.source != FILE or (delta.source_name, delta.version) not in changes
+        ],
     )
+    return settled, plan.taken(changes)
 
 
-def _arrow(waiting: Sequence[_Waiting]) -> "tuple[pa.Table, pa.Table] | None":
+def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
     """All portions end to end, so that a thousand small files are as fast as a large one.
 
     Returns:
@@ -520,134 +496,7 @@ def _arrow(waiting: Sequence[_Waiting]) -> "tuple[pa.Table, pa.Table] | None":
             "received_date": pa.array([item.received_date for item in waiting], pa.date32()),
             "source": pa.array([FILE] * len(waiting), pa.string()),
             "source_name": pa.array([item.path for item in waiting], pa.string()),
-            "version": pa.array([_after(item).version for item in waiting], pa.int64()),
+            "version": pa.array([item.key[1] for item in waiting], pa.int64()),
         }
     )
     return lines, sources
-
-
-class _Plan:
-    """What a transaction does with each file's rows, and then with its ledger entry.
-
-    Files with the same content count once, under the name that comes first in the alphabet; the
-    others are copies of that one, however each came to its content. When its holder changes, a copy
-    inherits the rows.
-    """
-
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        waiting: Sequence[_Waiting],
-        related: Sequence[Entry],
-    ) -> None:
-        self._connection = connection
-        self._waiting = {item.path: item for item in waiting}
-        self.copies: dict[str, str] = {}
-        self.replaced: list[str] = []
-        self.displaced: list[str] = []
-        self.heirs: list[tuple[str, Entry]] = []
-        self._others: dict[str, Entry] = {}
-        self._share([entry for entry in related if entry.path not in self._waiting])
-        self._move()
-
-    def _share(self, related: Sequence[Entry]) -> None:
-        """Find the files that have the same content, and who is a copy of whom."""
-        same: dict[str, list[str]] = {}
-        for path, item in self._waiting.items():
-            content = _content(item)
-            if content:
-                same.setdefault(content, []).append(path)
-        holders = [
-            entry
-            for entry in related
-            if entry.copy_of is None
-            and entry.progress.lines
-            and entry.progress.content_hash in same
-        ]
-        orphans = [entry for entry in related if entry.copy_of in self._waiting]
-        for entry in (*holders, *orphans):
-            same.setdefault(entry.progress.content_hash, []).append(entry.path)
-        for paths in same.values():
-            self.copies |= dict.fromkeys(paths, min(paths))
-        beaten = [entry.path for entry in holders if self.copies[entry.path] != entry.path]
-        further = [
-            entry
-            for entry in event_ledger.copies_of(self._connection, beaten)
-            if entry.path not in self._waiting
-        ]
-        for entry in further:
-            self.copies[entry.path] = self.copies[str(entry.copy_of)]
-        self.copies = {path: holder for path, holder in self.copies.items() if path != holder}
-        self._others = {entry.path: entry for entry in (*holders, *orphans, *further)}
-
-    def _move(self) -> None:
-        """Say which rows have to go, and who inherits some."""
-        before = {path: item.entry for path, item in self._waiting.items()} | self._others
-        for path, entry in before.items():
-            if entry is None:
-                continue
-            item = self._waiting.get(path)
-            if item is not None and item.portion.restarted:
-                self.replaced.append(path)
-            elif entry.copy_of is None and path in self.copies:
-                self.displaced.append(path)
-            elif entry.copy_of is not None and path not in self.copies:
-                self.heirs.append((entry.copy_of, entry))
-        for path, entry in self._others.items():
-            self._others[path] = self._with_role(entry)
-
-    def _with_role(self, entry: Entry) -> Entry:
-        """The entry as the plan has it: who is a copy, or becomes one, counts nothing."""
-        holder = self.copies.get(entry.path)
-        if holder is None:
-            return replace(entry, copy_of=None)
-        return replace(entry, copy_of=holder, accepted=0, dead_lettered=0)
-
-    def enter(self, deltas: Sequence[Delta]) -> Iterable[Taken]:
-        """Write the ledger; returns what came of each file."""
-        changes = {delta.source_name: delta for delta in deltas if delta.source == FILE}
-        others = changes.keys() - self._waiting.keys() - self._others.keys()
-        self._others |= event_ledger.entries(self._connection, others)
-        current = self._others | {path: self._entry(item) for path, item in self._waiting.items()}
-        offsets.apply_deltas(self._connection, [delta for delta in deltas if delta.source != FILE])
-        known = {path for path, item in self._waiting.items() if item.entry is not None}
-        retracted = {path for path in known if self._waiting[path].portion.restarted}
-        event_ledger.write(
-            self._connection,
-            [entry.counting(changes.get(path)) for path, entry in current.items()],
-            replaced=(known - retracted) | self._others.keys(),
-            retracted=retracted,
-        )
-        return [
-            self._taken(item, changes.get(path, Delta(FILE, path)))
-            for path, item in self._waiting.items()
-        ]
-
-    def _entry(self, item: _Waiting) -> Entry:
-        """The ledger's entry of a file, what is counted now aside."""
-        old, portion = item.entry, item.portion
-        if old is None or portion.restarted:
-            entry = _after(item)
-        else:
-            entry = replace(
-                old,
-                size_bytes=item.file.size_bytes,
-                modified_ns=item.file.modified_ns,
-                progress=portion.progress,
-            )
-        return self._with_role(entry)
-
-    def _taken(self, item: _Waiting, delta: Delta) -> Taken:
-        old, portion, lines = item.entry, item.portion, item.portion.lines
-        if old is not None and portion.restarted:
-            outcome = "replaced"
-        elif item.path in self.copies and (lines or item.path in self.displaced):
-            outcome = COPY
-        elif old is None:
-            outcome = "new"
-        else:
-            outcome = "grown" if lines else "unchanged"
-        if any(heir.path == item.path for _, heir in self.heirs):
-            # A copy no more: what it has of the other's lines counts from now on as its own.
-            outcome, lines = "grown", portion.progress.lines
-        return Taken(item.path, outcome, lines, delta.taken, delta.taken_dead)

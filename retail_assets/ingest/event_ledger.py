@@ -6,8 +6,8 @@ speaks of are committed together.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
-from typing import TYPE_CHECKING
+from datetime import date, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -27,9 +27,20 @@ FILE = "file"
 """The source of events that came in files."""
 
 
+Key = tuple[str, int]
+"""A version of a file: path and version."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the ledger has of a file: its current version, as it was last looked at."""
+    """What the ledger has of a version of a file, as it was last looked at.
+
+    `received_us` is when its first lines were received, in microseconds since 1970;
+    `superseded_us` when a later version came, null for the current one, and `retracted_us` when its
+    events were taken back.
+    """
 
     path: str
     version: int
@@ -40,7 +51,15 @@ class Entry:
     accepted: int
     dead_lettered: int
     copy_of: str | None
+    received_us: int
+    superseded_us: int | None = None
+    retracted_us: int | None = None
     ingested_ns: int | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> Key:
+        """The version of the file."""
+        return self.path, self.version
 
     def seen_ns(self, file: FoundFile) -> int | None:
         """When a file was ingested as it is now; None if it has changed."""
@@ -93,8 +112,10 @@ class LakeState:
         taken = {
             path: tuple(state)
             for path, *state in connection.execute(
-                "SELECT path, size_bytes, modified_ns, version, bytes_taken, last_line,"
-                " epoch_ns(ingested_at) FROM lake.event_files WHERE retracted_at IS NULL"
+                # What was retracted by hand is new when it is there again.
+                "SELECT path, if(retracted_at IS NULL, size_bytes, -1), modified_ns, version,"
+                " bytes_taken, last_line, epoch_ns(ingested_at) FROM lake.event_files"
+                " WHERE superseded_at IS NULL"
             ).fetchall()
         }
         failed = {
@@ -116,13 +137,14 @@ def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta])
     """In a transaction, bring the ledgers in line with rows that came and went by other sources."""
     offsets.apply_deltas(connection, [delta for delta in deltas if delta.source != FILE])
     changes = {
-        delta.source_name: delta
+        (delta.source_name, delta.version): delta
         for delta in deltas
         if delta.source == FILE and (delta.accepted or delta.dead_lettered)
     }
-    found = [entry.counting(changes[path]) for path, entry in entries(connection, changes).items()]
-    if found:
-        write(connection, found, replaced=changes)
+    if changes:
+        found = versions(connection, {path for path, _ in changes})
+        changed = [entry.counting(changes[entry.key]) for entry in found if entry.key in changes]
+        write(connection, changed, replaced=changes)
 
 
 def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> dict[str, Entry]:
@@ -130,40 +152,53 @@ def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> di
     if not paths:
         return {}
     # A bare `path` would have DuckLake compare it with the statistics of each file first.
-    found = _read(connection, "concat(path) IN (SELECT unnest(?::VARCHAR[]))", [list(paths)])
+    found = _read(
+        connection,
+        "superseded_at IS NULL AND concat(path) IN (SELECT unnest(?::VARCHAR[]))",
+        [list(paths)],
+    )
     return {entry.path: entry for entry in found}
 
 
-def copies_of(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> list[Entry]:
-    """The files that are copies of some others."""
+def versions(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> list[Entry]:
+    """What the ledger has of all versions of some files that were not retracted."""
     if not paths:
-        return []
-    return _read(connection, "copy_of IN (SELECT unnest(?::VARCHAR[]))", [list(paths)])
-
-
-def related(
-    connection: duckdb.DuckDBPyConnection, paths: Collection[str], hashes: Collection[str]
-) -> list[Entry]:
-    """What the ledger has of some files, of their copies, and of files of the same content.
-
-    Within a transaction of an `EventBatch`, whose memory may know that there are none.
-
-    Args:
-        connection: a connection to the lake.
-        paths: the files.
-        hashes: of their contents, as far as these are whole. Who has a content is listed, but not
-            the copies of that one.
-    """
-    memory = memory_of(connection)
-    if memory and not memory.may_have_files((*paths, *hashes)):
         return []
     return _read(
         connection,
-        "(path IN (SELECT unnest($paths::VARCHAR[]))"
-        " OR copy_of IN (SELECT unnest($paths::VARCHAR[]))"
-        " OR (copy_of IS NULL AND lines > 0"
-        " AND content_hash IN (SELECT unnest($hashes::VARCHAR[]))))",
-        {"paths": list(paths), "hashes": list(hashes)},
+        "retracted_at IS NULL AND concat(path) IN (SELECT unnest(?::VARCHAR[]))",
+        [list(paths)],
+    )
+
+
+def related(
+    connection: duckdb.DuckDBPyConnection,
+    paths: Collection[str],
+    *,
+    contents: Collection[str | None],
+    left: Collection[str | None],
+) -> list[Entry]:
+    """What the ledger has of some files, and of files of the same content.
+
+    Within a transaction of an `EventBatch`, whose cache may know that there are none.
+
+    Args:
+        connection: a connection to the lake.
+        paths: the files, of which the current versions are listed.
+        contents: hashes of whole contents, of which the owners are listed.
+        left: hashes of contents of which owner and copies are listed: the owner may change.
+    """
+    wanted, leaving = (sorted(filter(None, hashes)) for hashes in (contents, left))
+    memory = memory_of(connection)
+    if memory and not memory.may_have_files((*paths, *wanted, *leaving)):
+        return []
+    return _read(
+        connection,
+        "((superseded_at IS NULL AND path IN (SELECT unnest($paths::VARCHAR[])))"
+        " OR (retracted_at IS NULL AND lines > 0"
+        " AND ((copy_of IS NULL AND content_hash IN (SELECT unnest($wanted::VARCHAR[])))"
+        " OR content_hash IN (SELECT unnest($leaving::VARCHAR[])))))",
+        {"paths": list(paths), "wanted": wanted, "leaving": leaving},
     )
 
 
@@ -172,31 +207,26 @@ def _read(
     where: str,
     parameters: Sequence[object] | Mapping[str, object],
 ) -> list[Entry]:
-    return [
-        Entry(path, version, day, size, modified, Progress(*state), accepted, dead, copy_of, at)
-        for path, version, day, size, modified, *state, accepted, dead, copy_of, at in (
-            connection.execute(
-                "SELECT path, version, received_date, size_bytes, modified_ns, bytes_taken,"
-                " content_hash, lines, last_line, checkpoint, accepted, dead_lettered, copy_of,"
-                " epoch_ns(ingested_at)"
-                f" FROM lake.event_files WHERE retracted_at IS NULL AND {where}",
-                parameters,
-            ).fetchall()
-        )
-    ]
+    found = connection.execute(
+        "SELECT path, version, received_date, size_bytes, modified_ns, bytes_taken, content_hash,"
+        " lines, last_line, checkpoint, accepted, dead_lettered, copy_of,"
+        " coalesce(epoch_us(received_at), modified_ns // 1000), epoch_us(superseded_at),"
+        f" epoch_us(retracted_at), epoch_ns(ingested_at) FROM lake.event_files WHERE {where}",
+        parameters,
+    )
+    entries: list[Entry] = []
+    for row in found.fetchall():
+        fields: list[Any] = [*row[:5], Progress(*row[5:10]), *row[10:]]
+        entries.append(Entry(*fields))
+    return entries
 
 
 def write(
-    connection: duckdb.DuckDBPyConnection,
-    written: Sequence[Entry],
-    *,
-    replaced: Collection[str] = (),
-    retracted: Collection[str] = (),
+    connection: duckdb.DuckDBPyConnection, written: Sequence[Entry], *, replaced: Collection[Key]
 ) -> None:
-    """Enter files, in place of what there is of those `replaced`.
-
-    Of those `retracted` the current version stays as well, as one that is retracted.
-    """
+    """Enter versions of files, in place of what there is of those `replaced`."""
+    if not written:
+        return
     memory = memory_of(connection)
     if memory:
         memory.add_files(
@@ -204,17 +234,11 @@ def write(
             for entry in written
             for name in (entry.path, entry.progress.content_hash, entry.copy_of)
         )
-    if retracted:
-        connection.execute(
-            "UPDATE lake.event_files SET retracted_at = now() WHERE retracted_at IS NULL"
-            " AND path IN (SELECT unnest(?::VARCHAR[]))",
-            [list(retracted)],
-        )
     if replaced:
         connection.execute(
-            "DELETE FROM lake.event_files WHERE retracted_at IS NULL"
-            " AND path IN (SELECT unnest(?::VARCHAR[]))",
-            [list(replaced)],
+            "DELETE FROM lake.event_files WHERE (path, version) IN"
+            " (SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[]))",
+            [[path for path, _ in replaced], [version for _, version in replaced]],
         )
     columns: dict[str, list[object]] = {
         "path VARCHAR": [entry.path for entry in written],
@@ -233,8 +257,15 @@ def write(
             entry.progress.lines - entry.accepted - entry.dead_lettered for entry in written
         ],
         "copy_of VARCHAR": [entry.copy_of for entry in written],
+        "received_at TIMESTAMPTZ": [_instant(entry.received_us) for entry in written],
+        "superseded_at TIMESTAMPTZ": [_instant(entry.superseded_us) for entry in written],
+        "retracted_at TIMESTAMPTZ": [_instant(entry.retracted_us) for entry in written],
     }
     insert_columns(connection, "event_files", columns, "now() AS ingested_at")
+
+
+def _instant(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 
 def failed_paths(connection: duckdb.DuckDBPyConnection) -> Collection[str]:

@@ -56,7 +56,8 @@ class Portion:
 
     `cut` are the lines (from 0) of which only the beginning is there, because they are too long.
     `restarted`: the content before is not what the ledger has; `progress` is where this ends, and
-    `last` says that nothing more is there now.
+    `last` says that nothing more is there now. `resumed`: it was restarted only because a last line
+    that was taken without its newline went on.
     """
 
     data: bytes
@@ -65,6 +66,7 @@ class Portion:
     restarted: bool
     progress: Progress
     last: bool
+    resumed: bool = False
 
 
 def read_new(
@@ -100,13 +102,13 @@ def read_new(
             if content and digest:
                 yield from _Reader(digest, known, still, resumable=True).read(content)
                 return
-    restarted = False
+    restarted = resumed = False
     if known.bytes_taken:
         with opened() as content:
             if content is None:
                 yield _left(known)
                 return
-            found = _continued(content, known, still=still)
+            found, resumed = _continued(content, known, still=still)
             if found is not None:
                 yield from found
                 return
@@ -116,12 +118,15 @@ def read_new(
         if content is None or documents is None:
             yield _left(known)
         elif documents:
+            splitter = DocumentSplitter()
             yield from _DocumentReader(
-                ContentHash(), Progress(), still, DocumentSplitter(), restarted
+                ContentHash(), Progress(), still, splitter, restarted, resumed
             ).read(content)
         else:
             resumable = content.plain is not None
-            yield from _Reader(ContentHash(), Progress(), still, resumable, restarted).read(content)
+            yield from _Reader(
+                ContentHash(), Progress(), still, resumable, restarted, resumed
+            ).read(content)
 
 
 def _left(known: Progress) -> Portion:
@@ -154,22 +159,28 @@ def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHas
     return digest if content.peek(1) and known.last_line != TAKEN else None
 
 
-def _continued(content: Content, known: Progress, *, still: bool) -> Iterator[Portion] | None:
-    """What follows on what was ingested before; None if the content before is another."""
+def _continued(
+    content: Content, known: Progress, *, still: bool
+) -> tuple[Iterator[Portion] | None, bool]:
+    """What follows on what was ingested before, and whether the content begins with that.
+
+    None follows if the content before is another, or a last line that was ingested without its
+    newline has gone on.
+    """
     documents = are_documents(content.peek, still=still)
     wholly = documents or content.plain is None
     if documents is None or (wholly and not still and known.bytes_taken > LARGE_BYTES):
-        return iter([_left(known)])
+        return iter([_left(known)]), True
     splitter = DocumentSplitter()
     digest = _same_beginning(content, known, splitter if documents else None)
     more = content.peek(1)
     if digest is None or (more and known.last_line == TAKEN):
-        return None
+        return None, digest is not None
     if not documents:
-        return _Reader(digest, known, still, content.plain is not None).read(content)
+        return _Reader(digest, known, still, content.plain is not None).read(content), True
     if known.last_line == TAKEN:
-        return iter([_no_lines(known)])
-    return _DocumentReader(digest, known, still, splitter).read(content)
+        return iter([_no_lines(known)]), True
+    return _DocumentReader(digest, known, still, splitter).read(content), True
 
 
 def _same_beginning(
@@ -205,6 +216,7 @@ class _Reader:
     still: bool
     resumable: bool
     restarted: bool = False
+    resumed: bool = False
     _whole: list[bytes] = field(default_factory=list)
     _size: int = 0
     _lines: int = 0
@@ -282,9 +294,10 @@ class _Reader:
             self.restarted,
             _progress(self.digest, self._before, last_line, resumable=self.resumable),
             last,
+            self.resumed,
         )
         self._whole, self._size, self._lines, self._cut = [], 0, 0, []
-        self.restarted = False
+        self.restarted = self.resumed = False
         return portion
 
 
@@ -297,6 +310,7 @@ class _DocumentReader:
     still: bool
     splitter: DocumentSplitter
     restarted: bool = False
+    resumed: bool = False
 
     def __post_init__(self) -> None:
         self._before = self.known.lines
@@ -354,9 +368,10 @@ class _DocumentReader:
             self.restarted,
             _progress(self.digest, self._before, last_line, resumable=False),
             last,
+            self.resumed,
         )
         self._whole, self._size, self._lines, self._cut = [], 0, 0, []
-        self.restarted = False
+        self.restarted = self.resumed = False
         return portion
 
 

@@ -23,6 +23,18 @@ KEY = ("received_date", "source", "source_name", "version", "position")
 PLACE = f"{', '.join(KEY)}, received_at"
 """Where and when a line was received."""
 
+
+def origin_of(source: str, name: str, version: str) -> str:
+    """The text for a version of a source that ids of its dead letters begin with."""
+    return f"concat({source}, ':', {name}, if({version} = 1, '', concat('@', {version})))"
+
+
+ORIGIN = (
+    "CASE WHEN source = 'redrive' THEN regexp_replace(source_name, ':[0-9]+$', '')"
+    f" ELSE {origin_of('source', 'source_name', 'version')} END"
+)
+"""Where a line came from in the first place; of a redrive that is where its dead letter did."""
+
 RANK_FIELDS = (
     "order_id, customer_id, region, order_value_gbp, event_timestamp, quantity, extra,"
     f" coalesce(nullif(status, ''), '{COMPLETED}') AS status, nullif(product_id, '') AS product_id"
@@ -69,6 +81,8 @@ _TABLES = {
     # Rows that leave enriched_events or dead_letter_events, and what their source loses by it.
     "gone_events": f"""
         event_id VARCHAR, {_PLACE_COLUMNS}, accepted INTEGER, dead_lettered INTEGER""",
+    # Versions of files whose events were taken back, as `ORIGIN` has them.
+    "retracted_files": "origin VARCHAR",
     "current_events": f"event_id VARCHAR, {_PLACE_COLUMNS}, {_RANK_COLUMNS}",
     "rival_events": "event_id VARCHAR, line_no BIGINT, place BIGINT",
 }
@@ -215,9 +229,9 @@ def statements() -> dict[str, str]:
             + enriched_sql().replace(_NOW, f"{_ARGUMENT}::TIMESTAMPTZ")
         ),
         "count_events": (
-            "SELECT source, source_name, count(*) FILTER (reason IS NULL) AS accepted,"
+            "SELECT source, source_name, version, count(*) FILTER (reason IS NULL) AS accepted,"
             f" count(reason) AS dead_lettered, accepted, dead_lettered FROM {judged}"
-            " GROUP BY source, source_name"
+            " GROUP BY source, source_name, version"
         ),
     }
 

@@ -8,7 +8,7 @@ source recorded, then by position, whichever was ingested first. So the tables f
 received alone: any order of arrival gives the same ones.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -25,9 +25,11 @@ from retail_assets.ingest.event_memory import memory_of
 from retail_assets.ingest.event_workspace import (
     FIRST_RECEIVED,
     KEY,
+    ORIGIN,
     PLACE,
     RANK_FIELDS,
     judged_sql,
+    origin_of,
 )
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.rows import insert_columns
@@ -49,7 +51,7 @@ straight from where they are."""
 
 @dataclass(frozen=True)
 class Delta:
-    """What changed for one source: rows that came to the tables less rows that left them.
+    """What changed for a version of a source: rows that came to the tables less those that left.
 
     `taken` and `taken_dead` are those of them that were received now: they came by no change
     elsewhere.
@@ -57,6 +59,7 @@ class Delta:
 
     source: str
     source_name: str
+    version: int = 1
     accepted: int = 0
     dead_lettered: int = 0
     taken: int = 0
@@ -186,7 +189,7 @@ class EventBatch:
         execute = self._connection.execute
         self._judge(
             f"SELECT {_stored(replayed=True)} FROM lake.raw_events"
-            f" WHERE received_date = DATE '{day}'"
+            f" WHERE received_date = DATE '{day}' AND {self._not_retracted()}"
         )
         execute(
             f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
@@ -243,29 +246,54 @@ class EventBatch:
             " WHERE reason IS NOT NULL"
         ).fetchall()
 
-    def retract(self, source: str, source_names: Collection[str], *, redrives: bool = True) -> None:
-        """In a transaction, take all lines of some sources out of the tables again.
+    def retract(self, source: str, versions: Collection[tuple[str, int]]) -> None:
+        """In a transaction, take the events and dead letters of versions of files back.
 
-        So are, unless told otherwise, the redrives of their dead letters. What they counted is not
-        in the deltas: the ledger keeps it with the version that is gone.
+        So are the redrives of their dead letters; `raw_events` keeps all lines. What they counted
+        is not in the deltas: the ledger keeps it with the version.
         """
-        if not source_names:
+        if not versions:
             return
         self._fresh = False
-        letters = [f"{source}:{name}" for name in source_names] if redrives else []
-        names = [source, list(source_names), letters]
-        where = (
-            "WHERE (source = ? AND source_name IN (SELECT unnest(?::VARCHAR[])))"
-            " OR (source = 'redrive' AND regexp_replace(source_name, ':[0-9]+$', '')"
-            " IN (SELECT unnest(?::VARCHAR[])))"
-        )
+        names, numbers = zip(*versions, strict=True)
         self._connection.execute(
-            f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
-            f" 0, 0 FROM lake.enriched_events {where}",
-            names,
+            "INSERT INTO temp.main.retracted_files SELECT"
+            f" {origin_of('?', 'name', 'version')} FROM (SELECT unnest(?::VARCHAR[]) AS name,"
+            " unnest(?::BIGINT[]) AS version)",
+            [source, names, numbers],
         )
-        for table in (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS):
-            self._connection.execute(f"DELETE FROM lake.{table.name} {where}", names)
+        self._remove(
+            (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS),
+            f"((source = ? AND source_name IN (SELECT unnest(?::VARCHAR[]))) OR source = 'redrive')"
+            f" AND {ORIGIN} IN (FROM temp.main.retracted_files)",
+            [source, names],
+        )
+
+    def displace(self, source: str, versions: Collection[tuple[str, int]]) -> None:
+        """In a transaction, take all lines of versions of files out of the tables.
+
+        They are there as lines of another file with the same content.
+        """
+        if versions:
+            self._fresh = False
+            names, numbers = zip(*versions, strict=True)
+            self._remove(
+                (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS, tables.RAW_EVENTS),
+                "source = ? AND (source_name, version) IN"
+                " (SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[]))",
+                [source, names, numbers],
+            )
+
+    def _remove(
+        self, from_tables: Sequence[tables.Table], where: str, parameters: Sequence[object]
+    ) -> None:
+        self._connection.execute(
+            f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE}, 0, 0"
+            f" FROM lake.enriched_events WHERE {where}",
+            parameters,
+        )
+        for table in from_tables:
+            self._connection.execute(f"DELETE FROM lake.{table.name} WHERE {where}", parameters)
 
     def leave_out(self, source: str, source_names: Collection[str]) -> None:
         """Forget what was staged of some sources."""
@@ -285,17 +313,25 @@ class EventBatch:
         )
 
     def inherit(
-        self, source: str, source_name: str, heir: str, version: int, received_date: date
+        self,
+        source: str,
+        owner: tuple[str, int],
+        heir: tuple[str, int],
+        received_date: date,
+        received_us: int,
     ) -> None:
-        """In a transaction, stage what is stored of a source once more, as lines of another."""
+        """In a transaction, stage the lines of a version of a file once more, as those of another.
+
+        They were received at the one time that is known of the heir, in microseconds since 1970.
+        """
         self._fresh = False
         self._judge(
-            f"SELECT DATE '{received_date}' AS received_date, source, {literal(heir)} AS"
-            f" source_name, {version}::BIGINT AS version, position, received_at, payload, defect,"
-            " false AS stored,"
-            f" NULL::VARCHAR AS stored_id, false AS replayed FROM lake.raw_events"
-            f" WHERE source = {literal(source)}"
-            f" AND source_name = {literal(source_name)}"
+            f"SELECT DATE '{received_date}' AS received_date, source, {literal(heir[0])} AS"
+            f" source_name, {heir[1]}::BIGINT AS version, position,"
+            f" make_timestamptz({received_us}) AS received_at, payload, defect, false AS stored,"
+            " NULL::VARCHAR AS stored_id, false AS replayed FROM lake.raw_events"
+            f" WHERE source = {literal(source)} AND source_name = {literal(owner[0])}"
+            f" AND version = {owner[1]}"
         )
 
     def settle(self) -> Settled:
@@ -324,9 +360,19 @@ class EventBatch:
             return
         self._judge(
             f"SELECT {_stored(replayed=False)} FROM lake.raw_events WHERE event_id IN ({gone})"
+            f" AND {self._not_retracted()}"
             " AND NOT EXISTS (SELECT 1 FROM temp.main.judged_events AS j"
             f" WHERE j.stored AND {_same_place('j')})"
         )
+
+    def _not_retracted(self) -> str:
+        """The condition that leaves lines of retracted versions out."""
+        self._connection.execute(
+            "INSERT INTO temp.main.retracted_files SELECT"
+            f" {origin_of(literal('file'), 'path', 'version')} FROM lake.event_files"
+            " WHERE retracted_at IS NOT NULL"
+        )
+        return f"{ORIGIN} NOT IN (FROM temp.main.retracted_files)"
 
     def _survey(self) -> None:
         """Look once at what was judged."""
@@ -438,14 +484,15 @@ class EventBatch:
         if self._fresh and self._unrivalled:
             return tuple(Delta(*row) for row in self._execute("count_events").fetchall())
         rows = self._connection.execute(
-            "SELECT source, source_name, sum(accepted), sum(dead_lettered),"
+            "SELECT source, source_name, version, sum(accepted), sum(dead_lettered),"
             " coalesce(sum(accepted) FILTER (taken), 0),"
             " coalesce(sum(dead_lettered) FILTER (taken), 0) FROM"
-            " (SELECT source, source_name, 1 AS accepted, 0 AS dead_lettered, NOT stored AS taken"
+            " (SELECT source, source_name, version, 1 AS accepted, 0 AS dead_lettered,"
+            " NOT stored AS taken"
             " FROM temp.main.judged_events WHERE reason IS NULL"
-            " UNION ALL SELECT source, source_name, 0, 1, NOT stored FROM temp.main.judged_events"
-            " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
-            " UNION ALL SELECT source, source_name, -accepted, -dead_lettered, false"
+            " UNION ALL SELECT source, source_name, version, 0, 1, NOT stored"
+            " FROM temp.main.judged_events WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
+            " UNION ALL SELECT source, source_name, version, -accepted, -dead_lettered, false"
             " FROM temp.main.gone_events) GROUP BY ALL"
         ).fetchall()
         return tuple(Delta(*row) for row in rows)

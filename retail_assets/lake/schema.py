@@ -62,6 +62,7 @@ def _amend(table: tables.Table, column: tables.Column, found: str | None) -> lis
         return [
             f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}"
             + (f" DEFAULT {column.default}" if column.default else ""),
+            *([column.when_added] if column.when_added else []),
             _comment(table, column),
         ]
     old, new = _DECIMAL.fullmatch(found), _DECIMAL.fullmatch(column.type)

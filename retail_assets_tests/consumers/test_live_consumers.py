@@ -392,7 +392,8 @@ def insert(followers: Followers, example: str, events: Sequence[dict[str, Any]])
     unnested = ", ".join(f"unnest(?::{type_}[]) AS {name}" for name, type_ in columns.items())
     followers.change(
         "INSERT INTO lake.enriched_events BY NAME SELECT *, 'C' AS customer_id, 'low' AS"
-        f" value_tier, 'file' AS source, 'a' AS source_name, DATE '{DAY}' AS received_date,"
+        " value_tier, 'file' AS source, 'a' AS source_name, 1 AS version,"
+        f" DATE '{DAY}' AS received_date,"
         " event_timestamp::DATE AS order_date, 'unknown' AS product_name, 'unknown' AS"
         " product_category, 'unknown' AS customer_segment, 'unknown' AS home_region,"
         f" now() AS processed_at FROM (SELECT {unnested})",

@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,13 @@ import pytest
 from typing_extensions import Self
 
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest import event_files, event_reader, json_documents, regular_files
+from retail_assets.ingest import (
+    dead_letters,
+    event_files,
+    event_reader,
+    json_documents,
+    regular_files,
+)
 from retail_assets.ingest.event_files import (
     MAX_ATTEMPTS,
     Ingested,
@@ -27,9 +33,13 @@ from retail_assets.ingest.event_files import (
     pending_event_files,
 )
 from retail_assets.ingest.event_folder import EventFolder
+from retail_assets.ingest.event_plan import Taken
+from retail_assets.ingest.event_retraction import Retracted, retract
 from retail_assets.ingest.events import EventBatch, Settled
+from retail_assets.ingest.replay import check_day
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.schema import create_missing_tables
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
 from retail_assets_tests.event_files import STILL_NS, event, write_events
@@ -51,6 +61,12 @@ class Events:
 
     def write(self, path: str, *lines: str) -> Path:
         return write_events(self.settings, path, lines)
+
+    @property
+    def replacing(self) -> "Events":
+        """The same, where a corrected file is delivered under the same name."""
+        settings = self.settings.model_copy(update={"changed_event_files": "replace"})
+        return replace(self, settings=settings)
 
     def pending(self) -> Pending:
         return pending_event_files(self.settings)
@@ -80,7 +96,7 @@ class Events:
         """Lines, accepted, dead-lettered, duplicate and copy of each file."""
         found = self.rows(
             "SELECT path, lines, accepted, dead_lettered, duplicate, copy_of FROM lake.event_files"
-            " WHERE retracted_at IS NULL ORDER BY path"
+            " WHERE superseded_at IS NULL ORDER BY path"
         )
         return {path: tuple(rest) for path, *rest in found}
 
@@ -97,21 +113,31 @@ class Events:
         ]
 
     def must_balance(self) -> None:
+        """Each version of each file, also one that is not the current one."""
+        place = "source_name, version"
         held = self.rows(
-            "SELECT source_name, sum(raw), sum(accepted), sum(dead) FROM ("
-            "SELECT source_name, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
-            " UNION ALL SELECT source_name, 0, 1, 0 FROM lake.enriched_events"
-            " UNION ALL SELECT source_name, 0, 0, 1 FROM lake.dead_letter_events) GROUP BY ALL"
+            f"SELECT {place}, sum(raw), sum(accepted), sum(dead) FROM ("
+            f"SELECT {place}, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
+            f" UNION ALL SELECT {place}, 0, 1, 0 FROM lake.enriched_events"
+            f" UNION ALL SELECT {place}, 0, 0, 1 FROM lake.dead_letter_events) GROUP BY ALL"
         )
-        tables = {path: tuple(counts) for path, *counts in held}
-        ledger = self.ledger()
-        assert tables.keys() <= ledger.keys()
-        for path, (lines, accepted, dead, duplicate, copy_of) in ledger.items():
+        tables = {(path, version): tuple(counts) for path, version, *counts in held}
+        ledger = self.rows(
+            "SELECT path, version, lines, accepted, dead_lettered, duplicate, copy_of IS NULL,"
+            " retracted_at IS NULL FROM lake.event_files"
+        )
+        assert tables.keys() <= {(path, version) for path, version, *_ in ledger}
+        for path, version, lines, accepted, dead, duplicate, is_owner, counts in ledger:
             assert lines == accepted + dead + duplicate
-            raw = 0 if copy_of else lines
-            assert tables.get(path, (0, 0, 0)) == (raw, accepted, dead)
+            raw = lines if is_owner else 0
+            right = (raw, accepted, dead) if counts else (raw, 0, 0)
+            # Of versions below 1 earlier releases have kept no lines.
+            held_now = tables.get((path, version), (0, 0, 0))
+            assert held_now == (right if version > 0 else (0, 0, 0)), (path, version)
         identities = self.rows(
-            "SELECT (SELECT count(DISTINCT event_id) FROM lake.raw_events),"
+            "SELECT (SELECT count(DISTINCT event_id) FROM lake.raw_events"
+            " WHERE (source_name, version) NOT IN (SELECT path, version FROM lake.event_files"
+            " WHERE retracted_at IS NOT NULL)),"
             " (SELECT count(DISTINCT event_id) FROM lake.enriched_events),"
             " (SELECT count(*) FROM lake.enriched_events)"
         )
@@ -222,8 +248,8 @@ def test_files_may_be_called_anything_and_lie_in_any_folder(events: Events) -> N
     for number, name in enumerate(NAMES):
         events.write(name, event(200 + number))
         events.write(f"copies/{name}", event(200 + number))
-    assert {one[0] for one in outcomes(events.take()).values()} <= {"replaced", "copy", "new"}
-    assert len(events.accepted()) == len(NAMES)
+    assert {one[0] for one in outcomes(events.take()).values()} <= {"changed", "new", "copy"}
+    assert len(events.accepted()) == 3 * len(NAMES)
 
 
 def test_a_name_that_is_no_text_is_left_alone_and_stops_no_other(events: Events) -> None:
@@ -485,19 +511,50 @@ def test_of_a_file_that_grew_only_the_new_lines_are_taken(events: Events) -> Non
     assert events.dead() == [("a.jsonl", 2, "not_json"), ("a.jsonl", 5, "not_json")]
 
 
-def test_a_file_that_was_replaced_gives_what_it_has_now(events: Events) -> None:
+VERSIONS = (
+    "SELECT version, lines, accepted, dead_lettered, duplicate, superseded_at IS NOT NULL,"
+    " retracted_at IS NOT NULL FROM lake.event_files ORDER BY version"
+)
+
+
+def test_the_events_of_a_file_that_changed_stay_and_are_named(events: Events, caplog) -> None:
+    events.write("a.jsonl", event(1), BAD, event(2), BAD)
+    events.take()
+    events.write("a.jsonl", event(2), event(3), BAD)
+    came = events.take()
+    assert outcomes(came) == {"a.jsonl": ("changed", 1, 1, 1)}
+    (file,) = came.files.values()
+    assert (file.events_before, file.dead_letters_before) == (2, 2)
+    assert "2 events and 2 dead letters of the version before stay" in caplog.text
+    assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 3), ("E3", "a.jsonl", 2)]
+    assert events.rows("SELECT version, position FROM lake.dead_letter_events ORDER BY ALL") == [
+        (1, 2), (1, 4), (2, 3),
+    ]  # fmt: skip
+    assert events.rows(VERSIONS) == [(1, 4, 2, 2, 0, True, False), (2, 3, 1, 1, 1, False, False)]
+    assert outcomes(events.take("a.jsonl")) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+
+
+def test_where_files_are_replaced_their_earlier_events_are_taken_back(
+    events: Events, caplog
+) -> None:
+    events = events.replacing
     events.write("a.jsonl", event(1), BAD, event(2), BAD)
     events.take()
     events.write("a.jsonl", event(2), event(3), "null")
     assert outcomes(events.take()) == {"a.jsonl": ("replaced", 2, 1, 0)}
+    assert "2 events and 2 dead letters of the version before were taken back" in caplog.text
     assert events.accepted() == [("E2", "a.jsonl", 1), ("E3", "a.jsonl", 2)]
     assert events.dead() == [("a.jsonl", 3, "not_an_object")]
-    assert events.rows(
-        "SELECT version, lines, retracted_at IS NULL FROM lake.event_files ORDER BY version"
-    ) == [(1, 4, False), (2, 3, True)]
+    assert events.rows(VERSIONS) == [(1, 4, 2, 2, 0, True, True), (2, 3, 2, 1, 0, False, False)]
+    # Nothing that was received is gone.
+    raw = events.rows("SELECT version, count(*) FROM lake.raw_events GROUP BY 1 ORDER BY 1")
+    assert raw == [(1, 4), (2, 3)]
 
 
-def test_a_file_that_was_emptied_gives_nothing_any_more(events: Events) -> None:
+def test_a_file_that_was_emptied_gives_nothing_any_more_where_files_are_replaced(
+    events: Events,
+) -> None:
+    events = events.replacing
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(1))
     events.take()
@@ -507,7 +564,71 @@ def test_a_file_that_was_emptied_gives_nothing_any_more(events: Events) -> None:
     assert events.dead() == []
 
 
+@pytest.mark.parametrize("way", ["copytruncate", "rename"])
+def test_a_log_that_rotates_loses_nothing_and_gives_nothing_twice(events: Events, way: str) -> None:
+    file = events.write("app.jsonl", event(1), BAD, event(2))
+    events.take()
+    rotated = events.folder / "app-2026-11-01.jsonl"
+    if way == "rename":
+        file.rename(rotated)
+    else:
+        shutil.copy2(file, rotated)
+    events.write("app.jsonl", event(3), event(4))
+    came = events.take()
+    assert outcomes(came) == {
+        "app.jsonl": ("changed", 2, 0, 0),
+        "app-2026-11-01.jsonl": ("copy", 0, 0, 3),
+    }
+    assert [row[0] for row in events.accepted()] == ["E1", "E2", "E3", "E4"]
+    assert events.dead() == [("app.jsonl", 2, "not_json")]
+    events.write("app.jsonl", event(5))
+    assert outcomes(events.take()) == {"app.jsonl": ("changed", 1, 0, 0)}
+    assert len(events.accepted()) == 5
+
+
+def test_a_copy_has_the_rows_once_its_owner_is_retracted(events: Events) -> None:
+    events.write("a.jsonl", event(1), BAD)
+    events.write("b.jsonl", event(1), BAD)
+    events.take()
+    events.write("a.jsonl", event(2))
+    events.take()
+    assert events.ledger()["b.jsonl"] == (2, 0, 0, 2, "a.jsonl")
+    done = retract(events.lake, events.connection, events.settings, "a.jsonl")
+    assert done == [Retracted("a.jsonl", 1, 1, 1)]
+    events.must_balance()
+    assert events.ledger()["b.jsonl"] == (2, 1, 1, 0, None)
+    assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "a.jsonl", 1)]
+    assert events.dead() == [("b.jsonl", 2, "not_json")]
+
+
+def test_a_retraction_brings_duplicates_forward_and_lasts(events: Events) -> None:
+    events.write("a.jsonl", event(1), event(2))
+    events.write("b.jsonl", event(1, note="b"))
+    events.take()
+    settings = events.settings
+    with pytest.raises(RetailAssetsError, match="no earlier version"):
+        retract(events.lake, events.connection, settings, "a.jsonl")
+    with pytest.raises(RetailAssetsError, match="still lies in the events folder"):
+        retract(events.lake, events.connection, settings, "a.jsonl", 1)
+    with pytest.raises(RetailAssetsError, match="no events of a file c"):
+        retract(events.lake, events.connection, settings, "c.jsonl")
+    content = (events.folder / "a.jsonl").read_bytes()
+    (events.folder / "a.jsonl").unlink()
+    done = retract(events.lake, events.connection, settings, "a.jsonl", 1)
+    assert done == [Retracted("a.jsonl", 1, 2, 0)]
+    events.must_balance()
+    assert events.accepted() == [("E1", "b.jsonl", 1)]
+    assert len(events.rows("FROM lake.raw_events")) == 3
+    (day,) = {day for (day,) in events.rows("SELECT received_date FROM lake.raw_events")}
+    assert check_day(events.lake, events.connection, day) == []
+    # What comes again counts again, as a version of its own.
+    write_events(events.settings, "a.jsonl", content)
+    assert outcomes(events.take()) == {"a.jsonl": ("changed", 2, 0, 0)}
+    assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 2)]
+
+
 def test_a_duplicate_elsewhere_comes_forward_when_its_event_is_gone(events: Events) -> None:
+    events = events.replacing
     events.write("a.jsonl", event(1), event(2))
     events.write("b.jsonl", event(1, region="South"), event(2))
     events.write("c.jsonl", event(1, region="West"))
@@ -538,6 +659,41 @@ def test_the_event_that_was_received_first_counts_though_it_was_taken_in_later(
     assert outcomes(came) == {first: ("new", 2, 0, 0)}
     assert ("E1", first, 2) in events.accepted()
     assert events.ledger()["m/2026-10-12.jsonl"] == (2, 1, 0, 1, None)
+
+
+def test_a_lake_of_an_earlier_release_goes_on_where_it_was(events: Events) -> None:
+    file = events.write("a.jsonl", event(1), BAD)
+    events.take()
+    execute = events.connection.execute
+    (before,) = events.rows("SELECT max(snapshot_id) FROM ducklake_snapshots('lake')")
+    # As it was: no versions of lines, and none but the last version has any.
+    for table in ("raw_events", "enriched_events", "dead_letter_events"):
+        for column in ("version", "received_at"):
+            execute(f"ALTER TABLE lake.{table} DROP COLUMN {column}")
+    for column in ("received_at", "superseded_at"):
+        execute(f"ALTER TABLE lake.event_files DROP COLUMN {column}")
+    execute("UPDATE lake.event_files SET version = 2")
+    execute(
+        "INSERT INTO lake.event_files SELECT * REPLACE (1 AS version, now() AS retracted_at)"
+        " FROM lake.event_files"
+    )
+    create_missing_tables(events.lake, events.connection)
+    assert events.rows(
+        "SELECT version, superseded_at IS NULL, retracted_at IS NULL FROM lake.event_files"
+        " ORDER BY version"
+    ) == [(0, False, False), (1, True, True)]
+    for table in ("raw_events", "enriched_events", "dead_letter_events"):
+        found = events.rows(f"SELECT DISTINCT version, received_at FROM lake.{table}")
+        assert found == [(1, None)]
+    assert [letter["id"] for letter in dead_letters.find(events.connection)] == ["file:a.jsonl:2"]
+    (day,) = {day for (day,) in events.rows("SELECT received_date FROM lake.raw_events")}
+    assert check_day(events.lake, events.connection, day) == []
+    grow(file, f"{event(2)}\n")
+    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
+    events.write("a.jsonl", event(3))
+    assert outcomes(events.take()) == {"a.jsonl": ("changed", 1, 0, 0)}
+    assert [row[0] for row in events.accepted()] == ["E1", "E2", "E3"]
+    assert events.rows(f"FROM lake.raw_events AT (VERSION => {before[0]})")
 
 
 # Half-written files
@@ -734,9 +890,10 @@ def test_a_renamed_file_is_a_copy_of_what_it_was(events: Events) -> None:
     assert events.ledger()["c.jsonl"] == (2, 0, 0, 2, "b.jsonl")
 
 
-def test_the_first_name_in_the_alphabet_has_the_rows_whenever_it_comes(events: Events) -> None:
-    for path in ("c.jsonl", "d.jsonl", "b.jsonl", "a.jsonl"):
-        events.write(path, event(1), BAD)
+def test_the_copy_that_was_received_first_has_the_rows_whenever_it_comes(events: Events) -> None:
+    for number, path in enumerate(("c.jsonl", "d.jsonl", "b.jsonl", "a.jsonl")):
+        lines = [event(1), BAD]
+        write_events(events.settings, path, lines, modified_ns=STILL_NS - number * 10**9)
         events.take()
     assert events.accepted() == [("E1", "a.jsonl", 1)]
     assert events.dead() == [("a.jsonl", 2, "not_json")]
@@ -750,6 +907,7 @@ def test_the_first_name_in_the_alphabet_has_the_rows_whenever_it_comes(events: E
 def test_when_the_holder_changes_the_next_copy_has_the_rows(
     events: Events, now: Sequence[str]
 ) -> None:
+    events = events.replacing
     for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
         events.write(path, event(1), BAD)
     events.take()
@@ -785,6 +943,7 @@ def test_a_file_that_grew_into_a_copy_is_one(events: Events) -> None:
 
 
 def test_a_file_that_lands_while_its_holder_changes_joins_the_copies(events: Events) -> None:
+    events = events.replacing
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(1), BAD)
     events.take()
@@ -798,13 +957,22 @@ def test_a_file_that_lands_while_its_holder_changes_joins_the_copies(events: Eve
     }
 
 
-def test_two_files_that_change_places_are_counted_as_they_are(events: Events) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_two_files_that_change_places_are_counted_as_they_are(
+    events: Events,
+    kept: bool,
+) -> None:
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(2), "null")
     events.take()
     events.write("a.jsonl", event(2), "null")
     events.write("b.jsonl", event(1), BAD)
-    events.take()
+    (events if kept else events.replacing).take()
+    if kept:
+        assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "b.jsonl", 1)]
+        assert events.dead() == [("a.jsonl", 2, "not_json"), ("b.jsonl", 2, "not_an_object")]
+        assert [row[-1] for row in events.ledger().values()] == ["b.jsonl", "a.jsonl"]
+        return
     assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "a.jsonl", 1)]
     assert events.dead() == [("a.jsonl", 2, "not_an_object"), ("b.jsonl", 2, "not_json")]
 
@@ -821,7 +989,7 @@ def test_the_copy_of_a_file_of_many_portions_is_one(
     assert len(events.rows("FROM ducklake_snapshots('lake')")) > 3
     events.write("c.jsonl", *lines)
     assert outcomes(events.take()) == {"c.jsonl": ("copy", 0, 0, 10)}
-    events.write("a.jsonl", *lines)
+    write_events(events.settings, "a.jsonl", lines, modified_ns=STILL_NS - 10**9)
     assert outcomes(events.take()) == {"a.jsonl": ("new", 5, 5, 0)}
     assert {path: row[-1] for path, row in events.ledger().items()} == {
         "a.jsonl": None, "b.jsonl": "a.jsonl", "c.jsonl": "a.jsonl",
@@ -1056,8 +1224,8 @@ def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
     bad = {f"{number}.jsonl" for number in (2, 3, 7)}
     assert came.failed.keys() == bad | {"broken.jsonl.gz"}
     assert came.failed["2.jsonl"] == "2.jsonl cannot be taken in: it met something odd"
-    assert {path: vars(one) for path, one in came.files.items()} == {
-        path: {"path": path, "outcome": "new", "lines": 2, "accepted": 1, "dead_lettered": 1}
+    assert came.files == {
+        path: Taken(path, "new", lines=2, accepted=1, dead_lettered=1)
         for path in (f"{number}.jsonl" for number in (0, 1, 4, 5, 6, 8))
     }
     assert len(events.accepted()) == 6

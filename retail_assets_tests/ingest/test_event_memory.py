@@ -1,6 +1,7 @@
 """What a worker remembers of the lake changes nothing of what it takes in, whatever others do."""
 
 import gc
+import itertools
 import random
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,10 +27,14 @@ from retail_assets_tests.event_files import EventIntake, event
 DAY = date(2026, 10, 12)
 PART = ("kafka", "orders:5")
 
+# Each batch was received after those before it, and after all files.
+_OFFERED = itertools.count(1_900_000_000)
+
 
 def batch(first: int, *payloads: str, part: str = "orders:5") -> Received:
     texts = [text.encode() for text in payloads]
-    return Received("kafka", part, DAY, range(first, first + len(texts)), texts, offered_at=0.0)
+    positions = range(first, first + len(texts))
+    return Received("kafka", part, DAY, positions, texts, offered_at=next(_OFFERED))
 
 
 @pytest.fixture
@@ -38,7 +43,8 @@ def intakes(settings, lake) -> Iterator[Callable[[], EventIntake]]:
     with ExitStack() as stack:
 
         def opened() -> EventIntake:
-            intake = stack.enter_context(EventIntake.open(settings))
+            replacing = settings.model_copy(update={"changed_event_files": "replace"})
+            intake = stack.enter_context(EventIntake.open(replacing))
             warm_up(intake.connection)
             return intake
 
@@ -331,11 +337,15 @@ def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
     workers = [intakes(), intakes()]
     tables_ = (
         "SELECT * EXCLUDE (processed_at) FROM enriched_events ORDER BY ALL",
-        "SELECT * EXCLUDE (ingested_at, retracted_at) FROM event_files ORDER BY ALL",
+        "SELECT * EXCLUDE (ingested_at, superseded_at, retracted_at) FROM event_files ORDER BY ALL",
         "SELECT path FROM failed_event_files ORDER BY ALL",
     )
     with EventIntake.open(
-        Settings(data_dir=tmp_path / "other", start_date=date(2026, 1, 1))
+        Settings(
+            data_dir=tmp_path / "other",
+            start_date=date(2026, 1, 1),
+            changed_event_files="replace",
+        )
     ) as one:
         for turn in range(15):
             path = f"{DAY}/{chance.choice('abcdef')}.jsonl{chance.choice(('', '', '.gz'))}"
@@ -370,7 +380,7 @@ def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_not
     workers = [intakes(), intakes()]
     positions = [0, 0]
     received_: list[Received] = []
-    files: list[tuple[str, list[str]]] = []
+    files: list[tuple[str, list[str], int]] = []
     for turn in range(16):
         lines = [
             event(chance.randrange(30), note=turn) for _ in range(chance.choice((1, 3, 2_100)))
@@ -379,8 +389,9 @@ def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_not
         worker = workers[number % 2]
         if number == 2:
             # Some of them in place of what was there before.
-            files.append((f"{DAY}/{chance.randrange(3)}.jsonl", lines[:5]))
-            worker.write(*files[-1])
+            path, written = f"{DAY}/{chance.randrange(3)}.jsonl", (1_791_800_000 + turn) * 10**9
+            files.append((path, lines[:5], written))
+            worker.write(path, lines[:5], modified_ns=written)
             worker.take()
         else:
             item = batch(positions[number], *lines, part=f"orders:{number}")
@@ -388,12 +399,17 @@ def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_not
             received_.append(item)
             accepted(worker, item)
     with EventIntake.open(
-        Settings(data_dir=tmp_path / "other", start_date=date(2026, 1, 1))
+        Settings(
+            data_dir=tmp_path / "other",
+            start_date=date(2026, 1, 1),
+            changed_event_files="replace",
+        )
     ) as one:
-        for path, lines in files:
-            one.write(path, lines)
+        for path, lines, written in files:
+            one.write(path, lines, modified_ns=written)
         one.take()
         for item in received_:
             accepted(one, item)
-        sources = "SELECT * EXCLUDE (processed_at) FROM enriched_events ORDER BY ALL"
+        # It has seen the last version of each file alone.
+        sources = "SELECT * EXCLUDE (processed_at, version) FROM enriched_events ORDER BY ALL"
         assert workers[0].rows(sources) == one.rows(sources)

@@ -35,8 +35,8 @@ def commit_events(lake: Lake, connection, position: int, rows: int = ROWS, sourc
     with lake.transaction(connection, "events"):
         connection.execute(
             "INSERT INTO lake.raw_events BY NAME SELECT ?::DATE AS received_date, ? AS source_name,"
-            " 'kafka' AS source, i AS position, 'payload ' || i AS payload, 'e' || i AS event_id"
-            " FROM range(?, ?) AS r (i)",
+            " 'kafka' AS source, 1 AS version, i AS position, 'payload ' || i AS payload,"
+            " 'e' || i AS event_id FROM range(?, ?) AS r (i)",
             [DAY, source, position, position + rows],
         )
         connection.execute("UPDATE lake.changed_days SET version = version + 1")
