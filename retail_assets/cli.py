@@ -48,6 +48,9 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+INTERRUPTED = 130
+"""What the command exits with after Ctrl-C."""
+
 Day = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"])]
 
 
@@ -80,7 +83,9 @@ def run() -> None:
     threading.excepthook = tell_of_threads
     try:
         app(prog_name="retail-assets")
-    except SystemExit:
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _tell("Stopped: what was committed stays. Run it again to go on.", style="yellow")
         raise
     except BaseException as error:
         if debugging():

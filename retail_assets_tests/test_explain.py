@@ -199,6 +199,22 @@ def test_what_nobody_expected_is_a_sentence_too_and_a_traceback_with_debug(
         cli.run()
 
 
+def test_a_command_that_is_stopped_says_so(
+    settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.app, "registered_commands", list(cli.app.registered_commands))
+
+    @cli.app.command("stop")
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    code, _, err = command("stop")
+    assert (code, err.strip()) == (
+        130,
+        "Stopped: what was committed stays. Run it again to go on.",
+    )
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
