@@ -75,6 +75,7 @@ def test_every_setting_that_is_named_exists() -> None:
         "RETAIL_DATA_DIR",
         "RETAIL_WEBHOOK_TOKEN",
         "RETAIL_MEMORY_LIMIT",
+        "RETAIL_STOP_SECONDS",
         "RETAIL_UMASK",
     }
     assert {name.removeprefix("RETAIL_").lower() for name in named} <= set(Settings.model_fields)
