@@ -36,7 +36,12 @@ class Topic:
     group_options: Mapping[str, int] = field(default_factory=lambda: QUICK_GROUP)
 
     def send(
-        self, values: Sequence[bytes | str | None], *, partition: int = 0, timestamp: int = 0
+        self,
+        values: Sequence[bytes | str | None],
+        *,
+        partition: int = 0,
+        timestamp: int = 0,
+        key: bytes | None = None,
     ) -> None:
         """Send messages and wait until the broker has them; timestamps 0: now."""
         producer = Producer({"bootstrap.servers": self.bootstrap, "message.max.bytes": 20 << 20})
@@ -45,6 +50,7 @@ class Topic:
             producer.produce(
                 self.name,
                 value=value,
+                key=key,
                 partition=partition,
                 timestamp=timestamp,
                 on_delivery=lambda error, _: error and refused.append(error),

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from retail_assets.ingest import kafka
+from retail_assets.ingest.payloads import original_bytes
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stream.inbox import Inbox
@@ -66,6 +67,33 @@ def test_what_is_received_is_of_kafka_and_was_offered_when_it_was_sent(
         received = read.next()
 
     assert (received.source, received.offered_at) == ("kafka", 1_700_000_000)
+
+
+def test_every_message_is_in_the_lake_whole_and_what_is_no_event_is_one_letter(
+    broker: Broker, settings: Settings, lake: Lake
+) -> None:
+    one = event(1).encode()
+    odd = {
+        "several_events": b"[" + one + b"," + event(2).encode() + b"]",
+        "utf16": event(3).encode("utf-16"),
+        "binary_frame": b"\0\0\0\0\x07\x02\x06abc",
+        "not_utf8": rb"\x41" + b"\xff",
+        "line_too_long": event(4, note="x" * 1_200_000).encode(),
+    }
+    topic = topic_of(broker, "odd")
+    topic.send([one, *odd.values(), b"\0\0\0\0\x07" + event(5).encode()])
+    topic.send([None], key=b"O1")
+
+    with member(topic.source(settings), settings):
+        wait_until(lambda: taken(settings) == 8)
+
+    assert rows(settings, "SELECT event_id FROM enriched_events ORDER BY ALL") == [("E1",), ("E5",)]
+    letters = rows(settings, "SELECT reason, payload FROM dead_letter_events ORDER BY position")
+    assert [reason for reason, _ in letters] == [*odd, "tombstone"]
+    assert [original_bytes(text) for _, text in letters] == [
+        *odd.values(),
+        b'{"key": "O1", "value": null}',
+    ]
 
 
 def test_a_source_goes_on_where_the_ledger_is_whatever_its_group(
