@@ -196,7 +196,10 @@ class Settings(BaseSettings):
         description="The bearer token of the webhook: a long random text. None: no webhook.",
     )
     webhook_max_bytes: int = Field(
-        default=1_000_000, ge=1, description="How large the body of a request to it may be."
+        default=1_000_000,
+        ge=1,
+        description="How large the body of a request to it may be; an event in it may have 1,000,000"
+        " bytes.",
     )
     webhook_body_seconds: float = Field(
         default=10,

@@ -62,9 +62,12 @@ def payloads_to_arrow(payloads: Sequence[bytes], defect: str | None = None) -> "
 
     if not defect and max(map(len, payloads), default=0) <= MAX_LINE_BYTES:
         # Nearly always all of them are sound, which is quickly seen of all at once.
+        events = payloads
+        if payloads and _is_framed(payloads[0]):
+            events = list(map(_unframed, payloads))
         with suppress(pa.ArrowInvalid):
-            texts = pa.array(payloads, pa.string())
-            if not _has_odd(texts) and Tombstone not in set(map(type, payloads)):
+            texts = pa.array(events, pa.string())
+            if not _has_odd(texts) and Tombstone not in set(map(type, events)):
                 return pa.table({"payload": texts, "defect": pa.nulls(len(texts), pa.string())})
     rows = [_row(payload) for payload in payloads]
     if defect:
@@ -95,15 +98,27 @@ def _has_odd(texts: "pa.Array") -> bool:
 def _row(payload: bytes) -> tuple[str, str | None]:
     if isinstance(payload, Tombstone):
         return payload.decode(), TOMBSTONE
-    framed = payload.startswith(b"\0") and not is_utf16(payload)
-    event = payload[FRAME_BYTES:] if framed else payload
+    event = _unframed(payload)
     if len(event) > MAX_LINE_BYTES:
         defect: str | None = LINE_TOO_LONG
-    elif framed and not (event.startswith(b"{") and event.endswith(b"}")):
+    elif event.startswith(b"\0") and not is_utf16(event):
         defect = BINARY_FRAME
     else:
         defect = _defect(event)
     return (_all_of(payload), defect) if defect else (event.decode(), None)
+
+
+def _is_framed(payload: bytes) -> bool:
+    """Whether it is JSON in the frame of a schema registry."""
+    return (
+        payload[:1] == b"\0"
+        and payload[FRAME_BYTES : FRAME_BYTES + 1] == b"{"
+        and payload[-1:] == b"}"
+    )
+
+
+def _unframed(payload: bytes) -> bytes:
+    return payload[FRAME_BYTES:] if _is_framed(payload) else payload
 
 
 def _defect(event: bytes) -> str | None:
