@@ -198,8 +198,8 @@ class Settings(BaseSettings):
     webhook_max_bytes: int = Field(
         default=1_000_000,
         ge=1,
-        description="How large the body of a request to it may be; an event in it may have 1,000,000"
-        " bytes.",
+        description="How large the body of a request to it may be. An event in it may have"
+        " 1,000,000 bytes.",
     )
     webhook_body_seconds: float = Field(
         default=10,
