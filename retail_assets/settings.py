@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         description="A day that rejected a larger share of its export's rows is published with a"
         " warning.",
     )
+    large_order_gbp: float = Field(
+        default=1_000_000,
+        gt=0,
+        description="An order worth so much or more counts, with a warning, in GBP: it may be a"
+        " mistake.",
+    )
     reference_max_shrink: float = Field(
         default=0.5,
         ge=0,

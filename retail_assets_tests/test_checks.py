@@ -176,14 +176,16 @@ def test_mass_rejection_and_orders_that_wait_are_warnings_that_say_what_to_do(
     before = published.settings.start_date - timedelta(days=1)
     day = before + timedelta(days=2)
     rows = [order_row(f"N{n}", day, status="lost") for n in range(2)]
-    write_export(day, [*rows, order_row("E", before, order_value_gbp="7.25"), order_row("M", day)])
+    huge = order_row("HUGE", day, order_value_gbp="9999999999.99")
+    more = [order_row(f"M{n}", day, order_value_gbp="999999.99") for n in range(2)]
+    write_export(day, [*rows, order_row("E", before, order_value_gbp="7.25"), huge, *more])
     result = published.run(automation.BATCH, day, checks=True)
     assert result.success
 
     rejected = evaluation_of(result, "few_rows_are_rejected")
     assert (rejected.passed, rejected.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert rejected.metadata["rejected"].value == [
-        f"{day}: 2 of 4 rows (50%) were rejected, most of all 2 unknown_status"
+        f"{day}: 2 of 6 rows (33%) were rejected, most of all 2 unknown_status"
     ]
     waiting = evaluation_of(result, "every_accepted_order_is_published")
     assert (waiting.passed, waiting.severity) == (False, dg.AssetCheckSeverity.WARN)
@@ -191,6 +193,12 @@ def test_mass_rejection_and_orders_that_wait_are_warnings_that_say_what_to_do(
     assert waiting.metadata["value_waiting_gbp"].value == 7.25
     (text,) = waiting.metadata["what_to_do"].value
     assert f"set that to {before} or earlier" in str(text)
+    # Their sum is larger than a row can be.
+    assert revenue_by_day(published)[str(day)] == "10001999999.97"
+    large = evaluation_of(result, "values_are_plausible")
+    assert (large.passed, large.severity) == (False, dg.AssetCheckSeverity.WARN)
+    (text,) = large.metadata["large_orders"].value
+    assert f"{day}: order HUGE of the export of {day} is worth 9,999,999,999.99 GBP" in str(text)
 
 
 def test_a_bad_day_fails_alone_and_by_name_and_the_others_are_published(

@@ -321,6 +321,7 @@ def test_a_backfill_and_the_status_tell_what_is_in_no_revenue_and_what_was_rejec
     day, early = DAYS[-1] + timedelta(days=1), published.settings.start_date - timedelta(days=2)
     late = [order_row(f"L{n}", day - timedelta(days=8 + n)) for n in range(2)]
     rows = [order_row("B", day, status="l[o]st"), *late, order_row("G", FIRST - timedelta(days=1))]
+    rows.append(order_row("H", day, order_value_gbp="1000000"))
     write_export(day, rows)
     published.change(
         "INSERT INTO lake.raw_orders BY NAME SELECT * REPLACE ('EARLY' AS order_id,"
@@ -332,13 +333,14 @@ def test_a_backfill_and_the_status_tell_what_is_in_no_revenue_and_what_was_rejec
     name = f"orders_{day:%Y_%m_%d}.csv"
     for text in (
         "Rejected rows by reason: 2 too_late, 1 unknown_status.",
-        f"{day}: 3 of 4 rows (75%) were rejected, most of all 2 too_late, 1 unknown_status",
+        f"{day}: 3 of 5 rows (60%) were rejected, most of all 2 too_late, 1 unknown_status",
         f"  1 unknown_status in status, for example 'l[o]st', line 2 of {name}: `status` is none",
         "Rows in no revenue because they were too_late: 2; their day lay more than",
         " days before their export's, up to 9. To count them set RETAIL_LATE_DAYS=9 and run",
         f" `retail-assets backfill --start {day} --end {day} --all`.",
         f"Accepted orders in no revenue (before_start): 1, worth 10.00 GBP, of {early}; their day",
         f" lies before RETAIL_START_DATE: set that to {early} or earlier",
+        f"{day}: order H of the export of {day} is worth 1,000,000.00 GBP, which is",
         f"Days without an export of their own: {FIRST - timedelta(days=1)}; completed orders",
     ):
         assert text in err
@@ -347,7 +349,7 @@ def test_a_backfill_and_the_status_tell_what_is_in_no_revenue_and_what_was_rejec
     assert figures["orders waiting"] == 1
     assert figures[f"waiting {early}"] == "1 orders, 10.00 GBP: before_start"
     assert figures["days above the rejected share"] == 1
-    assert figures[f"rejected {day}"].startswith(f"{day}: 3 of 4 rows (75%) were rejected")
+    assert figures[f"rejected {day}"].startswith(f"{day}: 3 of 5 rows (60%) were rejected")
     assert "up to 9" in figures["too late"]
 
 

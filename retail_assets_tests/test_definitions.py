@@ -141,13 +141,22 @@ def test_every_asset_has_checks_and_every_check_a_description(definitions: dg.De
     general = {"schema_matches", "key_is_unique", "required_values_are_there"}
     special = {
         "raw_orders": {"rows_add_up", "volume_is_usual", "few_rows_are_rejected"},
-        "completed_orders": {"completed_reconcile_with_raw", "references_are_known"},
+        "completed_orders": {
+            "completed_reconcile_with_raw",
+            "references_are_known",
+            "values_are_plausible",
+        },
         "daily_revenue": {
             "revenue_reconciles_with_orders",
             "every_accepted_order_is_published",
         },
         "daily_revenue_by_category": {"revenue_reconciles_with_orders"},
-        "raw_events": {"lines_add_up", "streams_add_up", "files_are_readable"},
+        "raw_events": {
+            "lines_add_up",
+            "streams_add_up",
+            "files_are_readable",
+            "changed_files_are_known",
+        },
         "live_revenue": {"stream_agrees_with_batch"},
     }
     found: dict[str, set[str]] = {}
