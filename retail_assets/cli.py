@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
+    from retail_assets.ingest.event_files import Ingested, Pending
     from retail_assets.ingest.event_plan import Taken
 
 app = typer.Typer(
@@ -214,31 +215,21 @@ def ingest_events() -> None:
 
         pending = event_files.pending_event_files(settings, connection)
         found = take(pending.files)
-        unsettled = event_files.pending_event_files(settings, connection).unsettled
-        if unsettled:
+        later = event_files.pending_event_files(settings, connection)
+        if later.unsettled:
             # Somebody may still be writing to them; whoever asks for all has the time to make sure.
             waiting = progress.add_task(
-                f"Waiting for {len(unsettled)} files to be still", total=None
+                f"Waiting for {len(later.unsettled)} files to be still", total=None
             )
             time.sleep(settings.event_settle_seconds)
             progress.remove_task(waiting)
             later = event_files.pending_event_files(settings, connection)
-            found.add(take([path for path in later.files if path in set(unsettled)]))
-            unsettled = later.unsettled
+        if left := [path for path in later.files if path not in found.failed]:
+            found.add(take(left))
         live_revenue.refresh(lake, connection)
         note_new_files(lake, connection)
     _print_event_files(found.files.values())
-    for file in found.files.values():
-        if file.notice:
-            _tell(visible(file.notice), style="yellow")
-    for path, reason in pending.left_alone.items():
-        _tell(f"{path} {reason}", style="yellow")
-    if pending.not_read:
-        _tell(pending.about_not_read(), style="yellow")
-    for path in unsettled:
-        _tell(f"{path} is still being written to", style="yellow")
-    for name, kind in found.new_fields:
-        _tell(f"New field {name} ({kind})", style="yellow")
+    _tell_of_event_files(found, pending, later.unsettled)
     if found.failed:
         raise RetailAssetsError("\n".join(found.failed.values()))
 
@@ -660,6 +651,21 @@ def _progress() -> Any:
         transient=True,
         disable=not err.is_terminal,
     )
+
+
+def _tell_of_event_files(found: "Ingested", pending: "Pending", unsettled: Iterable[str]) -> None:
+    """Say what is odd about the files that there were, and what was not ingested of them."""
+    for file in found.files.values():
+        if file.notice:
+            _tell(visible(file.notice), style="yellow")
+    for path, reason in pending.left_alone.items():
+        _tell(f"{path} {reason}", style="yellow")
+    if pending.not_read:
+        _tell(pending.about_not_read(), style="yellow")
+    for path in unsettled:
+        _tell(f"{path} is still being written to", style="yellow")
+    for name, kind in found.new_fields:
+        _tell(f"New field {name} ({kind})", style="yellow")
 
 
 def _print_event_files(files: "Iterable[Taken]") -> None:

@@ -1,7 +1,9 @@
 """The commands of the event lane as a user meets them: exit codes, tables, one clear sentence."""
 
+import gzip
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -144,9 +146,32 @@ def test_files_just_written_are_waited_for(
 ) -> None:
     monkeypatch.setenv("RETAIL_EVENT_SETTLE_SECONDS", "0.5")
     write_events(settings, f"{DAY}/a.jsonl.gz", [event(1)]).touch()
-    code, out, _ = command("ingest-events")
+    tomorrow = time.time_ns() + 24 * 3600 * 10**9
+    lines = f"{event(2)}\n{event(3)}".encode()
+    write_events(settings, f"{DAY}/b.jsonl", lines, modified_ns=tomorrow)
+    write_events(settings, f"{DAY}/c.JSON.GZ", gzip.compress(lines), modified_ns=tomorrow)
+    code, out, err = command("ingest-events")
+    assert (code, err) == (0, "")
+    assert cells(out)[-1] == ["3 files", "", "5", "3", "0", "2"]
+
+
+def test_files_with_other_endings_are_counted_and_named(
+    settings: Settings, command: Command
+) -> None:
+    for name in ("orders.jsonl.1", "firehose-1-abc", "orders.csv", ".hidden"):
+        write_events(settings, name, [event(1)])
+    write_events(settings, "orders.JSON", [event(1)])
+    code, out, err = command("ingest-events")
     assert code == 0
     assert cells(out)[-1] == ["1 files", "", "1", "1", "0", "0"]
+    assert err == (
+        "3 files are not read, since their names do not end in .jsonl, .ndjson or .json (or these"
+        " with .gz or .zst): firehose-1-abc, orders.csv, orders.jsonl.1\n"
+    )
+    _, out, _ = command("status", *JSON)
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["event files not read"] == 3
+    assert figures["not read, first"] == "firehose-1-abc, orders.csv, orders.jsonl.1"
 
 
 def test_status_tells_what_a_living_worker_says_but_not_what_it_last_saw_of_the_folder(

@@ -70,6 +70,9 @@ class Taken:
             return replace(later, lines=self.lines + later.lines)
         return replace(
             self,
+            outcome=REPLACED if later.outcome == REPLACED else self.outcome,
+            events_before=self.events_before + later.events_before,
+            dead_letters_before=self.dead_letters_before + later.dead_letters_before,
             lines=self.lines + later.lines,
             accepted=self.accepted + later.accepted,
             dead_lettered=self.dead_lettered + later.dead_lettered,

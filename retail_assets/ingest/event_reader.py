@@ -32,6 +32,8 @@ LARGE_BYTES = 1 << 20
 _AROUND = len(BOM) + len(b"\r")
 """What may belong to a line's bytes and is none of it."""
 
+DOCUMENTS = "documents"
+
 WHOLE, OPEN, TAKEN = "whole", "open", "taken"
 """The last line: ended by a newline; without one, and left; without one, and taken in."""
 
@@ -40,7 +42,8 @@ WHOLE, OPEN, TAKEN = "whole", "open", "taken"
 class Progress:
     """How far a file was ingested: bytes of its content (unpacked), their hash, lines.
 
-    `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes.
+    `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes, or
+    `DOCUMENTS`, if it was split into elements.
     """
 
     bytes_taken: int = 0
@@ -96,7 +99,7 @@ def read_new(
     def opened() -> AbstractContextManager[Content | None]:
         return event_content.opened(open_file, packed=packed, still=still)
 
-    if known.checkpoint:
+    if known.checkpoint and known.checkpoint != DOCUMENTS:
         with opened() as content:
             digest = _same_ends(content, known, known.checkpoint) if content else None
             if content and digest:
@@ -167,12 +170,15 @@ def _continued(
     None follows if the content before is another, or a last line that was ingested without its
     newline has gone on.
     """
-    documents = are_documents(content.peek, still=still)
-    wholly = documents or content.plain is None
-    if documents is None or (wholly and not still and known.bytes_taken > LARGE_BYTES):
+    documents = known.checkpoint == DOCUMENTS
+    now = documents or are_documents(content.peek, still=still)
+    reread = documents or content.plain is None
+    if now is None or (reread and not still and known.bytes_taken > LARGE_BYTES):
         return iter([_left(known)]), True
     splitter = DocumentSplitter()
-    digest = _same_beginning(content, known, splitter if documents else None)
+    digest = None
+    if now == documents:
+        digest = _same_beginning(content, known, splitter if documents else None)
     more = content.peek(1)
     if digest is None or (more and known.last_line == TAKEN):
         return None, digest is not None
@@ -191,19 +197,17 @@ def _same_beginning(
     # Until there were checkpoints all hashes were such.
     plain = hashlib.sha256() if known.bytes_taken > content_hash.CHUNK_BYTES else None
     size = BLOCK_BYTES if splitter is None else json_documents.BLOCK_BYTES
-    left, lines = known.bytes_taken, 0
+    left = known.bytes_taken
     while left and (block := content.read(min(size, left))):
         digest.update(block)
         if plain and not known.checkpoint:
             plain.update(block)
         if splitter:
-            lines += len(splitter.feed(block))
+            splitter.feed(block)
         left -= len(block)
     same = digest.hexdigest() == known.content_hash or (
         plain is not None and plain.hexdigest() == known.content_hash
     )
-    if splitter:
-        same = same and lines + bool(splitter.rest) == known.lines
     return digest if same and not left else None
 
 
@@ -292,7 +296,12 @@ class _Reader:
             tuple(self._cut),
             self._lines,
             self.restarted,
-            _progress(self.digest, self._before, last_line, resumable=self.resumable),
+            _progress(
+                self.digest,
+                self._before,
+                last_line,
+                self.digest.checkpoint if self.resumable else None,
+            ),
             last,
             self.resumed,
         )
@@ -366,7 +375,7 @@ class _DocumentReader:
             tuple(self._cut),
             self._lines,
             self.restarted,
-            _progress(self.digest, self._before, last_line, resumable=False),
+            _progress(self.digest, self._before, last_line, DOCUMENTS),
             last,
             self.resumed,
         )
@@ -375,6 +384,5 @@ class _DocumentReader:
         return portion
 
 
-def _progress(digest: ContentHash, lines: int, last_line: str, *, resumable: bool) -> Progress:
-    checkpoint = digest.checkpoint if resumable else None
+def _progress(digest: ContentHash, lines: int, last_line: str, checkpoint: str | None) -> Progress:
     return Progress(digest.size, digest.hexdigest(), lines, last_line, checkpoint)

@@ -64,8 +64,10 @@ def _are_objects(text: bytes, *, waiting: bool) -> bool | None:
         return _is_object(value)
     if any(map(_is_object, text.split(b"\n", _NEARBY_LINES)[:_NEARBY_LINES])):
         return False
-    if value:
-        return _is_object(value) and rest.lstrip(_BLANKS).startswith(b"{")
+    if value and not (_is_object(value) and rest.lstrip(_BLANKS).startswith(b"{")):
+        return False
+    if value and not waiting:
+        return True
     return None if waiting else bool(_OPEN_OBJECT.match(text))
 
 

@@ -6,7 +6,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.errors import RetailAssetsError
@@ -217,6 +217,60 @@ def test_whatever_comes_in_nothing_but_blanks_and_brackets_between_is_lost(conte
     held = b"".join([*elements, splitter.rest])
     left_out = str.maketrans("", "", " \n\r[],")
     assert held.decode().translate(left_out) == content.translate(left_out)
+
+
+anything = st.lists(
+    st.sampled_from(
+        [
+            *(bytes([byte]) for byte in b'[]{},"\\\n 7\0'),
+            *(b"\r\n", b"\xff\xfe", BOM, b'{"a":1}', b'{\n"a":1}', b'[{"a":'),
+            *(b"PK\x03\x04", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"),
+        ]
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+@settings(max_examples=300)
+@example(content=b'{"a":1}{', more=b'\n{"a":1}', packed=False, block=9, portion=9)
+@given(
+    content=anything,
+    more=anything,
+    packed=st.booleans(),
+    block=st.integers(1, 40),
+    portion=st.integers(1, 40),
+)
+def test_whatever_a_file_is_it_is_read_or_named_and_may_go_on(
+    content: bytes, more: bytes, packed: bool, block: int, portion: int
+) -> None:
+    """What one look after the other finds of a growing file is what one look finds of all of it."""
+
+    def look(content: bytes, known: Progress, *, still: bool) -> tuple[list[Portion], bool]:
+        found: list[Portion] = []
+        try:
+            for part in read_new(
+                lambda: io.BytesIO(content), packed=packed, known=known, still=still
+            ):
+                found.append(part)  # noqa: PERF402  # what came before an error counts
+        except RetailAssetsError:
+            return found, True
+        return found, False
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (json_documents, event_reader):
+            patch.setattr(module, "BLOCK_BYTES", block)
+        patch.setattr(event_reader, "PORTION_BYTES", portion)
+        state, held = NOTHING, []
+        for now, still in ((content, False), (content + more, False), (content + more, True)):
+            found, failed = look(now, state, still=still)
+            for part in found:
+                held = payloads([part]) if part.restarted else held + payloads([part])
+                state = part.progress
+        whole, failed_at_once = look(content + more, NOTHING, still=True)
+    assert failed == failed_at_once
+    if not failed:
+        assert held == payloads(whole)
+        assert state.lines == len(held)
 
 
 def test_an_element_that_is_too_long_is_cut_and_the_others_are_not(
