@@ -9,6 +9,7 @@ where the catalog is on a server; it also has what the verifications of this lak
 
 import hashlib
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -196,6 +197,8 @@ def opened_notes(lake: Lake) -> Iterator[sqlite3.Connection]:
 def _opened(lake: Lake) -> Iterator[sqlite3.Connection]:
     path = checksums_path(lake)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the permissions of the lake's own files, also where nothing has set the process's.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666 & ~lake.umask))
     # Never the catalog itself, which another SQLite has open: see docs/operations.md, Upkeep.
     with closing(sqlite3.connect(path, timeout=30)) as notes:
         # What a power cut takes is noted again.

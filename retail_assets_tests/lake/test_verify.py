@@ -194,6 +194,7 @@ def test_files_without_a_checksum_get_one_and_those_of_gone_files_are_forgotten(
     count = len(named(whole))
     first = verify(whole, deep=False)
     assert (first.summary.compared, first.noted) == (0, count)
+    assert checksums.checksums_path(whole).stat().st_mode & 0o777 == 0o600
     with opened_notes(whole) as notes, notes:
         notes.execute("UPDATE file SET path = 'gone' WHERE path LIKE 'main/products/%'")
     second = verify(whole, deep=True)
