@@ -51,12 +51,16 @@ _RULES = (
         "This process may not open as many files{where}: raise the limit (`ulimit -n`).",
     ),
     _rule(
+        r"permission denied|permissionerror|operation not permitted",
+        "The permission is lacking{where}: run it as the user whose files these are.",
+    ),
+    _rule(
         r"(?=.*\.parquet)(?=.*(no such file|does not exist|not found|404))",
         "A file of the lake is missing{where}. " + _VERIFY,
     ),
     _rule(
-        r"(?=.*\.parquet)(?=.*(magic bytes|too small|parquet|thrift|tprotocol|decompress|snappy"
-        r"|zstd|corrupt|footer|could not read|out of range))",
+        r"(?=.*\.parquet)(?=.*(magic bytes|too small|parquet file|thrift|tprotocol|decompress"
+        r"|snappy|zstd|corrupt|footer|could not read|out of range))",
         "A file of the lake is damaged{where}. " + _VERIFY,
     ),
     _rule(
@@ -91,8 +95,8 @@ _RULES = (
         " RETAIL_LAKE_CATALOG, and run it again. " + _AGAIN,
     ),
     _rule(
-        r"(?=.*(s3|http|botocore|endpoint|bucket))(?=.*(could not|connect|timed? ?out|forbidden"
-        r"|access ?denied|nosuchbucket|unable to locate credentials))",
+        r"(?=.*(\bs3\b|https?:|httperror|botocore|endpoint|bucket))(?=.*(could not|connect"
+        r"|timed? ?out|forbidden|access ?denied|nosuchbucket|unable to locate credentials))",
         "The object storage cannot be used ({reason}): check the AWS_* variables and the"
         " network, and run it again. " + _AGAIN,
     ),
@@ -100,10 +104,6 @@ _RULES = (
         r"outofmemory|out of memory|memoryerror|cannot allocate memory",
         "The memory is not enough: raise RETAIL_MEMORY_LIMIT (and see that the machine has as"
         " much), or run fewer processes. " + _AGAIN,
-    ),
-    _rule(
-        r"permission denied|permissionerror|operation not permitted",
-        "The permission is lacking{where}: run it as the user whose files these are.",
     ),
     _rule(
         r"interrupted|keyboardinterrupt",
