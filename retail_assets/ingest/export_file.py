@@ -156,6 +156,7 @@ class _Count:
         self._ends, self._all_ends = 0, 0
         self._inside, self._at_end, self._at_return = np.uint8(0), True, False
         self._begun_inside, self._commas, self._row_inside = False, 0, False
+        self._folded, self._stray, self._at_quote = False, False, False
 
     def add(self, chunk: bytes) -> None:
         """Count the lines that end in a chunk."""
@@ -174,18 +175,36 @@ class _Count:
         if self._inside or self._begun_inside or b'"' in chunk:
             inside = np.bitwise_xor.accumulate((found == QUOTE).view(np.uint8)) ^ self._inside
             self._inside = inside[-1]
+            self._look_at_quotes(found, ends, inside.view(bool))
             self._look_inside(found, ends, inside.view(bool))
             ends &= ~inside.view(bool)
+        else:
+            self._stray |= self._at_quote and found[0] not in (COMMA, LINE_FEED, CARRIAGE_RETURN)
+            self._at_quote = False
         # Of several line ends in a row, the first one ends a line; the others are blank lines, or
         # the second half of CR LF.
         self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
         self._ends += bool(ends[0]) and not self._at_end
         self._at_end = bool(ends[-1])
 
+    def _look_at_quotes(self, found: Bytes, ends: Flags, inside: Flags) -> None:
+        """Look for quotes that open or close within a field: others read these differently."""
+        quotes = found == QUOTE
+        between = (found == COMMA) | ends | quotes
+        # At the border of a chunk, what stands on its other side is not known: a quote is stray.
+        self._stray |= bool(
+            np.any(quotes[1:] & inside[1:] & ~between[:-1])
+            or np.any(quotes[:-1] & ~inside[:-1] & ~between[1:])
+            or (quotes[0] and not self._at_end)
+            or (self._at_quote and not between[0])
+        )
+        self._at_quote = bool(quotes[-1] and not inside[-1])
+
     def _look_inside(self, found: Bytes, ends: Flags, inside: Flags) -> None:
         """Look for lines that begin within quotes and have the commas of a row."""
         at = np.flatnonzero(ends)
         within = inside[at]
+        self._folded |= bool(within.any())
         if self._begun_inside or within.any():
             commas = np.flatnonzero(found == COMMA)
             before = np.searchsorted(commas, at)
@@ -200,8 +219,11 @@ class _Count:
 
     @property
     def suspicious(self) -> bool:
-        """Whether a quote may have taken rows into its field: they cannot be counted like this."""
-        return self._row_inside or bool(self._inside)
+        """Whether a quote may have taken rows into its field: they cannot be counted like this.
+
+        Where no line ends within quotes, each is a record at most: nothing can be missed then.
+        """
+        return bool(self._row_inside or self._inside or (self._folded and self._stray))
 
     @property
     def records(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from retail_assets import tables
 from retail_assets.ingest.order_exports import ingest
+from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -915,3 +916,14 @@ def test_entries_of_before_the_settings_were_recorded_are_concerned_if_they_may_
     intake.connection.execute(forgotten)
     assert intake.take(*days, late_days=8).unchanged == ()
     assert intake.take(*days, late_days=8).unchanged == days
+
+
+def test_a_lake_that_nobody_has_written_to_since_can_be_asked_what_is_pending(
+    intake: Intake, write_export: WriteExport, settings: Settings
+) -> None:
+    write_export(DAY, [order_row("A", DAY)])
+    intake.take(DAY)
+    for column in ("rules_version", "timezone", "late_days", "max_days_late"):
+        intake.connection.execute(f"ALTER TABLE lake.export_files DROP COLUMN {column}")
+    assert pending_exports(settings) == {}
+    assert pending_exports(settings.model_copy(update={"late_days": 8})).keys() == {DAY}
