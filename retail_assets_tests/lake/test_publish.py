@@ -491,7 +491,7 @@ def test_what_is_made_from_a_day_that_is_behind_is_behind_as_well(lake):
     publish(lake, [(FIRST, "North", "1.00")], [FIRST], sources=[tables.COMPLETED_ORDERS])
     with lake.connect(read_only=True) as connection:
         assert ledger.published(connection, tables.DAILY_REVENUE, [FIRST]) == {FIRST: 1}
-        assert ledger.stale_days(connection, tables.DAILY_REVENUE, tables.RAW_ORDERS) == [FIRST]
+        assert ledger.stale_days(connection, tables.DAILY_REVENUE) == [FIRST]
 
 
 # --- tables without days ------------------------------------------------------------------------
