@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import narwhals as nw
 
-from retail_assets.transforms.live_orders import EVENT_ORDER
+from retail_assets.transforms.live_orders import EVENT_ORDER, with_effective_time
 from retail_assets.transforms.orders import UNKNOWN
 
 MINUTE = 60_000_000
@@ -75,7 +75,7 @@ def orders(events: nw.LazyFrame) -> nw.LazyFrame:
         of several the greatest. All numbers are Int64.
     """
     col = nw.col
-    numbered = events.with_columns(one=nw.lit(1)).with_columns(
+    numbered = with_effective_time(events.with_columns(one=nw.lit(1))).with_columns(
         *(col(name).min().over(*_ORDER) for name in ("moment", "order_date", "received_date")),
         *(col(name).max().over(*_ORDER) for name in ("card", "address", "is_fraud")),
         number=col("one").cum_sum().over(*_ORDER, order_by=EVENT_ORDER),

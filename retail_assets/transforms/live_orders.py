@@ -9,12 +9,20 @@ RETURNED = "returned"
 UNITS = 1
 """What an order takes that does not say how many."""
 
-EVENT_ORDER = ("event_timestamp", "received_at", "position", "event_id")
-"""Which event of an order is later: by its own time, else by the time of receipt that its source
-recorded, then by position; never by the name of a file, topic or source.
+EVENT_ORDER = ("effective_at", "received_at", "position", "event_id")
+"""Which event of an order is later; never by the name of a file, topic or source."""
 
-An event without a time comes before those of its order that have one.
-"""
+
+def with_effective_time(events: nw.LazyFrame) -> nw.LazyFrame:
+    """Add `effective_at`: the event's own time, else the receipt that its source recorded.
+
+    Args:
+        events: events with `event_timestamp` and `received_at`, which is never null.
+    """
+    own = nw.col("event_timestamp")
+    return events.with_columns(
+        effective_at=nw.when(own.is_null()).then(nw.col("received_at")).otherwise(own)
+    )
 
 
 def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
@@ -38,7 +46,7 @@ def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
     sells = col("status") == COMPLETED
     units = nw.when(col("quantity").is_null()).then(nw.lit(UNITS)).otherwise(col("quantity"))
     # On pandas, cum_count() would count over all orders.
-    events = enriched.with_columns(
+    events = with_effective_time(enriched).with_columns(
         one=nw.lit(1), sale=nw.when(sells).then(nw.lit(1)).otherwise(none)
     )
     events = events.with_columns(

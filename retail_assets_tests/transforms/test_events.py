@@ -666,9 +666,15 @@ def test_an_order_whose_latest_event_is_not_of_a_completed_one_does_not_count(
     assert len(live(engine, {**later, "event_timestamp": NINE - A_DAY}, stored())) == 1
 
 
-def test_an_event_without_a_time_comes_before_those_that_have_one(engine: Engine) -> None:
-    none = stored(event_timestamp=None, received_at=NINE + A_DAY, status="returned")
-    assert len(live(engine, stored(), none)) == 1
+@pytest.mark.parametrize(
+    ("received_at", "counts"), [(NINE + A_DAY, 0), (NINE - A_DAY, 1)], ids=["later", "earlier"]
+)
+def test_an_event_without_a_time_takes_the_time_of_its_receipt(
+    engine: Engine, received_at: datetime, counts: int
+) -> None:
+    none = stored(event_timestamp=None, received_at=received_at, status="returned")
+    for rows in ([stored(), none], [none, stored()]):
+        assert len(live(engine, *rows)) == counts
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,13 @@ STOCK_CASES = {
         [said(5, 1, status="returned"), said(0, 2)],
         ("P1", 2, at(0), "E2", 2, at(5)),
     ),
-    "without a time before those with one": (
-        [said(0, 1), said(None, 2, status="returned")],
+    "without a time by its receipt, which was before": (
+        [said(0, 1), said(None, 2, status="returned", received_at=at(-1))],
         ("P1", 2, at(0), "E1", 0, None),
+    ),
+    "without a time by its receipt, which was after": (
+        [said(0, 1), said(None, 2, status="returned", received_at=at(1))],
+        ("P1", 2, at(0), "E1", 2, at(-720)),
     ),
     "sold again": (
         [said(0, 1), said(5, 2, status="returned"), said(9, 3)],

@@ -281,7 +281,7 @@ def live_by_hand(enriched: Rows) -> dict[str, dict[str, Any]]:
         latest = max(
             mine,
             key=lambda row: (
-                (row["event_timestamp"] is not None, str(row["event_timestamp"])),
+                str(row["event_timestamp"] or row["received_at"]),
                 *(str(row[name]) for name in ("received_at", "position", "event_id")),
             ),
         )
