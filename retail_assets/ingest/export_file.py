@@ -157,6 +157,7 @@ class _Count:
         self._inside, self._at_end, self._at_return = np.uint8(0), True, False
         self._begun_inside, self._commas, self._row_inside = False, 0, False
         self._folded, self._stray, self._at_quote = False, False, False
+        self._at_border = True
 
     def add(self, chunk: bytes) -> None:
         """Count the lines that end in a chunk."""
@@ -181,6 +182,7 @@ class _Count:
         else:
             self._stray |= self._at_quote and found[0] not in (COMMA, LINE_FEED, CARRIAGE_RETURN)
             self._at_quote = False
+        self._at_border = chunk[-1] in b',"\n\r'
         # Of several line ends in a row, the first one ends a line; the others are blank lines, or
         # the second half of CR LF.
         self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
@@ -191,11 +193,10 @@ class _Count:
         """Look for quotes that open or close within a field: others read these differently."""
         quotes = found == QUOTE
         between = (found == COMMA) | ends | quotes
-        # At the border of a chunk, what stands on its other side is not known: a quote is stray.
         self._stray |= bool(
             np.any(quotes[1:] & inside[1:] & ~between[:-1])
             or np.any(quotes[:-1] & ~inside[:-1] & ~between[1:])
-            or (quotes[0] and not self._at_end)
+            or (quotes[0] and inside[0] and not self._at_border)
             or (self._at_quote and not between[0])
         )
         self._at_quote = bool(quotes[-1] and not inside[-1])
