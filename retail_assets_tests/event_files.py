@@ -69,9 +69,9 @@ class EventIntake:
     @classmethod
     @contextmanager
     def open(cls, settings: Settings) -> Iterator["EventIntake"]:
-        """Connect to the lake of these settings."""
+        """Connect to the lake of these settings, where files are replaced by corrected ones."""
         # Tables this small take longer with more threads.
-        settings = settings.model_copy(update={"threads": 1})
+        settings = settings.model_copy(update={"threads": 1, "changed_event_files": "replace"})
         lake = Lake.from_settings(settings)
         with lake.connect() as connection:
             yield cls(settings, lake, connection)

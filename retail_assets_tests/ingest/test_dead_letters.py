@@ -227,7 +227,11 @@ def test_a_redriven_event_goes_with_its_file_when_that_is_replaced(taken):
     taken.take()
     assert taken.events() == [("E7",)]
     assert taken.letters() == [LATER]
-    assert taken.rows("SELECT count(*) FROM raw_events WHERE source = 'redrive'") == [(0,)]
+    # What was received stays in the log, and is not replayed.
+    for table, kept in (("raw_events", 2), ("enriched_events", 0)):
+        found = taken.rows(f"SELECT count(*) FROM {table} WHERE source = 'redrive'")
+        assert found == [(kept,)]
+    assert replay.check_day(taken.lake, taken.connection, DAY) == []
 
 
 def test_a_redriven_event_stays_when_its_file_grows(taken):

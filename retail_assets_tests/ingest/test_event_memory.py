@@ -43,8 +43,7 @@ def intakes(settings, lake) -> Iterator[Callable[[], EventIntake]]:
     with ExitStack() as stack:
 
         def opened() -> EventIntake:
-            replacing = settings.model_copy(update={"changed_event_files": "replace"})
-            intake = stack.enter_context(EventIntake.open(replacing))
+            intake = stack.enter_context(EventIntake.open(settings))
             warm_up(intake.connection)
             return intake
 
@@ -344,7 +343,6 @@ def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
         Settings(
             data_dir=tmp_path / "other",
             start_date=date(2026, 1, 1),
-            changed_event_files="replace",
         )
     ) as one:
         for turn in range(15):
@@ -402,7 +400,6 @@ def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_not
         Settings(
             data_dir=tmp_path / "other",
             start_date=date(2026, 1, 1),
-            changed_event_files="replace",
         )
     ) as one:
         for path, lines, written in files:

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from retail_assets.ingest import dead_letters, event_retraction, event_workspace, offsets, replay
+from retail_assets.ingest import dead_letters, event_workspace, offsets, replay
 from retail_assets.ingest.event_memory import memory_of, remember
 from retail_assets.ingest.received import Received, take, warm_up
 from retail_assets.lake import connection as lake_connection
@@ -137,7 +137,6 @@ def test_an_event_of_a_file_that_was_received_first_takes_the_place_of_kafkas(in
     assert ledger(intake) == [("kafka", "orders:0", 2, 2, 1, 0, 1)]
     intake.write(f"{DAY}/a.jsonl", [event(10)])
     intake.take()
-    event_retraction.retract(intake.lake, intake.connection, intake.settings, f"{DAY}/a.jsonl")
     assert intake.events("event_id, source")[0] == ("E1", "kafka")
     assert ledger(intake) == [("kafka", "orders:0", 2, 2, 2, 0, 0)]
     must_balance(intake)
