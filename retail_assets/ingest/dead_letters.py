@@ -6,18 +6,21 @@ of its own, of the source `redrive`, whose name is that id, and which keeps the 
 time. Only what is valid is ingested, and once: a letter that was redriven is not redriven again.
 """
 
+import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import duckdb
 
+from retail_assets.engines.event_content import content_id
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_lines import NOT_TAKEN
 from retail_assets.ingest.event_workspace import origin_of
-from retail_assets.ingest.events import EventBatch
+from retail_assets.ingest.events import CONFLICT, EventBatch
 from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
@@ -146,7 +149,10 @@ def _take_in(
 ) -> dict[str, str]:
     import pyarrow as pa
 
-    texts = [letter["payload"] if payload is None else _one_line(payload) for letter in letters]
+    texts = [
+        _as_it_is(connection, letter) if payload is None else _one_line(payload)
+        for letter in letters
+    ]
     names = [letter["id"] for letter in letters]
     numbers = pa.array(range(len(letters)), pa.int32())
     lines = (
@@ -174,7 +180,8 @@ def _take_in(
             name: f"still {reason}{f' ({field})' if field else ''}"
             for name, reason, field in batch.problems()
         }
-        with lake.transaction(connection, "redrive dead letters"):
+        conflicts: dict[str, str] = {}
+        with suppress(_ConflictError), lake.transaction(connection, "redrive dead letters"):
             # Only now: somebody else may have done the same a moment ago.
             there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
             for name in names:
@@ -183,15 +190,41 @@ def _take_in(
                     outcomes[name] = "redriven before" if name in there else "no dead letter now"
             batch.leave_out(REDRIVE, list(outcomes))
             deltas = batch.settle().deltas
+            conflicts = {
+                name: f"still {CONFLICT} ({field})"
+                for name, reason, field in batch.problems()
+                if reason == CONFLICT and name in names
+            }
+            if conflicts:
+                raise _ConflictError
             apply_deltas(connection, deltas)
             accepted = {
                 delta.source_name
                 for delta in deltas
                 if delta.source == REDRIVE and delta.accepted > 0
             }
+    if conflicts:
+        others = [letter for letter in letters if letter["id"] not in conflicts]
+        return conflicts | (_take_in(lake, connection, others, payload) if others else {})
     for name in names:
         outcomes.setdefault(name, "accepted" if name in accepted else "duplicate")
     return outcomes
+
+
+class _ConflictError(Exception):
+    """Ends a transaction without its changes."""
+
+
+def _as_it_is(connection: duckdb.DuckDBPyConnection, letter: dict[str, Any]) -> str:
+    """The payload of a letter; of one that conflicts, identified by its content."""
+    payload: str = letter["payload"]
+    if letter["reason"] != CONFLICT:
+        return payload
+    patch = json.dumps({"event_id": content_id(payload)})
+    (patched,) = connection.execute(
+        "SELECT json_merge_patch(?, ?)", [payload, patch]
+    ).fetchone() or (payload,)
+    return str(patched)
 
 
 def _one_line(payload: str) -> str:

@@ -5,7 +5,8 @@ then puts them into the tables within the caller's, together with the caller's l
 
 Of events with one identity the one that was received first counts, by the time of receipt that its
 source recorded, then by position, whichever was ingested first. So the tables follow from what was
-received alone: any order of arrival gives the same ones.
+received alone: any order of arrival gives the same ones. The others are duplicates if they have the
+content of the first, and dead letters if not.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from typing_extensions import Self
 
 from retail_assets import tables
-from retail_assets.engines.event_content import content_id
+from retail_assets.engines.event_content import content_id, same_content
 from retail_assets.ingest import event_workspace as workspace
 from retail_assets.ingest.event_memory import memory_of
 from retail_assets.ingest.event_workspace import (
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 _SOURCE_COLUMNS = ("received_date", "source", "source_name", "version")
 _LINE_COLUMNS = ("position", "received_us", "payload", "defect")
 
-_IDENTITY = "CASE WHEN reason IS NULL THEN own_id END"
+CONFLICT = "conflicting_event"
+
+_IDENTITY = f"CASE WHEN reason IS NULL OR reason = '{CONFLICT}' THEN own_id END"
 
 SMALL = 2_000
 """Up to so many lines a batch goes through prepared statements, one row after the other; more go
@@ -354,7 +357,7 @@ class EventBatch:
             self._remembers = True
 
     def _promote(self) -> None:
-        """Stage the duplicates of what is gone: one of them counts in its place."""
+        """Stage what else claims the identities that are gone: it is compared with another now."""
         gone = "SELECT event_id FROM temp.main.gone_events WHERE event_id IS NOT NULL"
         if not self._connection.execute(f"{gone} LIMIT 1").fetchone():
             return
@@ -362,8 +365,17 @@ class EventBatch:
             f"SELECT {_stored(replayed=False)} FROM lake.raw_events WHERE event_id IN ({gone})"
             f" AND {self._not_retracted()}"
             " AND NOT EXISTS (SELECT 1 FROM temp.main.judged_events AS j"
-            f" WHERE j.stored AND {_same_place('j')})"
+            f" WHERE j.stored AND {_same_place('raw_events', 'j')})"
         )
+        letters = (
+            f"lake.dead_letter_events WHERE reason = '{CONFLICT}' AND EXISTS"
+            " (SELECT 1 FROM temp.main.judged_events AS j"
+            f" WHERE j.stored AND {_same_place('dead_letter_events', 'j')})"
+        )
+        self._connection.execute(
+            f"INSERT INTO temp.main.gone_events SELECT NULL, {PLACE}, 0, 1 FROM {letters}"
+        )
+        self._connection.execute(f"DELETE FROM {letters}")
 
     def _not_retracted(self) -> str:
         """The condition that leaves lines of retracted versions out."""
@@ -384,21 +396,36 @@ class EventBatch:
         self._has_extra = bool(np.asarray(found["extra"], np.bool_)[valid].any())
 
     def _pick(self) -> None:
-        """Find which of the lines that claim an identity has it, and who loses it."""
-        execute = self._connection.execute
-        valid = "temp.main.judged_events WHERE reason IS NULL"
-        looked_up, parameters = f"SELECT own_id FROM {valid}", []
-        twins = _twins(self._identities)
+        """Find which of the lines that claim an identity has it, and what becomes of the others."""
+        known: list[int] | None = None
         if self._memory:
             identities: list[int] = self._identities.tolist()
             known = self._memory.known(identities)
             self._memory.add(identities)
-            if known is not None:
-                if not known and not twins:
-                    self._unrivalled = True
-                    return
-                looked_up += " AND hash(own_id) IN (SELECT unnest(?::UBIGINT[]))"
-                parameters = [known]
+        if known == [] and not _twins(self._identities):
+            self._unrivalled = True
+            return
+        self._rank(known)
+        if self._demote():
+            self._promote()
+            self._survey()
+            self._rank(known)
+        self._find_conflicts()
+
+    def _rank(self, known: list[int] | None) -> None:
+        """Rank the lines of each identity that several claim, or the lake has.
+
+        Args:
+            known: hashes of the identities that the lake may have; None if it may have any.
+        """
+        execute = self._connection.execute
+        for table in ("current_events", "rival_events"):
+            execute(f"TRUNCATE temp.main.{table}")
+        valid = "temp.main.judged_events WHERE reason IS NULL"
+        looked_up, parameters = f"SELECT own_id FROM {valid}", []
+        if known is not None:
+            looked_up += " AND hash(own_id) IN (SELECT unnest(?::UBIGINT[]))"
+            parameters = [known]
         execute(
             f"INSERT INTO temp.main.current_events BY NAME SELECT event_id, {PLACE}, {RANK_FIELDS}"
             f" FROM lake.enriched_events WHERE event_id IN ({looked_up})",
@@ -415,15 +442,66 @@ class EventBatch:
             f" (SELECT own_id AS event_id, rowid AS line_no, {PLACE}, {RANK_FIELDS}"
             f" FROM {valid} AND {rivals}"
             " UNION ALL BY NAME SELECT * FROM temp.main.current_events)",
-            [twins],
+            [_twins(self._identities)],
         )
+
+    def _demote(self) -> bool:
+        """Take events out of the tables that were received after a line that comes now."""
+        execute = self._connection.execute
         demoted = "SELECT event_id FROM temp.main.rival_events WHERE line_no IS NULL AND place > 1"
-        if execute(f"{demoted} LIMIT 1").fetchone():
-            execute(
-                f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
-                f" 1, 0 FROM temp.main.current_events WHERE event_id IN ({demoted})"
+        if not execute(f"{demoted} LIMIT 1").fetchone():
+            return False
+        self._fresh = False
+        execute(
+            f"INSERT INTO temp.main.gone_events SELECT event_id, {PLACE},"
+            f" 1, 0 FROM temp.main.current_events WHERE event_id IN ({demoted})"
+        )
+        execute(f"DELETE FROM lake.enriched_events WHERE event_id IN ({demoted})")
+        return True
+
+    def _find_conflicts(self) -> None:
+        """Make dead letters of lines that say something else than the first of their identity."""
+        pairs = self._connection.execute(
+            f"WITH firsts AS ({self._firsts()})"
+            " SELECT r.line_no, j.payload, f.payload FROM temp.main.rival_events AS r"
+            " JOIN temp.main.judged_events AS j ON j.rowid = r.line_no JOIN firsts AS f"
+            " ON f.event_id = r.event_id WHERE r.place > 1 AND j.payload <> f.payload"
+        ).fetchall()
+        conflicts = [line_no for line_no, one, other in pairs if not same_content(one, other)]
+        if conflicts:
+            self._has_invalid = True
+            self._connection.execute(
+                f"UPDATE temp.main.judged_events SET reason = '{CONFLICT}', field = 'event_id'"
+                " WHERE rowid IN (SELECT unnest(?::BIGINT[]))",
+                [conflicts],
             )
-            execute(f"DELETE FROM lake.enriched_events WHERE event_id IN ({demoted})")
+
+    def _firsts(self) -> str:
+        """The query for `event_id` and `payload` of the first of each identity that has rivals.
+
+        An identity that was made of the content has none of another content.
+        """
+        staged = (
+            "SELECT r.event_id, j.payload FROM temp.main.rival_events AS r"
+            " JOIN temp.main.judged_events AS j ON j.rowid = r.line_no"
+            " WHERE r.place = 1 AND r.event_id NOT LIKE 'content:%'"
+        )
+        # Constants, so that only the files that have these lines are read.
+        days, least, most = self._connection.execute(
+            "SELECT list(DISTINCT received_date::VARCHAR), min(position), max(position)"
+            " FROM temp.main.current_events"
+        ).fetchone() or (None, 0, 0)
+        if not days:
+            return staged
+        dates = ", ".join(f"DATE '{day}'" for day in days)
+        return (
+            f"{staged} UNION ALL SELECT c.event_id, raw_events.payload"
+            " FROM temp.main.current_events AS c"
+            f" JOIN lake.raw_events ON {_same_place('raw_events', 'c')}"
+            f" WHERE raw_events.received_date IN ({dates})"
+            f" AND raw_events.position BETWEEN {least} AND {most}"
+            " AND c.event_id NOT LIKE 'content:%'"
+        )
 
     def _insert(self) -> None:
         execute = self._connection.execute
@@ -433,25 +511,25 @@ class EventBatch:
             f" {_IDENTITY} AS event_id FROM {judged} WHERE NOT stored"
         )
         if not self._fresh:
-            self._update_replayed()
+            self._update_stored()
         if self._has_invalid:
             execute(
                 f"INSERT INTO lake.dead_letter_events BY NAME SELECT {PLACE}, reason, field,"
                 f" payload, now() AS processed_at FROM {judged}"
-                " WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
+                " WHERE reason IS NOT NULL"
             )
 
-    def _update_replayed(self) -> None:
+    def _update_stored(self) -> None:
         """Enter the identities of lines that are there already, where they have changed."""
         execute = self._connection.execute
         changed = (
             "temp.main.judged_events AS j"
-            f" WHERE j.replayed AND j.stored_id IS DISTINCT FROM ({_IDENTITY})"
+            f" WHERE j.stored AND j.stored_id IS DISTINCT FROM ({_IDENTITY})"
         )
         if execute(f"SELECT 1 FROM {changed} LIMIT 1").fetchone():
             execute(
                 f"UPDATE lake.raw_events SET event_id = c.now FROM (SELECT {PLACE},"
-                f" {_IDENTITY} AS now FROM {changed}) AS c WHERE " + _same_place("c")
+                f" {_IDENTITY} AS now FROM {changed}) AS c WHERE " + _same_place("raw_events", "c")
             )
 
     def _drop_beaten(self) -> None:
@@ -461,6 +539,7 @@ class EventBatch:
             self._connection.execute(
                 "DELETE FROM temp.main.judged_events WHERE rowid IN (SELECT line_no"
                 " FROM temp.main.rival_events WHERE line_no IS NOT NULL AND place > 1)"
+                " AND reason IS NULL"
             )
 
     def _enrich(self) -> None:
@@ -491,7 +570,7 @@ class EventBatch:
             " NOT stored AS taken"
             " FROM temp.main.judged_events WHERE reason IS NULL"
             " UNION ALL SELECT source, source_name, version, 0, 1, NOT stored"
-            " FROM temp.main.judged_events WHERE reason IS NOT NULL AND (replayed OR NOT stored)"
+            " FROM temp.main.judged_events WHERE reason IS NOT NULL"
             " UNION ALL SELECT source, source_name, version, -accepted, -dead_lettered, false"
             " FROM temp.main.gone_events) GROUP BY ALL"
         ).fetchall()
@@ -535,9 +614,9 @@ def _twins(identities: "npt.NDArray[np.uint64]") -> list[int]:
     return twins
 
 
-def _same_place(other: str) -> str:
-    """Whether a row of raw_events is that of another table."""
-    return " AND ".join(f"{other}.{name} = raw_events.{name}" for name in KEY)
+def _same_place(one: str, other: str) -> str:
+    """Whether rows of two tables are of the same line."""
+    return " AND ".join(f"{other}.{name} = {one}.{name}" for name in KEY)
 
 
 def _stored(*, replayed: bool) -> str:

@@ -78,6 +78,10 @@ REASONS: Mapping[str, str] = {
     "absurd_timestamp": (
         "event_timestamp lies before the year 2000, or more than a day after the event landed."
     ),
+    "conflicting_event": (
+        "An event of other content was received before under the same event_id. A redrive takes it"
+        " in as an event of its own, identified by its content."
+    ),
 }
 """Why an event is dead-lettered. The rules are tried in this order; the first that fails counts."""
 

@@ -299,6 +299,10 @@ class Events(RuleBasedStateMachine):
                 winners.setdefault(identity, row)
         enriched = {row[:3] for row in winners.values()}
         dead = {row[:3] for row in counting if LINES.get(row[4]) is None}
+        # What says something else under the same event_id.
+        dead |= {
+            row[:3] for row in counting if LINES.get(row[4]) == "E1" and row[4] != winners["E1"][4]
+        }
         place = "source_name, version, position"
         assert self.rows(f"SELECT {place} FROM lake.enriched_events ORDER BY ALL") == sorted(
             enriched

@@ -228,7 +228,7 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
 ]  # fmt: skip
 
 
-# Other defects are found in files and messages, not in lines.
+# Other defects are found in files and messages, conflicts in the lake, not in lines.
 OF_LINES = events.REASONS.keys() - (
     events.DEFECTS.keys() - {"line_too_long", "nul_byte", "not_utf8"}
 )
