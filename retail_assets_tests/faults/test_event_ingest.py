@@ -93,13 +93,13 @@ def assert_balanced(settings: Settings) -> None:
     """Every line of every file is accepted, dead-lettered or a duplicate, and the tables agree."""
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         files = connection.execute(
-            "SELECT path, lines, accepted, dead_lettered, duplicate, copy_of FROM event_files"
-            " WHERE retracted_at IS NULL"
+            "SELECT (path, version), lines, accepted, dead_lettered, duplicate, copy_of"
+            " FROM event_files WHERE retracted_at IS NULL"
         ).fetchall()
         held = {
             table: dict(
                 connection.execute(
-                    f"SELECT source_name, count(*) FROM {table} GROUP BY 1"
+                    f"SELECT (source_name, version), count(*) FROM {table} GROUP BY 1"
                 ).fetchall()
             )
             for table in ("raw_events", "enriched_events", "dead_letter_events")
