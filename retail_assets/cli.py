@@ -736,7 +736,6 @@ def _tell_of_orders(
 ) -> None:
     """Tell what of the exports of these days was rejected, and which orders are in no revenue."""
     from retail_assets import rejects, stale
-    from retail_assets.large_orders import large_orders
 
     counts = rejects.counts(connection, first, last)
     if counts:
@@ -759,8 +758,7 @@ def _tell_of_orders(
             _tell(f"  {text}", style="yellow")
     too_late = rejects.too_late(connection, settings.late_days, first, last)
     waiting = stale.advice(stale.waiting_orders(connection, settings))
-    large = large_orders(connection, settings.large_order_gbp, first, last)
-    for text in ([too_late] if too_late else []) + waiting + large:
+    for text in ([too_late] if too_late else []) + waiting:
         _tell(text, style="yellow")
     without_export = stale.days_without_export(connection)
     if without_export:

@@ -61,6 +61,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
                 exports_dir=str(settings.exports_dir),
                 reference_dir=str(settings.reference_dir),
                 late_days=settings.late_days,
+                max_order_gbp=settings.max_order_gbp,
                 reference_max_shrink=settings.reference_max_shrink,
             ),
         },

@@ -62,11 +62,11 @@ class Settings(BaseSettings):
         description="A day that rejected a larger share of its export's rows is published with a"
         " warning.",
     )
-    large_order_gbp: float = Field(
-        default=1_000_000,
+    max_order_gbp: float = Field(
+        default=100_000_000,
         gt=0,
-        description="An order worth so much or more counts, with a warning, in GBP: it may be a"
-        " mistake.",
+        description="An export with an order worth more, in GBP, fails its day by name: a point may"
+        " have been shifted, or an id stand in the column of values.",
     )
     reference_max_shrink: float = Field(
         default=0.5,

@@ -18,7 +18,6 @@ from retail_assets.consumers import live_revenue
 from retail_assets.lake import days as ledger
 from retail_assets.lake.io_manager import describe_failures
 from retail_assets.lake.resource import LakeResource
-from retail_assets.large_orders import large_orders
 from retail_assets.settings import Settings
 from retail_assets.transforms import orders, revenue
 
@@ -213,14 +212,6 @@ def references_are_known(scope: Scope) -> dg.AssetCheckResult:
     )
 
 
-def values_are_plausible(scope: Scope) -> dg.AssetCheckResult:
-    """No order that counts is worth RETAIL_LARGE_ORDER_GBP or more."""
-    found = large_orders(scope.connection, scope.settings.large_order_gbp, scope.first, scope.last)
-    return dg.AssetCheckResult(
-        passed=not found, severity=dg.AssetCheckSeverity.WARN, metadata={"large_orders": found}
-    )
-
-
 def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
     """Revenue and order count of each day = those of its completed orders."""
     wrong = (
@@ -409,11 +400,7 @@ def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
 GENERAL: tuple[Check, ...] = (schema_matches, key_is_unique, required_values_are_there)
 SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
     tables.RAW_ORDERS: (rows_add_up, volume_is_usual, few_rows_are_rejected),
-    tables.COMPLETED_ORDERS: (
-        completed_reconcile_with_raw,
-        references_are_known,
-        values_are_plausible,
-    ),
+    tables.COMPLETED_ORDERS: (completed_reconcile_with_raw, references_are_known),
     tables.RAW_EVENTS: (
         lines_add_up,
         streams_add_up,

@@ -23,6 +23,7 @@ class SourceFolders(dg.ConfigurableResource[None]):
     exports_dir: str
     reference_dir: str
     late_days: int
+    max_order_gbp: float
     reference_max_shrink: float
 
 
@@ -77,6 +78,7 @@ def order_exports_assets(
                 Path(source_folders.exports_dir),
                 [date.fromisoformat(key) for key in context.partition_keys],
                 late_days=source_folders.late_days,
+                max_order_gbp=source_folders.max_order_gbp,
                 progress=lambda done: context.log.info("%s exports done", done),
             )
         context.log.info("%s exports were in the lake already", len(ingested.unchanged))

@@ -58,6 +58,7 @@ def ingest(
     days: Collection[date],
     *,
     late_days: int,
+    max_order_gbp: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Ingested:
     """Take in the exports of some days; a bad file fails its own day alone, by name.
@@ -68,6 +69,7 @@ def ingest(
         exports_dir: where `orders_YYYY_MM_DD.csv[.gz]` lie.
         days: the export dates to take in.
         late_days: how many days before its export an order may lie.
+        max_order_gbp: an export with an order worth more fails its day; None: any value goes.
         progress: called with the number of days done, after each batch.
 
     Returns:
@@ -104,7 +106,7 @@ def ingest(
     done = len(failed) + len(unchanged)
     progress(done)
     for batch in _batches([file for file in files if file.day not in unchanged]):
-        taken = _Batch(lake, connection, late_days).take(batch)
+        taken = _Batch(lake, connection, late_days, max_order_gbp).take(batch)
         raw |= taken.raw
         rejected |= taken.rejected
         failed |= taken.failed
@@ -210,6 +212,7 @@ class _Batch:
     lake: Lake
     connection: duckdb.DuckDBPyConnection
     late_days: int
+    max_order_gbp: float | None
 
     def take(self, files: Sequence[ExportFile]) -> "_Taken":
         """Stage, judge and commit the files; those that cannot be used fail by name."""
@@ -218,6 +221,9 @@ class _Batch:
             for name, columns in _STAGING.items():
                 execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
             failed = self._read(files)
+            implausible = self._implausible(files)
+            self._discard(list(implausible))
+            failed |= implausible
             execute(f"CREATE OR REPLACE TEMP TABLE staged_rejects AS {_REJECTS}")
             execute(f"CREATE OR REPLACE TEMP VIEW staged_raw AS {_RAW}")
             read = [file for file in files if file.day not in failed]
@@ -310,6 +316,26 @@ class _Batch:
                         " check its quotes and line ends, and run the day again."
                     )
         return problems
+
+    def _implausible(self, files: Sequence[ExportFile]) -> dict[date, str]:
+        """The files with an order of so large a value that the revenue of years would drown in it.
+
+        A point that was shifted, or an id in the column of values: the day waits for somebody.
+        """
+        if self.max_order_gbp is None:
+            return {}
+        paths = {file.day: file.path for file in files}
+        found = self.connection.execute(
+            "SELECT export_date, arg_max(order_id, order_value_gbp), max(order_value_gbp)"
+            " FROM export_rows WHERE order_value_gbp > ? GROUP BY export_date",
+            [self.max_order_gbp],
+        ).fetchall()
+        return {
+            day: f"{paths[day]}: order {order_id} is worth {value:,} GBP, more than"
+            f" RETAIL_MAX_ORDER_GBP ({self.max_order_gbp:,.2f}): correct the export, or raise the"
+            " setting if that is right, and run the day again."
+            for day, order_id, value in found
+        }
 
     def _read_group(self, files: Sequence[ExportFile]) -> None:
         """Stage the rows of some files, and set aside the well-formed ones that are rejected."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retail_assets import tables
-from retail_assets.ingest.order_exports import ingest
+from retail_assets.ingest.order_exports import Ingested, ingest
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake import days as ledger
 from retail_assets.lake.connection import Lake
@@ -654,6 +654,31 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_in(
     assert intake.orders() == [("B",)]
     intake.take(DAY)
     assert intake.orders() == [("A",), ("half",), ("B",)]
+
+
+def test_an_order_of_implausible_value_fails_its_day_alone_and_by_name(
+    intake: Intake, write_export: WriteExport
+) -> None:
+    days = [DAY, DAY + A_DAY, DAY + 2 * A_DAY]
+    for day, value in zip(days, ("1000.00", "9999999999.99", "1.00"), strict=True):
+        write_export(day, [order_row("A", day), order_row("B", day, order_value_gbp=value)])
+
+    def take(limit: float | None) -> Ingested:
+        return ingest(
+            *(intake.lake, intake.connection, intake.exports_dir, days),
+            late_days=7,
+            max_order_gbp=limit,
+        )
+
+    ingested = take(1_000)
+    assert ingested.raw.rows == {days[0]: 2, days[2]: 2}
+    assert list(ingested.raw.failed) == [days[1]]
+    assert (
+        "order B is worth 9,999,999,999.99 GBP, more than RETAIL_MAX_ORDER_GBP (1,000.00)"
+        in ingested.raw.failed[days[1]]
+    )
+    assert len(intake.orders()) == 4
+    assert take(None).raw.rows[days[1]] == 2
 
 
 def test_a_file_that_vanishes_before_it_is_read_fails_its_day_alone(
