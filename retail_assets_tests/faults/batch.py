@@ -27,6 +27,7 @@ a change and its version are committed together."""
 
 _COMPARED = {
     "problem": "replace(problem, '{folder}/', '')",
+    "superseded_at": "superseded_at IS NOT NULL",
     "retracted_at": "retracted_at IS NOT NULL",
 }
 
