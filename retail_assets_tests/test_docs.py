@@ -56,6 +56,16 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_every_test_that_a_promise_names_exists():
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", text("docs/promises.md"))
+    assert len(named) > len(
+        re.findall(r"^\| (?!promise|---)", text("docs/promises.md"), re.MULTILINE)
+    )
+    for module, name in named:
+        source = (ROOT / "retail_assets_tests" / module).read_text(encoding="utf-8")
+        assert f"def {name}(" in source, f"{module} has no {name}"
+
+
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.MULTILINE))
 
