@@ -248,7 +248,7 @@ def test_event_files_that_land_are_rows_and_materializations_and_live_revenue_fo
     day, files = date(2026, 11, 2), 5
     for n in range(files):
         lines = [event(10 * n + k, order_value_gbp=2) for k in range(4)]
-        services.drop_events(day, f"{n}.jsonl", *lines, event(0), "no json")
+        services.drop_events(day, f"{n}.jsonl", *lines, event(0, order_value_gbp=2), "no json")
     expected = [(str(day), 4 * files)]
     rows = "SELECT received_date::VARCHAR, count(*) FROM enriched_events GROUP BY 1"
     assert eventually(lambda: services.query(rows), lambda found: found == expected) == expected
