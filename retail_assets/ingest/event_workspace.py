@@ -76,8 +76,7 @@ _RANK_COLUMNS = (
 
 _TABLES = {
     "received_lines": f"""
-        {_PLACE_COLUMNS}, payload VARCHAR, defect VARCHAR, stored BOOLEAN, stored_id VARCHAR,
-        replayed BOOLEAN""",
+        {_PLACE_COLUMNS}, payload VARCHAR, defect VARCHAR, stored BOOLEAN, stored_id VARCHAR""",
     # Rows that leave enriched_events or dead_letter_events, and what their source loses by it.
     "gone_events": f"""
         event_id VARCHAR, {_PLACE_COLUMNS}, accepted INTEGER, dead_lettered INTEGER""",

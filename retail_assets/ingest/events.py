@@ -45,6 +45,9 @@ _LINE_COLUMNS = ("position", "received_us", "payload", "defect")
 
 CONFLICT = "conflicting_event"
 
+_STORED = f"{PLACE}, payload, defect, true AS stored, event_id AS stored_id"
+"""Lines of raw_events as `EventBatch` stages them."""
+
 _IDENTITY = f"CASE WHEN reason IS NULL OR reason = '{CONFLICT}' THEN own_id END"
 
 SMALL = 2_000
@@ -162,7 +165,7 @@ class EventBatch:
             self._judge(
                 "SELECT s.received_date, s.source, s.source_name, s.version, l.position,"
                 " make_timestamptz(l.received_us) AS received_at, l.payload, l.defect,"
-                " false AS stored, NULL::VARCHAR AS stored_id, false AS replayed"
+                " false AS stored, NULL::VARCHAR AS stored_id"
                 " FROM arrow_lines AS l JOIN arrow_sources AS s USING (source_no)"
             )
         finally:
@@ -180,7 +183,7 @@ class EventBatch:
             "INSERT INTO temp.main.received_lines SELECT unnest(?::DATE[]), unnest(?::VARCHAR[]),"
             " unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::BIGINT[]),"
             " make_timestamptz(unnest(?::BIGINT[])), unnest(?::VARCHAR[]), unnest(?::VARCHAR[]),"
-            " false, NULL, false",
+            " false, NULL",
             values,
         )
         self._stage(None)
@@ -191,7 +194,7 @@ class EventBatch:
         self._small = self._fresh = False
         execute = self._connection.execute
         self._judge(
-            f"SELECT {_stored(replayed=True)} FROM lake.raw_events"
+            f"SELECT {_STORED} FROM lake.raw_events"
             f" WHERE received_date = DATE '{day}' AND {self._not_retracted()}"
         )
         execute(
@@ -332,7 +335,7 @@ class EventBatch:
             f"SELECT DATE '{received_date}' AS received_date, source, {literal(heir[0])} AS"
             f" source_name, {heir[1]}::BIGINT AS version, position,"
             f" make_timestamptz({received_us}) AS received_at, payload, defect, false AS stored,"
-            " NULL::VARCHAR AS stored_id, false AS replayed FROM lake.raw_events"
+            " NULL::VARCHAR AS stored_id FROM lake.raw_events"
             f" WHERE source = {literal(source)} AND source_name = {literal(owner[0])}"
             f" AND version = {owner[1]}"
         )
@@ -362,7 +365,7 @@ class EventBatch:
         if not self._connection.execute(f"{gone} LIMIT 1").fetchone():
             return
         self._judge(
-            f"SELECT {_stored(replayed=False)} FROM lake.raw_events WHERE event_id IN ({gone})"
+            f"SELECT {_STORED} FROM lake.raw_events WHERE event_id IN ({gone})"
             f" AND {self._not_retracted()}"
             " AND NOT EXISTS (SELECT 1 FROM temp.main.judged_events AS j"
             f" WHERE j.stored AND {_same_place('raw_events', 'j')})"
@@ -617,10 +620,3 @@ def _twins(identities: "npt.NDArray[np.uint64]") -> list[int]:
 def _same_place(one: str, other: str) -> str:
     """Whether rows of two tables are of the same line."""
     return " AND ".join(f"{other}.{name} = {one}.{name}" for name in KEY)
-
-
-def _stored(*, replayed: bool) -> str:
-    """Lines of raw_events as `EventBatch` stages them."""
-    return (
-        f"{PLACE}, payload, defect, true AS stored, event_id AS stored_id, {replayed} AS replayed"
-    )
