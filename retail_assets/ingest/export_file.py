@@ -313,6 +313,8 @@ def _header(path: Path, head: bytes, limits: Limits) -> tuple[str, ...]:
             f"{path} has {len(names):,} columns, and more than {limits.columns:,} are not read:"
             " export it with fewer."
         )
+    if "\0" in text[: len(header)]:
+        raise RetailAssetsError(f"The header of {path} has a NUL byte: export it without.")
     _check_encoding(path, header, head)
     shown = ",".join(names)[:200]
     columns = tuple(name.lower() if name.lower() in REQUIRED else name for name in names)

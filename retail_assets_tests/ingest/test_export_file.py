@@ -277,6 +277,17 @@ def test_a_header_that_is_not_utf8_fails_its_day(intake: Intake, write_export: W
     assert "is not UTF-8" in problem(intake)
 
 
+def test_a_header_with_a_nul_byte_fails_its_day_alone(
+    intake: Intake, write_export: WriteExport
+) -> None:
+    path = write_export(DAY, f'{HEADER},"no\0te"\n{ONE},x\n')
+    write_export(DAY + A_DAY, [TWO])
+    assert intake.take(DAY, DAY + A_DAY).raw.failed == {
+        DAY: f"The header of {path} has a NUL byte: export it without."
+    }
+    assert intake.orders() == [("B",)]
+
+
 # Compressed files
 
 
