@@ -11,8 +11,10 @@ unexport PYTHONDONTWRITEBYTECODE
 RETAIL_UI_PORT ?= 3000
 SAMPLE_START := 2026-10-05
 SAMPLE_END := 2026-11-01
+FUZZ ?= exports events
+MINUTES ?= 30
 
-.PHONY: run ui test lint format lock bench docs setup
+.PHONY: run ui test fuzz lint format lock bench docs setup
 
 run: setup ## Set up, run the batch lane on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
@@ -22,6 +24,10 @@ ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon a
 
 test: setup ## Set up and run all tests
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+fuzz: setup ## Fuzz the readers, MINUTES each (FUZZ=exports or events: one alone); what breaks one is left in .fuzz/
+	@set -e; for one in $(FUZZ); do \
+		$(BIN)/python -m retail_assets_tests.fuzz.$$one .fuzz/$$one -max_total_time=$$((60 * $(MINUTES))); done
 
 lint: setup ## Formatting, rules of style, types
 	@$(BIN)/ruff format --check .

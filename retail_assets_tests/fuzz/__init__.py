@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing: harnesses that are run in processes of their own."""
