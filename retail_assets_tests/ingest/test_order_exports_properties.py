@@ -68,8 +68,16 @@ def read(content: bytes) -> list[Row]:
         for number, fields in enumerate(filter(None, records), start=2)
     ]
     last = {row.values[0]: row.record for row in rows if row.reason is None}
+    products: dict[str, set[str]] = {}
+    for row in rows:
+        if row.reason is None:
+            products.setdefault(row.values[0], set()).add(row.values[2])
     return [
-        Row(row.record, "duplicate_order", "order_id")
+        Row(
+            row.record,
+            "duplicate_order" if len(products[row.values[0]]) == 1 else "unsupported_line_item",
+            "order_id",
+        )
         if row.reason is None and row.record < last[row.values[0]]
         else row
         for row in rows
