@@ -69,7 +69,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_pending_event_files_are_taken_in_and_counted(settings: Settings, command: Command) -> None:
     write_events(settings, f"{DAY}/a [b].jsonl", [event(1), event(2, surprise=1), "null"])
-    write_events(settings, f"{DAY}/c.jsonl.gz", [event(2), event(3)])
+    write_events(settings, f"{DAY}/c.jsonl.gz", [event(2, surprise=1), event(3)])
     code, out, err = command("ingest-events")
     assert code == 0
     assert cells(out) == [
