@@ -157,8 +157,9 @@ class Intake:
         assert accounted[DAY] in {file.records, exact}, (accounted, file.records, exact)
         if content is None or any(len(text) >= MAX_RAW_TEXT_BYTES for _, text in malformed):
             return
-        if not is_utf8(content):
-            # DuckDB shows a byte that is no text, and what it takes to belong to it, as `?`.
+        if not is_utf8(content) or (malformed and b'"' in content):
+            # DuckDB shows a byte that is no text, and what it takes to belong to it, as `?`, and of
+            # a record with several stray quotes it keeps no text, or the end alone.
             return
         kept = [raw for day, raw in rows if day == DAY]
         kept += [fields_of(text) for day, _, text in rejected if day == DAY]

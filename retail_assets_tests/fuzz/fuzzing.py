@@ -41,6 +41,7 @@ def fuzz(
     options = [
         f"-dict={dictionary}",
         f"-max_len={MOST_BYTES}",
+        "-len_control=0",
         f"-artifact_prefix={folder}/",
         "-rss_limit_mb=2048",
         "-timeout=20",
