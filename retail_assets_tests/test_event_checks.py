@@ -34,7 +34,11 @@ AT = f"{FIRST}T09:30:00+01:00"
 def platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Four published days with an order each, O0 to O3, and events of the first."""
     with published_platform(settings, tmp_path_factory) as platform:
-        write_events(settings, FILE, [event(0, event_timestamp=AT), "null", event(0), "{"])
+        write_events(
+            settings,
+            FILE,
+            [event(0, event_timestamp=AT), "null", event(0, event_timestamp=AT), "{"],
+        )
         write_events(settings, f"{FIRST}/copy.jsonl", [event(0, event_timestamp=AT), "null"])
         take_in(platform)
         yield platform

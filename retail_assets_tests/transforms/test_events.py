@@ -230,7 +230,7 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
 
 # Other defects are found in files and messages, conflicts in the lake, not in lines.
 OF_LINES = events.REASONS.keys() - (
-    events.DEFECTS.keys() - {"line_too_long", "nul_byte", "not_utf8"}
+    (events.DEFECTS.keys() | {"conflicting_event"}) - {"line_too_long", "nul_byte", "not_utf8"}
 )
 
 

@@ -280,7 +280,8 @@ def test_a_hundred_thousand_hostile_lines_are_each_valid_or_have_a_reason(
         lines += [made_up(chance) for _ in range(BATCH)]
         judge_all(connection, tally, lines)
     # The lines are of all kinds: otherwise nothing much was tried.
-    of_lines = set(events.REASONS).difference(events.DEFECTS) | {"nul_byte", "not_utf8"}
+    of_lines = set(events.REASONS).difference(events.DEFECTS, {"conflicting_event"})
+    of_lines |= {"nul_byte", "not_utf8"}
     assert set(tally.reasons) == {None, *of_lines}
     assert min(tally.reasons.values()) >= 10, tally.reasons
     assert tally.reasons[None] > 5_000
@@ -355,7 +356,9 @@ def spelled(chance: random.Random, content: Any) -> str:
         assert isinstance(exponent, int)
         shift = chance.choice([0, 0, 1, 3])
         sign = "-" if content < 0 else ""
-        whole = "".join(map(str, digits)).lstrip("0") + "0" * shift or "0"
+        whole = "".join(map(str, digits)).lstrip("0")
+        # JSON has no numbers that begin with two zeros.
+        whole = whole + "0" * shift if whole else "0"
         exact = f"{whole}e{exponent - shift}"
         plain = f"{abs(content):f}"
         return sign + chance.choice(
