@@ -144,7 +144,12 @@ class FileStore:
     def _remote(self) -> Any:
         import fsspec
 
-        return fsspec.filesystem(self._lake.data_path.partition("://")[0], use_listings_cache=False)
+        # A kept instance has the endpoint and the keys of the environment that it was made in.
+        return fsspec.filesystem(
+            self._lake.data_path.partition("://")[0],
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
 
 
 def tag(opened: Any) -> str | None:

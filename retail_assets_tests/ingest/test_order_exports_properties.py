@@ -86,10 +86,16 @@ def read(content: bytes) -> list[Row]:
 
 def judge(record: int, fields: dict[str, str]) -> Row:
     text = {name: fields[name].strip(BLANKS) for name in COLUMNS}
-    missing = [name for name in COLUMNS if not text[name]]
+    measured = ("order_value_gbp", "order_timestamp")
+    missing = [name for name in COLUMNS if name not in measured and not text[name]]
     missing += [name for name in COLUMNS if name in IDS and text[name].lower() in orders.NO_ID]
+    missing += [name for name in measured if not text[name]]
     if missing:
         return Row(record, "missing_value", missing[0])
+    for name in (name for name in COLUMNS if name in IDS):
+        if re.search(orders.SHORTENED_NUMBER, text[name]):
+            reason = "mangled_order_id" if name == "order_id" else "mangled_id"
+            return Row(record, reason, name)
     value, when = money(text["order_value_gbp"]), wall_clock(text["order_timestamp"])
     if value is None:
         return Row(record, "invalid_number", "order_value_gbp")
