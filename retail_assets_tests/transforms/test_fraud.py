@@ -368,10 +368,10 @@ def by_hand(rows: Rows) -> list[dict[str, Any]]:
         mine = sorted(
             (row for row in rows if (row["customer_id"], row["order_id"]) == key),
             key=lambda row: (
-                row["event_timestamp"] is not None,
-                row["event_timestamp"] or NINE,
-                row["received_date"],
+                row["event_timestamp"] or row["received_at"],
+                row["received_at"],
                 row["position"],
+                row["event_id"],
             ),
         )
         orders.append(
