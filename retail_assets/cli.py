@@ -28,7 +28,14 @@ from retail_assets.explain import (
     explain_text,
     tell_of_threads,
 )
-from retail_assets.printing import cell, print_rows, print_table, visible, write_csv, write_json
+from retail_assets.printing import (
+    cell,
+    print_message,
+    print_rows,
+    print_table,
+    write_csv,
+    write_json,
+)
 from retail_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -82,6 +89,9 @@ def main(
 def run() -> None:
     """Run the command; an error is one sentence on stderr, its traceback only with `--debug`."""
     threading.excepthook = tell_of_threads
+    if logging.lastResort is not None:
+        # Warnings of commands that set up no log.
+        logging.lastResort.setFormatter(SentenceFormatter())
     try:
         app(prog_name="retail-assets")
     except SystemExit as end:
@@ -91,13 +101,13 @@ def run() -> None:
     except BaseException as error:
         if debugging():
             raise
-        _tell(f"Error: {explain(error)}", style="red")
+        first, *more = explain(error)
+        _tell(f"Error: {first}", *more, style="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
-def _tell(text: str, style: str | None = None) -> None:
-    """Print a message on standard error, as it is: what is in it may come from outside."""
-    err.print(visible(text, keep="\n"), style=style, markup=False, highlight=False, soft_wrap=True)
+def _tell(*lines: str, style: str = "") -> None:
+    print_message(err, *lines, style=style)
 
 
 @contextmanager
@@ -188,7 +198,7 @@ def backfill(
         problems.insert(0, f"{len(problems)} of {outcome.days} days failed:")
         problems.append("The other days are published. Mend these and run the command again.")
     if problems or outcome.problems:
-        raise RetailAssetsError("\n".join([*outcome.problems, *problems]))
+        raise RetailAssetsError(*outcome.problems, *problems)
 
 
 @app.command("ingest-events")
@@ -231,7 +241,7 @@ def ingest_events() -> None:
     _print_event_files(found.files.values())
     _tell_of_event_files(found, pending, later.unsettled)
     if found.failed:
-        raise RetailAssetsError("\n".join(found.failed.values()))
+        raise RetailAssetsError(*found.failed.values())
 
 
 @app.command()
@@ -314,7 +324,7 @@ def replay(
             note_new_files(lake, connection)
     if differences:
         raise RetailAssetsError(
-            "\n".join(
+            *(
                 f"{found.day}: a replay would take {found.gone} rows out of {found.table} and put"
                 f" {found.new} in, for example of {', '.join(found.examples)}"
                 for found in differences
@@ -355,7 +365,7 @@ def load_reference(
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         count, _ = publish_table(lake, connection, table, rows, before_swap=prepare)
-    out.print(f"{count:,} {table.name} are in the lake.", markup=False)
+    print_message(out, f"{count:,} {table.name} are in the lake.")
 
 
 followers = typer.Typer(
@@ -447,7 +457,7 @@ def retract_events(
         live_revenue.refresh(lake, connection)
     for item in done:
         _tell(
-            f"{visible(item.path)}, version {item.version}: {item.events} events and"
+            f"{item.path}, version {item.version}: {item.events} events and"
             f" {item.dead_letters} dead letters were taken back"
         )
 
@@ -565,7 +575,7 @@ def query(
     import duckdb
 
     from retail_assets.lake.connection import Lake
-    from retail_assets.lake.reader import fetch_in_parts, open_reader
+    from retail_assets.lake.reader import open_reader
     from retail_assets.lake.row_files import write_rows
 
     settings = load_settings()
@@ -577,15 +587,15 @@ def query(
                 raise UsageError("One file, or one JSON document, has the rows of one query.")
             if output is not None:
                 count = write_rows(lake, reader, sql, output, raw=raw)
-                out.print(f"{count:,} rows are in {visible(str(output))}.", markup=False)
+                print_message(out, f"{count:,} rows are in {output}.")
                 return
             for statement in statements:
                 reader.execute(statement)
                 columns = [column[0] for column in reader.description or ()]
-                _PRINTERS[format](columns, fetch_in_parts(reader))
+                _PRINTERS[format](columns, reader.rows())
         except duckdb.Error as error:
             reason = explain_text(f"{type(error).__name__}: {error}") or error
-            raise RetailAssetsError(f"The query failed: {reason}") from error
+            raise RetailAssetsError(*f"The query failed: {reason}".splitlines()) from error
 
 
 @app.command()
@@ -657,7 +667,7 @@ def _tell_of_event_files(found: "Ingested", pending: "Pending", unsettled: Itera
     """Say what is odd about the files that there were, and what was not ingested of them."""
     for file in found.files.values():
         if file.notice:
-            _tell(visible(file.notice), style="yellow")
+            _tell(file.notice, style="yellow")
     for path, reason in pending.left_alone.items():
         _tell(f"{path} {reason}", style="yellow")
     if pending.not_read:
@@ -675,7 +685,7 @@ def _print_event_files(files: "Iterable[Taken]") -> None:
         out,
         ("file", "outcome", *(name.replace("_", "-") for name in names)),
         [
-            [visible(file.path), file.outcome, *(cell(getattr(file, name)) for name in names)]
+            [cell(file.path), file.outcome, *(cell(getattr(file, name)) for name in names)]
             for file in taken
         ],
         numbers=(False, False, True, True, True, True),

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.printing import print_message
 from retail_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -40,16 +41,16 @@ def verify(
     lake = Lake.from_settings(settings)
     report = _verified(lake, deep=deep)
     summary = report.summary
-    out.print(
+    print_message(
+        out,
         f"{summary.files:,} files of {summary.bytes:,} bytes are verified,"
         f" {summary.compared:,} of them had a checksum"
         f"{' that was compared' if deep else ''}; {report.noted:,} more have one now.",
-        soft_wrap=True,
     )
     if not report.damages:
         return
     _print_damages(settings, report.damages)
-    raise RetailAssetsError(_what_to_do(settings, lake, report, deep=deep, quarantine=quarantine))
+    raise RetailAssetsError(*_what_to_do(settings, lake, report, deep=deep, quarantine=quarantine))
 
 
 def _verified(lake: "Lake", *, deep: bool) -> "Report":
@@ -78,20 +79,18 @@ def _print_damages(settings: Settings, damages: "Sequence[Damage]") -> None:
 
     for damage in damages[:MOST_SHOWN]:
         days = "" if damage.first is None else f", {damage.first} to {damage.last}"
-        out.print(
+        print_message(
+            out,
             f"{damage.table}{days}: {damage.location} {damage.problem}"
             f" (comes back by: {way_back(settings, damage)})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
         )
     if len(damages) > MOST_SHOWN:
-        out.print(f"… and {len(damages) - MOST_SHOWN:,} more")
+        print_message(out, f"… and {len(damages) - MOST_SHOWN:,} more")
 
 
 def _what_to_do(
     settings: Settings, lake: "Lake", report: "Report", *, deep: bool, quarantine: bool
-) -> str:
+) -> list[str]:
     from retail_assets import recovery
 
     text = f"{len(report.damages)} of {report.summary.files} files are damaged."
@@ -111,4 +110,4 @@ def _what_to_do(
         steps = ["Put them back from a backup, under the same names: see docs/operations.md."]
     else:
         steps = ["The newest snapshot does not need them: they go with the history."]
-    return "\n".join([text, *steps])
+    return [text, *steps]

@@ -6,11 +6,16 @@ from retail_assets.secrets import mask
 class RetailAssetsError(Exception):
     """Work that failed for a reason that its message explains; the command exits with 1.
 
-    Its text tells no secret, wherever it is shown or stored.
+    Each argument is a line of the message. It tells no secret, wherever it is shown or stored.
     """
 
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the message, in which a newline belongs to what is named, such as a path."""
+        return [mask(str(line)) for line in self.args]
+
     def __str__(self) -> str:
-        return mask(super().__str__())
+        return "\n".join(self.lines)
 
 
 class UsageError(RetailAssetsError):

@@ -125,15 +125,15 @@ def debugging() -> bool:
     return "--debug" in sys.argv
 
 
-def explain(error: BaseException) -> str:
-    """Say in one sentence what happened; it tells no secret."""
+def explain(error: BaseException) -> list[str]:
+    """Say what happened, in one sentence or, if it was raised so, several; it tells no secret."""
     for each in _chain(error):
         if isinstance(each, RetailAssetsError):
-            return str(each)
+            return each.lines
         known = explain_text(_text(each))
         if known:
-            return known
-    return _unknown(type(error).__name__, str(error))
+            return [known]
+    return [_unknown(type(error).__name__, str(error))]
 
 
 def told(error: BaseException) -> str:
@@ -175,6 +175,12 @@ def explain_text(text: str) -> str | None:
     return None
 
 
+def _one_line(text: str) -> str:
+    from retail_assets.printing import visible  # rich takes time, and most processes need it never
+
+    return visible(text)
+
+
 def tell_of_threads(hook: "threading.ExceptHookArgs") -> None:
     """Have an error that ended a thread as a sentence, its traceback only with `--debug`."""
     if hook.exc_value is None or hook.exc_type is SystemExit:
@@ -183,7 +189,7 @@ def tell_of_threads(hook: "threading.ExceptHookArgs") -> None:
         text = "".join(traceback.format_exception(hook.exc_value))
     else:
         text = f"Error in {hook.thread.name if hook.thread else 'a thread'}: "
-        text += explain(hook.exc_value) + "\n"
+        text += _one_line(" ".join(explain(hook.exc_value))) + "\n"
     sys.stderr.write(mask(text))
 
 
@@ -192,12 +198,14 @@ class SentenceFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record, in one line."""
-        if not record.exc_info or record.exc_info[1] is None or debugging():
+        if debugging():
             return super().format(record)
+        if not record.exc_info or record.exc_info[1] is None:
+            return _one_line(super().format(record))
         error, given, text = record.exc_info[1], record.exc_info, record.exc_text
         record.exc_info = record.exc_text = None
         try:
-            return f"{super().format(record)}: {explain(error)}"
+            return _one_line(f"{super().format(record)}: {' '.join(explain(error))}")
         finally:
             record.exc_info, record.exc_text = given, text
 

@@ -42,6 +42,11 @@ def visible(text: str, *, keep: str = "") -> str:
     )
 
 
+def print_message(console: Console, *lines: str, style: str = "") -> None:
+    """Print a message as it is; a newline within a line is of a path or text, and made visible."""
+    console.print(Text("\n".join(map(visible, lines)), style), soft_wrap=True)
+
+
 def cell(value: Any) -> str:
     """A value as tables of the command show it: numbers with commas, nothing as a dash."""
     if value is None:

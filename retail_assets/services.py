@@ -15,8 +15,11 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from retail_assets.dagster_home import check_dagster_home
 from retail_assets.errors import RetailAssetsError
+from retail_assets.printing import print_message
 from retail_assets.settings import load_settings
 
 GRACE_SECONDS = 30
@@ -37,7 +40,7 @@ def main() -> int:
             check_dagster_home(home)
         load_settings()
     except RetailAssetsError as error:
-        sys.stderr.write(f"Error: {error}\n")
+        print_message(Console(stderr=True), f"Error: {error}")
         return 2
     sys.stdout.write(f"Dagster UI: http://{options.host}:{options.port} (Ctrl-C stops it)\n")
     sys.stdout.flush()

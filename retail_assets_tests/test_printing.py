@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from retail_assets.printing import numbered, print_rows, visible, write_csv, write_json
+from retail_assets.printing import (
+    numbered,
+    print_message,
+    print_rows,
+    visible,
+    write_csv,
+    write_json,
+)
 
 
 def printed(columns, rows, width=40):
@@ -38,6 +45,14 @@ def test_text_is_never_markup(text):
 def test_characters_that_steer_a_terminal_are_made_visible(text, shown):
     assert visible(text) == shown
     assert shown in printed(["a"], [[text]], width=100)
+
+
+def test_a_message_is_as_it_is_and_has_the_lines_that_it_is_given():
+    console = Console(file=io.StringIO(), width=20, color_system="standard", force_terminal=True)
+    print_message(console, "the file a\nb\x1b[31m [red].jsonl :smile:", "is not read")
+    assert console.file.getvalue() == (
+        "the file a\\nb\\u001b[31m [red].jsonl :smile:\nis not read\n"
+    )
 
 
 @pytest.mark.parametrize("width", [10, 40, 80, 200])

@@ -168,6 +168,11 @@ class LakeReader:
 
     view = table
 
+    def rows(self, at_once: int = 10_000) -> Iterator[Sequence[Any]]:
+        """Yield the rows of what was executed last, of which so many are fetched at once."""
+        while found := self._connection.fetchmany(at_once):
+            yield from found
+
     def statements(self, text: str) -> Iterator[str]:
         """Split a text into its statements, each of which only reads the lake.
 
@@ -236,11 +241,3 @@ def _check_calls(tree: Any) -> None:
 
 def _refusal(reason: str, instead: str) -> RetailAssetsError:
     return RetailAssetsError(f"The query was not run: {reason}. Instead: {instead}.")
-
-
-def fetch_in_parts(
-    connection: duckdb.DuckDBPyConnection | LakeReader, rows: int = 10_000
-) -> Iterator[Sequence[Any]]:
-    """Yield the rows of what was executed last, some at a time."""
-    while found := connection.fetchmany(rows):
-        yield from found
