@@ -335,34 +335,31 @@ class _DocumentReader:
         """
         open_digest = self.digest.copy()
         while block := content.read(json_documents.BLOCK_BYTES):
-            found = self.splitter.feed(block)
+            self._split(block)
             complete = self.splitter.complete
             if complete:
                 open_digest.update(memoryview(block)[:complete])
                 self.digest = open_digest.copy()
             open_digest.update(memoryview(block)[complete:])
-            self._cut += [self._lines + number for number in self.splitter.cut]
-            self._add(found)
             if self._lines >= PORTION_LINES or self._size >= PORTION_BYTES:
                 yield self._portion(OPEN, last=False)
-        last_line = WHOLE
-        if self.splitter.depth:
-            last_line = OPEN
-            if self.still:
+        last_line = OPEN if self.splitter.depth or self.splitter.rest else WHOLE
+        if self.still:
+            if self.splitter.depth:
                 if self._lines:
                     yield self._portion(OPEN, last=False)
                 raise RetailAssetsError(
                     f"its JSON breaks off after element {self._before}: put it there again"
                 )
-        elif self.splitter.rest:
-            last_line = OPEN
-            if self.still:
-                last_line = TAKEN
-                self._add([self.splitter.rest])
-                self.digest = open_digest
+            lines = self._lines
+            self._split(b"\n")
+            self.digest = open_digest
+            last_line = TAKEN if self._lines > lines else WHOLE
         yield self._portion(last_line, last=True)
 
-    def _add(self, elements: list[bytes]) -> None:
+    def _split(self, block: bytes) -> None:
+        elements = self.splitter.feed(block)
+        self._cut += [self._lines + number for number in self.splitter.cut]
         data = b"\n".join([*elements, b""])
         self._whole.append(data)
         self._size += len(data)

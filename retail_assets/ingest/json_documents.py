@@ -19,6 +19,9 @@ HEAD_BYTES = 64 << 10
 """How much of a file is looked at to tell what it is, unless its first line is longer."""
 
 _BLANKS = b" \t\r\n"
+_AROUND = len(b"\r")
+"""What may end an element and is none of it."""
+
 _NEARBY_LINES = 8
 
 _MARKS = np.zeros(256, np.bool_)
@@ -75,6 +78,13 @@ def _text(head: bytes) -> bytes:
     return head.removeprefix(BOM).lstrip(_BLANKS)
 
 
+def _bare(text: bytes) -> bytes:
+    """A text from where it begins to say something, however many files were put end to end."""
+    while (rest := text.lstrip(_BLANKS).removeprefix(BOM)) != text:
+        text = rest
+    return text
+
+
 def _is_object(text: bytes) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -113,19 +123,17 @@ class DocumentSplitter:
         whole, rest = text[:end], text[end:]
         elements: list[bytes] = []
         if end:
-            if len(self.rest) > MAX_LINE_BYTES:
+            if len(self.rest) > MAX_LINE_BYTES + _AROUND:
                 self.cut = (0,)
-                whole = self.rest[: KEPT_BYTES + len(BOM)] + whole[whole.index(b"\n") :]
+                whole = self.rest[: KEPT_BYTES + _AROUND] + whole[whole.index(b"\n") :]
             else:
                 whole = self.rest + whole
-            elements = [kept for line in whole.split(b"\n") if (kept := line.strip(_BLANKS))]
+            elements = [kept for line in whole.split(b"\n") if (kept := line.lstrip(_BLANKS))]
             if BOM in whole:
-                elements = [
-                    kept for one in elements if (kept := one.removeprefix(BOM).lstrip(_BLANKS))
-                ]
+                elements = [kept for one in elements if (kept := _bare(one))]
             self.rest = b""
-        if len(self.rest) <= MAX_LINE_BYTES:
-            self.rest = (self.rest + rest).lstrip(_BLANKS)
+        if len(self.rest) <= MAX_LINE_BYTES + _AROUND:
+            self.rest = _bare(self.rest + rest)
         return elements
 
     def _mark(self, block: bytes) -> bytes:

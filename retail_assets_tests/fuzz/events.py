@@ -81,6 +81,8 @@ TEXTS = (
     SHORT[:-1] + ', "a": "' + "x" * 900 + '"}\n' + SHORT,
     '{"a": "\\x41"}\0\n{"order_id": "\\xe4"',
     '[{"a": 1}, "a,b", [1, {"b": "}"}], 10, null, {"c": "\\\\"}]',
+    '[{"a": 1}], ' + "x" * 900,
+    '[{"a": 1}, 10' + " " * 900 + ", 3]  ",
 )
 WORDS = (
     *(name.encode() for name in (LINE, SHORT, NESTED, *EVENT)),

@@ -291,6 +291,55 @@ def test_an_element_that_is_too_long_is_cut_and_the_others_are_not(
         ]
 
 
+pieces = st.lists(
+    st.sampled_from(
+        [
+            *(b'{"a":1}', b"[", b"]", b",", b"10", b'"', b"\\", b"\n", b"\r\n", b"\r", b"  ", BOM),
+            *(b" " * 40, b"x" * 30, b"\xff\xfe"),
+        ]
+    ),
+    max_size=10,
+).map(b"".join)
+
+
+@settings(max_examples=300)
+@example(beginning=b"[", rest=b"]," + b"x" * 60, block=5)
+@example(beginning=b"[", rest=b"]  ", block=5)
+@example(beginning=b"[", rest=b"]\n" + BOM, block=5)
+@example(beginning=b"[", rest=b"]" + BOM + b" " * 40 + b"10,3", block=5)
+@example(beginning=b"[", rest=b",10" + b" " * 40 + b",3]", block=5)
+@example(beginning=b"[", rest=b",xxxxxx" + b" " * 9 + b"x" * 60 + b"]", block=5)
+@given(beginning=st.sampled_from([b"", b"["]), rest=pieces, block=st.integers(1, 40))
+def test_where_its_blocks_end_changes_nothing_of_a_file(
+    beginning: bytes, rest: bytes, block: int
+) -> None:
+    content = beginning + b'{"a":1}' + rest
+
+    def read(block: int) -> tuple[list[Any], Progress] | str:
+        patch.setattr(json_documents, "BLOCK_BYTES", block)
+        try:
+            found = portions(content)
+        except RetailAssetsError as error:
+            return str(error)
+        lines = [row for part in found for row in to_arrow(part.data, part.cut).to_pylist()]
+        return lines, found[-1].progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (event_lines, json_documents):
+            patch.setattr(module, "MAX_LINE_BYTES", 20)
+            patch.setattr(module, "KEPT_BYTES", 10)
+        # Lines are read by another, which has limits of its own.
+        patch.setattr(event_reader, "are_documents", lambda *_, **__: True)
+        whole = read(1000)
+        assert read(block) == whole
+        if isinstance(whole, str):
+            assert "breaks off" in whole
+        else:
+            lines, progress = whole
+            assert (progress.lines, progress.bytes_taken) == (len(lines), len(content))
+            assert all(row["payload"] != BOM.decode() for row in lines)
+
+
 class Repeated(io.RawIOBase):
     """An array of many objects that is nowhere."""
 
