@@ -373,8 +373,8 @@ RAW_EVENTS = Table(
         Column(
             "defect",
             "VARCHAR",
-            "What was wrong with the line as such, before any rule read it; or `not_taken`, where"
-            " the lake could not take it in.",
+            "What was wrong with the line as such, before any rule read it; or `not_taken` or"
+            " `out_of_memory`, where the lake could not ingest it.",
             nullable=True,
         ),
         Column(

@@ -18,7 +18,7 @@ import duckdb
 from retail_assets.engines.event_content import content_id
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_ledger import apply_deltas
-from retail_assets.ingest.event_lines import NOT_TAKEN
+from retail_assets.ingest.event_lines import REFUSED
 from retail_assets.ingest.event_workspace import origin_of
 from retail_assets.ingest.events import CONFLICT, EventBatch
 from retail_assets.ingest.payloads import payloads_to_arrow
@@ -131,7 +131,7 @@ def redrive(
             name: f"no event as it is ({letter['defect']}): give it a payload"
             for name, letter in letters.items()
             # What the lake could not take in is whole.
-            if letter["defect"] not in (None, NOT_TAKEN) and name not in outcomes
+            if letter["defect"] not in (None, *REFUSED) and name not in outcomes
         }
     todo = [letter for name, letter in letters.items() if name not in outcomes]
     if todo:

@@ -3,7 +3,8 @@
 Which files are new, and from where on, is decided by the ledger `event_files`: path, size and hash
 of what was taken in. Lines go in by portions, each in one transaction with its ledger entries. Who
 finds there that another process has taken a file further in the meantime leaves it alone. Of a
-transaction that fails the file at fault is found by halving, so that it stops no other.
+transaction that fails the file at fault is found by halving, and its lines at fault likewise, so
+that they stop no others.
 """
 
 import logging
@@ -19,6 +20,7 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest import event_ledger
+from retail_assets.ingest.event_faults import lines_at_fault
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
 from retail_assets.ingest.event_ledger import FILE, Entry, LakeState, apply_deltas
 from retail_assets.ingest.event_lines import to_arrow
@@ -326,8 +328,9 @@ class _Intake:
             self._take_parts(waiting, unreadable)
 
     def _take_parts(self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]) -> None:
-        """Take in what failed, then its halves, and of these the halves; a file alone is at fault.
+        """Take in what failed, then its halves, and of these the halves.
 
+        A file that fails alone is taken in without its lines at fault, or is at fault itself.
         Unless the disk, the network or the catalog is: such an error is raised once the others had
         their turn, and the file is tried again.
         """
@@ -337,24 +340,44 @@ class _Intake:
         while parts:
             part = parts.pop(0)
             try:
-                # After a failure nothing is known of a connection.
-                with self._lake.connect() as connection:
-                    self._transact(connection, part, _arrow(part), {})
+                parts[:0] = self._take_part(part, failed)
             except NO_FILES_FAULT:
                 raise
             except Exception as error:  # noqa: BLE001  # as above
-                middle = len(part) // 2
-                if middle:
-                    parts[:0] = [part[:middle], part[middle:]]
-                elif not (is_of_the_data(error) or is_of_the_size(error)):
-                    of_the_lake = error
-                else:
-                    failed[part[0].file] = f"{part[0].path} cannot be taken in: {error}"
+                of_the_lake = error
         if failed:
             with self._lake.connect() as connection:
                 self._transact(connection, [], None, failed)
         if of_the_lake:
             raise of_the_lake
+
+    def _take_part(
+        self, part: Sequence[Waiting], failed: dict[FoundFile, str]
+    ) -> list[Sequence[Waiting]]:
+        """Take a part in; returns what to try in place of one that failed.
+
+        Raises:
+            Exception: if it is no file's fault.
+        """
+        try:
+            # After a failure nothing is known of a connection.
+            with self._lake.connect() as connection:
+                self._transact(connection, part, _arrow(part), {})
+        except NO_FILES_FAULT:
+            raise
+        except Exception as error:
+            middle = len(part) // 2
+            if middle:
+                return [part[:middle], part[middle:]]
+            if not (is_of_the_data(error) or is_of_the_size(error)):
+                raise
+            [item] = part
+            staged = None if item.refused else _arrow(part)
+            refused = lines_at_fault(self._lake, *staged) if staged else {}
+            if refused:
+                return [[replace(item, refused=refused)]]
+            failed[item.file] = f"{item.path} cannot be taken in: {error}"
+        return []
 
     def _transact(
         self,
@@ -475,11 +498,18 @@ def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
     if not sum(counts):
         return None
     cut: list[int] = []
-    line = 0
+    refused: dict[int, str] = {}
+    first = 0
     for item in waiting:
-        cut += [line + number for number in item.portion.cut]
-        line += item.portion.lines
+        cut += [first + number for number in item.portion.cut]
+        refused |= {first + number: defect for number, defect in item.refused.items()}
+        first += item.portion.lines
     lines = to_arrow(b"".join(item.portion.data for item in waiting), cut)
+    if refused:
+        defects = lines["defect"].to_pylist()
+        for line, defect in refused.items():
+            defects[line] = defect
+        lines = lines.set_column(1, "defect", pa.array(defects, pa.string()))
     firsts = [item.portion.progress.lines - item.portion.lines + 1 for item in waiting]
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(sum(counts), dtype=np.int64) - starts + np.repeat(firsts, counts)

@@ -17,6 +17,9 @@ LINE_TOO_LONG = "line_too_long"
 NOT_UTF8 = "not_utf8"
 NUL_BYTE = "nul_byte"
 NOT_TAKEN = "not_taken"
+OUT_OF_MEMORY = "out_of_memory"
+REFUSED = (NOT_TAKEN, OUT_OF_MEMORY)
+"""The defects of lines that are whole, and could be events at another time."""
 
 BOM = b"\xef\xbb\xbf"
 

@@ -8,7 +8,7 @@ before stay, or are retracted.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -81,12 +81,16 @@ class Taken:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A portion that was read and waits for its transaction; `entry` is what it goes on from."""
+    """A portion that was read and waits for its transaction; `entry` is what it goes on from.
+
+    `refused` are lines (from 0) that fail every transaction, each with its defect.
+    """
 
     file: FoundFile
     entry: Entry | None
     portion: Portion
     received_date: date
+    refused: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def path(self) -> str:

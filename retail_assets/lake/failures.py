@@ -1,53 +1,52 @@
 """Whose fault a failed transaction is: that of the data in it, or of what it runs on.
 
 Data at fault fails again however often it is tried; with anything else nothing is known of the
-data, which has to be tried again.
+data, which has to be tried again. The type of the error decides. Its text may quote a payload, so
+only how it begins is looked at, which is the library's own.
 """
+
+import re
 
 import duckdb
 
-from retail_assets.errors import RetailAssetsError
-
-_DATAS_OWN = (
+_OVER_VALUES = (
     duckdb.DataError,
     duckdb.IntegrityError,
     duckdb.InternalError,
     duckdb.InvalidInputException,
     duckdb.NotSupportedError,
+    # Python's own; the bindings of DuckDB raise RuntimeError for a text that is no Unicode.
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
-"""What DuckDB raises over values. All else is about files, memory, the network or the catalog."""
+"""What is raised over values. All else is about files, memory, the network or the catalog.
 
-_PYTHONS_OWN = (OSError, MemoryError, RetailAssetsError, duckdb.Error)
+So are the errors of psycopg and sqlite3: no value of an event goes through these."""
 
-_SIGNS = (
-    "no space left",
-    "disk is full",
-    "disk i/o error",
-    "input/output error",
-    "i/o error",
-    "read-only file system",
-    "quota exceeded",
-    "too many open files",
-    "file too large",
-    "cannot allocate memory",
-    "out of memory",
-    "database is locked",
-    "could not connect",
-    "connection refused",
-    "connection reset",
-    "server closed the connection",
-    "timed out",
-    "timeout",
+_WRAPPED = re.compile(
+    r"Invalid Input Error: (?:arrow_scan: get_next failed\(\): (?:IOError|Out of memory)"
+    r"|Attempting to execute an unsuccessful or closed pending query result\s+Error: "
+    r"(?:IO|HTTP|Out of Memory|TransactionContext|Catalog|Connection|Permission|FATAL) Error: )"
 )
-"""What such errors say where DuckDB or an extension wraps them into one of its own, in any case."""
+"""How errors begin that DuckDB wraps into one over values."""
+
+_NO_THREAD = "can't start new thread"
 
 
 def is_of_the_data(error: BaseException) -> bool:
     """Whether an error of a transaction may be due to its rows; of any doubt the answer is no."""
-    if isinstance(error, duckdb.Error):
-        said = str(error).lower()
-        return isinstance(error, _DATAS_OWN) and not any(sign in said for sign in _SIGNS)
-    return isinstance(error, Exception) and not isinstance(error, _PYTHONS_OWN)
+    return (
+        isinstance(error, _OVER_VALUES)
+        # Some errors of the operating system are a ValueError as well.
+        and not isinstance(error, OSError)
+        and not _WRAPPED.match(str(error))
+        and str(error) != _NO_THREAD
+    )
 
 
 def is_of_the_size(error: BaseException) -> bool:

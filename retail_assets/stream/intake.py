@@ -10,10 +10,10 @@ import duckdb
 
 from retail_assets.explain import told
 from retail_assets.ingest import heartbeat, offsets
-from retail_assets.ingest.event_lines import NOT_TAKEN
+from retail_assets.ingest.event_lines import NOT_TAKEN, OUT_OF_MEMORY
 from retail_assets.ingest.event_memory import forget
 from retail_assets.ingest.events import SMALL
-from retail_assets.ingest.received import Received, Taken, take, warm_up
+from retail_assets.ingest.received import Received, Taken, can_take, take, warm_up
 from retail_assets.lake.compaction import LOOK, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.lake.failures import is_of_the_data, is_of_the_size
@@ -35,7 +35,8 @@ sent at once come in pieces. While a batch is taken in the next one gathers anyw
 IDLE_SECONDS = 0.5
 
 ATTEMPTS = 3
-"""How often a batch that fails is tried as a whole, before the event at fault is looked for."""
+"""How often a batch that fails is tried as a whole, before the event at fault is looked for; and
+an event that runs out of memory all alone, before it is refused."""
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
 
@@ -58,7 +59,7 @@ class Intake:
 
     A batch that fails is tried again, for as long as it takes if the disk, the memory, the network
     or the catalog is at fault. If a single event is, it is found by halving, and becomes a dead
-    letter.
+    letter. So does one for which alone the memory does not suffice, while it does for others.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Intake:
     ) -> duckdb.DuckDBPyConnection:
         """Take the halves of a batch in, and of these the halves, in their order."""
         waiting = [batch]
-        failures = 0
+        failures = shortages = 0
         while waiting:
             if give_up.is_set():
                 for received in (received for part in waiting for received in part):
@@ -135,26 +136,37 @@ class Intake:
                 self._commit(connection, part)
             except Exception as error:  # noqa: BLE001  # as above
                 connection = self._failed(connection, error)
-                smaller = self._smaller(connection, part, error)
+                shortages = shortages + 1 if is_of_the_size(error) else 0
+                smaller = self._smaller(connection, part, error, shortages)
                 waiting[:0] = smaller or [part]
                 if not smaller:
                     give_up.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
                     failures += 1
                     continue
-            failures = 0
+            failures = shortages = 0
         return connection
 
     def _smaller(
-        self, connection: duckdb.DuckDBPyConnection, part: list[Received], error: Exception
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        part: list[Received],
+        error: Exception,
+        shortages: int,
     ) -> list[list[Received]]:
-        """What to try in place of a part that failed; nothing: the same again, it has no fault."""
+        """What to try in place of a part that failed; nothing: the same again, it has no fault.
+
+        Memory has failed it `shortages` times in a row.
+        """
         halves = _halves(part)
-        if is_of_the_size(error):
+        if shortages and halves:
             return halves
         # A lake that cannot be written to says so in many ways.
-        if not is_of_the_data(error) or not self._can_write(connection):
+        at_fault = shortages >= ATTEMPTS or is_of_the_data(error)
+        if not at_fault or not self._can_write(connection):
             return []
-        return halves or [[_given_up(part[0], error)]]
+        if halves or part[0].defect:
+            return halves
+        return [[_refused(part[0], error)]]
 
     def _failed(
         self, connection: duckdb.DuckDBPyConnection, error: Exception
@@ -210,7 +222,7 @@ class Intake:
         except Exception:
             logger.exception("The lake cannot be written to")
             return False
-        return True
+        return can_take(self._lake, connection)
 
     def _keep_up(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         """Take a step of the lake's upkeep, if it is time.
@@ -257,13 +269,14 @@ class Intake:
         return connection
 
 
-def _given_up(received: Received, error: Exception) -> Received:
+def _refused(received: Received, error: Exception) -> Received:
     """A single event that the lake does not take in, as a dead letter."""
+    defect = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
     logger.error(
         "An event is given up, and becomes the dead letter %s:%s:%d (%s): %s",
-        *(received.source, received.source_name, received.positions[0], NOT_TAKEN, error),
+        *(received.source, received.source_name, received.positions[0], defect, error),
     )
-    return replace(received, defect=NOT_TAKEN)
+    return replace(received, defect=defect)
 
 
 def _halves(batch: list[Received]) -> list[list[Received]]:

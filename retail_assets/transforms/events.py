@@ -40,6 +40,10 @@ DEFECTS: Mapping[str, str] = {
     "not_taken": (
         "The event alone made a transaction fail, again and again: the worker's log says why."
     ),
+    "out_of_memory": (
+        "The event alone needs more memory than there is, while others are ingested: raise"
+        " RETAIL_MEMORY_LIMIT, then redrive it."
+    ),
 }
 """What can be wrong with a line, file or message as such, before any rule reads it."""
 

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest import (
     dead_letters,
+    event_faults,
     event_files,
     event_reader,
     json_documents,
@@ -1197,13 +1198,17 @@ def test_a_file_that_is_gone_when_it_is_read_fails_by_name(events: Events) -> No
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
-    """What a transaction meets that has a line with the word in it: the last of these, if any."""
+    """What a transaction meets that has a line with the word in it: the last of these, if any.
+
+    With `venom` it only meets that while the line is not refused.
+    """
     faults: list[Exception] = [duckdb.InternalException("it met something odd")]
     settle = EventBatch.settle
 
     def breaking(batch: EventBatch) -> Settled:
         found = batch._connection.execute(
             "SELECT 1 FROM temp.main.judged_events WHERE payload LIKE '%poison%'"
+            " OR (payload LIKE '%venom%' AND defect IS NULL)"
         )
         if found.fetchone() and faults:
             raise faults[-1]
@@ -1232,6 +1237,51 @@ def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
     assert events.rows("SELECT path, attempts FROM lake.failed_event_files ORDER BY ALL") == [
         (path, 1) for path in sorted(came.failed)
     ]
+
+
+def test_a_line_that_fails_every_transaction_is_refused_alone_and_kept_whole(
+    events: Events, poison: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_reader, "PORTION_LINES", 4)
+    poison[:] = [duckdb.ConversionException("Could not convert 'no space left on device, timeout'")]
+    notes = ["", "", "venom", "", "venom", "sound venom", "", "", "", ""]
+    lines = [event(n, note=note) for n, note in enumerate(notes)]
+    events.write("a.jsonl", *lines)
+    events.write("b.jsonl", event(20))
+    assert outcomes(events.take()) == {"a.jsonl": ("new", 7, 3, 0), "b.jsonl": ("new", 1, 0, 0)}
+    assert events.rows(
+        "SELECT position, reason, payload FROM dead_letter_events ORDER BY position"
+    ) == [(n + 1, "not_taken", lines[n]) for n in (2, 4, 5)]
+    assert events.rows("FROM lake.failed_event_files") == []
+    assert events.pending().files == {}
+    poison.clear()
+    ids = [letter["id"] for letter in dead_letters.find(events.connection)]
+    redriven = dead_letters.redrive(events.lake, events.connection, ids)
+    assert {one.outcome for one in redriven} == {"accepted"}
+
+
+def test_a_line_that_needs_more_memory_than_there_is_stops_no_other(events: Events) -> None:
+    wide = event(2, **{f"field_{number:05d}": number for number in range(44_000)})
+    events.write("a.jsonl", event(1), wide, event(3))
+    lake = replace(events.lake, memory_limit="48MB")
+    with lake.connect() as connection:
+        ingest(lake, connection, events.settings, ["a.jsonl"])
+    assert events.accepted() == [("E1", "a.jsonl", 1), ("E3", "a.jsonl", 3)]
+    assert events.rows("SELECT position, reason, payload FROM dead_letter_events") == [
+        (2, "out_of_memory", wide)
+    ]
+    assert events.rows("FROM lake.failed_event_files") == []
+
+
+def test_a_file_of_too_many_lines_at_fault_fails_by_name(
+    events: Events, poison: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_faults, "MAX_LINES", 2)
+    poison[:] = [duckdb.ConversionException("it met something odd")]
+    events.write("a.jsonl", *(event(n, note="venom") for n in range(3)))
+    events.write("b.jsonl", event(20))
+    assert events.take().failed.keys() == {"a.jsonl"}
+    assert events.accepted() == [("E20", "b.jsonl", 1)]
 
 
 def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(

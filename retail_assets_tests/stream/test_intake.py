@@ -5,12 +5,15 @@ import resource
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date, datetime, timezone
 
 import duckdb
 import pytest
 
 from retail_assets.ingest import event_memory, heartbeat, offsets
+from retail_assets.ingest.dead_letters import redrive
+from retail_assets.ingest.events import EventBatch, Settled
 from retail_assets.ingest.received import Received
 from retail_assets.lake import compaction
 from retail_assets.lake.connection import Lake
@@ -133,6 +136,71 @@ def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_lett
         "An event is given up, and becomes the dead letter kafka:orders:0:3 (not_taken):"
         " it met something odd"
     )
+
+
+def test_an_event_that_needs_more_memory_than_there_is_is_refused_alone_and_kept_whole(
+    seen, caplog
+):
+    wide = event(2, **{f"field_{number:05d}": number for number in range(44_000)})
+    inbox, figures = Inbox(), Figures()
+    sender = Sender(inbox)
+    sender.offer(event(1), wide, event(3))
+    sender.offer(event(4))
+    run(replace(seen.lake, memory_limit="48MB"), inbox, figures)
+    assert seen.events() == [("E1",), ("E3",), ("E4",)]
+    assert seen.rows("SELECT position, reason, payload FROM dead_letter_events") == [
+        (1, "out_of_memory", wide)
+    ]
+    assert sorted(sender.told) == ["0-2 done", "3-3 done"]
+    assert figures.problems == {}
+    [refused] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert "the dead letter kafka:orders:0:1 (out_of_memory): Out of Memory Error" in refused
+
+    [redriven] = redrive(seen.lake, seen.connection, seen.letters())
+    assert redriven.outcome == "accepted"
+    assert seen.events() == [("E1",), ("E2",), ("E3",), ("E4",)]
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, errors: Iterator[Exception]) -> None:
+    """Have transactions with the word in a payload fail, for as long as there are errors."""
+    take = stream_intake.take
+
+    def failing(lake, connection, batch, **options):
+        poisoned = any(b"poison" in each for received in batch for each in received.payloads)
+        if poisoned and (error := next(errors, None)):
+            raise error
+        return take(lake, connection, batch, **options)
+
+    monkeypatch.setattr(stream_intake, "take", failing)
+
+
+def test_memory_that_is_short_for_a_while_makes_no_event_a_dead_letter(seen, monkeypatch):
+    shortages = (duckdb.OutOfMemoryException("no block"), MemoryError())
+    breaking(monkeypatch, iter([*shortages, *shortages, duckdb.IOException("gone"), *shortages]))
+    inbox = Inbox()
+    sender = Sender(inbox)
+    sender.offer(event(1, note="poison"))
+    run(seen.lake, inbox, Figures())
+    assert seen.events() == [("E1",)]
+    assert sender.told == ["0-0 done"]
+
+
+def test_while_memory_is_short_for_every_event_none_is_refused(seen, monkeypatch):
+    settle, failures = EventBatch.settle, iter(range(20))
+
+    def failing(batch: EventBatch) -> Settled:
+        if next(failures, None) is not None:
+            raise duckdb.OutOfMemoryException("no block")
+        return settle(batch)
+
+    monkeypatch.setattr(EventBatch, "settle", failing)
+    inbox = Inbox()
+    sender = Sender(inbox)
+    sender.offer(event(1), event(2))
+    run(seen.lake, inbox, Figures())
+    assert next(failures, None) is None
+    assert seen.events() == [("E1",), ("E2",)]
+    assert sender.told == ["0-1 done"]
 
 
 def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypatch):
