@@ -7,6 +7,7 @@ transaction that fails the file at fault is found by halving, and its lines at f
 that they stop no others.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import event_ledger
+from retail_assets.ingest import event_content, event_ledger
+from retail_assets.ingest.content_hash import CHUNK_BYTES
 from retail_assets.ingest.event_faults import lines_at_fault
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
 from retail_assets.ingest.event_ledger import FILE, Entry, LakeState, apply_deltas
 from retail_assets.ingest.event_lines import to_arrow
 from retail_assets.ingest.event_plan import Plan, Taken, Waiting, content_of, state_of
 from retail_assets.ingest.event_reader import (
+    BLOCK_BYTES,
     OPEN,
     PORTION_BYTES,
     Portion,
@@ -412,6 +415,7 @@ class _Intake:
             What came of each file, and the fields that are new.
         """
         paths = [item.path for item in waiting]
+        self._renew_hashes(connection, waiting)
         replacing = self._settings.changed_event_files == "replace"
         found = _related(connection, waiting, replacing=replacing)
         known = {entry.path: entry for entry in found if entry.superseded_us is None}
@@ -431,6 +435,41 @@ class _Intake:
         readable = [path for path in paths if path not in self._result.failed]
         event_ledger.note_failures(connection, unreadable, readable, failed)
         return taken, settled.new_fields
+
+    def _renew_hashes(
+        self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting]
+    ) -> None:
+        """Enter the hash of today for contents that the ledger knows by one of an earlier release.
+
+        Otherwise a large file would be no copy of one that was ingested then.
+        """
+        large: dict[int, list[Waiting]] = {}
+        for item in waiting:
+            size = item.portion.progress.bytes_taken
+            if item.content and size > CHUNK_BYTES and (item.entry is None or item.restarted):
+                large.setdefault(size, []).append(item)
+        if not large:
+            return
+        for size, known in event_ledger.hashes_without_checkpoint(connection, large).items():
+            for item in large[size]:
+                if item.content and item.content not in known:
+                    before = self._plain_hash(item)
+                    if before in known:
+                        event_ledger.enter_hash(connection, before, item.content)
+
+    def _plain_hash(self, item: Waiting) -> str:
+        """The hash of a content as earlier releases made it; empty if it cannot be read now."""
+        digest, left = hashlib.sha256(), item.portion.progress.bytes_taken
+        try:
+            with event_content.opened(
+                lambda: self._folder.open(item.path), packed=item.file.packed, still=True
+            ) as content:
+                while content and left and (block := content.read(min(left, BLOCK_BYTES))):
+                    digest.update(block)
+                    left -= len(block)
+        except (OSError, RetailAssetsError):
+            return ""
+        return digest.hexdigest()
 
 
 def _related(

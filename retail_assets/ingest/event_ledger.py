@@ -202,6 +202,27 @@ def related(
     )
 
 
+def hashes_without_checkpoint(
+    connection: duckdb.DuckDBPyConnection, sizes: Collection[int]
+) -> dict[int, list[str]]:
+    """The contents of some sizes whose hash may be of the kind of an earlier release."""
+    return dict(
+        connection.execute(
+            "SELECT bytes_taken, list(DISTINCT content_hash) FROM lake.event_files"
+            " WHERE checkpoint IS NULL AND lines > 0"
+            " AND bytes_taken IN (SELECT unnest(?::BIGINT[])) GROUP BY bytes_taken",
+            [list(sizes)],
+        ).fetchall()
+    )
+
+
+def enter_hash(connection: duckdb.DuckDBPyConnection, before: str, now: str) -> None:
+    """Enter another hash for all files of a content."""
+    connection.execute(
+        "UPDATE lake.event_files SET content_hash = ? WHERE content_hash = ?", [now, before]
+    )
+
+
 def _read(
     connection: duckdb.DuckDBPyConnection,
     where: str,

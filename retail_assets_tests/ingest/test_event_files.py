@@ -1,6 +1,7 @@
 """What becomes of event files: which are new, and that each line of them counts exactly once."""
 
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -889,6 +890,38 @@ def test_a_renamed_file_is_a_copy_of_what_it_was(events: Events) -> None:
     file.rename(events.folder / "c.jsonl")
     assert outcomes(events.take()) == {"c.jsonl": ("copy", 0, 0, 2)}
     assert events.ledger()["c.jsonl"] == (2, 0, 0, 2, "b.jsonl")
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
+def test_a_large_file_of_an_earlier_release_has_copies_too(events: Events, name: str) -> None:
+    lines = [event(1, note="x" * 200_000), BAD, event(2, note="y" * 200_000)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    for path in ("a.jsonl", "b.jsonl"):
+        events.write(path, *lines)
+    events.take()
+    # What a lake has that was made before hashes could go on.
+    events.connection.execute(
+        "UPDATE lake.event_files SET checkpoint = NULL, content_hash = ?",
+        [hashlib.sha256(content).hexdigest()],
+    )
+    events.write(name, *lines)
+    other = [lines[0].replace("x", "z"), *lines[1:]]
+    events.write("other.jsonl", *other)
+    assert outcomes(events.take()) == {name: ("copy", 0, 0, 3), "other.jsonl": ("new", 0, 2, 1)}
+    assert events.dead() == [
+        ("a.jsonl", 2, "not_json"), ("other.jsonl", 1, "conflicting_event"),
+        ("other.jsonl", 2, "not_json"),
+    ]  # fmt: skip
+    retract_all(events, "a.jsonl")
+    assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "b.jsonl", 3)]
+    retract_all(events, "b.jsonl")
+    assert events.accepted() == [("E1", name, 1), ("E2", name, 3)]
+
+
+def retract_all(events: Events, path: str) -> None:
+    (events.folder / path).unlink()
+    retract(events.lake, events.connection, events.settings, path, 1)
+    events.must_balance()
 
 
 def test_the_copy_that_was_received_first_has_the_rows_whenever_it_comes(events: Events) -> None:
