@@ -1,15 +1,14 @@
 """What was rejected of order exports, for people: how much of each day, why, and an example."""
 
-import csv
-import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from itertools import count
 from pathlib import Path
 
 import duckdb
 
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.csv_file import find_records
 from retail_assets.transforms import orders
 
 SHOWN_REASONS = 3
@@ -53,14 +52,26 @@ class RejectedDay:
 
     def details(self, exports_dir: Path) -> list[str]:
         """A line for each reason: the field, an example with its line, and the rule."""
-        path = exports_dir / self.source_file
+        lines = self._lines(exports_dir / self.source_file)
         return [
             f"{each.rows:,} {each.reason}"
             + (f" in {each.field}" if each.field else "")
-            + f", for example {each.example!r}, {_place(path, each.record)}:"
+            + f", for example {each.example!r}, {lines.get(each.record, f'record {each.record}')}"
+            f" of {self.source_file}:"
             f" {orders.REASONS.get(each.reason, '')}"
             for each in self.reasons
         ]
+
+    def _lines(self, path: Path) -> Mapping[int, str]:
+        """Where the examples stand, by record; nothing if the file does not tell any more.
+
+        They differ where fields have line ends in them, and after blank lines.
+        """
+        records = find_records(path, [each.record for each in self.reasons])
+        try:
+            return {record.number: f"line {record.line}" for record in records}
+        except RetailAssetsError:
+            return {}
 
 
 def days_above(
@@ -147,28 +158,3 @@ def too_late(
         f" To count them {change}run"
         f" `retail-assets backfill --start {earliest} --end {latest} --all`."
     )
-
-
-def _place(path: Path, record: int) -> str:
-    line = _line(path, record)
-    return f"record {record} of {path.name}" if line is None else f"line {line} of {path.name}"
-
-
-def _line(path: Path, record: int) -> int | None:
-    """The line on which a record of an export begins; None if the file does not tell any more.
-
-    They differ where fields have line ends in them, and after blank lines.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:
-            rows = csv.reader(file)
-            records = count(1)
-            begin = 1
-            for row in rows:
-                if row and next(records) == record:
-                    return begin
-                begin = rows.line_num + 1
-    except (OSError, EOFError, csv.Error):
-        return None
-    return None

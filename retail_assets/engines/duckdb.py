@@ -27,8 +27,6 @@ BLANKS = "' \t\r\n\u00a0'"
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
 MAX_LINE_BYTES = 2_000_000
-MAX_RAW_TEXT_BYTES = 10_000
-"""What DuckDB keeps of a malformed record."""
 
 READ_ERRORS = (
     duckdb.DataError,
@@ -52,8 +50,12 @@ ROWS = """
 """
 """The columns of typed export rows; `raw` has the original fields, each between two separators."""
 
-MALFORMED = "export_date DATE, record BIGINT, error_type VARCHAR, raw_text VARCHAR"
-"""The columns of malformed records; the header of a file is its record 1."""
+MALFORMED = "export_date DATE, record BIGINT, error_type VARCHAR"
+"""The columns of malformed records; the header of a file is its record 1.
+
+Blank lines are counted as well. What DuckDB shows as the text of a record may be cut, be that of
+another, or not be there at all.
+"""
 
 
 def read_order_exports(
@@ -78,9 +80,8 @@ def read_order_exports(
     try:
         connection.execute(f"INSERT INTO {rows} {_typed(header, _records(paths, header))}")
         connection.execute(
-            f"INSERT INTO {malformed} SELECT {_date_of('s.file_path')}, e.line, min(e.error_type),"
-            " coalesce(any_value(e.csv_line), '') FROM export_errors AS e"
-            " JOIN export_scans AS s USING (scan_id, file_id) GROUP BY ALL"
+            f"INSERT INTO {malformed} SELECT {_date_of('s.file_path')}, e.line, min(e.error_type)"
+            " FROM export_errors AS e JOIN export_scans AS s USING (scan_id, file_id) GROUP BY ALL"
         )
     finally:
         for table in ("export_errors", "export_scans"):

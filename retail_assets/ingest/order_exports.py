@@ -6,9 +6,9 @@ unless the rules or settings have changed that it was validated with.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,16 +18,8 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.export_file import (
-    ExportFile,
-    MissingExportError,
-    blank_lines,
-    inspect,
-    locate,
-    survey,
-    unmodified,
-    with_even_line_ends,
-)
+from retail_assets.ingest.csv_file import find_records, inspect, survey, tidied, unmodified
+from retail_assets.ingest.export_file import ExportFile, MissingExportError, locate
 from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.ingest.other_exports import lookalikes
 from retail_assets.lake import days as ledger
@@ -37,6 +29,8 @@ from retail_assets.lake.rows import insert_columns
 from retail_assets.transforms import orders
 
 SHOWN_LOOKALIKES = 3
+
+TEXTS_AT_ONCE = 1_000
 
 BATCH_BYTES = 512 << 20
 """Files are taken in together up to this size, so that what is staged stays bounded."""
@@ -165,6 +159,7 @@ def _batches(files: Sequence[ExportFile]) -> Iterator[list[ExportFile]]:
 _STAGING = {
     "export_rows": engine.ROWS,
     "malformed": engine.MALFORMED,
+    "malformed_texts": "export_date DATE, record BIGINT, raw_text VARCHAR",
     "first_rows": "export_date DATE, source_file VARCHAR, first_rowid BIGINT, max_days_late BIGINT",
     "rejected_rows": "row_id BIGINT, export_date DATE, reason VARCHAR, field VARCHAR,"
     " raw_text VARCHAR",
@@ -188,8 +183,9 @@ _REJECTS = """
     UNION ALL
     SELECT f.export_date,
         CASE m.error_type WHEN 'INVALID ENCODING' THEN 'not_utf8' ELSE 'malformed_row' END, NULL,
-        m.raw_text, f.source_file, m.record
-    FROM malformed AS m JOIN first_rows AS f USING (export_date)
+        t.raw_text, f.source_file, m.record
+    FROM malformed AS m JOIN malformed_texts AS t USING (export_date, record)
+    JOIN first_rows AS f USING (export_date)
 """
 
 _RAW = """
@@ -253,42 +249,41 @@ class _Batch:
         A file of which not every record is accounted for is staged again alone: read together with
         others, DuckDB neither raises nor notes what is wrong with its quotes.
         """
-        failed: dict[date, str] = {}
         try:
             self._read_group(files)
             failed = self._incomplete(files)
+            parts = [[file] for file in files if file.day in failed]
         except engine.READ_ERRORS as error:
             failed = {file.day: _unreadable(file, error) for file in files}
-        again = [file for file in files if file.day in failed]
-        if again:
-            self._discard([file.day for file in again])
+            half = len(files) // 2
+            parts = [list(files[:half]), list(files[half:])]
+        if not failed:
+            return {}
+        self._discard(failed)
         if len(files) == 1:
-            return self._stage_mended(files[0], failed[files[0].day]) if again else {}
-        if len(again) < len(files):
-            parts = [[file] for file in again]
-        else:
-            parts = [again[: len(again) // 2], again[len(again) // 2 :]]
+            return self._stage_tidied(files[0], failed[files[0].day])
         return {day: text for part in parts for day, text in self._stage(part).items()}
 
-    def _stage_mended(self, file: ExportFile, problem: str) -> dict[date, str]:
-        """Stage a file with its line ends made even, which is what can be mended."""
+    def _stage_tidied(self, file: ExportFile, problem: str) -> dict[date, str]:
+        """Stage a file without its blank lines and with even line ends, which is what can help."""
         failed = {file.day: problem}
         if unmodified(file):
             Path(self.lake.spill_dir).mkdir(parents=True, exist_ok=True)
             try:
                 with TemporaryDirectory(dir=self.lake.spill_dir) as folder:
-                    self._read_group([with_even_line_ends(file, Path(folder))])
-                failed = self._incomplete([file])
-            except (*engine.READ_ERRORS, OSError):
+                    self._read_group([tidied(file, Path(folder))])
+                failed = self._incomplete([replace(file, blank=False)])
+            except (*engine.READ_ERRORS, OSError, RetailAssetsError):
                 pass
             if failed:
-                self._discard([file.day])
+                failed = {file.day: problem}
+                self._discard(failed)
         return failed
 
-    def _discard(self, days: Sequence[date]) -> None:
+    def _discard(self, days: Collection[date]) -> None:
         for table in _STAGING:
             self.connection.execute(
-                f"DELETE FROM {table} WHERE export_date IN (SELECT unnest(?::DATE[]))", [days]
+                f"DELETE FROM {table} WHERE export_date IN (SELECT unnest(?::DATE[]))", [list(days)]
             )
 
     def _incomplete(self, files: Sequence[ExportFile]) -> dict[date, str]:
@@ -298,24 +293,47 @@ class _Batch:
             for table in ("export_rows", "rejected_rows", "malformed")
         )
         found = self._counts(f"({staged})", files)
-        problems: dict[date, str] = {}
-        for file in files:
-            if not unmodified(file):
-                problems[file.day] = (
-                    f"{file.path} changed while it was read: run the day again when it is whole."
+        malformed = self._counts("malformed", files)
+        problems = {
+            file.day: self._problem(file, found[file.day], malformed[file.day]) for file in files
+        }
+        return {day: problem for day, problem in problems.items() if problem}
+
+    def _problem(self, file: ExportFile, found: int, malformed: int) -> str | None:
+        """Why a file is not complete of which so many records were found, if it is not."""
+        if not unmodified(file):
+            return f"{file.path} changed while it was read: run the day again when it is whole."
+        try:
+            if found != file.records and not file.surveyed:
+                file = survey(file)
+            if found != file.records:
+                return (
+                    f"{file.path} has {file.records:,} records, but {found:,} were read: check its"
+                    " quotes and line ends, and run the day again."
                 )
-            elif found[file.day] != file.records:
-                try:
-                    expected = (file if file.surveyed else survey(file)).records
-                except RetailAssetsError as error:
-                    problems[file.day] = str(error)
-                    continue
-                if found[file.day] != expected:
-                    problems[file.day] = (
-                        f"{file.path} has {expected:,} records, but {found[file.day]:,} were read:"
-                        " check its quotes and line ends, and run the day again."
-                    )
-        return problems
+            if malformed and (file.blank or self._keep_texts(file) != malformed):
+                return (
+                    f"{file.path} has malformed records whose text was not found in it: remove its"
+                    " blank lines, end all lines alike, and run the day again."
+                )
+        except RetailAssetsError as error:
+            return str(error)
+        return None
+
+    def _keep_texts(self, file: ExportFile) -> int:
+        """Stage the texts of a file's malformed records, from the file; returns how many."""
+        numbers = self.connection.execute(
+            "SELECT record FROM malformed WHERE export_date = ?", [file.day]
+        ).fetchall()
+        kept = 0
+        found = find_records(file.path, [number for (number,) in numbers])
+        while texts := [(record.number, record.text) for record in islice(found, TEXTS_AT_ONCE)]:
+            self.connection.execute(
+                "INSERT INTO malformed_texts SELECT ?, unnest(?::BIGINT[]), unnest(?::VARCHAR[])",
+                [file.day, *map(list, zip(*texts, strict=True))],
+            )
+            kept += len(texts)
+        return kept
 
     def _implausible(self, files: Sequence[ExportFile]) -> dict[date, str]:
         """The files with an order of so large a value that the revenue of years would drown in it.
@@ -348,7 +366,6 @@ class _Batch:
             [file.path for file in files],
             header,
         )
-        self._pass_over_blank_lines(files)
         execute(
             "INSERT INTO first_rows SELECT f.export_date, f.source_file, min(r.rowid),"
             " max(r.days_late) FROM"
@@ -379,20 +396,6 @@ class _Batch:
             " USING (export_date, order_id) WHERE r.rowid < d.last_row_number"
         )
         self._delete_rejected()
-
-    def _pass_over_blank_lines(self, files: Sequence[ExportFile]) -> None:
-        """Number malformed records as all others are: the reader counts blank lines for them."""
-        execute = self.connection.execute
-        concerned = {
-            day for (day,) in execute("SELECT DISTINCT export_date FROM malformed").fetchall()
-        }
-        for file in files:
-            if file.blank and file.day in concerned and (blank := blank_lines(file)):
-                execute(
-                    "UPDATE malformed SET record = record - len(list_filter(?::BIGINT[],"
-                    " lambda line: line < record)) WHERE export_date = ?",
-                    [blank, file.day],
-                )
 
     def _delete_rejected(self) -> None:
         self.connection.execute(

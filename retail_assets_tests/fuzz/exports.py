@@ -19,14 +19,15 @@ import atheris
 from retail_assets_tests.fuzz.fuzzing import folder_for, fuzz
 
 with atheris.instrument_imports(
-    include=["retail_assets.ingest.export_file", "retail_assets.ingest.order_exports"]
+    include=["retail_assets.ingest.csv_file", "retail_assets.ingest.order_exports"]
 ):
     import duckdb
 
-    from retail_assets.engines.duckdb import MAX_RAW_TEXT_BYTES, SEPARATOR
+    from retail_assets.engines.duckdb import SEPARATOR
     from retail_assets.errors import RetailAssetsError
     from retail_assets.ingest import order_exports
-    from retail_assets.ingest.export_file import ExportFile, Limits, inspect, locate, survey
+    from retail_assets.ingest.csv_file import Limits, inspect, survey
+    from retail_assets.ingest.export_file import ExportFile, locate
     from retail_assets.lake.connection import Lake
     from retail_assets.transforms.orders import REASONS
     from retail_assets_tests.conftest import HEADER, order_row
@@ -137,7 +138,8 @@ class Intake:
                 "SELECT export_date, reason, raw_text FROM rejected_rows"
             ).fetchall()
             malformed = self.connection.execute(
-                "SELECT export_date, raw_text FROM malformed"
+                "SELECT export_date, raw_text FROM malformed JOIN malformed_texts"
+                " USING (export_date, record)"
             ).fetchall()
         finally:
             for name in order_exports._STAGING:
@@ -155,25 +157,14 @@ class Intake:
             return
         exact = survey(file, LIMITS).records
         assert accounted[DAY] in {file.records, exact}, (accounted, file.records, exact)
-        if content is None or any(len(text) >= MAX_RAW_TEXT_BYTES for _, text in malformed):
-            return
-        if not is_utf8(content) or (malformed and b'"' in content):
-            # DuckDB shows a byte that is no text, and what it takes to belong to it, as `?`, and of
-            # a record with several stray quotes it keeps no text, or the end alone.
+        if content is None:
             return
         kept = [raw for day, raw in rows if day == DAY]
         kept += [fields_of(text) for day, _, text in rejected if day == DAY]
         kept += [text for day, text in malformed if day == DAY]
-        held = letters(content.decode()) - letters(header_of(content.decode()))
+        text = content.decode(errors="replace")
+        held = letters(text) - letters(header_of(text))
         assert letters("".join(kept)) == held, content
-
-
-def is_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def fields_of(raw_text: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.export_file import Limits, inspect, locate
+from retail_assets.ingest.csv_file import Limits, inspect
+from retail_assets.ingest.export_file import locate
 from retail_assets.ingest.order_exports import ingest
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
