@@ -359,6 +359,25 @@ def _advice(header: str) -> str:
     return "Export it with the required columns."
 
 
+def check_complete(file: CsvFile, found: int) -> None:
+    """Compare the number of records that a reader has found with the file.
+
+    Raises:
+        RetailAssetsError: if it is another number, or the file has changed since.
+    """
+    if not unmodified(file):
+        raise RetailAssetsError(
+            f"{file.path} changed while it was read: ingest it again when it is whole."
+        )
+    if found != file.records and not file.surveyed:
+        file = survey(file)
+    if found != file.records:
+        raise RetailAssetsError(
+            f"{file.path} has {file.records:,} records, but {found:,} were read: check its quotes"
+            " and line ends, and ingest it again."
+        )
+
+
 def unmodified(file: CsvFile) -> bool:
     """Whether the file is still as it was when it was found."""
     try:
@@ -401,7 +420,7 @@ def records(path: Path, limits: Limits = LIMITS) -> Iterator[Record]:
                 except csv.Error as error:
                     raise RetailAssetsError(
                         f"{path}, line {position}: a field is longer than {limits.line_bytes:,}"
-                        " characters: close its quote, and run the day again."
+                        " characters: close its quote, and ingest the file again."
                     ) from error
             if line.strip("\r\n"):
                 number += 1
@@ -464,7 +483,7 @@ def _check_folded(file: CsvFile, record: Record) -> None:
         raise RetailAssetsError(
             f"{file.path}, line {record.line + opened}: a quote opens there and takes the lines"
             f" after it, such as line {record.line + taken[0]}, into its field. Close it, or write"
-            " it twice if it belongs to the text, and run the day again."
+            " it twice if it belongs to the text, and ingest the file again."
         )
 
 

@@ -18,7 +18,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.csv_file import find_records, inspect, survey, tidied, unmodified
+from retail_assets.ingest.csv_file import check_complete, find_records, inspect, tidied, unmodified
 from retail_assets.ingest.export_file import ExportFile, MissingExportError, locate
 from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.ingest.other_exports import lookalikes
@@ -301,24 +301,17 @@ class _Batch:
 
     def _problem(self, file: ExportFile, found: int, malformed: int) -> str | None:
         """Why a file is not complete of which so many records were found, if it is not."""
-        if not unmodified(file):
-            return f"{file.path} changed while it was read: run the day again when it is whole."
         try:
-            if found != file.records and not file.surveyed:
-                file = survey(file)
-            if found != file.records:
-                return (
-                    f"{file.path} has {file.records:,} records, but {found:,} were read: check its"
-                    " quotes and line ends, and run the day again."
-                )
-            if malformed and (file.blank or self._keep_texts(file) != malformed):
-                return (
-                    f"{file.path} has malformed records whose text was not found in it: remove its"
-                    " blank lines, end all lines alike, and run the day again."
-                )
+            check_complete(file, found)
+            kept = 0 if file.blank or not malformed else self._keep_texts(file)
         except RetailAssetsError as error:
             return str(error)
-        return None
+        if kept == malformed:
+            return None
+        return (
+            f"{file.path} has malformed records whose text was not found in it: remove its blank"
+            " lines, end all lines alike, and ingest it again."
+        )
 
     def _keep_texts(self, file: ExportFile) -> int:
         """Stage the texts of a file's malformed records, from the file; returns how many."""

@@ -1,6 +1,6 @@
 """Reference data into `products` and `customers`: a file replaces its table, all or nothing."""
 
-import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,9 @@ from retail_assets import tables
 from retail_assets.engines.duckdb import BLANKS, MONEY
 from retail_assets.engines.timestamps import DAY
 from retail_assets.errors import AuditError, RetailAssetsError
+from retail_assets.ingest.csv_file import CsvFile, RowFormat, check_complete, inspect
 from retail_assets.lake import days as ledger
+from retail_assets.sql import literal
 from retail_assets.tables import Table
 from retail_assets.transforms import events
 
@@ -36,6 +38,20 @@ def reference_path(reference_dir: Path, table: Table) -> Path:
     return reference_dir / f"{table.name}.csv"
 
 
+def _locate(reference_dir: Path, table: Table) -> CsvFile:
+    path = reference_path(reference_dir, table)
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise RetailAssetsError(f"{path} does not exist: put the reference file there.") from error
+    except OSError as error:
+        raise RetailAssetsError(f"{path} cannot be read: {error.strerror}.") from error
+    forms = "|".join(WRITTEN[type_] for type_ in table.types.values() if type_ in WRITTEN)
+    # A row has a typed value, or a blank in its place.
+    rows = RowFormat(tuple(table.column_names), re.compile(rf"({forms})?\Z"))
+    return CsvFile(path, rows, stat.st_size, stat.st_mtime_ns)
+
+
 def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
     """Read a reference file.
 
@@ -44,12 +60,12 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
         and required values there is checked when it is published.
 
     Raises:
-        RetailAssetsError: if the file is missing, lacks columns, or has values of a wrong type;
-            it names the rows.
+        RetailAssetsError: if the file is missing, lacks columns, has values of a wrong type, or if
+            a quote takes rows into its field; it names the rows.
     """
-    path = reference_path(reference_dir, table)
-    header = _header(path, table)
-    columns = ", ".join(f"'{name.replace(chr(39), chr(39) * 2)}': 'VARCHAR'" for name in header)
+    file = inspect(_locate(reference_dir, table))
+    path = file.path
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in file.header)
     text = {name: f"nullif(trim({name}, {BLANKS}), '')" for name in table.column_names}
     with duckdb.connect() as connection:
         try:
@@ -62,6 +78,7 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]
             raise RetailAssetsError(f"{path} cannot be read: {reason}") from error
+        check_complete(file, connection.table("rows").shape[0])
         for column in table.columns:
             if column.type == "VARCHAR":
                 continue
@@ -166,19 +183,3 @@ def _enrich_anew(
         "INSERT INTO lake.enriched_events BY NAME SELECT * FROM temp.main.restated_events"
     )
     connection.execute("DROP TABLE temp.main.restated_events")
-
-
-def _header(path: Path, table: Table) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = [name.strip() for name in next(csv.reader(file), [])]
-    except FileNotFoundError as error:
-        raise RetailAssetsError(f"{path} does not exist: put the reference file there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RetailAssetsError(f"{path} cannot be read: {error}.") from error
-    missing = [name for name in table.column_names if name not in header]
-    if missing:
-        raise RetailAssetsError(
-            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(header)}."
-        )
-    return header

@@ -1,14 +1,21 @@
 """A reference file replaces its table, whole or not at all, and makes the right days stale."""
 
+import csv
+import io
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from functools import partial
+from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import narwhals as nw
 import pytest
+from hypothesis import Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from retail_assets import tables
 from retail_assets.errors import AuditError, RetailAssetsError
@@ -105,11 +112,9 @@ def test_missing_columns_are_named(settings: Settings, write_reference: WriteRef
     assert "product_category, unit_price_gbp, stock_on_hand" in str(error.value)
 
 
-def test_an_empty_file_lacks_its_columns(
-    settings: Settings, write_reference: WriteReference
-) -> None:
+def test_an_empty_file_is_refused(settings: Settings, write_reference: WriteReference) -> None:
     write_reference(PRODUCTS).write_text("")
-    with pytest.raises(RetailAssetsError, match="lacks the columns"):
+    with pytest.raises(RetailAssetsError, match=r"products\.csv is empty, without even a header"):
         read(settings, PRODUCTS)
 
 
@@ -149,6 +154,75 @@ def test_a_malformed_row_refuses_the_file(
         read(settings, PRODUCTS)
     assert f"{path} cannot be read" in str(error.value)
     assert "Line: 3" in str(error.value)
+
+
+SWALLOWED = {
+    "never closed": (PRODUCTS, ['P2,"Tea,Food,1,1', "P3,Soap,Home,2,1", "P4,Mat,Bath,3,1"]),
+    "closed by a stray quote": (PRODUCTS, ['P2,"Tea,Food,1,1', 'P3,Soap",Home,2,1']),
+    "without values": (PRODUCTS, ['P2,"Tea,Food,,', 'P3,Soap",Home,,']),
+    "closed in a row with quotes": (PRODUCTS, ['P2,"Tea,Food,1,1', 'P3,"Soap",Home,2,1']),
+    "in customers": (CUSTOMERS, ['C2,"gold,North,2020-01-01', 'C3,new",South,2020-01-02']),
+}
+
+
+@pytest.mark.parametrize(("table", "rows"), SWALLOWED.values(), ids=SWALLOWED)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+def test_a_quote_that_takes_rows_into_its_field_refuses_the_file_and_names_the_lines(
+    settings: Settings, write_reference: WriteReference, table: Table, rows: list[str], end: str
+) -> None:
+    first = {PRODUCTS: 'P1,"Tea\nfine, black",Food,1,1', CUSTOMERS: 'C1,old,"North\nEast",'}[table]
+    path = write_reference(table, first, *rows)
+    path.write_bytes(path.read_bytes().replace(b"\n", end.encode()))
+    with pytest.raises(RetailAssetsError) as error:
+        read(settings, table)
+    assert f"{path}, line 4: a quote opens there" in str(error.value)
+    assert "such as line 5, into its field" in str(error.value)
+
+
+names = st.sampled_from(
+    ["Tea", "", "Mat", "Lamp", '"Tea, black"', '"two\nlines"', '5" pipe', '"say ""hi"""']
+)
+faults = st.sampled_from(['"', '""', "\n", "\r", "\r\n", ",", ' "', '",', ',"', '"b"c', "\udce9"])
+
+
+@st.composite
+def reference_files(draw: st.DrawFn) -> tuple[str, set[str]]:
+    """Products with faults, and the ids of those that nobody has touched."""
+    ids = [f"P{n}" for n in range(draw(st.integers(4, 8)))]
+    prices = st.sampled_from(["1.50", ""])
+    rows = {key: f"{key},{draw(names)},Food,{draw(prices)},3" for key in ids}
+    opened, closed = draw(st.sampled_from([*combinations(ids, 2)]))
+    if draw(st.booleans()):
+        # A quote that opens in one row and closes in another, at the borders of fields.
+        rows[opened] = f'{opened},"Tea,Food,1.50,3'
+        rows[closed] = f'{closed},Tea",Food,1.50,3'
+    else:
+        for key in (opened, closed):
+            place = draw(st.integers(0, len(rows[key])))
+            rows[key] = rows[key][:place] + draw(faults) + rows[key][place:]
+    lines = [PRODUCTS_HEADER, *rows.values(), ""]
+    if draw(st.booleans()):
+        lines.insert(draw(st.integers(1, len(lines) - 1)), "")
+    return draw(st.sampled_from(["\n", "\r\n"])).join(lines), {*ids} - {opened, closed}
+
+
+@hypothesis_settings(max_examples=150, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(found=reference_files())
+def test_every_record_of_a_reference_file_is_read_or_the_file_is_refused_by_name(
+    found: tuple[str, set[str]],
+) -> None:
+    text, intact = found
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "products.csv"
+        path.write_bytes(text.encode(errors="surrogateescape"))
+        try:
+            rows = read_reference(Path(folder), PRODUCTS).to_pylist()
+        except RetailAssetsError as error:
+            assert str(path) in str(error)  # noqa: PT017 either outcome is right
+            return
+    records = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    assert len(rows) == sum(1 for fields in records if fields) - 1
+    assert {row["product_id"] for row in rows} >= intact
 
 
 def test_a_file_that_is_not_utf8_is_refused(
