@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,17 @@ def test_arguments_stay_apart_for_those_who_format_them(
     logging.getLogger("x").error('%s - "%s %s" %d', "127.0.0.1", "GET", "/?t=s3cret-token", 200)
     [record] = caplog.records
     assert record.args == ("127.0.0.1", "GET", f"/?t={MASK}", 200)
+
+
+def test_uncaught_errors_are_printed_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    protect(Settings(webhook_token=SecretStr("s3cret-token")))
+    error = ValueError("It is s3cret-token.")
+    sys.excepthook(ValueError, error, None)
+    threading.excepthook(threading.ExceptHookArgs((ValueError, error, None, None)))
+    assert capsys.readouterr().err == f"ValueError: It is {MASK}.\n" * 2
 
 
 def free_port() -> int:

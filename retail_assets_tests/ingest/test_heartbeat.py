@@ -110,13 +110,18 @@ def test_a_heartbeat_from_the_future_is_not_alive(heart: Heart, ahead: int, live
 def test_a_worker_of_the_future_stands_before_none_that_came_later(heart: Heart) -> None:
     heart.beat("w1")
     with heart.intake.lake.transaction(heart.connection, "the clock was wrong"):
-        heart.connection.execute("UPDATE lake.stream_workers SET heartbeat_at = '2099-01-01'")
+        heart.connection.execute(
+            "UPDATE lake.stream_workers SET heartbeat_at = '2099-01-01', sources = 'files, kafka'"
+        )
     heart.beat("w2")
     now = datetime.now(timezone.utc)
     found = heartbeat.heartbeats(heart.connection)
     assert [worker.worker for worker in found] == ["w2", "w1"]
     assert [worker.worker for worker in heartbeat.living(heart.connection, "files")] == ["w2"]
-    assert heartbeat.in_charge(found, now)["files"].worker == "w2"
+    # What it alone read is given up, as if it had been silent for long.
+    assert {
+        source: worker.worker for source, worker in heartbeat.in_charge(found, now).items()
+    } == {"files": "w2"}
     # While nobody lives, it counts, as dead.
     alone = found[1:]
-    assert heartbeat.state(heartbeat.in_charge(alone, now)["files"], now) == heartbeat.DEAD
+    assert heartbeat.state(heartbeat.in_charge(alone, now)["kafka"], now) == heartbeat.DEAD

@@ -1,5 +1,7 @@
 """What was committed is on the disk: files and folders are synced before the catalog names them."""
 
+import ctypes
+import errno
 import os
 import re
 import shutil
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets.lake import compaction
+from retail_assets.lake import compaction, durability
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.maintenance import maintain
@@ -91,11 +93,12 @@ def test_what_the_disk_could_not_keep_is_not_committed(lake, monkeypatch):
     publish(lake, [(FIRST, f"r{n:02}", "1.00") for n in range(30)], [FIRST])
     before = read(lake)
 
-    def fail(folder: str) -> None:
-        raise OSError(5, "Input/output error", folder)
+    def syncfs(_: int) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
 
     with monkeypatch.context() as patch:
-        patch.setattr(lake_connection, "sync_files", fail)
+        patch.setattr(durability, "_syncfs", lambda: syncfs)
         with pytest.raises(OSError, match="Input/output error"):
             publish(lake, [(FIRST, f"r{n:02}", "2.00") for n in range(30)], [FIRST])
     assert read(lake) == before

@@ -112,6 +112,8 @@ KINDS: dict[str, Callable[[bytes, int], bytes | None]] = {
     "empty": lambda _, __: b"",
     "cut": lambda content, n: content[: n % len(content)],
     "grown": lambda content, n: content + bytes(1 + n % 100),
+    # Its footer is whole, and finds what it speaks of by counting back from the end.
+    "shifted": lambda content, n: content[:4] + bytes(1 + n % 100) + content[4:],
     "zeros": lambda content, _: bytes(len(content)),
     "footer": lambda content, n: content[:-8] + bytes([n % 256] * 4) + b"PAR1",
     "bit": lambda content, n: (
