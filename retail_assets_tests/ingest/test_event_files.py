@@ -925,15 +925,15 @@ def retract_all(events: Events, path: str) -> None:
 
 
 def test_the_copy_that_was_received_first_has_the_rows_whenever_it_comes(events: Events) -> None:
-    for number, path in enumerate(("c.jsonl", "d.jsonl", "b.jsonl", "a.jsonl")):
+    for number, path in enumerate(("c.jsonl", "d.jsonl", "a.jsonl", "b.jsonl")):
         lines = [event(1), BAD]
         write_events(events.settings, path, lines, modified_ns=STILL_NS - number * 10**9)
         events.take()
-    assert events.accepted() == [("E1", "a.jsonl", 1)]
-    assert events.dead() == [("a.jsonl", 2, "not_json")]
+    assert events.accepted() == [("E1", "b.jsonl", 1)]
+    assert events.dead() == [("b.jsonl", 2, "not_json")]
     assert events.ledger() == {
-        "a.jsonl": (2, 1, 1, 0, None),
-        **dict.fromkeys(("b.jsonl", "c.jsonl", "d.jsonl"), (2, 0, 0, 2, "a.jsonl")),
+        "b.jsonl": (2, 1, 1, 0, None),
+        **dict.fromkeys(("a.jsonl", "c.jsonl", "d.jsonl"), (2, 0, 0, 2, "b.jsonl")),
     }
 
 
