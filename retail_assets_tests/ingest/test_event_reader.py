@@ -529,10 +529,15 @@ def test_a_compressed_file_is_known_by_its_first_bytes(
 
 
 @pytest.mark.parametrize("cut", [4, 10, -3])
-def test_of_a_zstd_file_that_is_not_whole_nothing_is_taken(cut: int) -> None:
-    for content in (zstd(b"a\nb\n" * 1000)[:cut], zstd(b"a\n") + b"rubbish"):
+def test_of_a_zstd_file_that_is_not_whole_nothing_is_taken(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    # Its first portions could be read.
+    shrink(monkeypatch, block=1000, portion=1000)
+    for content in (zstd(b"a\nb\n" * 100_000)[:cut], zstd(b"a\n" * 1000) + b"rubbish"):
+        new = read_new(lambda of=content: io.BytesIO(of), packed=True, known=NOTHING, still=True)
         with pytest.raises(RetailAssetsError, match="no whole zstd file"):
-            portions(content, packed=True)
+            next(new)
 
 
 def test_a_file_that_is_compressed_by_name_alone_is_read_if_it_is_json() -> None:
