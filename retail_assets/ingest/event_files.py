@@ -24,9 +24,9 @@ from retail_assets.ingest import event_content, event_ledger
 from retail_assets.ingest.content_hash import CHUNK_BYTES
 from retail_assets.ingest.event_faults import lines_at_fault
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
-from retail_assets.ingest.event_ledger import FILE, Entry, LakeState, apply_deltas
+from retail_assets.ingest.event_ledger import FILE, Entry, Key, LakeState, apply_deltas
 from retail_assets.ingest.event_lines import to_arrow
-from retail_assets.ingest.event_plan import Plan, Taken, Waiting, content_of, state_of
+from retail_assets.ingest.event_plan import COPY, Plan, Taken, Waiting, content_of, state_of
 from retail_assets.ingest.event_reader import (
     BLOCK_BYTES,
     OPEN,
@@ -239,6 +239,8 @@ class _Intake:
         self._weight = 0
         self._unreadable: dict[FoundFile, str] = {}
         self._result = Ingested()
+        self._begun: dict[str, Key] = {}
+        self._transactions = 0
         self._thread = ThreadPoolExecutor(1, "event_ingest")
         self._taking: Future[None] | None = None
         self._today = datetime.now(ZoneInfo(settings.timezone)).date()
@@ -256,7 +258,25 @@ class _Intake:
                 self._commit()
                 self._progress(min(first + PORTION_FILES, len(paths)))
             self._wait()
+        if self._transactions > 1:
+            self._count_again()
         return self._result
+
+    def _count_again(self) -> None:
+        """Count what the versions that began in this run have now.
+
+        Later transactions may have taken events from them, or made them copies or owners.
+        """
+        for path, entry in event_ledger.entries(self._connection, list(self._begun)).items():
+            taken = self._result.files.get(path)
+            if taken and entry.key == self._begun[path]:
+                outcome = "new" if taken.outcome == COPY else taken.outcome
+                self._result.files[path] = replace(
+                    taken,
+                    outcome=COPY if entry.copy_of else outcome,
+                    accepted=entry.accepted,
+                    dead_lettered=entry.dead_lettered,
+                )
 
     def forget_gone(self) -> None:
         failed = event_ledger.failed_paths(self._connection)
@@ -394,6 +414,10 @@ class _Intake:
             batch.transaction(self._lake, "ingest event files", staged),
         ):
             taken, new_fields = self._settle(connection, batch, waiting, unreadable)
+        self._transactions += 1
+        self._begun |= {
+            item.path: item.key for item in waiting if item.entry is None or item.restarted
+        }
         for one in taken:
             if one.notice:
                 logger.warning("%s.", one.notice)

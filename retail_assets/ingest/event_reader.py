@@ -121,14 +121,13 @@ def read_new(
         if content is None or documents is None:
             yield _left(known)
         elif documents:
-            splitter = DocumentSplitter()
-            yield from _DocumentReader(
-                ContentHash(), Progress(), still, splitter, restarted, resumed
-            ).read(content)
+            yield from _DocumentReader(ContentHash(), Progress(), still, restarted, resumed).read(
+                content
+            )
         else:
             resumable = content.plain is not None
             yield from _Reader(
-                ContentHash(), Progress(), still, resumable, restarted, resumed
+                ContentHash(), Progress(), still, restarted, resumed, resumable
             ).read(content)
 
 
@@ -183,10 +182,11 @@ def _continued(
     if digest is None or (more and known.last_line == TAKEN):
         return None, digest is not None
     if not documents:
-        return _Reader(digest, known, still, content.plain is not None).read(content), True
+        resumable = content.plain is not None
+        return _Reader(digest, known, still, resumable=resumable).read(content), True
     if known.last_line == TAKEN:
         return iter([_no_lines(known)]), True
-    return _DocumentReader(digest, known, still, splitter).read(content), True
+    return _DocumentReader(digest, known, still, splitter=splitter).read(content), True
 
 
 def _same_beginning(
@@ -212,22 +212,67 @@ def _same_beginning(
 
 
 @dataclass
-class _Reader:
-    """Reads lines, from where the digest ends; of a `resumable` content there are checkpoints."""
+class _Gatherer:
+    """Gathers lines into portions, from where the digest ends."""
 
     digest: ContentHash
     known: Progress
     still: bool
-    resumable: bool
     restarted: bool = False
     resumed: bool = False
-    _whole: list[bytes] = field(default_factory=list)
-    _size: int = 0
-    _lines: int = 0
-    _cut: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._before = self.known.lines
+        self._begin()
+
+    def _begin(self) -> None:
+        self._whole: list[bytes] = []
+        self._size = self._lines = 0
+        self._cut: list[int] = []
+
+    @property
+    def _checkpoint(self) -> str | None:
+        """Where to go on from later."""
+        return None
+
+    def _gather(self, data: bytes, lines: int) -> None:
+        self._whole.append(data)
+        self._size += len(data)
+        self._lines += lines
+
+    @property
+    def _is_full(self) -> bool:
+        return self._lines >= PORTION_LINES or self._size >= PORTION_BYTES
+
+    def _portion(self, last_line: str, *, last: bool) -> Portion:
+        self._before += self._lines
+        digest = self.digest
+        progress = Progress(
+            digest.size, digest.hexdigest(), self._before, last_line, self._checkpoint
+        )
+        portion = Portion(
+            b"".join(self._whole),
+            tuple(self._cut),
+            self._lines,
+            self.restarted,
+            progress,
+            last,
+            self.resumed,
+        )
+        self._begin()
+        self.restarted = self.resumed = False
+        return portion
+
+
+@dataclass
+class _Reader(_Gatherer):
+    """Reads lines; of a `resumable` content there are checkpoints."""
+
+    resumable: bool = False
+
+    @property
+    def _checkpoint(self) -> str | None:
+        return self.digest.checkpoint if self.resumable else None
 
     def read(self, content: Content) -> Iterator[Portion]:
         """Yield portions; what follows the last newline is kept back until its line ends."""
@@ -285,47 +330,18 @@ class _Reader:
         # Files that were put end to end may each begin with one. One byte is found much faster.
         if BOM[:1] in data and BOM in data:
             data = data.removeprefix(BOM).replace(b"\n" + BOM, b"\n")
-        self._whole.append(data)
-        self._size += len(data)
-        self._lines += data.count(b"\n")
-
-    def _portion(self, last_line: str, *, last: bool) -> Portion:
-        self._before += self._lines
-        portion = Portion(
-            b"".join(self._whole),
-            tuple(self._cut),
-            self._lines,
-            self.restarted,
-            _progress(
-                self.digest,
-                self._before,
-                last_line,
-                self.digest.checkpoint if self.resumable else None,
-            ),
-            last,
-            self.resumed,
-        )
-        self._whole, self._size, self._lines, self._cut = [], 0, 0, []
-        self.restarted = self.resumed = False
-        return portion
+        self._gather(data, data.count(b"\n"))
 
 
 @dataclass
-class _DocumentReader:
-    """Reads the elements of JSON documents, from where the digest ends and the splitter is."""
+class _DocumentReader(_Gatherer):
+    """Reads the elements of JSON documents, from where the splitter is."""
 
-    digest: ContentHash
-    known: Progress
-    still: bool
-    splitter: DocumentSplitter
-    restarted: bool = False
-    resumed: bool = False
+    splitter: DocumentSplitter = field(default_factory=DocumentSplitter)
 
-    def __post_init__(self) -> None:
-        self._before = self.known.lines
-        self._whole: list[bytes] = []
-        self._size = self._lines = 0
-        self._cut: list[int] = []
+    @property
+    def _checkpoint(self) -> str:
+        return DOCUMENTS
 
     def read(self, content: Content) -> Iterator[Portion]:
         """Yield portions; an element that is not complete is kept back.
@@ -341,7 +357,7 @@ class _DocumentReader:
                 open_digest.update(memoryview(block)[:complete])
                 self.digest = open_digest.copy()
             open_digest.update(memoryview(block)[complete:])
-            if self._lines >= PORTION_LINES or self._size >= PORTION_BYTES:
+            if self._is_full:
                 yield self._portion(OPEN, last=False)
         last_line = OPEN if self.splitter.depth or self.splitter.rest else WHOLE
         if self.still:
@@ -360,26 +376,4 @@ class _DocumentReader:
     def _split(self, block: bytes) -> None:
         elements = self.splitter.feed(block)
         self._cut += [self._lines + number for number in self.splitter.cut]
-        data = b"\n".join([*elements, b""])
-        self._whole.append(data)
-        self._size += len(data)
-        self._lines += len(elements)
-
-    def _portion(self, last_line: str, *, last: bool) -> Portion:
-        self._before += self._lines
-        portion = Portion(
-            b"".join(self._whole),
-            tuple(self._cut),
-            self._lines,
-            self.restarted,
-            _progress(self.digest, self._before, last_line, DOCUMENTS),
-            last,
-            self.resumed,
-        )
-        self._whole, self._size, self._lines, self._cut = [], 0, 0, []
-        self.restarted = self.resumed = False
-        return portion
-
-
-def _progress(digest: ContentHash, lines: int, last_line: str, checkpoint: str | None) -> Progress:
-    return Progress(digest.size, digest.hexdigest(), lines, last_line, checkpoint)
+        self._gather(b"\n".join([*elements, b""]), len(elements))

@@ -864,6 +864,31 @@ def test_a_run_that_is_stopped_leaves_the_rest_for_another(
     assert events.pending() == Pending({}, (), {})
 
 
+def test_counts_are_those_at_the_end_though_a_later_transaction_took_events_away(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_files, "PORTION_BYTES", 100)
+    for number, (path, lines) in enumerate(
+        {
+            "a.jsonl": [event(1), event(2), BAD],
+            "b.jsonl": [event(4)],
+            "c.jsonl": [event(2), event(1), event(3)],
+            "d.jsonl": [event(4)],
+            "e.jsonl": [event(2)],
+        }.items()
+    ):
+        write_events(events.settings, path, lines, modified_ns=STILL_NS - number * 10**9)
+    came = events.take()
+    assert outcomes(came) == {
+        "a.jsonl": ("new", 0, 1, 2),
+        "b.jsonl": ("copy", 0, 0, 1),
+        "c.jsonl": ("new", 2, 0, 1),
+        "d.jsonl": ("new", 1, 0, 0),
+        "e.jsonl": ("new", 1, 0, 0),
+    }
+    assert sum(file.accepted for file in came.files.values()) == len(events.accepted())
+
+
 # Copies
 
 
