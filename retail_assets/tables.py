@@ -600,8 +600,8 @@ EVENT_FILES = Table(
             "checkpoint",
             "VARCHAR",
             "Where the hash can be continued: bytes, hash of the first chunk, hash up to there."
-            " `documents` if the file was split into elements. Null of short files, and of those"
-            " that are always read whole.",
+            " `documents` if the file was split into elements, `values` if arrays were such. Null"
+            " of short files, and of those that are always read whole.",
             nullable=True,
         ),
         Column(

@@ -74,6 +74,24 @@ def _are_objects(text: bytes, *, waiting: bool) -> bool | None:
     return None if waiting else bool(_OPEN_OBJECT.match(text))
 
 
+def is_array_of_values(peek: Callable[[int], bytes], *, still: bool) -> bool | None:
+    """Whether a content begins with an array over several lines that holds no object first.
+
+    It is one fault, not one on each line. For the rest like `are_documents`.
+    """
+    text = _text(peek(HEAD_BYTES))
+    first_line = text.partition(b"\n")[0]
+    if not text.startswith(b"[") or _ARRAY.match(text) or _is_json(first_line):
+        return False
+    head = peek(MAX_LINE_BYTES + HEAD_BYTES)
+    splitter = DocumentSplitter(whole_arrays=True)
+    for value in splitter.feed(_text(head)):
+        return not first_line.startswith(value) and _is_json(value)
+    if len(head) < MAX_LINE_BYTES + HEAD_BYTES and not still:
+        return None
+    return _is_json(splitter.rest.rpartition(b",")[0] + b"]")
+
+
 def _text(head: bytes) -> bytes:
     return head.removeprefix(BOM).lstrip(_BLANKS)
 
@@ -86,8 +104,12 @@ def _bare(text: bytes) -> bytes:
 
 
 def _is_object(text: bytes) -> bool:
+    return _is_json(text, dict)
+
+
+def _is_json(text: bytes, kind: type = object) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text), kind)
     except (ValueError, RecursionError):
         return False
 
@@ -98,9 +120,10 @@ class DocumentSplitter:
 
     `rest` is the element that is not complete, and `depth` how many brackets are open there (one of
     an array aside whose elements stand by themselves). `first` is where the first object ended, if
-    that was in the first block.
+    that was in the first block. With `whole_arrays`, arrays are elements themselves.
     """
 
+    whole_arrays: bool = False
     rest: bytes = b""
     depth: int = 0
     first: int = 0
@@ -159,11 +182,10 @@ class DocumentSplitter:
         top = opens & (before == 0)
         opener = np.maximum.accumulate(np.where(top, np.arange(len(at)), -1))
         in_array = np.where(opener >= 0, kind[opener] == _OPEN_ARRAY, self._in_array)
+        in_array &= not self.whole_arrays
         between = depth <= in_array
         closes_array = closes & in_array & (before == 1) & (kind == _CLOSE_ARRAY)
-        separates = (
-            (outside & between & (kind == _COMMA)) | (top & (kind == _OPEN_ARRAY)) | closes_array
-        )
+        separates = (outside & between & (kind == _COMMA)) | (top & in_array) | closes_array
         ends = closes & between & ~closes_array
         marked = data.copy()
         marked[at[separates]] = _NEWLINE

@@ -821,6 +821,25 @@ def test_a_file_of_json_documents_counts_its_elements(events: Events) -> None:
     ]
 
 
+def test_a_line_of_several_events_counts_as_so_many_lines(events: Events) -> None:
+    batch = f"[{event(2)}, {event(3, region=None)}]"
+    file = events.write("a.jsonl", event(1), batch, f"{event(4)}{event(5)}", "[1, 2]")
+    write_events(events.settings, "values.json", b"[\n  1,\n  2\n]\n")
+    assert outcomes(events.take()) == {
+        "a.jsonl": ("new", 4, 2, 0), "values.json": ("new", 0, 1, 0)
+    }  # fmt: skip
+    grow(file, f"[{event(6)}]\n")
+    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
+    assert events.accepted() == [
+        ("E1", "a.jsonl", 1), ("E2", "a.jsonl", 2), ("E4", "a.jsonl", 4), ("E5", "a.jsonl", 5),
+        ("E6", "a.jsonl", 7),
+    ]  # fmt: skip
+    assert events.dead() == [
+        ("a.jsonl", 3, "missing_field"), ("a.jsonl", 6, "not_an_object"),
+        ("values.json", 1, "not_an_object"),
+    ]  # fmt: skip
+
+
 def test_a_document_that_breaks_off_keeps_what_is_whole_and_is_left_alone_in_the_end(
     events: Events,
 ) -> None:

@@ -79,7 +79,14 @@ class OnDisk:
 
 def lines_of(content: bytes) -> list[str]:
     lines = content.decode().split("\n")
-    return lines if lines[-1] else lines[:-1]
+    return [event for line in (lines if lines[-1] else lines[:-1]) for event in events_of(line)]
+
+
+def events_of(line: str) -> list[str]:
+    """A line; if it is objects end to end, each of them, as where one went on without a newline."""
+    events = line.replace("}{", "}\n{").split("\n")
+    # The only ones that are no objects.
+    return [line] if "{" in events else events
 
 
 def taken_now(path: str, file: OnDisk, before: bytes | None) -> bytes | None:

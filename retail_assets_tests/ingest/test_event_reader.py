@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -14,7 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import content_hash, event_content, event_lines, event_reader
+from retail_assets.ingest import (
+    content_hash,
+    event_content,
+    event_lines,
+    event_reader,
+    json_documents,
+)
 from retail_assets.ingest.content_hash import ContentHash
 from retail_assets.ingest.event_lines import BOM, KEPT_BYTES, MAX_LINE_BYTES, to_arrow
 from retail_assets.ingest.event_reader import OPEN, TAKEN, WHOLE, Portion, Progress, read_new
@@ -278,6 +285,118 @@ hostile = st.lists(
 ).map(b"".join)
 hostile = hostile.filter(lambda content: not content.startswith((b"\xff\xfe", b"\xfe\xff")))
 """What is no text in UTF-16 by its mark, and no JSON document."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[\n 1,\n "a,]",\n null\n]\n',
+        b"[1,\n2]",
+        b"[[1,\n2],\n{}]\n",
+        BOM + b"\n\n[true,\r\n false]\r\n",
+    ],
+)
+@pytest.mark.parametrize("block", [3, 1000])
+def test_an_array_of_values_over_several_lines_is_one_fault(
+    content: bytes, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_documents, "BLOCK_BYTES", block)
+    [(payload, defect)] = whole = table(portions(content))
+    assert defect is None
+    assert json.loads(payload) == json.loads(content.removeprefix(BOM))
+    assert table(portions(content, still=False)) == whole
+    before = known(content)
+    assert read(content, before).lines == 0
+    grown = portions(content + b'\n{"a":\n1}\n', before)
+    # What was ingested without a newline may have gone on.
+    restarted = before.last_line == TAKEN
+    assert grown[0].restarted == restarted
+    assert table(grown) == [*(whole if restarted else []), ('{"a": 1}', None)]
+
+
+def test_a_large_array_of_values_is_one_fault() -> None:
+    content = b"[\n" + b"12345,\n" * 300_000 + b"1]\n"
+    [(payload, defect)] = table(portions(content))
+    assert content.replace(b"\n", b" ").startswith(payload.encode())
+    assert defect == "line_too_long"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[1]\n[2,\n3]\n",
+        b"[2026-10-05 INFO] started\n[2026-10-05 INFO] ended\n",
+        b"[1,\nx\n]\n",
+        b'["a\nb"]\n',
+        b"[1, 2] and more\n[3\n",
+    ],
+)
+def test_lines_that_begin_like_an_array_of_values_stay_lines(content: bytes) -> None:
+    assert read(content).data == content
+
+
+@pytest.mark.parametrize(
+    ("line", "events"),
+    [
+        (b'[{"a": 1}, {"b": [{}]}]', [b'{"a": 1}', b'{"b": [{}]}']),
+        (b'[ {"a":1} ]\r', [b'{"a":1}']),
+        (b'{"a":1}{"b":2} {"c":"}{"}', [b'{"a":1}', b'{"b":2}', b'{"c":"}{"}']),
+        # These are one fault each, or an event as it was.
+        (b"[1, 2, 3]", None),
+        (b"[]", None),
+        (b'[{"a": 1}, 2]', None),
+        (b'[{"a": 1}', None),
+        (b'[{"a": NaN}]', None),
+        (b'{"a":1}{"b"', None),
+        (b' {"a": "}{"} ', None),
+        (b'[{"a": "\xff"}]', None),
+        (b"[" * 200_000 + b"{}" + b"]" * 200_000, None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_line_that_is_a_batch_gives_each_of_its_events(
+    line: bytes, events: list[bytes] | None
+) -> None:
+    first, last = b'{"first": 1}', b'{"last": 1}'
+    portion = read(b"\n".join([first, line, last, b""]))
+    assert portion.data.split(b"\n") == [first, *(events or [line]), last, b""]
+    assert portion.progress.lines == portion.lines
+    grown = read(b"\n".join([first, line, b""]), known(first + b"\n"))
+    assert grown.data.split(b"\n") == [*(events or [line]), b""]
+    assert read(first + b"\n" + line).data.split(b"\n")[1:-1] == (events or [line])
+
+
+batches = st.lists(
+    st.lists(st.sampled_from([b"{}", b'{"a":"}{"}', b"1", b"x"]), min_size=1, max_size=4),
+    max_size=5,
+)
+
+
+@given(
+    lines=batches,
+    block=st.integers(1, 30),
+    portion=st.integers(1, 60),
+    portion_lines=st.integers(1, 4),
+    line=st.sampled_from([12, 1000]),
+)
+def test_batches_are_split_alike_however_their_file_is_read(
+    lines: list[list[bytes]], block: int, portion: int, portion_lines: int, line: int
+) -> None:
+    content = b"{}\n" + b"".join(
+        b"[%s]\n%s\n" % (b",".join(values), b"".join(values)) for values in lines
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, block=1 << 20, portion=1 << 20, line=line)
+        [whole] = portions(content)
+        expected = table([whole])
+        shrink(patch, block=block, portion=portion, lines=portion_lines, line=line)
+        found = portions(content)
+        assert table(found) == expected
+        assert found[-1].progress == whole.progress
+        assert sum(part.lines for part in found) == len(expected)
+        stopped = found[len(found) // 2]
+        rest = portions(content, stopped.progress)
+        assert table(found[: len(found) // 2 + 1]) + table(rest) == expected
 
 
 @settings(max_examples=400)

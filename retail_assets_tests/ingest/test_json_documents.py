@@ -80,7 +80,6 @@ def test_every_line_stands_for_itself_where_it_is_not_plain_what_is_meant() -> N
         b"{\n" + good,
         good + b"\n{\n" + good,
         b'{"a": 1, \n' + good,
-        good + good + b"\n" + good,
         b"[2026-10-05 12:00] started\n" + good,
         b"[\n" * 3,
         b"[1, 2]\n[3]",
