@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.csv_file import find_records
+from retail_assets.ingest.csv_records import find_records
 from retail_assets.transforms import orders
 
 SHOWN_REASONS = 3
@@ -140,7 +140,7 @@ def too_late(
         last: the last one, included.
     """
     rows, oldest, earliest, latest = connection.execute(
-        # A time with an offset may lie a day off; who then sets the number is told again.
+        # A time with an offset may lie a day off: the next run then says so again.
         "SELECT count(*), max(export_date - try_cast(left(trim(CASE WHEN json_valid(raw_text)"
         " THEN raw_text ->> 'order_timestamp' END), 10) AS DATE)), min(export_date),"
         " max(export_date) FROM lake.rejected_orders WHERE reason = 'too_late'"

@@ -25,7 +25,7 @@ REASONS: Mapping[str, str] = {
     "before_start": "their day lies before RETAIL_START_DATE: set that to {first} or earlier, and"
     " run `retail-assets backfill` again",
     "not_over": "their day is not over: it is published when it is",
-    "failed": "their day failed: `retail-assets status` says why; mend that and run"
+    "failed": "their day failed: `retail-assets status` says why; correct that and run"
     " `retail-assets backfill --start {first} --end {last}`",
     "behind": "their day has changed since it was published: the sensor `restated_days`, or"
     " `retail-assets backfill` of any day, restates it",

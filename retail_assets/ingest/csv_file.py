@@ -1,6 +1,6 @@
 """A CSV file from outside: what its bytes hash to, its header, its records.
 
-The records are counted here, independently of the reader that types them: a row that the reader
+The records are counted, independently of the reader that types them: a row that the reader
 loses, or takes into a field of another, has to be missed by somebody.
 """
 
@@ -9,22 +9,24 @@ import gzip
 import hashlib
 import io
 import re
-import sys
-import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar, cast
-
-import numpy as np
+from typing import IO, TypeVar
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.csv_records import (
+    MAX_FIELD_LENGTH,
+    Record,
+    naming_file,
+    open_text,
+    records,
+    without_nul,
+)
+from retail_assets.ingest.record_count import RecordCount
 
 CHUNK_BYTES = 1 << 20
-
-LINE_FEED, CARRIAGE_RETURN, QUOTE, COMMA = b'\n\r",'
 
 FOLDED_BYTES = 10_000
 """A record of several lines with stray quotes is not believed to be longer."""
@@ -39,13 +41,10 @@ class Limits:
 
     columns: int = 1_000
     header_bytes: int = 256 << 10
-    line_bytes: int = 16 << 20
+    line_bytes: int = MAX_FIELD_LENGTH
 
 
 LIMITS = Limits()
-
-Bytes: TypeAlias = "np.typing.NDArray[np.uint8]"
-Flags: TypeAlias = "np.typing.NDArray[np.bool_]"
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,6 @@ class CsvFile:
 File = TypeVar("File", bound=CsvFile)
 
 
-class Record(NamedTuple):
-    """A record as it stands in its file: the header has number 1, the first line is line 1.
-
-    Bytes that are not UTF-8 are surrogates in `lines`.
-    """
-
-    number: int
-    line: int
-    lines: list[str]
-
-    @property
-    def text(self) -> str:
-        """The record without the end of its last line; bytes that are not UTF-8 are replaced."""
-        text = "".join((*self.lines[:-1], self.lines[-1].rstrip("\r\n")))
-        return text.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def inspect(file: File, limits: Limits = LIMITS) -> File:
     """Read a file once: its hash, its header, its number of records, and whether it is whole.
 
@@ -107,8 +89,8 @@ def inspect(file: File, limits: Limits = LIMITS) -> File:
     if file.size_bytes == 0:
         raise _empty(file.path)
     digest = hashlib.sha256()
-    head, count, open_line = b"", _Count(len(file.row_format.required) - 1), 0
-    with _naming(file.path):
+    head, count, open_line = b"", RecordCount(len(file.row_format.required) - 1), 0
+    with naming_file(file.path):
         for chunk in _chunks(file.path, digest.update):
             if len(head) < CHUNK_BYTES:
                 head += chunk
@@ -127,114 +109,6 @@ def inspect(file: File, limits: Limits = LIMITS) -> File:
         blank=count.has_blank_lines or count.suspicious,
     )
     return survey(file, limits) if count.suspicious else file
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file where reading it fails."""
-    try:
-        yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RetailAssetsError(
-            f"{path} is not a whole gzip file ({error}): send it again."
-        ) from error
-    except OSError as error:
-        raise RetailAssetsError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-class _Count:
-    """Counts the lines of a file outside quotes, blank ones left out, chunk by chunk.
-
-    A quote opens or closes: where quotes are as they should be, each such line is a record, with
-    so many commas at least.
-    """
-
-    def __init__(self, fewest_commas: int) -> None:
-        self.line_feeds = 0
-        self._fewest_commas = fewest_commas
-        self._ends, self._all_ends = 0, 0
-        self._inside, self._at_end, self._at_return = np.uint8(0), True, False
-        self._begun_inside, self._commas, self._row_inside = False, 0, False
-        self._folded, self._stray, self._at_quote = False, False, False
-        self._at_border = True
-
-    def add(self, chunk: bytes) -> None:
-        """Count the lines that end in a chunk."""
-        found = np.frombuffer(chunk, np.uint8)
-        feeds = found == LINE_FEED
-        self.line_feeds += int(np.count_nonzero(feeds))
-        ends = feeds
-        if b"\r" in chunk:
-            ends = feeds | (found == CARRIAGE_RETURN)
-        if self._inside or self._begun_inside or b'"' in chunk:
-            inside = np.bitwise_xor.accumulate((found == QUOTE).view(np.uint8)) ^ self._inside
-            self._inside = inside[-1]
-            self._look_at_quotes(found, ends, inside.view(bool))
-            self._look_inside(found, ends, inside.view(bool))
-            ends = ends & ~inside.view(bool)
-        else:
-            self._stray |= self._at_quote and found[0] not in (COMMA, LINE_FEED, CARRIAGE_RETURN)
-            self._at_quote = False
-        self._all_ends += int(np.count_nonzero(ends))
-        if self._at_return or b"\r" in chunk:
-            # CR LF is one end of a line.
-            returns = ends & ~feeds
-            self._all_ends -= int(np.count_nonzero((ends & feeds)[1:] & returns[:-1]))
-            self._all_ends -= self._at_return and bool(ends[0] & feeds[0])
-            self._at_return = bool(returns[-1])
-        self._at_border = chunk[-1] in b',"\n\r'
-        # Of several line ends in a row, the first one ends a line; the others are blank lines, or
-        # the second half of CR LF.
-        self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
-        self._ends += bool(ends[0]) and not self._at_end
-        self._at_end = bool(ends[-1])
-
-    def _look_at_quotes(self, found: Bytes, ends: Flags, inside: Flags) -> None:
-        """Look for quotes that open or close within a field: others read these differently."""
-        quotes = found == QUOTE
-        between = (found == COMMA) | ends | quotes
-        self._stray |= bool(
-            np.any(quotes[1:] & inside[1:] & ~between[:-1])
-            or np.any(quotes[:-1] & ~inside[:-1] & ~between[1:])
-            or (quotes[0] and inside[0] and not self._at_border)
-            or (self._at_quote and not between[0])
-        )
-        self._at_quote = bool(quotes[-1] and not inside[-1])
-
-    def _look_inside(self, found: Bytes, ends: Flags, inside: Flags) -> None:
-        """Look for lines that begin within quotes and have the commas of a row."""
-        at = np.flatnonzero(ends)
-        within = inside[at]
-        self._folded |= bool(within.any())
-        if self._begun_inside or within.any():
-            commas = np.flatnonzero(found == COMMA)
-            before = np.searchsorted(commas, at)
-            counts = np.diff(before, prepend=-self._commas, append=len(commas))
-            begun_inside = np.concatenate(([self._begun_inside], within))
-            self._row_inside |= bool(np.any(counts[begun_inside] >= self._fewest_commas))
-            self._commas = int(counts[-1])
-        else:
-            self._commas = 0
-        if len(at):
-            self._begun_inside = bool(within[-1])
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether a quote may have taken rows into its field: they cannot be counted like this.
-
-        Where no line ends within quotes, each is a record at most: nothing can be missed then.
-        """
-        return bool(self._row_inside or self._inside or (self._folded and self._stray))
-
-    @property
-    def records(self) -> int:
-        """The lines so far, the last one with or without its end."""
-        return self._ends + (not self._at_end)
-
-    @property
-    def has_blank_lines(self) -> bool:
-        """Whether there are more line ends outside quotes than lines."""
-        return self._all_ends > self._ends
 
 
 class _Hashing(io.RawIOBase):
@@ -297,7 +171,7 @@ def _header(path: Path, head: bytes, required: Collection[str], limits: Limits) 
     text = head[: limits.header_bytes].decode("utf-8-sig", errors="replace")
     # With its own line ends: a column's name may have one, and some end lines with CR alone.
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(_without_nul(lines), skipinitialspace=True)
+    reader = csv.reader(without_nul(lines), skipinitialspace=True)
     try:
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
@@ -394,65 +268,13 @@ def survey(file: File, limits: Limits = LIMITS) -> File:
         RetailAssetsError: if a quote takes other records into its field: it names the line.
     """
     count, next_line, blank = 0, 1, False
-    for record in records(file.path, limits):
+    for record in records(file.path, limits.line_bytes):
         count = record.number
         blank |= record.line > next_line
         next_line = record.line + len(record.lines)
         if len(record.lines) > 1 and count > 1:
             _check_folded(file, record)
     return replace(file, records=count - 1, surveyed=True, blank=file.blank and blank)
-
-
-def records(path: Path, limits: Limits = LIMITS) -> Iterator[Record]:
-    """The records of a file, the header among them; blank lines are left out.
-
-    Raises:
-        RetailAssetsError: if the file cannot be read, or has a field that is too long.
-    """
-    csv.field_size_limit(limits.line_bytes)
-    number, position = 0, 1
-    with _naming(path), _text(path, "rb") as text:
-        for line in text:
-            lines = [line]
-            if '"' in line:
-                try:
-                    next(csv.reader(_without_nul(_gathering(lines, text)), skipinitialspace=True))
-                except csv.Error as error:
-                    raise RetailAssetsError(
-                        f"{path}, line {position}: a field is longer than {limits.line_bytes:,}"
-                        " characters: close its quote, and ingest the file again."
-                    ) from error
-            if line.strip("\r\n"):
-                number += 1
-                yield Record(number, position, lines)
-            position += len(lines)
-
-
-def _gathering(lines: list[str], more: Iterator[str]) -> Iterator[str]:
-    """The first of some lines, and further ones, which are added to them when they are read."""
-    yield lines[0]
-    for line in more:
-        lines.append(line)
-        yield line
-
-
-def find_records(path: Path, numbers: Collection[int]) -> Iterator[Record]:
-    """The records of a file that have these numbers, in order, in one pass.
-
-    Raises:
-        RetailAssetsError: if the file cannot be read, or has a field that is too long.
-    """
-    wanted = frozenset(numbers)
-    for record in islice(records(path), max(wanted, default=0)):
-        if record.number in wanted:
-            yield record
-
-
-def _without_nul(text: Iterator[str]) -> Iterator[str]:
-    """The lines of a text as Python 3.10 can read them: its reader of CSV refuses NUL."""
-    if sys.version_info >= (3, 11):
-        return text
-    return (line.replace("\0", " ") for line in text)
 
 
 _FIELD = r' *"[^"]*(?:""[^"]*)*" *|(?! *")[^,\r\n]*'
@@ -467,13 +289,13 @@ def _check_folded(file: CsvFile, record: Record) -> None:
     already, one after the first is enough, or more text than such a record may have.
     """
     columns, lines = len(file.header), record.lines
-    fields = next(csv.reader(_without_nul(iter(lines)), skipinitialspace=True))
-    sound = len(fields) == columns or (len(fields) == columns + 1 and not fields[-1])
-    sound = sound and _WELL_FORMED.fullmatch("".join(lines)) is not None
     if all(line.count(",") < columns - 1 for line in lines[1:]) and (
         len(lines) * max(map(len, lines)) < FOLDED_BYTES
     ):
         return
+    fields = next(csv.reader(without_nul(iter(lines)), skipinitialspace=True))
+    sound = len(fields) == columns or (len(fields) == columns + 1 and not fields[-1])
+    sound = sound and _WELL_FORMED.fullmatch("".join(lines)) is not None
     rows = [n for n, line in enumerate(lines) if _looks_like_a_row(line, file)]
     taken = rows[1:] or [n for n in rows if n and not sound]
     if not taken and not sound and sum(map(len, lines)) >= FOLDED_BYTES:
@@ -500,19 +322,7 @@ def tidied(file: File, folder: Path) -> File:
         OSError: if the copy cannot be written.
     """
     copy = replace(file, path=folder / file.path.name, blank=False)
-    with _text(copy.path, "wb") as target:
+    with open_text(copy.path, "wb") as target:
         for record in records(file.path):
             target.writelines((*record.lines[:-1], record.lines[-1].rstrip("\r\n"), "\n"))
     return copy
-
-
-def _text(path: Path, mode: Literal["rb", "wb"]) -> io.TextIOWrapper:
-    """A file as text with its own line ends; a byte order mark is passed over."""
-    encoding = "utf-8-sig" if mode == "rb" else "utf-8"
-    return io.TextIOWrapper(_bytes(path, mode), encoding, errors="surrogateescape", newline="")
-
-
-def _bytes(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast("BinaryIO", gzip.open(path, mode, compresslevel=1))
-    return path.open(mode)

@@ -5,12 +5,13 @@ of the file gave, in one transaction. A file with the same bytes as the ledger's
 unless the rules or settings have changed that it was validated with.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import duckdb
 import narwhals as nw
@@ -18,7 +19,8 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.csv_file import check_complete, find_records, inspect, tidied, unmodified
+from retail_assets.ingest.csv_file import check_complete, inspect, tidied, unmodified
+from retail_assets.ingest.csv_records import find_records
 from retail_assets.ingest.export_file import ExportFile, MissingExportError, locate
 from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.ingest.other_exports import lookalikes
@@ -28,17 +30,20 @@ from retail_assets.lake.publish import Publication, replace_days
 from retail_assets.lake.rows import insert_columns
 from retail_assets.transforms import orders
 
+T = TypeVar("T")
+
 SHOWN_LOOKALIKES = 3
 
-TEXTS_AT_ONCE = 1_000
+TEXTS_LENGTH = 1 << 20
+"""About how many characters of malformed records are staged in one statement."""
 
 BATCH_BYTES = 512 << 20
-"""Files are taken in together up to this size, so that what is staged stays bounded."""
+"""Files are ingested together up to this size, so that what is staged stays bounded."""
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What came of taking in exports: one publication of each table, and what was the same."""
+    """The result of an ingest: one publication of each table, and the days that were unchanged."""
 
     raw: Publication
     rejected: Publication
@@ -55,23 +60,56 @@ def ingest(
     max_order_gbp: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Ingested:
-    """Take in the exports of some days; a bad file fails its own day alone, by name.
+    """Ingest the exports of some days; a bad file fails its own day alone, by name.
 
     Args:
         lake: the lake that the connection is to.
         connection: a connection that can write, in no transaction.
         exports_dir: where `orders_YYYY_MM_DD.csv[.gz]` lie.
-        days: the export dates to take in.
+        days: the export dates to ingest.
         late_days: how many days before its export an order may lie.
-        max_order_gbp: an export with an order worth more fails its day; None: any value goes.
+        max_order_gbp: an export with an order worth more fails its day; None: no limit.
         progress: called with the number of days done, after each batch.
 
     Returns:
         Row counts of each day that is in the lake now (of unchanged days, as the ledger has them),
         and the problem of each day that failed, which is in the ledger as well.
     """
-    failed: dict[date, str] = {}
+    files, failed = _inspect(exports_dir, days)
+    known = export_entries(connection, [file.day for file in files])
+    unchanged = {
+        file.day: known[file.day]
+        for file in files
+        if file.day in known
+        and known[file.day].content_hash == file.content_hash
+        and known[file.day].up_to_date(late_days=late_days, timezone=lake.timezone)
+    }
+    raw = {day: entry.raw_rows for day, entry in unchanged.items()}
+    rejected = {day: entry.rejected_rows for day, entry in unchanged.items()}
+    _note(lake, connection, [file for file in files if file.day in unchanged], known, failed)
+    snapshot = current_snapshot(connection) if unchanged else None
+    done = len(failed) + len(unchanged)
+    progress(done)
+    changed = [file for file in files if file.day not in unchanged]
+    for batch in _batches(changed, lambda file: file.weight, BATCH_BYTES):
+        result = _Batch(lake, connection, late_days, max_order_gbp).ingest(batch)
+        raw |= result.raw
+        rejected |= result.rejected
+        failed |= result.failed
+        snapshot = result.snapshot or snapshot
+        done += len(batch)
+        progress(done)
+    return Ingested(
+        Publication(tables.RAW_ORDERS, raw, failed, snapshot),
+        Publication(tables.REJECTED_ORDERS, rejected, failed, snapshot),
+        tuple(unchanged),
+    )
+
+
+def _inspect(exports_dir: Path, days: Collection[date]) -> tuple[list[ExportFile], dict[date, str]]:
+    """The exports of some days, and the problem of each day that has none of use."""
     files: list[ExportFile] = []
+    failed: dict[date, str] = {}
     missing: list[date] = []
     for day in sorted(set(days)):
         try:
@@ -85,43 +123,17 @@ def ingest(
         if day in similar:
             names = ", ".join(map(repr, similar[day][:SHOWN_LOOKALIKES]))
             failed[day] += f" Its date is in the name of {names}: should that be it, rename it."
-    known = export_entries(connection, [file.day for file in files])
-    unchanged = {
-        file.day: known[file.day]
-        for file in files
-        if file.day in known
-        and known[file.day].content_hash == file.content_hash
-        and known[file.day].up_to_date(late_days=late_days, timezone=lake.timezone)
-    }
-    raw = {day: entry.raw_rows for day, entry in unchanged.items()}
-    rejected = {day: entry.rejected_rows for day, entry in unchanged.items()}
-    _settle(lake, connection, [file for file in files if file.day in unchanged], known, failed)
-    snapshot = current_snapshot(connection) if unchanged else None
-    done = len(failed) + len(unchanged)
-    progress(done)
-    for batch in _batches([file for file in files if file.day not in unchanged]):
-        taken = _Batch(lake, connection, late_days, max_order_gbp).take(batch)
-        raw |= taken.raw
-        rejected |= taken.rejected
-        failed |= taken.failed
-        snapshot = taken.snapshot or snapshot
-        done += len(batch)
-        progress(done)
-    return Ingested(
-        Publication(tables.RAW_ORDERS, raw, failed, snapshot),
-        Publication(tables.REJECTED_ORDERS, rejected, failed, snapshot),
-        tuple(unchanged),
-    )
+    return files, failed
 
 
-def _settle(
+def _note(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,
     unchanged: Sequence[ExportFile],
     known: Mapping[date, ExportEntry],
     failed: Mapping[date, str],
 ) -> None:
-    """Note the failures, and of files with the same bytes that they were seen as they are now."""
+    """Note the failures, and the names and times of files whose bytes are the ledger's."""
     recovered = ledger.failures(connection, tables.RAW_ORDERS, [file.day for file in unchanged])
     moved = [
         file
@@ -143,15 +155,16 @@ def _settle(
             )
 
 
-def _batches(files: Sequence[ExportFile]) -> Iterator[list[ExportFile]]:
-    batch: list[ExportFile] = []
-    weight = 0
-    for file in files:
-        if batch and weight + file.weight > BATCH_BYTES:
+def _batches(items: Iterable[T], weight: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Items in lists that weigh no more than a limit, as far as one item does not."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + weight(item) > limit:
             yield batch
-            batch, weight = [], 0
-        batch.append(file)
-        weight += file.weight
+            batch, total = [], 0
+        batch.append(item)
+        total += weight(item)
     if batch:
         yield batch
 
@@ -203,15 +216,15 @@ _CONTENT = ", ".join(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Takes some files in, in one transaction."""
+    """Ingests some files in one transaction."""
 
     lake: Lake
     connection: duckdb.DuckDBPyConnection
     late_days: int
     max_order_gbp: float | None
 
-    def take(self, files: Sequence[ExportFile]) -> "_Taken":
-        """Stage, judge and commit the files; those that cannot be used fail by name."""
+    def ingest(self, files: Sequence[ExportFile]) -> "_BatchResult":
+        """Stage, validate and commit the files; those that cannot be used fail by name."""
         execute = self.connection.execute
         try:
             for name, columns in _STAGING.items():
@@ -230,7 +243,7 @@ class _Batch:
             execute("DROP VIEW IF EXISTS temp.main.staged_raw")
             for name in (*_STAGING, "staged_rejects"):
                 execute(f"DROP TABLE IF EXISTS temp.main.{name}")
-        return _Taken(raw, rejected, failed, snapshot)
+        return _BatchResult(raw, rejected, failed, snapshot)
 
     def _read(self, files: Sequence[ExportFile]) -> dict[date, str]:
         """Read the files, those of one header at once; returns the problem of each that fails."""
@@ -318,9 +331,13 @@ class _Batch:
         numbers = self.connection.execute(
             "SELECT record FROM malformed WHERE export_date = ?", [file.day]
         ).fetchall()
+        records = find_records(file.path, [number for (number,) in numbers])
         kept = 0
-        found = find_records(file.path, [number for (number,) in numbers])
-        while texts := [(record.number, record.text) for record in islice(found, TEXTS_AT_ONCE)]:
+        for texts in _batches(
+            ((record.number, record.text) for record in records),
+            lambda numbered: len(numbered[1]),
+            TEXTS_LENGTH,
+        ):
             self.connection.execute(
                 "INSERT INTO malformed_texts SELECT ?, unnest(?::BIGINT[]), unnest(?::VARCHAR[])",
                 [file.day, *map(list, zip(*texts, strict=True))],
@@ -329,9 +346,9 @@ class _Batch:
         return kept
 
     def _implausible(self, files: Sequence[ExportFile]) -> dict[date, str]:
-        """The files with an order of so large a value that the revenue of years would drown in it.
+        """The files with an order of implausible value, such as an id in the column of values.
 
-        A point that was shifted, or an id in the column of values: the day waits for somebody.
+        One of these would drown the revenue of years: the day fails until somebody has looked.
         """
         if self.max_order_gbp is None:
             return {}
@@ -370,19 +387,19 @@ class _Batch:
         rows = self.connection.sql(
             f"SELECT *, rowid AS row_number FROM export_rows WHERE export_date IN ({days})"
         )
-        judged = orders.judge(nw.from_native(rows), late_days=self.late_days)
+        validated = orders.judge(nw.from_native(rows), late_days=self.late_days)
         text = engine.raw_text("raw", header)
         execute(
             f"INSERT INTO rejected_rows SELECT row_number, export_date, reason, field, {text}"
-            f" FROM ({judged.to_native().sql_query()}) WHERE reason IS NOT NULL"
+            f" FROM ({validated.to_native().sql_query()}) WHERE reason IS NOT NULL"
         )
         self._delete_rejected()
         # Groups of hashes cost a third of groups of texts; few rows are left for the rule.
-        twins = rows.filter(
+        candidates = rows.filter(
             "hash(export_date, order_id) IN (SELECT hash(export_date, order_id) FROM export_rows"
             f" WHERE export_date IN ({days}) GROUP BY ALL HAVING count(*) > 1)"
         )
-        repeats = orders.repeated(nw.from_native(twins)).to_native().sql_query()
+        repeats = orders.repeated(nw.from_native(candidates)).to_native().sql_query()
         execute(
             "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, d.reason, 'order_id', "
             f"{text} FROM export_rows AS r JOIN ({repeats}) AS d"
@@ -414,7 +431,7 @@ class _Batch:
             return None
         days = [file.day for file in files]
         with self.lake.transaction(self.connection, "ingest order exports"):
-            # Only now: whoever took in the same new file a moment ago has its rows in the lake.
+            # Only now: another process may have ingested the same new file a moment ago.
             known = export_entries(self.connection, days)
             changed = self._changed_days(days, known)
             for table, source, counts in (
@@ -504,7 +521,7 @@ def _unreadable(file: ExportFile, error: duckdb.Error) -> str:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _BatchResult:
     raw: dict[date, int]
     rejected: dict[date, int]
     failed: dict[date, str]

@@ -11,14 +11,14 @@ from retail_assets import partitions
 from retail_assets.settings import Settings
 
 MAX_ENTRIES = 50_000
-"""How many names are looked at: folders without an end must not hold anybody up."""
+"""Limit on the names that are looked at, so that a huge folder does not stop the command."""
 
 _DATES = tuple(
     (re.compile(rf"(?<!\d){pattern}(?!\d)"), places)
     for pattern, places in (
         (r"(\d{4})[^0-9](\d{1,2})[^0-9](\d{1,2})", (1, 2, 3)),
         (r"(\d{4})(\d{2})(\d{2})", (1, 2, 3)),
-        # Which is the day and which the month is anybody's guess: this is for a hint.
+        # Day and month cannot be told apart; both readings serve as a hint.
         (r"(\d{1,2})[^0-9](\d{1,2})[^0-9](\d{4})", (3, 2, 1)),
         (r"(\d{1,2})[^0-9](\d{1,2})[^0-9](\d{4})", (3, 1, 2)),
     )
@@ -28,8 +28,8 @@ _DATES = tuple(
 def other_exports(settings: Settings) -> dict[str, str]:
     """The files that are not ingested, by their path in the exports folder, each with the reason.
 
-    Today's export, which waits for the end of the day, and hidden files are left out; so is what
-    comes after the first `MAX_ENTRIES` names.
+    Hidden files, today's export, which waits for the end of the day, and names after the first
+    `MAX_ENTRIES` are left out.
     """
     newest = partitions.last_partition(settings)
     reasons: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Which files have yet to be taken in: what lies in the folders, compared with the ledger.
+"""Which files have yet to be ingested: what lies in the folders, compared with the ledger.
 
 Looks at names, sizes and times alone, so that a sensor's tick stays short; the ingest itself
 compares contents.

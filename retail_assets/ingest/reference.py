@@ -140,7 +140,7 @@ def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) ->
     """Let a change of reference data reach what was made with the old.
 
     The days of the completed orders that it concerns are marked as changed, and the events that it
-    concerns are enriched anew, so that the order of arrival makes no difference. Called in the
+    concerns are enriched again, so that the order of arrival makes no difference. Called in the
     transaction that swaps the staged rows in, while the table has its old rows.
     """
     key, columns = table.key[0], ", ".join((*table.key, *LOOKED_UP[table]))
@@ -154,11 +154,11 @@ def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) ->
         f"SELECT DISTINCT order_date FROM lake.completed_orders WHERE {concerned}"
     ).fetchall()
     ledger.mark_changed(connection, "orders", [day for (day,) in found])
-    _enrich_anew(table, connection, staged, concerned)
+    _enrich_again(table, connection, staged, concerned)
     connection.execute("DROP TABLE temp.main.changed_keys")
 
 
-def _enrich_anew(
+def _enrich_again(
     table: Table, connection: duckdb.DuckDBPyConnection, staged: str, concerned: str
 ) -> None:
     looked_up = ", ".join(name for names in LOOKED_UP.values() for name in names)

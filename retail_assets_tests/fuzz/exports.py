@@ -19,7 +19,12 @@ import atheris
 from retail_assets_tests.fuzz.fuzzing import folder_for, fuzz
 
 with atheris.instrument_imports(
-    include=["retail_assets.ingest.csv_file", "retail_assets.ingest.order_exports"]
+    include=[
+        "retail_assets.ingest.csv_file",
+        "retail_assets.ingest.csv_records",
+        "retail_assets.ingest.record_count",
+        "retail_assets.ingest.order_exports",
+    ]
 ):
     import duckdb
 

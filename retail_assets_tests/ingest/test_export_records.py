@@ -15,8 +15,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from retail_assets.ingest.csv_file import _Count
 from retail_assets.ingest.order_exports import ingest
+from retail_assets.ingest.record_count import RecordCount
 from retail_assets_tests.conftest import HEADER, NewLake, WriteExport, order_row, write_export_to
 from retail_assets_tests.ingest.conftest import Intake
 from retail_assets_tests.ingest.test_order_exports_properties import fresh
@@ -322,7 +322,7 @@ pieces = st.sampled_from(
 @settings(max_examples=500)
 @given(text=st.lists(pieces, max_size=14).map("".join), sizes=st.lists(st.integers(1, 5)))
 def test_lines_are_counted_wherever_a_chunk_ends(text: str, sizes: list[int]) -> None:
-    count, content = _Count(6), text.encode()
+    count, content = RecordCount(6), text.encode()
     for size in [*sizes, len(content)]:
         if content:
             count.add(content[:size])

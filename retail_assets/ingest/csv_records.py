@@ -1,0 +1,110 @@
+"""The records of a CSV file as they stand in it, read with Python's own reader of CSV."""
+
+import csv
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, cast
+
+from retail_assets.errors import RetailAssetsError
+
+MAX_FIELD_LENGTH = 16 << 20
+
+
+class Record(NamedTuple):
+    """A record as it stands in its file: the header has number 1, the first line is line 1.
+
+    Bytes that are not UTF-8 are surrogates in `lines`.
+    """
+
+    number: int
+    line: int
+    lines: list[str]
+
+    @property
+    def text(self) -> str:
+        """The record without the end of its last line; bytes that are not UTF-8 are replaced."""
+        text = "".join((*self.lines[:-1], self.lines[-1].rstrip("\r\n")))
+        return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def records(path: Path, max_field_length: int = MAX_FIELD_LENGTH) -> Iterator[Record]:
+    """The records of a file, the header among them; blank lines are left out.
+
+    Raises:
+        RetailAssetsError: if the file cannot be read, or has a field that is too long.
+    """
+    csv.field_size_limit(max_field_length)
+    number, position = 0, 1
+    with naming_file(path), open_text(path, "rb") as text:
+        for line in text:
+            lines = [line]
+            if '"' in line:
+                try:
+                    next(csv.reader(without_nul(_gathering(lines, text)), skipinitialspace=True))
+                except csv.Error as error:
+                    raise RetailAssetsError(
+                        f"{path}, line {position}: a field is longer than {max_field_length:,}"
+                        " characters: close its quote, and ingest the file again."
+                    ) from error
+            if line.strip("\r\n"):
+                number += 1
+                yield Record(number, position, lines)
+            position += len(lines)
+
+
+def _gathering(lines: list[str], more: Iterator[str]) -> Iterator[str]:
+    """The first of some lines, and further ones, which are added to them when they are read."""
+    yield lines[0]
+    for line in more:
+        lines.append(line)
+        yield line
+
+
+def find_records(path: Path, numbers: Collection[int]) -> Iterator[Record]:
+    """The records of a file that have these numbers, in order, in one pass.
+
+    Raises:
+        RetailAssetsError: if the file cannot be read, or has a field that is too long.
+    """
+    wanted = frozenset(numbers)
+    for record in islice(records(path), max(wanted, default=0)):
+        if record.number in wanted:
+            yield record
+
+
+def without_nul(text: Iterator[str]) -> Iterator[str]:
+    """The lines of a text as Python 3.10 can read them: its reader of CSV refuses NUL."""
+    if sys.version_info >= (3, 11):
+        return text
+    return (line.replace("\0", " ") for line in text)
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Name the file where reading it fails."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RetailAssetsError(
+            f"{path} is not a whole gzip file ({error}): send it again."
+        ) from error
+    except OSError as error:
+        raise RetailAssetsError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def open_text(path: Path, mode: Literal["rb", "wb"]) -> io.TextIOWrapper:
+    """A file as text with its own line ends; a byte order mark is passed over."""
+    encoding = "utf-8-sig" if mode == "rb" else "utf-8"
+    return io.TextIOWrapper(_bytes(path, mode), encoding, errors="surrogateescape", newline="")
+
+
+def _bytes(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast("BinaryIO", gzip.open(path, mode, compresslevel=1))
+    return path.open(mode)
