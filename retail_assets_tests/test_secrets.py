@@ -156,13 +156,30 @@ PLANTED = {
 }
 
 
+LIBRARY = """
+import logging, os, threading, time
+
+def connect():
+    while not logging.getLogger().handlers:
+        time.sleep(0.05)
+    logging.getLogger("library").warning("Connecting with %s", dict(os.environ))
+
+threading.Thread(target=connect, daemon=True).start()
+"""
+"""Says all that it knows, as soon as the worker has a log."""
+
+
 def test_a_worker_whose_outside_is_away_writes_no_secret_anywhere(
     lake: Lake, settings: Settings, tmp_path: Path
 ) -> None:
     write_events(settings, "2026-10-12/a.jsonl", [event(1), "no event"])
     port = free_port()
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "sitecustomize.py").write_text(LIBRARY)
     environment = {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]),
         "RETAIL_WEBHOOK_TOKEN": PLANTED["webhook"],
         "RETAIL_KAFKA_OPTIONS": json.dumps(
             {
@@ -203,6 +220,7 @@ def test_a_worker_whose_outside_is_away_writes_no_secret_anywhere(
             worker.send_signal(signal.SIGINT)
             worker.wait()
     written = [log.read_bytes(), health, refused, everything(lake)]
+    assert b"Connecting with" in written[0]
     for command in (
         ["status", "--format", "json"],
         ["--debug", *arguments, "--kafka", "127.0.0.1:1", "--topic", "t"],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest import event_lines, event_reader, json_documents
-from retail_assets.ingest.event_lines import BOM, to_arrow
+from retail_assets.ingest.event_lines import BOM, MAX_LINE_BYTES, to_arrow
 from retail_assets.ingest.event_reader import OPEN, TAKEN, WHOLE, Portion, Progress, read_new
 
 NOTHING = Progress()
@@ -288,6 +288,16 @@ def test_an_element_that_is_too_long_is_cut_and_the_others_are_not(
             {"payload": '{"b": 2}', "defect": None},
             {"payload": '{"id": "xx', "defect": "line_too_long"},
         ]
+
+
+def test_of_an_element_that_does_not_end_no_more_is_kept_than_of_one_that_is_too_long() -> None:
+    splitter = json_documents.DocumentSplitter()
+    splitter.feed(b'[{"a": "')
+    sizes = []
+    for _ in range(6):
+        splitter.feed(b"x" * MAX_LINE_BYTES)
+        sizes.append(len(splitter.rest))
+    assert max(sizes) == sizes[-1] < 3 * MAX_LINE_BYTES
 
 
 pieces = st.lists(
