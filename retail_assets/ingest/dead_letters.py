@@ -20,7 +20,7 @@ from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_lines import REFUSED
 from retail_assets.ingest.event_workspace import origin_of
-from retail_assets.ingest.events import CONFLICT, EventBatch
+from retail_assets.ingest.events import CONFLICT, AbortError, EventBatch
 from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
@@ -181,7 +181,7 @@ def _take_in(
             for name, reason, field in batch.problems()
         }
         conflicts: dict[str, str] = {}
-        with suppress(_ConflictError), lake.transaction(connection, "redrive dead letters"):
+        with suppress(AbortError), lake.transaction(connection, "redrive dead letters"):
             # Only now: somebody else may have done the same a moment ago.
             there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
             for name in names:
@@ -196,7 +196,7 @@ def _take_in(
                 if reason == CONFLICT and name in names
             }
             if conflicts:
-                raise _ConflictError
+                raise AbortError
             apply_deltas(connection, deltas)
             accepted = {
                 delta.source_name
@@ -209,10 +209,6 @@ def _take_in(
     for name in names:
         outcomes.setdefault(name, "accepted" if name in accepted else "duplicate")
     return outcomes
-
-
-class _ConflictError(Exception):
-    """Ends a transaction without its changes."""
 
 
 def _as_it_is(connection: duckdb.DuckDBPyConnection, letter: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from retail_assets.ingest.event_lines import NOT_TAKEN, OUT_OF_MEMORY
-from retail_assets.ingest.events import EventBatch
-from retail_assets.ingest.received import AbortError, can_take
+from retail_assets.ingest.events import AbortError, EventBatch
+from retail_assets.ingest.received import can_take
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import is_of_the_data, is_of_the_size
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a line that runs out of memory all alone is tried."""
+"""How often a line that fails all alone is tried: memory may be short for a moment."""
 
 MAX_LINES = 100
 """Where more are at fault, it is the file."""

@@ -7,20 +7,21 @@ transaction that fails the file at fault is found by halving, and its lines at f
 that they stop no others.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import duckdb
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import event_content, event_ledger
+from retail_assets.ingest import event_ledger
 from retail_assets.ingest.content_hash import CHUNK_BYTES
 from retail_assets.ingest.event_faults import lines_at_fault
 from retail_assets.ingest.event_folder import EventFolder, FoundFile, landing_day
@@ -28,11 +29,11 @@ from retail_assets.ingest.event_ledger import FILE, Entry, Key, LakeState, apply
 from retail_assets.ingest.event_lines import to_arrow
 from retail_assets.ingest.event_plan import COPY, Plan, Taken, Waiting, content_of, state_of
 from retail_assets.ingest.event_reader import (
-    BLOCK_BYTES,
     OPEN,
     PORTION_BYTES,
     Portion,
     Progress,
+    plain_hash,
     read_new,
 )
 from retail_assets.ingest.events import EventBatch, Settled
@@ -477,23 +478,14 @@ class _Intake:
         for size, known in event_ledger.hashes_without_checkpoint(connection, large).items():
             for item in large[size]:
                 if item.content and item.content not in known:
-                    before = self._plain_hash(item)
-                    if before in known:
-                        event_ledger.enter_hash(connection, before, item.content)
-
-    def _plain_hash(self, item: Waiting) -> str:
-        """The hash of a content as earlier releases made it; empty if it cannot be read now."""
-        digest, left = hashlib.sha256(), item.portion.progress.bytes_taken
-        try:
-            with event_content.opened(
-                lambda: self._folder.open(item.path), packed=item.file.packed, still=True
-            ) as content:
-                while content and left and (block := content.read(min(left, BLOCK_BYTES))):
-                    digest.update(block)
-                    left -= len(block)
-        except (OSError, RetailAssetsError):
-            return ""
-        return digest.hexdigest()
+                    with suppress(OSError, RetailAssetsError):
+                        before = plain_hash(
+                            partial(self._folder.open, item.path),
+                            packed=item.file.packed,
+                            size=size,
+                        )
+                        if before in known:
+                            event_ledger.enter_hash(connection, before, item.content)
 
 
 def _related(

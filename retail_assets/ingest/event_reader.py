@@ -113,7 +113,7 @@ def read_new(
         with opened() as content:
             digest = _same_ends(content, known, known.checkpoint) if content else None
             if content and digest:
-                yield from _Reader(digest, known, still, resumable=True).read(content)
+                yield from _following(content, "", digest, known, still=still)
                 return
     restarted = resumed = False
     if known.bytes_taken:
@@ -130,16 +130,35 @@ def read_new(
         kind = None if content is None else _kind(content, still=still)
         if content is None or kind is None:
             yield _left(known)
-        elif kind:
-            splitter = DocumentSplitter(whole_arrays=kind == VALUES)
-            yield from _DocumentReader(
-                ContentHash(), Progress(), still, restarted, resumed, splitter
-            ).read(content)
         else:
-            resumable = content.plain is not None
-            yield from _Reader(
-                ContentHash(), Progress(), still, restarted, resumed, resumable
-            ).read(content)
+            yield from _following(
+                content,
+                kind,
+                ContentHash(),
+                Progress(),
+                still=still,
+                restarted=restarted,
+                resumed=resumed,
+            )
+
+
+def _following(
+    content: Content,
+    kind: str,
+    digest: ContentHash,
+    known: Progress,
+    *,
+    still: bool,
+    splitter: DocumentSplitter | None = None,
+    restarted: bool = False,
+    resumed: bool = False,
+) -> Iterator[Portion]:
+    """Read what follows on what the digest has."""
+    if not kind:
+        resumable = content.plain is not None
+        return _Reader(digest, known, still, restarted, resumed, resumable).read(content)
+    splitter = splitter or DocumentSplitter(whole_arrays=kind == VALUES)
+    return _DocumentReader(digest, known, still, restarted, resumed, splitter).read(content)
 
 
 def _kind(content: Content, *, still: bool) -> str | None:
@@ -201,12 +220,9 @@ def _continued(
     more = content.peek(1)
     if digest is None or (more and known.last_line == TAKEN):
         return None, digest is not None
-    if not kind:
-        resumable = content.plain is not None
-        return _Reader(digest, known, still, resumable=resumable).read(content), True
-    if known.last_line == TAKEN:
+    if kind and known.last_line == TAKEN:
         return iter([_no_lines(known)]), True
-    return _DocumentReader(digest, known, still, splitter=splitter).read(content), True
+    return _following(content, kind, digest, known, still=still, splitter=splitter), True
 
 
 def _same_beginning(
@@ -229,6 +245,21 @@ def _same_beginning(
         plain is not None and plain.hexdigest() == known.content_hash
     )
     return digest if same and not left else None
+
+
+def plain_hash(open_file: Callable[[], IO[bytes]], *, packed: bool, size: int) -> str:
+    """The hash of the first bytes of a content as earlier releases made it, whatever its size.
+
+    Raises:
+        RetailAssetsError: if there is no such content any more.
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with event_content.opened(open_file, packed=packed, still=True) as content:
+        while content and size and (block := content.read(min(size, BLOCK_BYTES))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
 
 
 @dataclass

@@ -84,6 +84,10 @@ class Settled:
     new_fields: tuple[tuple[str, str], ...]
 
 
+class AbortError(Exception):
+    """Ends a transaction without its changes."""
+
+
 class EventBatch:
     """Lines on their way into the tables; one at a time on a connection.
 

@@ -46,11 +46,11 @@ def are_documents(peek: Callable[[int], bytes], *, still: bool) -> bool | None:
     Returns:
         None if what there is does not tell, and somebody may be writing more.
     """
-    text = _text(peek(HEAD_BYTES))
+    text = _bare(peek(HEAD_BYTES))
     if not text.startswith((b"[", b"{")) or _is_object(text.partition(b"\n")[0]):
         return False
     head = peek(MAX_LINE_BYTES + HEAD_BYTES)
-    text = _text(head)
+    text = _bare(head)
     waiting = len(head) < MAX_LINE_BYTES + HEAD_BYTES and not still
     if text.startswith(b"{"):
         return _are_objects(text, waiting=waiting)
@@ -79,21 +79,17 @@ def is_array_of_values(peek: Callable[[int], bytes], *, still: bool) -> bool | N
 
     It is one fault, not one on each line. For the rest like `are_documents`.
     """
-    text = _text(peek(HEAD_BYTES))
+    text = _bare(peek(HEAD_BYTES))
     first_line = text.partition(b"\n")[0]
     if not text.startswith(b"[") or _ARRAY.match(text) or _is_json(first_line):
         return False
     head = peek(MAX_LINE_BYTES + HEAD_BYTES)
     splitter = DocumentSplitter(whole_arrays=True)
-    for value in splitter.feed(_text(head)):
+    for value in splitter.feed(_bare(head)):
         return not first_line.startswith(value) and _is_json(value)
     if len(head) < MAX_LINE_BYTES + HEAD_BYTES and not still:
         return None
     return _is_json(splitter.rest.rpartition(b",")[0] + b"]")
-
-
-def _text(head: bytes) -> bytes:
-    return head.removeprefix(BOM).lstrip(_BLANKS)
 
 
 def _bare(text: bytes) -> bytes:

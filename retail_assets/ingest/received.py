@@ -19,7 +19,7 @@ import duckdb
 from retail_assets.ingest import offsets
 from retail_assets.ingest.event_ledger import apply_deltas
 from retail_assets.ingest.event_memory import memory_of, remember
-from retail_assets.ingest.events import EventBatch
+from retail_assets.ingest.events import AbortError, EventBatch
 from retail_assets.ingest.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
@@ -123,10 +123,6 @@ def take(
         )
         for source in sorted({source for source, _ in entries})
     }
-
-
-class AbortError(Exception):
-    """Ends a transaction without its changes."""
 
 
 def can_take(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
