@@ -4,6 +4,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -359,8 +360,10 @@ def test_a_group_may_be_let_read_and_who_only_reads_changes_nothing_of_its_proce
     assert settings.lake_dir.stat().st_mode & 0o777 == 0o750
     assert Path(lake.catalog).stat().st_mode & 0o777 == 0o640
     os.umask(0o022)
+    shutil.rmtree(lake.spill_dir)
     with lake.connect(read_only=True):
         assert os.umask(0o022) == 0o022
+    assert Path(lake.spill_dir).stat().st_mode & 0o777 == 0o750
 
 
 def test_a_commit_that_fails_leaves_no_transaction_and_no_lock(lake, monkeypatch):
