@@ -22,7 +22,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from retail_assets import partitions, tables
 from retail_assets.ingest.other_exports import other_exports
 from retail_assets.ingest.pending import pending_exports, reference_files
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED, stale_days

@@ -18,7 +18,7 @@ from retail_assets.dagster_home import check_dagster_home
 from retail_assets.definitions import build_definitions
 from retail_assets.explain import debugging, explain_dagster
 from retail_assets.ingest.pending import pending_exports
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings

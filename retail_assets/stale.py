@@ -13,7 +13,7 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import partitions, tables
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 from retail_assets.transforms import revenue

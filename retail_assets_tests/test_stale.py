@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from retail_assets import rejects, stale, tables
 from retail_assets.ingest.order_exports import ingest
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days
 from retail_assets.settings import Settings

@@ -19,8 +19,8 @@ from retail_assets.explain import explain_text
 from retail_assets.ingest.offsets import consumer_offset, move_consumer, rewind_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
+from retail_assets.lake.sql import literal
 from retail_assets.secrets import mask
-from retail_assets.sql import literal
 from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
 ATTEMPTS = 3

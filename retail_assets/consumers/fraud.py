@@ -21,7 +21,7 @@ from retail_assets import tables
 from retail_assets.consumers import fraud_model
 from retail_assets.consumers.feed import Consumer
 from retail_assets.consumers.texts import Texts
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 from retail_assets.transforms import fraud
 
 if TYPE_CHECKING:

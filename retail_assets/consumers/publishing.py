@@ -23,8 +23,8 @@ from retail_assets.consumers.strict_json import strict
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
+from retail_assets.lake.sql import literal
 from retail_assets.settings import Settings
-from retail_assets.sql import literal
 from retail_assets.tables import INSTANT, Table
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from retail_assets.engines.timestamps import wall_clock
-from retail_assets.sql import identifier, literal
+from retail_assets.lake.sql import identifier, literal
 
 REQUIRED = (
     "order_id",

@@ -5,7 +5,7 @@ What cannot be read becomes null here; whether that matters is decided in `trans
 
 from retail_assets.engines.duckdb import BLANKS
 from retail_assets.engines.timestamps import instant
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
 """The fields that are text."""

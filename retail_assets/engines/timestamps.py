@@ -6,7 +6,7 @@ two ways (05/10/2026), or is no time of a calendar and a clock (24:00, 2026-13-0
 not.
 """
 
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 DAY = r"\d{4}-\d{2}-\d{2}"
 MINUTE = r"([01]\d|2[0-3]):[0-5]\d"

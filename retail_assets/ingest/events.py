@@ -34,7 +34,7 @@ from retail_assets.ingest.event_workspace import (
 )
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.rows import insert_columns
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 if TYPE_CHECKING:
     import numpy.typing as npt

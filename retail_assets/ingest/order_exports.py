@@ -24,7 +24,7 @@ from retail_assets.ingest.csv_records import find_records
 from retail_assets.ingest.export_file import ExportFile, MissingExportError, locate
 from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.ingest.other_exports import lookalikes
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
 from retail_assets.lake.rows import insert_columns

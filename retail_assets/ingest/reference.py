@@ -13,8 +13,8 @@ from retail_assets.engines.duckdb import BLANKS, MONEY
 from retail_assets.engines.timestamps import DAY
 from retail_assets.errors import AuditError, RetailAssetsError
 from retail_assets.ingest.csv_file import CsvFile, RowFormat, check_complete, inspect
-from retail_assets.lake import days as ledger
-from retail_assets.sql import literal
+from retail_assets.lake import day_ledger as ledger
+from retail_assets.lake.sql import literal
 from retail_assets.tables import Table
 from retail_assets.transforms import events
 

@@ -20,7 +20,7 @@ import duckdb
 from retail_assets import tables
 from retail_assets.lake.connection import CATALOG, Lake
 from retail_assets.lake.lock import POLL_SECONDS, write_lock
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 GRACE = timedelta(days=2)
 """How long a snapshot stays, and a file that nothing needs: longer than any reader reads.

@@ -19,8 +19,8 @@ from retail_assets.explain import explain_text
 from retail_assets.lake.durability import bytes_written, local_folder, sync_files
 from retail_assets.lake.lock import write_lock
 from retail_assets.lake.schema import create_missing_tables
+from retail_assets.lake.sql import literal
 from retail_assets.secrets import mask
-from retail_assets.sql import literal
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings

@@ -9,7 +9,7 @@ from typing import IO, Any
 import duckdb
 
 from retail_assets.lake.connection import CATALOG, Lake
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 PAGE_FILES = 1_000
 """How many files are listed at a time, which bounds the memory that a long list takes."""

@@ -15,7 +15,7 @@ from pydantic import PrivateAttr
 
 from retail_assets import tables
 from retail_assets.errors import AuditError
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.checksums import note_new_files
 from retail_assets.lake.publish import Audit, Publication, publish_days, publish_table
 from retail_assets.lake.resource import LakeResource

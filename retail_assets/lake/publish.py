@@ -15,7 +15,7 @@ import duckdb
 import narwhals as nw
 
 from retail_assets.errors import AuditError
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import ROW_GROUP, Lake, current_snapshot
 from retail_assets.tables import Table
 

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake.connection import Lake
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 TABLE_FUNCTIONS = frozenset(
     (

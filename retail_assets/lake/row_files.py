@@ -12,8 +12,8 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake.connection import Lake, extension_path
+from retail_assets.lake.sql import identifier, literal
 from retail_assets.printing import numbered
-from retail_assets.sql import identifier, literal
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from retail_assets import tables
-from retail_assets.sql import literal
+from retail_assets.lake.sql import literal
 
 if TYPE_CHECKING:
     import duckdb

@@ -21,8 +21,8 @@ from retail_assets.ingest.heartbeat import (
     heartbeats,
     in_charge,
 )
+from retail_assets.lake.sql import literal
 from retail_assets.settings import Settings
-from retail_assets.sql import literal
 
 DEAD_WORKER = "dead_worker"
 LATE_WORKER = "late_worker"

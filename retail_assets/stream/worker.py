@@ -19,7 +19,7 @@ import duckdb
 
 from retail_assets.ingest import heartbeat
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.guard import stay_connected
+from retail_assets.lake.sqlite_locks import stay_connected
 from retail_assets.secrets import mask
 from retail_assets.stream.figures import Figures
 from retail_assets.stream.files import FileLane

@@ -16,7 +16,7 @@ from typing import Any
 from retail_assets import tables
 from retail_assets.ingest.order_exports import Ingested, ingest
 from retail_assets.ingest.pending import pending_exports
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import HEADER, WriteExport, order_row, write_export_to

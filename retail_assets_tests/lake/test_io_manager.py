@@ -15,7 +15,7 @@ import pytest
 from dagster_duckdb import DuckDBResource
 
 from retail_assets import tables
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.io_manager import (
     MASKED,
     OPEN_END,

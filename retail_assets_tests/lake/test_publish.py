@@ -15,7 +15,7 @@ import pytest
 from retail_assets import tables
 from retail_assets.errors import AuditError
 from retail_assets.lake import connection as lake_connection
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets_tests.lake.revenue import (

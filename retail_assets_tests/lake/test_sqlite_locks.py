@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets.lake import guard
+from retail_assets.lake import sqlite_locks as guard
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 HOLD = """
 import sys
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.guard import stay_connected
+from retail_assets.lake.sqlite_locks import stay_connected
 from retail_assets.settings import Settings
 lake = Lake.from_settings(Settings())
 with lake.connect() as connection:

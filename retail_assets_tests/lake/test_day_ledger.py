@@ -5,7 +5,7 @@
 import pytest
 
 from retail_assets import tables
-from retail_assets.lake import days as ledger
+from retail_assets.lake import day_ledger as ledger
 from retail_assets_tests.lake.revenue import FIRST, SECOND, THIRD
 
 RAW, REVENUE = tables.RAW_ORDERS, tables.DAILY_REVENUE
