@@ -20,7 +20,7 @@ run: setup ## Set up, run the batch lane on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
 
 ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon at http://127.0.0.1:3000 (RETAIL_UI_PORT: another port), until Ctrl-C
-	@exec $(BIN)/python -m retail_assets.services --port $(RETAIL_UI_PORT)
+	@exec $(BIN)/python -m retail_assets.cli.services --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -44,8 +44,8 @@ bench: setup ## Side-by-side measurements; writes docs/benchmarks.md and docs/be
 	@$(BIN)/python -m benchmarks
 
 docs: setup ## Write the data dictionary from tables.py, and the page of settings
-	@$(BIN)/python -m retail_assets.data_dictionary > docs/data-dictionary.md
-	@$(BIN)/python -m retail_assets.settings_page > docs/settings.md
+	@$(BIN)/python -m tools.data_dictionary > docs/data-dictionary.md
+	@$(BIN)/python -m tools.settings_page > docs/settings.md
 
 setup: .venv/ready
 

@@ -329,7 +329,7 @@ def dagster_backfill(work: Work) -> tuple[Callable[[], Result], Callable[[], Non
     """(d) This platform in Dagster: one single-run backfill of the batch job, with its checks."""
     import dagster as dg
 
-    from retail_assets import backfill
+    from retail_assets.cli import backfill
     from retail_assets.lake.connection import Lake
 
     settings = _settings(work)

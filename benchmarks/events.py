@@ -232,7 +232,7 @@ def sensor_latency(folder: Path, drops: int) -> list[float]:
     environment = os.environ | {"RETAIL_DATA_DIR": str(folder), "DAGSTER_HOME": str(home)}
     lake = Lake.from_settings(Settings(data_dir=folder))
     services = subprocess.Popen(
-        [sys.executable, "-m", "retail_assets.services", "--no-worker", "--port", "3999"],
+        [sys.executable, "-m", "retail_assets.cli.services", "--no-worker", "--port", "3999"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from retail_assets_tests.broker import Broker, running_broker
+from tools.broker import Broker, running_broker
 
 TOPIC = "events"
 PARTITIONS = 4  # more than one for each core, so that two readers share them evenly

@@ -18,7 +18,7 @@ from benchmarks.events import write_reference
 from benchmarks.stream_platform import take_reference_in
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import running_broker
+from tools.broker import running_broker
 
 TOKEN = "of-the-benchmark"  # noqa: S105
 PORT = 18_089

@@ -27,7 +27,7 @@ from benchmarks.stream_latency import CUSTOMERS, PORT, TOKEN, event
 from benchmarks.stream_platform import take_reference_in
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import running_broker
+from tools.broker import running_broker
 
 ROOT = Path(__file__).parents[1]
 TOPIC = "orders"
@@ -234,7 +234,7 @@ def report(folder: Path, minutes: float, machine: str) -> str:
         broker.create_topic(TOPIC, partitions=4)
         soak = Soak(settings, broker.bootstrap)
         services = subprocess.Popen(
-            [sys.executable, "-m", "retail_assets.services", "--no-worker", "--port", "3998"],
+            [sys.executable, "-m", "retail_assets.cli.services", "--no-worker", "--port", "3998"],
             env=environment,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ HANG_SECONDS = 240  # never reached unless something is broken: a red test inste
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "retail_assets.backfill",
+        "retail_assets.cli.backfill",
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
         "pandas",

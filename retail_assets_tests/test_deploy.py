@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from typer.main import get_group
 
-from retail_assets import cli
+from retail_assets.cli import app as cli
 from retail_assets.settings import Settings
 from retail_assets.stream.assemble import Options, build_worker
 from retail_assets.stream.worker import Worker
-from retail_assets_tests.broker import free_port
+from tools.broker import free_port
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "deploy/container/Dockerfile").read_text(encoding="utf-8")
@@ -202,7 +202,7 @@ def test_secrets_data_and_history_stay_out_of_the_image(path: str) -> None:
         "requirements.lock",
         "workspace.yaml",
         "deploy/dagster/dagster.yaml",
-        "retail_assets/cli.py",
+        "retail_assets/cli/app.py",
         "retail_assets/samples/event_files.py",
     ],
 )

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from retail_assets import cli
+from retail_assets.cli import app as cli
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.data_dictionary import data_dictionary
 from retail_assets.definitions import build_definitions
 from retail_assets.settings import Settings
-from retail_assets.settings_page import settings_page
+from tools.data_dictionary import data_dictionary
+from tools.settings_page import settings_page
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets import cli
-from retail_assets.dagster_home import check_dagster_home
+from retail_assets.cli import app as cli
+from retail_assets.cli.dagster_home import check_dagster_home
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.explain import SentenceFormatter, explain
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
+from retail_assets_tests.cli.test_cli import NOBODY, Command
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish
-from retail_assets_tests.test_cli import NOBODY, Command
 
 BACKFILL = ("backfill", "--start", "2026-10-05", "--end", "2026-10-06")
 
@@ -105,7 +105,7 @@ def test_an_unusable_dagster_home(
 def test_the_services_do_not_start_on_a_damaged_history(lake: Lake, home: Path) -> None:
     (home / "history/runs.db").write_bytes(b"junk" * 4096)
     done = subprocess.run(
-        [sys.executable, "-m", "retail_assets.services"],
+        [sys.executable, "-m", "retail_assets.cli.services"],
         capture_output=True,
         text=True,
         check=False,

@@ -24,8 +24,8 @@ from retail_assets.errors import UsageError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import Broker, durable_broker, running_broker
 from retail_assets_tests.event_files import EventIntake, event
+from tools.broker import Broker, durable_broker, running_broker
 
 TOPIC = "enriched"
 ALERTS = "alerts"

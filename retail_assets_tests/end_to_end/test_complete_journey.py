@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from retail_assets import tables
-from retail_assets.backfill import run_backfill
+from retail_assets.cli.backfill import run_backfill
 from retail_assets.lake.connection import Lake
 from retail_assets.samples.complete_journey import import_complete_journey
 from retail_assets.settings import Settings

@@ -23,10 +23,10 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stale import RESTATED
-from retail_assets_tests.broker import free_port
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.event_files import event
 from retail_assets_tests.platform import INSTANCE, write_reference
+from tools.broker import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -150,7 +150,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         [
             sys.executable,
             "-m",
-            "retail_assets.services",
+            "retail_assets.cli.services",
             "--no-worker",
             "--port",
             str(running.port),

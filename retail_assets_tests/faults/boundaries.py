@@ -107,7 +107,7 @@ def run_undisturbed(
 
 def run_backfill(settings: Settings, first: date, last: date) -> None:
     """Run a backfill of Dagster's."""
-    from retail_assets import backfill
+    from retail_assets.cli import backfill
 
     backfill.run_backfill(settings, first, last)
 

@@ -15,8 +15,8 @@ from retail_assets.ingest.received import Received, take
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stream.inbox import Inbox
-from retail_assets_tests.broker import HANG_SECONDS, QUICK_GROUP, Broker
 from retail_assets_tests.faults.boundaries import Boundaries
+from tools.broker import HANG_SECONDS, QUICK_GROUP, Broker
 
 
 def wait_until(condition: Callable[[], Any]) -> None:

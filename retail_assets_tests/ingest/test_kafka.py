@@ -17,7 +17,6 @@ from retail_assets.ingest.payloads import original_bytes
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.stream.inbox import Inbox
-from retail_assets_tests.broker import Broker, durable_broker, running_broker
 from retail_assets_tests.event_files import event
 from retail_assets_tests.ingest.kafka_topics import (
     member,
@@ -29,6 +28,7 @@ from retail_assets_tests.ingest.kafka_topics import (
     wait_until,
 )
 from retail_assets_tests.processes import finish, start
+from tools.broker import Broker, durable_broker, running_broker
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from retail_assets.ingest.kafka_client import Topic as KafkaTopic
 from retail_assets.ingest.offsets import Offset, append
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import Broker, running_broker
 from retail_assets_tests.event_files import event
 from retail_assets_tests.ingest.kafka_topics import (
     Topic,
@@ -31,6 +30,7 @@ from retail_assets_tests.ingest.kafka_topics import (
     topic_of,
     wait_until,
 )
+from tools.broker import Broker, running_broker
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from confluent_kafka import KafkaError
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest import kafka_client
 from retail_assets.settings import Settings, load_settings
-from retail_assets_tests.broker import Broker, free_port, running_broker
 from retail_assets_tests.ingest.kafka_topics import Topic, reading, topic_of
+from tools.broker import Broker, free_port, running_broker
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from retail_assets.lake.files import LakeFile, files_after
 from retail_assets.lake.maintenance import maintain
 from retail_assets.lake.verify import verify
 from retail_assets.settings import Settings
+from retail_assets_tests.cli.test_cli import Command
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.event_files import EventIntake, event
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, DAYS, FIRST, published_platform
-from retail_assets_tests.test_cli import Command
 
 pytestmark = DAGSTER_CALLS_ITSELF
 
@@ -260,7 +260,7 @@ def test_nothing_is_taken_out_whose_export_is_gone(whole: Lake, settings: Settin
     for path in files_of(whole, "raw_orders"):
         path.write_bytes(b"")
     count = len(named(whole))
-    from retail_assets import recovery
+    from retail_assets.cli import recovery
 
     damages = verify(whole, deep=False).damages
     with (

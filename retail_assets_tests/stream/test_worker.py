@@ -23,10 +23,10 @@ from retail_assets.ingest.heartbeat import heartbeats
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.lake.lock import write_lock
 from retail_assets.settings import Settings
-from retail_assets_tests.broker import Broker, free_port, running_broker
 from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.ingest.kafka_topics import Topic
 from retail_assets_tests.receiver import running_receiver
+from tools.broker import Broker, free_port, running_broker
 
 TOKEN = "a-long-random-text"  # noqa: S105  # of this test alone
 HANG_SECONDS = 120

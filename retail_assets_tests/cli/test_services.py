@@ -15,7 +15,7 @@ HANG_SECONDS = 60  # never reached unless something is broken: a red test instea
 
 SUPERVISOR = """
 import sys
-from retail_assets.services import run_together
+from retail_assets.cli.services import run_together
 commands = [[sys.executable, "-c", code] for code in sys.argv[1:]]
 sys.exit(run_together(commands))
 """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from retail_assets.printing import (
+from retail_assets.cli.printing import (
     numbered,
     print_message,
     print_rows,

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from retail_assets.cli_verify import verify
+from retail_assets.cli.printing import (
+    cell,
+    print_message,
+    print_rows,
+    print_table,
+    write_csv,
+    write_json,
+)
+from retail_assets.cli.verify import verify
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.explain import (
     SentenceFormatter,
@@ -27,14 +35,6 @@ from retail_assets.explain import (
     explain,
     explain_text,
     tell_of_threads,
-)
-from retail_assets.printing import (
-    cell,
-    print_message,
-    print_rows,
-    print_table,
-    write_csv,
-    write_json,
 )
 from retail_assets.settings import Settings, load_settings
 
@@ -184,7 +184,7 @@ def backfill(
     ] = False,
 ) -> None:
     """Run the batch job over the days that are missing or behind, in one Dagster run."""
-    from retail_assets import backfill as work
+    from retail_assets.cli import backfill as work
 
     settings = load_settings()
     first, last = start.date(), end.date()
@@ -574,9 +574,9 @@ def query(
     """Ask the lake, read-only; with --at, as it was at a snapshot or a time."""
     import duckdb
 
+    from retail_assets.cli.row_files import write_rows
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.reader import open_reader
-    from retail_assets.lake.row_files import write_rows
 
     settings = load_settings()
     lake = Lake.from_settings(settings)
@@ -603,7 +603,7 @@ def status(
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.table,
 ) -> None:
     """Show pending files, days that failed or are behind, and the size of the lake."""
-    from retail_assets.status import collect_status
+    from retail_assets.cli.status import collect_status
 
     figures = collect_status(load_settings())
     _PRINTERS[format](["figure", "value"], list(figures.items()))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from retail_assets.cli.printing import print_message
 from retail_assets.errors import RetailAssetsError
-from retail_assets.printing import print_message
 from retail_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _verified(lake: "Lake", *, deep: bool) -> "Report":
 
 
 def _print_damages(settings: Settings, damages: "Sequence[Damage]") -> None:
-    from retail_assets.recovery import way_back
+    from retail_assets.cli.recovery import way_back
 
     for damage in damages[:MOST_SHOWN]:
         days = "" if damage.first is None else f", {damage.first} to {damage.last}"
@@ -91,7 +91,7 @@ def _print_damages(settings: Settings, damages: "Sequence[Damage]") -> None:
 def _what_to_do(
     settings: Settings, lake: "Lake", report: "Report", *, deep: bool, quarantine: bool
 ) -> list[str]:
-    from retail_assets import recovery
+    from retail_assets.cli import recovery
 
     text = f"{len(report.damages)} of {report.summary.files} files are damaged."
     commands = recovery.commands(settings, report.damages)

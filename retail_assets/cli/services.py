@@ -1,6 +1,6 @@
 """Long-lived processes that are started together and stopped together, none left behind.
 
-    python -m retail_assets.services --port 3000
+    python -m retail_assets.cli.services --port 3000
 
 starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or
 the end of one of them stops all: first by asking, and what has not ended then, by force. A second
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from retail_assets.dagster_home import check_dagster_home
+from retail_assets.cli.dagster_home import check_dagster_home
+from retail_assets.cli.printing import print_message
 from retail_assets.errors import RetailAssetsError
-from retail_assets.printing import print_message
 from retail_assets.settings import load_settings
 
 GRACE_SECONDS = 30

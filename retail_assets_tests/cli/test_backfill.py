@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from retail_assets import partitions
-from retail_assets.backfill import Outcome, run_backfill
+from retail_assets.cli.backfill import Outcome, run_backfill
 from retail_assets.errors import UsageError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets import cli
+from retail_assets.cli import app as cli
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import WriteExport, order_row
 from retail_assets_tests.platform import (

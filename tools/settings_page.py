@@ -1,4 +1,4 @@
-"""The settings as a page of Markdown: `python -m retail_assets.settings_page` prints it."""
+"""The settings as a page of Markdown: `python -m tools.settings_page` prints it."""
 
 import sys
 from typing import Any

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from retail_assets import automation, partitions, tables
-from retail_assets.dagster_home import check_dagster_home
+from retail_assets.cli.dagster_home import check_dagster_home
 from retail_assets.definitions import build_definitions
 from retail_assets.explain import debugging, explain_dagster
 from retail_assets.ingest.pending import pending_exports

@@ -1,6 +1,6 @@
 """The data dictionary, `docs/data-dictionary.md`: every table, column and reason code, from code.
 
-`python -m retail_assets.data_dictionary > docs/data-dictionary.md` writes it; a test compares.
+`python -m tools.data_dictionary > docs/data-dictionary.md` writes it; a test compares.
 """
 
 import sys

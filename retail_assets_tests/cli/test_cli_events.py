@@ -17,9 +17,9 @@ from retail_assets.consumers import live_orders, registry
 from retail_assets.ingest import event_files, heartbeat
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
+from retail_assets_tests.cli.test_cli import Command
 from retail_assets_tests.conftest import NewLake
 from retail_assets_tests.event_files import EventIntake, event, write_events
-from retail_assets_tests.test_cli import Command
 
 DAY = "2026-10-12"
 LETTER = f"file:{DAY}/b.jsonl:2"

@@ -1,0 +1,1 @@
+"""What documentation, tests and benchmarks share; no part of the package."""
