@@ -50,7 +50,7 @@ def print_message(console: Console, *lines: str, style: str = "") -> None:
 def cell(value: Any) -> str:
     """A value as tables of the command show it: numbers with commas, nothing as a dash."""
     if value is None:
-        return "–"  # noqa: RUF001  # a dash is a dash
+        return "–"  # a dash is a dash
     if isinstance(value, tuple):
         return ", ".join(map(cell, value)) or "none"
     return f"{value:,}" if isinstance(value, int | float | Decimal) else visible(str(value))

@@ -29,7 +29,7 @@ FORMATS = {
 }
 """By the ending of the file's name."""
 
-FORMULA = r"^[=+\-@\t\r\n＝＋－＠]"  # noqa: RUF001  # spreadsheets take these for = + - @, too
+FORMULA = r"^[=+\-@\t\r\n＝＋－＠]"  # spreadsheets take these for = + - @, too
 """How a text begins that a spreadsheet would run as a formula
 (https://owasp.org/www-community/attacks/CSV_Injection)."""
 

