@@ -240,7 +240,8 @@ def _report(options: argparse.Namespace, work: Path) -> str:
             f"(a) takes {long.ratio('a', 'c')} times as long as (c); (e) takes"
             f" {long.ratio('e', 'd')} times as long as (d). Dagster's SQLite event log as it comes"
             " opens a connection for every event, and a backfill writes two events for each day and"
-            " asset; `retail_assets/event_log.py` keeps connections open and writes in batches."
+            " asset; `retail_assets/defs/instance/event_log.py` keeps connections open and writes"
+            " in batches."
         ),
         (
             f"(f) One run for each day with Dagster's default executor takes {per_day:.1f} s a day"

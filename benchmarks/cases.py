@@ -455,7 +455,7 @@ def _dagster_home(work: Work, *, pooled: bool) -> None:
     if pooled:
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "500")
         config += (
-            "event_log_storage:\n  module: retail_assets.event_log\n"
+            "event_log_storage:\n  module: retail_assets.defs.instance.event_log\n"
             f"  class: PooledSqliteEventLogStorage\n  config:\n    base_dir: {home}/history/runs\n"
         )
     (home / "dagster.yaml").write_text(config)

@@ -200,7 +200,7 @@ def _run(python: str, case: str, data: Path, work: Path) -> dict[str, float]:
 
 def _ticks(data: Path) -> dict[str, float]:
     """Seconds of what the sensor does in a tick."""
-    from retail_assets.event_automation import batches
+    from retail_assets.defs.automation.events import batches
     from retail_assets.ingest.event_files import pending_event_files
     from retail_assets.settings import Settings
 

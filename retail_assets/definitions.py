@@ -4,11 +4,15 @@ import warnings
 
 import dagster as dg
 
-from retail_assets import automation, event_automation, partitions, stream_automation
-from retail_assets.assets import checks, consumers, events, fraud, orders
-from retail_assets.lake.io_manager import LakeIOManager
-from retail_assets.lake.resource import LakeResource
-from retail_assets.notification_automation import notification_sensor
+from retail_assets import partitions
+from retail_assets.defs import asset_checks as checks
+from retail_assets.defs.assets import consumers, events, fraud, orders
+from retail_assets.defs.automation import batch as automation
+from retail_assets.defs.automation import events as event_automation
+from retail_assets.defs.automation import worker as stream_automation
+from retail_assets.defs.automation.notifications import notification_sensor
+from retail_assets.defs.io_manager import LakeIOManager
+from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings, load_settings
 
 

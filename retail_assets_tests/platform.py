@@ -12,8 +12,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from retail_assets import automation, partitions
+from retail_assets import partitions
 from retail_assets.definitions import build_definitions
+from retail_assets.defs.automation import batch as automation
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import order_row, write_export_to

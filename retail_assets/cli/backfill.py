@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from retail_assets import automation, partitions, tables
+from retail_assets import partitions, tables
 from retail_assets.cli.dagster_home import check_dagster_home
 from retail_assets.definitions import build_definitions
+from retail_assets.defs.automation import batch as automation
 from retail_assets.explain import debugging, explain_dagster
 from retail_assets.ingest.pending import pending_exports
 from retail_assets.lake import day_ledger as ledger
@@ -106,7 +107,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
             yield instance
         return
     storage = {
-        "module": "retail_assets.event_log",
+        "module": "retail_assets.defs.instance.event_log",
         "class": "PooledSqliteEventLogStorage",
     }
     with TemporaryDirectory() as folder:

@@ -9,9 +9,10 @@ from datetime import date, timedelta
 
 import pytest
 
-from retail_assets import automation, tables
+from retail_assets import tables
 from retail_assets.consumers import feed
 from retail_assets.consumers.registry import all_consumers
+from retail_assets.defs.automation import batch as automation
 from retail_assets.ingest import replay
 from retail_assets.ingest.received import Received, take
 from retail_assets_tests.conftest import order_row, write_export_to

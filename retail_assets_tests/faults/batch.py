@@ -10,8 +10,8 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import partitions, tables
-from retail_assets.assets.daily import DailyAsset
-from retail_assets.assets.orders import DAILY_ASSETS
+from retail_assets.defs.assets.daily import DailyAsset
+from retail_assets.defs.assets.orders import DAILY_ASSETS
 from retail_assets.ingest import order_exports, reference
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days, publish_table

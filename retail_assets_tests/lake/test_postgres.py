@@ -27,11 +27,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import lock
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.maintenance import maintain
-from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.faults.batch import contents, run_batch

@@ -6,8 +6,9 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
-from retail_assets import automation, tables
-from retail_assets.assets import checks
+from retail_assets import tables
+from retail_assets.defs import asset_checks as checks
+from retail_assets.defs.automation import batch as automation
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import WriteExport, order_row
 from retail_assets_tests.platform import (

@@ -11,11 +11,11 @@ import dagster as dg
 import duckdb
 
 from retail_assets import tables
-from retail_assets.assets.charts import dead_letters_by_reason
-from retail_assets.assets.daily import RETRIES, table_spec
 from retail_assets.consumers.feed import Consumer, consume
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.lake.resource import LakeResource
+from retail_assets.defs.assets.charts import dead_letters_by_reason
+from retail_assets.defs.assets.daily import RETRIES, table_spec
+from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings
 
 FOLLOW_EVENTS = (

@@ -10,7 +10,7 @@ import dagster as dg
 import duckdb
 import narwhals as nw
 
-from retail_assets.lake.io_manager import OPEN_END, Draft, column_schema
+from retail_assets.defs.io_manager import OPEN_END, Draft, column_schema
 from retail_assets.tables import Table
 
 OWNERS = ["team:analytics"]

@@ -28,8 +28,8 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.utils import make_new_run_id
 from dagster_shared.record import replace
 
-from retail_assets import event_log
-from retail_assets.event_log import MAX_OPEN_SHARDS, PooledSqliteEventLogStorage
+from retail_assets.defs.instance import event_log
+from retail_assets.defs.instance.event_log import MAX_OPEN_SHARDS, PooledSqliteEventLogStorage
 
 # Deprecated, but what the UI of this version still asks.
 pytestmark = [
@@ -129,7 +129,7 @@ def write_config(home: Path, *, stock: bool) -> Path:
     home.mkdir(exist_ok=True)
     pooled = f"""
 event_log_storage:
-  module: retail_assets.event_log
+  module: retail_assets.defs.instance.event_log
   class: PooledSqliteEventLogStorage
   config: {{base_dir: {home}/history/runs}}
 """
@@ -448,8 +448,8 @@ def test_threads_share_the_storage(storage: PooledSqliteEventLogStorage) -> None
 def test_a_forked_child_inherits_no_open_shard_and_both_go_on_writing(tmp_path: Path) -> None:
     script = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from retail_assets_tests.test_event_log import (
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from retail_assets_tests.defs.instance.test_event_log import (
     PooledSqliteEventLogStorage, days_in, materialization, open_files
 )
 

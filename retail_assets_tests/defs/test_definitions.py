@@ -11,7 +11,7 @@ from retail_assets import tables
 from retail_assets.definitions import build_definitions
 from retail_assets.settings import Settings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 PARENTS = {
     "products": set(),

@@ -19,8 +19,8 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from retail_assets.assets.events import EVENT_TABLES, INGEST
-from retail_assets.automation import IN_PROGRESS, MAX_ATTEMPTS
+from retail_assets.defs.assets.events import EVENT_TABLES, INGEST
+from retail_assets.defs.automation.batch import IN_PROGRESS, MAX_ATTEMPTS
 from retail_assets.ingest.event_files import Pending, pending_event_files
 from retail_assets.ingest.event_folder import FoundFile, landing_day
 from retail_assets.ingest.event_ledger import LakeState

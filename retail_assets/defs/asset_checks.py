@@ -15,9 +15,9 @@ import narwhals as nw
 
 from retail_assets import partitions, rejects, stale, tables
 from retail_assets.consumers import live_revenue
+from retail_assets.defs.io_manager import describe_failures
+from retail_assets.defs.resource import LakeResource
 from retail_assets.lake import day_ledger as ledger
-from retail_assets.lake.io_manager import describe_failures
-from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
 from retail_assets.transforms import orders, revenue
 

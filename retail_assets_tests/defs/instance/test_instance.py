@@ -11,8 +11,8 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
-from retail_assets.event_log import PooledSqliteEventLogStorage
-from retail_assets.run_launcher import WatchfulRunLauncher
+from retail_assets.defs.instance.event_log import PooledSqliteEventLogStorage
+from retail_assets.defs.instance.run_launcher import WatchfulRunLauncher
 from retail_assets.settings import Settings
 from retail_assets_tests.platform import open_platform
 

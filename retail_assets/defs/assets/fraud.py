@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from retail_assets import tables
-from retail_assets.assets.daily import KINDS, RETRIES, freshness, table_spec
 from retail_assets.consumers import fraud, fraud_training
-from retail_assets.lake.resource import LakeResource
+from retail_assets.defs.assets.daily import KINDS, RETRIES, freshness, table_spec
+from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:

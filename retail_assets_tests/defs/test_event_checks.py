@@ -7,6 +7,9 @@ import pytest
 
 from retail_assets.consumers import live_revenue
 from retail_assets.settings import Settings
+from retail_assets_tests.defs.automation.test_events import carry_out, requests
+from retail_assets_tests.defs.test_asset_checks import evaluate as evaluate_all
+from retail_assets_tests.defs.test_asset_checks import red
 from retail_assets_tests.event_files import EventIntake, event, write_events
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
@@ -15,9 +18,6 @@ from retail_assets_tests.platform import (
     Platform,
     published_platform,
 )
-from retail_assets_tests.test_checks import evaluate as evaluate_all
-from retail_assets_tests.test_checks import red
-from retail_assets_tests.test_event_automation import carry_out, requests
 
 pytestmark = DAGSTER_CALLS_ITSELF
 

@@ -15,12 +15,12 @@ import pytest
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
-from retail_assets import event_automation
-from retail_assets.assets import consumers as consumer_assets
-from retail_assets.assets.events import INGEST
 from retail_assets.consumers import live_orders, live_revenue
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.event_automation import EVENTS
+from retail_assets.defs.assets import consumers as consumer_assets
+from retail_assets.defs.assets.events import INGEST
+from retail_assets.defs.automation import events as event_automation
+from retail_assets.defs.automation.events import EVENTS
 from retail_assets.ingest import event_files
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings

@@ -14,11 +14,11 @@ import narwhals as nw
 from pydantic import PrivateAttr
 
 from retail_assets import tables
+from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import AuditError
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.checksums import note_new_files
 from retail_assets.lake.publish import Audit, Publication, publish_days, publish_table
-from retail_assets.lake.resource import LakeResource
 
 OPEN_END = "retail_assets/open_end"
 """Input metadata: give all days from the first one of the run on, not only those of the run."""

@@ -10,11 +10,11 @@ import duckdb
 from pydantic import Field
 
 from retail_assets import tables
-from retail_assets.assets.daily import RETRIES, table_spec
+from retail_assets.defs.assets.daily import RETRIES, table_spec
+from retail_assets.defs.resource import LakeResource
 from retail_assets.ingest import event_files, replay
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.publish import Publication, day_facts
-from retail_assets.lake.resource import LakeResource
 from retail_assets.settings import Settings
 
 EVENT_TABLES = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)

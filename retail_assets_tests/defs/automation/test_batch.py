@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from retail_assets import automation, partitions
+from retail_assets import partitions
+from retail_assets.defs.automation import batch as automation
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import WriteExport, order_row

@@ -8,12 +8,12 @@ import dagster as dg
 import narwhals as nw
 
 from retail_assets import tables
-from retail_assets.assets.charts import recent_revenue
-from retail_assets.assets.daily import RETRIES, daily_asset, freshness, table_spec
+from retail_assets.defs.assets.charts import recent_revenue
+from retail_assets.defs.assets.daily import RETRIES, daily_asset, freshness, table_spec
+from retail_assets.defs.io_manager import Draft
+from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest import order_exports, reference
-from retail_assets.lake.io_manager import Draft
-from retail_assets.lake.resource import LakeResource
 from retail_assets.transforms import orders, revenue
 
 

@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 
 from retail_assets import partitions
-from retail_assets.assets import fraud
-from retail_assets.assets.events import event_assets
-from retail_assets.lake.resource import LakeResource
+from retail_assets.defs.assets import fraud
+from retail_assets.defs.assets.events import event_assets
+from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings
 from retail_assets_tests.consumers.test_fraud import FIRST, TRAINED, history
 from retail_assets_tests.event_files import EventIntake

@@ -16,10 +16,10 @@ import duckdb
 import pytest
 
 from retail_assets import tables
+from retail_assets.defs.automation.notifications import notification_sensor
 from retail_assets.errors import UsageError
 from retail_assets.lake import day_ledger as days
 from retail_assets.lake.connection import Lake
-from retail_assets.notification_automation import notification_sensor
 from retail_assets.notify import outbox
 from retail_assets.notify.outbox import collect
 from retail_assets.notify.sending import Sent, send

@@ -15,8 +15,7 @@ import pytest
 from dagster_duckdb import DuckDBResource
 
 from retail_assets import tables
-from retail_assets.lake import day_ledger as ledger
-from retail_assets.lake.io_manager import (
+from retail_assets.defs.io_manager import (
     MASKED,
     OPEN_END,
     Draft,
@@ -24,7 +23,8 @@ from retail_assets.lake.io_manager import (
     column_lineage,
     column_schema,
 )
-from retail_assets.lake.resource import LakeResource
+from retail_assets.defs.resource import LakeResource
+from retail_assets.lake import day_ledger as ledger
 from retail_assets.transforms import revenue
 from retail_assets_tests.lake.revenue import FIRST, SECOND, THIRD, publish, read
 

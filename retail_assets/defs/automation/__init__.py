@@ -1,0 +1,1 @@
+"""What starts without anybody asking: jobs, schedules and sensors."""

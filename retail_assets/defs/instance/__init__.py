@@ -1,0 +1,1 @@
+"""What an instance of Dagster is made of: its event log and its run launcher."""
