@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from retail_assets import partitions
+from retail_assets import business_days
 
 STATUSES = ("completed", "pending", "cancelled", "returned", "refunded")
 FIELDS = (
@@ -43,7 +43,7 @@ class Work:
     @property
     def days(self) -> list[date]:
         """All days."""
-        return partitions.days_between(self.first, self.last)
+        return business_days.days_between(self.first, self.last)
 
     @property
     def exports(self) -> list[Path]:
@@ -102,7 +102,7 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
         for name in FIELDS:
             rows[name] = rows[name].str.strip()
         rows["status"] = rows["status"].str.lower()
-        rows["export_date"] = pd.Timestamp(partitions.export_date(path.name))
+        rows["export_date"] = pd.Timestamp(business_days.export_date(path.name))
         rows["source_file"] = path.name
         rows["row_number"] = np.arange(len(rows))
         return rows.drop(columns=extra)

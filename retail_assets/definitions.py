@@ -4,8 +4,8 @@ import warnings
 
 import dagster as dg
 
-from retail_assets import partitions
 from retail_assets.defs import asset_checks as checks
+from retail_assets.defs import partitions
 from retail_assets.defs.assets import consumers, events, fraud, orders
 from retail_assets.defs.automation import batch as automation
 from retail_assets.defs.automation import events as event_automation

@@ -12,7 +12,7 @@ from decimal import Decimal
 import duckdb
 import narwhals as nw
 
-from retail_assets import partitions, tables
+from retail_assets import business_days, tables
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
@@ -57,7 +57,7 @@ def stale_days(settings: Settings) -> dict[date, int]:
     Returns:
         The days in order, each with the version of its orders that is the newest.
     """
-    newest = partitions.last_partition(settings)
+    newest = business_days.last_complete_day(settings)
     try:
         with Lake.from_settings(settings).connect(read_only=True) as connection:
             stale = _behind(connection)
@@ -87,7 +87,7 @@ def waiting_orders(
     """
     behind = _behind(connection)
     compared = None if all_days else behind | set(days)
-    newest = partitions.last_partition(settings)
+    newest = business_days.last_complete_day(settings)
     failed: set[date] = set()
     for table in RESTATED if behind else ():
         failed.update(ledger.failures(connection, table, behind))
@@ -140,7 +140,7 @@ def days_without_export(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 def described(days: Iterable[date]) -> str:
     """Days in words: consecutive ones as a range."""
-    ranges = list(partitions.ranges(days))
+    ranges = list(business_days.ranges(days))
     shown = [str(first) if first == last else f"{first} to {last}" for first, last in ranges[:5]]
     more = len(ranges) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from retail_assets import partitions
+from retail_assets import business_days
 from retail_assets.ingest import event_workspace
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -112,7 +112,7 @@ def write_export_to(
         content = rows.encode()
     else:
         content = "".join(f"{row}\n" for row in (header, *rows)).encode()
-    plain, compressed = partitions.export_paths(folder, day)
+    plain, compressed = business_days.export_paths(folder, day)
     path = compressed if packed else plain
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if packed else content)

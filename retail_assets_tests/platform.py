@@ -12,8 +12,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from retail_assets import partitions
 from retail_assets.definitions import build_definitions
+from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings

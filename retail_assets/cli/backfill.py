@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from retail_assets import partitions, tables
+from retail_assets import business_days, tables
 from retail_assets.cli.dagster_home import check_dagster_home
 from retail_assets.definitions import build_definitions
+from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.explain import debugging, explain_dagster
 from retail_assets.ingest.pending import pending_exports
@@ -70,7 +71,7 @@ def run_backfill(
     Raises:
         UsageError: if the range has days that are no partitions.
     """
-    days = partitions.check_range(settings, first, last)
+    days = business_days.check_range(settings, first, last)
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE)
     definitions = build_definitions(settings)
     with _instance() as instance:
@@ -82,7 +83,7 @@ def run_backfill(
         due = days if everything else _due(settings, days)
         failed: dict[date, str] = {}
         if due:
-            for start, end in partitions.ranges(due):
+            for start, end in business_days.ranges(due):
                 failed |= _run_days(
                     settings, definitions, instance, automation.BATCH, start, end, problems, say
                 )
@@ -90,7 +91,7 @@ def run_backfill(
         tried = _failures(settings, RESTATED, due)
         stale = [day for day in stale_days(settings) if day not in tried]
         if stale:
-            for start, end in partitions.ranges(stale):
+            for start, end in business_days.ranges(stale):
                 failed |= _run_days(
                     settings, definitions, instance, automation.RESTATE, start, end, problems, say
                 )
@@ -140,7 +141,7 @@ def _run_days(
 ) -> dict[date, str]:
     """Run a job over a stretch of days; returns the problem of each day that failed."""
     tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
-    days = partitions.days_between(first, last)
+    days = business_days.days_between(first, last)
     result = _run(definitions, instance, job, tags, lambda text: say(f"{first} to {last}: {text}"))
     failed = _failures(settings, WORK[job], days)
     if not result.success and not failed:

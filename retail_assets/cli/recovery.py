@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from retail_assets import partitions, tables
+from retail_assets import business_days, tables
 from retail_assets.consumers.publishing import publications
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
@@ -137,7 +137,7 @@ def _expect_again(
         ).fetchall()
     ]
     for day in days:
-        paths = partitions.export_paths(settings.exports_dir, day)
+        paths = business_days.export_paths(settings.exports_dir, day)
         if not any(path.exists() for path in paths):
             raise RetailAssetsError(
                 f"The export of {day} is not in {settings.exports_dir} any more, and rows of it"

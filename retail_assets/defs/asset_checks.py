@@ -13,8 +13,9 @@ import dagster as dg
 import duckdb
 import narwhals as nw
 
-from retail_assets import partitions, rejects, stale, tables
+from retail_assets import business_days, rejects, stale, tables
 from retail_assets.consumers import live_revenue
+from retail_assets.defs import partitions
 from retail_assets.defs.io_manager import describe_failures
 from retail_assets.defs.resource import LakeResource
 from retail_assets.lake import day_ledger as ledger
@@ -54,7 +55,7 @@ class Scope:
         """The days, where there are some."""
         if self.first is None or self.last is None:
             return []
-        return partitions.days_between(self.first, self.last)
+        return business_days.days_between(self.first, self.last)
 
     def has(self, day: date) -> bool:
         """Whether a day is among these."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from retail_assets import partitions
+from retail_assets import business_days
 from retail_assets.engines.duckdb import REQUIRED
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.csv_file import CsvFile, RowFormat
@@ -43,7 +43,7 @@ def locate(exports_dir: Path, day: date) -> ExportFile:
         MissingExportError: if there is none.
         RetailAssetsError: if there are both a plain and a compressed one.
     """
-    plain, packed = partitions.export_paths(exports_dir, day)
+    plain, packed = business_days.export_paths(exports_dir, day)
     found = [path for path in (plain, packed) if path.is_file()]
     if not found:
         raise MissingExportError(

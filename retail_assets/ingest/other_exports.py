@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
 
-from retail_assets import partitions
+from retail_assets import business_days
 from retail_assets.settings import Settings
 
 MAX_ENTRIES = 50_000
@@ -31,10 +31,10 @@ def other_exports(settings: Settings) -> dict[str, str]:
     Hidden files, today's export, which waits for the end of the day, and names after the first
     `MAX_ENTRIES` are left out.
     """
-    newest = partitions.last_partition(settings)
+    newest = business_days.last_complete_day(settings)
     reasons: dict[str, str] = {}
     for name in _names(settings.exports_dir):
-        day = partitions.export_date(name)
+        day = business_days.export_date(name)
         if day is None:
             reasons[name] = "is not called orders_YYYY_MM_DD.csv or .csv.gz, in exports/ itself"
         elif day < settings.start_date:
@@ -50,7 +50,7 @@ def lookalikes(exports_dir: Path) -> Mapping[date, list[str]]:
     """The files with other names than exports have, by the dates in their paths."""
     found: dict[date, list[str]] = {}
     for name in _names(exports_dir):
-        if partitions.export_date(name) is None:
+        if business_days.export_date(name) is None:
             for day in _dates(name):
                 found.setdefault(day, []).append(name)
     return found

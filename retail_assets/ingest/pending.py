@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from retail_assets import partitions, tables
+from retail_assets import business_days, tables
 from retail_assets.ingest.export_ledger import ExportEntry, export_entries
 from retail_assets.ingest.reference import reference_path
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -36,13 +36,13 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
 
     And those that other rules or settings would read differently now.
     """
-    newest = partitions.last_partition(settings)
+    newest = business_days.last_complete_day(settings)
     found: dict[date, PendingFile] = {}
     if not settings.exports_dir.is_dir():
         return found
     with os.scandir(settings.exports_dir) as entries:
         for entry in entries:
-            day = partitions.export_date(entry.name)
+            day = business_days.export_date(entry.name)
             if day is None or not settings.start_date <= day <= newest or not entry.is_file():
                 continue
             stat = entry.stat()

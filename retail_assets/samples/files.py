@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from retail_assets.partitions import export_paths
+from retail_assets.business_days import export_paths
 
 if TYPE_CHECKING:
     from typing_extensions import Self

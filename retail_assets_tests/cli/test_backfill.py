@@ -8,8 +8,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from retail_assets import partitions
+from retail_assets import business_days
 from retail_assets.cli.backfill import Outcome, run_backfill
+from retail_assets.defs import partitions
 from retail_assets.errors import UsageError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -20,7 +21,7 @@ pytestmark = DAGSTER_CALLS_ITSELF
 
 DAY = date(2026, 10, 12)
 LAST = DAY + timedelta(days=3)
-DAYS = partitions.days_between(DAY, LAST)
+DAYS = business_days.days_between(DAY, LAST)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import narwhals as nw
 
-from retail_assets import partitions, tables
+from retail_assets import business_days, tables
 from retail_assets.defs.assets.daily import DailyAsset
 from retail_assets.defs.assets.orders import DAILY_ASSETS
 from retail_assets.ingest import order_exports, reference
@@ -43,7 +43,7 @@ def run_batch(settings: Settings, days: Sequence[date]) -> None:
         order_exports.ingest(
             lake, connection, settings.exports_dir, days, late_days=settings.late_days
         )
-        stretches = list(partitions.ranges(stale_days(settings)))
+        stretches = list(business_days.ranges(stale_days(settings)))
         for asset in DAILY_ASSETS:
             for first, last in stretches:
                 recompute(lake, connection, asset, first, last)
@@ -75,7 +75,7 @@ def recompute(
         connection,
         asset.table,
         asset.rule(**inputs),
-        partitions.days_between(first, last),
+        business_days.days_between(first, last),
         audit=(lambda staged: audit(staged, **inputs)) if audit else None,
         only_days=bool(asset.open_end),
         sources=sources,

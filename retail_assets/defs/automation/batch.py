@@ -19,7 +19,8 @@ from datetime import date
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from retail_assets import partitions, tables
+from retail_assets import business_days, tables
+from retail_assets.defs import partitions
 from retail_assets.ingest.other_exports import other_exports
 from retail_assets.ingest.pending import pending_exports, reference_files
 from retail_assets.lake import day_ledger as ledger
@@ -95,7 +96,7 @@ def schedules(settings: Settings) -> Sequence[dg.ScheduleDefinition]:
         description="Runs yesterday at six, unless it is published by then.",
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        day = partitions.last_partition(settings)
+        day = business_days.last_complete_day(settings)
         if day < settings.start_date:
             return dg.SkipReason(f"{day} lies before the first partition {settings.start_date}.")
         if day in _busy_days(context.instance):
@@ -197,7 +198,7 @@ def _start_days(
             ready.append(day)
             attempts += 1
         seen[day.isoformat()] = Seen(content, attempts)
-    requests = [_run_request(first, last) for first, last in partitions.ranges(ready)]
+    requests = [_run_request(first, last) for first, last in business_days.ranges(ready)]
     message = _describe(len(work), waiting, given_up) + also
     if requests:
         context.log.info(message)
@@ -244,7 +245,7 @@ def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
         days = partitions.run_days(run.tags)
         if days is not None:
-            busy.update(partitions.days_between(*days))
+            busy.update(business_days.days_between(*days))
     return busy
 
 

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pytest
 
-from retail_assets import partitions
+from retail_assets.defs import partitions
 from retail_assets.defs.assets import fraud
 from retail_assets.defs.assets.events import event_assets
 from retail_assets.defs.resource import LakeResource

@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from retail_assets import partitions
+from retail_assets import business_days
+from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -156,7 +157,7 @@ def test_an_export_that_a_changed_setting_concerns_starts_its_day(published: Pla
 def test_files_that_are_no_exports_of_partitions_are_ignored_and_named(
     platform: Platform, write_export: WriteExport
 ) -> None:
-    newest = partitions.last_partition(platform.settings)
+    newest = business_days.last_complete_day(platform.settings)
     write_export(platform.settings.start_date - timedelta(days=1), [])
     write_export(newest + timedelta(days=1), [])
     for name in ("orders_2026_10_12.csv.part", "orders_2026_02_30.csv", "notes.txt"):
@@ -289,13 +290,13 @@ def nightly(platform: Platform) -> dg.RunRequest | dg.SkipReason:
 def test_the_schedule_runs_yesterday_even_without_its_export(platform: Platform) -> None:
     request = nightly(platform)
     assert isinstance(request, dg.RunRequest)
-    assert request.partition_key == str(partitions.last_partition(platform.settings))
+    assert request.partition_key == str(business_days.last_complete_day(platform.settings))
 
 
 def test_the_schedule_skips_a_day_that_is_published(
     platform: Platform, write_export: WriteExport
 ) -> None:
-    yesterday = partitions.last_partition(platform.settings)
+    yesterday = business_days.last_complete_day(platform.settings)
     write_export(yesterday, [order_row("O1", yesterday)])
     assert platform.run(automation.BATCH, yesterday).success
     skipped = nightly(platform)
@@ -304,7 +305,7 @@ def test_the_schedule_skips_a_day_that_is_published(
 
 
 def test_the_schedule_skips_a_day_that_is_running(platform: Platform) -> None:
-    yesterday = partitions.last_partition(platform.settings)
+    yesterday = business_days.last_complete_day(platform.settings)
     create_run_for_test(
         platform.instance,
         job_name=automation.BATCH,

@@ -1,7 +1,7 @@
-"""Days: the daily partitions, the business time zone, and key <-> date <-> file name."""
+"""Business days: which are complete, the business time zone, and date <-> file name."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,33 +10,10 @@ from zoneinfo import ZoneInfo
 from retail_assets.errors import UsageError
 
 if TYPE_CHECKING:
-    import dagster as dg
-
     from retail_assets.settings import Settings
 
-PARTITION = "dagster/partition"
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-"""The tags of a Dagster run that say which day, or which range of days, it is about."""
 
 EXPORT_NAME = re.compile(r"^orders_(\d{4})_(\d{2})_(\d{2})\.csv(\.gz)?$")
-
-
-def daily_partitions(settings: "Settings") -> "dg.DailyPartitionsDefinition":
-    """One partition a day from the first day to yesterday, in the business time zone."""
-    import dagster as dg
-
-    return dg.DailyPartitionsDefinition(
-        start_date=settings.start_date.isoformat(), timezone=settings.timezone
-    )
-
-
-def event_partitions(settings: "Settings") -> "dg.DailyPartitionsDefinition":
-    """One partition a day from the first day to today: events are taken in as they land."""
-    import dagster as dg
-
-    return dg.DailyPartitionsDefinition(
-        start_date=settings.start_date.isoformat(), timezone=settings.timezone, end_offset=1
-    )
 
 
 def days_between(first: date, last: date) -> list[date]:
@@ -44,14 +21,7 @@ def days_between(first: date, last: date) -> list[date]:
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
-def run_days(tags: Mapping[str, str]) -> tuple[date, date] | None:
-    """The first and the last day that a run with these tags is about, if it is about days."""
-    first = tags.get(RANGE_START) or tags.get(PARTITION)
-    last = tags.get(RANGE_END) or tags.get(PARTITION)
-    return (date.fromisoformat(first), date.fromisoformat(last)) if first and last else None
-
-
-def last_partition(settings: "Settings") -> date:
+def last_complete_day(settings: "Settings") -> date:
     """The newest day that is complete: yesterday in the business time zone."""
     return datetime.now(ZoneInfo(settings.timezone)).date() - timedelta(days=1)
 
@@ -62,7 +32,7 @@ def check_range(settings: "Settings", first: date, last: date) -> list[date]:
     Raises:
         UsageError: where the range is empty or has days that are no partitions.
     """
-    newest = last_partition(settings)
+    newest = last_complete_day(settings)
     if first > last:
         raise UsageError(f"The start {first} lies after the end {last}: swap them.")
     if first < settings.start_date:
