@@ -10,7 +10,7 @@ from retail_assets.ingest import reference
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_table
 from retail_assets.settings import Settings
-from retail_assets.stream.assemble import Options, build_worker
+from retail_assets.worker.build import Options, build_worker
 
 
 def take_reference_in(settings: Settings) -> None:

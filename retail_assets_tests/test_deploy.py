@@ -17,8 +17,8 @@ from typer.main import get_group
 
 from retail_assets.cli import app as cli
 from retail_assets.settings import Settings
-from retail_assets.stream.assemble import Options, build_worker
-from retail_assets.stream.worker import Worker
+from retail_assets.worker.build import Options, build_worker
+from retail_assets.worker.worker import Worker
 from tools.broker import free_port
 
 ROOT = Path(__file__).parents[1]

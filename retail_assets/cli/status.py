@@ -19,7 +19,7 @@ from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 from retail_assets.stale import Waiting, advice, days_without_export, stale_days, waiting_orders
-from retail_assets.stream.figures import FILE_GAUGES
+from retail_assets.worker.metrics import FILE_GAUGES
 
 if TYPE_CHECKING:
     from datetime import date

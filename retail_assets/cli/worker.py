@@ -33,8 +33,8 @@ def stream(
     ] = True,
 ) -> None:
     """Take events in within milliseconds, from files, Kafka and a webhook, until told to stop."""
-    from retail_assets.stream.assemble import Options, build_worker
-    from retail_assets.stream.deadline import ends_in_time
+    from retail_assets.worker.build import Options, build_worker
+    from retail_assets.worker.deadline import ends_in_time
 
     settings = load_settings()
     worker = build_worker(

@@ -1,0 +1,190 @@
+"""A worker as its options want it: which sources, and what follows what they bring."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retail_assets.errors import UsageError
+from retail_assets.ingest.heartbeat import LAG
+from retail_assets.lake.checksums import note_new_files
+from retail_assets.worker.prometheus import metrics_text
+from retail_assets.worker.worker import Worker
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from retail_assets.consumers.feed import Consumer
+    from retail_assets.consumers.publishing import Publisher
+    from retail_assets.settings import Settings
+    from retail_assets.worker.background import Turn
+
+logger = logging.getLogger(__name__)
+
+CONSUMER_SECONDS = 1.0
+NOTIFY_SECONDS = 5.0
+
+CHECKSUM_SECONDS = 30.0
+"""How often checksums of new files are noted: small ones were merged into one by then."""
+
+LAG_SECONDS = 5.0
+"""How often it is measured how far consumers are behind."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a worker is to do: `http` is host and port, `kafka` the brokers."""
+
+    files: bool = True
+    kafka: str | None = None
+    topic: str | None = None
+    group: str = "retail-assets"
+    http: str | None = None
+    consumers: bool = True
+
+
+def build_worker(settings: "Settings", options: Options) -> Worker:
+    """Put a worker together.
+
+    Raises:
+        UsageError: if the options do not go together, or a setting cannot be used.
+    """
+    worker = Worker(settings, files=options.files)
+    if options.kafka:
+        from retail_assets.worker.sources.kafka.source import KafkaSource
+
+        if not options.topic:
+            raise UsageError("--kafka needs a --topic to read.")
+        worker.sources.append(
+            KafkaSource(
+                settings,
+                worker.lake,
+                bootstrap=options.kafka,
+                topic=options.topic,
+                group=options.group,
+            )
+        )
+    elif options.topic:
+        raise UsageError("--topic needs --kafka: the brokers, such as localhost:9092.")
+    if options.http:
+        from retail_assets.worker.sources.webhook.source import WebhookSource
+
+        host, port = _address(options.http)
+        worker.sources.append(
+            WebhookSource(
+                settings,
+                host=host,
+                port=port,
+                worker=worker.name,
+                health=worker.health,
+                metrics_text=lambda: _metrics(worker),
+            )
+        )
+    if not options.files and not worker.sources:
+        raise UsageError("A worker needs a source: event files, --kafka or --http.")
+    if options.consumers:
+        _add_consumers(worker, settings)
+    worker.add_loop(
+        "checksums",
+        lambda connection, _: note_new_files(worker.lake, connection),
+        seconds=CHECKSUM_SECONDS,
+        on_wake=False,
+    )
+    return worker
+
+
+def _metrics(worker: Worker) -> bytes:
+    worker.measure()
+    return metrics_text(worker.figures)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004  # the last port
+        raise UsageError(f"--http {text!r} is no HOST:PORT, such as 127.0.0.1:8080.")
+    return host.strip("[]"), int(port)
+
+
+def _add_consumers(worker: Worker, settings: "Settings") -> None:
+    from retail_assets.consumers.publishing import Publisher, publications
+    from retail_assets.consumers.registry import all_consumers
+
+    for consumer in all_consumers(settings):
+        worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
+    for publication in publications(settings):
+        publisher = Publisher(settings, publication)
+        worker.add_loop(
+            publication.name,
+            _publish(worker, publisher),
+            seconds=CONSUMER_SECONDS,
+            shares_turns=False,
+            at_end=publisher.close,
+        )
+    if settings.notify_urls:
+        from retail_assets.notify.services import check_services
+
+        check_services(settings)
+        worker.add_loop(
+            "notifications",
+            _notify(worker, settings),
+            seconds=NOTIFY_SECONDS,
+            on_wake=False,
+            shares_turns=False,
+        )
+
+
+def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
+    from retail_assets.consumers.feed import consume, lag, set_aside
+
+    measured = -LAG_SECONDS
+
+    def turn(connection: "duckdb.DuckDBPyConnection", failures: int) -> None:
+        nonlocal measured
+        if time.monotonic() >= measured + LAG_SECONDS:
+            measured = time.monotonic()
+            # Before the round: one that fails again and again falls behind.
+            worker.figures.gauge(
+                {
+                    f"{consumer.name}{LAG}": round(lag(connection, consumer).seconds, 1),
+                    f"{consumer.name}_keys_set_aside": set_aside(connection, consumer),
+                }
+            )
+        done = consume(
+            worker.lake, connection, consumer, failures=failures, between_pieces=worker.give_way
+        )
+        if done is not None:
+            for key, problem in done.failed.items():
+                logger.warning("%s sets %s aside: %s", consumer.name, key, problem)
+            # Others may follow what this one keeps.
+            worker.wake()
+
+    return turn
+
+
+def _publish(worker: Worker, publisher: "Publisher") -> "Turn":
+    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+        while True:
+            done = publisher.publish(worker.lake, connection, stop=lambda: worker.stopping)
+            if done is None or done.complete or worker.stopping:
+                return
+
+    return turn
+
+
+def _notify(worker: Worker, settings: "Settings") -> "Turn":
+    from retail_assets.notify.outbox import collect
+    from retail_assets.notify.sending import send
+
+    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+        collect(worker.lake, connection, settings)
+        sent = send(worker.lake, connection, settings, stop=lambda: worker.stopping)
+        worker.figures.gauge({"notifications_waiting": sent.waiting})
+        if sent.problem:
+            # The service is at fault, not the worker: it is not late for that.
+            logger.warning("A notification could not be sent: %s", sent.problem)
+        if sent.given_up:
+            logger.error(
+                "%s notifications are given up: see the table notifications", sent.given_up
+            )
+
+    return turn

@@ -1,0 +1,32 @@
+"""What the worker needs to know of a source, whatever it is."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from retail_assets.worker.inbox import Inbox
+
+
+class Source(Protocol):
+    """Puts what it receives into the inbox, from threads of its own."""
+
+    name: str
+
+    def start(self, inbox: "Inbox") -> None:
+        """Begin.
+
+        Raises:
+            RetailAssetsError: with one sentence, if it cannot work.
+        """
+
+    def stop(self) -> None:
+        """Take nothing new; returns when no put is under way. What is in the inbox is committed."""
+
+    def close(self) -> None:
+        """Let go of everything, after the inbox was drained."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Figures by name, such as `kafka_lag`."""
+
+    def problem(self) -> str | None:
+        """What is wrong right now, if anything is."""

@@ -1,0 +1,295 @@
+"""Event files for the worker: taken in as the operating system tells of them, else by a scan.
+
+Notifications make it fast, the scan makes it complete: what was there before, what the operating
+system did not tell of, and last lines that are taken for whole once their file is still. What is
+new is decided by the ledger, as for the sensor: both may be at work on the same files.
+
+One thread takes files in; what the others find waits for it: what was just noticed first. Of a busy
+shop that never ends, so what a scan found has its turns in between.
+"""
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retail_assets.explain import told
+from retail_assets.ingest import event_files
+from retail_assets.ingest.event_folder import FoundFile, is_event_file, is_packed
+from retail_assets.ingest.received import warm_up, warn_of_new_fields
+from retail_assets.lake.connection import Lake
+from retail_assets.worker.metrics import Batch, Figures
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from retail_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SCAN_SECONDS = 10.0
+SCAN_REST = 4
+"""A scan rests for so many times as long as it took, if that is longer."""
+
+WAIT_SECONDS = 10.0
+RETRY_SECONDS = 1.0
+FILES_AT_ONCE = 500
+"""How many files are taken in before the next look at what is new."""
+
+SHARE_FILES, SHARE_BYTES = 50, 8 << 20
+"""What is taken in at once of the files that a scan found, while others that were noticed wait."""
+
+SHARE_REST = 4
+"""These then have so many times as long for themselves as that took."""
+
+STOP_SECONDS = 30.0
+"""How long the end waits for a transaction, and for files that are being read."""
+
+NOTICE_MS = 3
+"""How long notifications are gathered."""
+
+NAME, SCAN, WATCH = "files", "scan of files", "watch of files"
+
+
+class FileLane:
+    """Takes event files in, in a thread with a connection of its own."""
+
+    def __init__(
+        self,
+        settings: "Settings",
+        lake: Lake,
+        figures: Figures,
+        *,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._lake = lake
+        self._figures = figures
+        self._on_commit = on_commit
+        self._folder = event_files.event_folder(settings)
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._noticed: dict[str, float] = {}
+        self._pending: dict[str, FoundFile] = {}
+        self._known: set[str] | None = None
+        self._share_at = time.monotonic()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def started(self) -> bool:
+        """Whether it has begun."""
+        return bool(self._threads)
+
+    def start(self) -> None:
+        """Begin, with what lies there already."""
+        work = [self._take, self._scan]
+        if self._folder.is_local:
+            Path(self._folder.location).mkdir(parents=True, exist_ok=True)
+            work.append(self._watch)
+        # One that a dead disk keeps waiting does not keep the process.
+        self._threads = [threading.Thread(target=target, name=NAME, daemon=True) for target in work]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End; what was read is committed first, and the rest of the files left for another time.
+
+        What has not ended after a while, since a disk does not answer, is left to itself.
+        """
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            logger.warning(
+                "Event files are still being read or committed after %g seconds, though the worker"
+                " ends: what is not in the ledger is ingested when it starts again.",
+                STOP_SECONDS,
+            )
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._listen()
+            except Exception as error:  # noqa: BLE001  # such as a folder that is gone: the scan goes on
+                self._failed(WATCH, f"changes of the events folder are not seen: {told(error)}")
+                self._stop.wait(RETRY_SECONDS)
+
+    def _listen(self) -> None:
+        from watchfiles import Change, watch
+
+        root = self._folder.location
+        for changes in watch(
+            root,
+            watch_filter=None,
+            debounce=NOTICE_MS,
+            step=NOTICE_MS,
+            stop_event=self._stop,
+            rust_timeout=1000,
+            raise_interrupt=False,
+            yield_on_timeout=True,
+        ):
+            self._figures.problem(WATCH, None)
+            now = time.time()
+            names = (
+                os.path.relpath(path, root) for kind, path in changes if kind != Change.deleted
+            )
+            # A packed file is read once it is still: the scan finds it then.
+            new = [name for name in names if is_event_file(name) and not is_packed(name)]
+            if new:
+                self._notice(new, now)
+
+    def _notice(self, paths: Sequence[str], now: float) -> None:
+        with self._changed:
+            for path in paths:
+                # One that waits keeps its place, and has waited since then.
+                self._noticed.setdefault(path, now)
+            self._changed.notify_all()
+
+    def _scan(self) -> None:
+        self._again_and_again(SCAN, self._scan_once, read_only=True)
+
+    def _scan_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
+        """Look at the whole folder; returns how long to rest then."""
+        began = time.monotonic()
+        pending = event_files.pending_event_files(self._settings, connection)
+        with self._changed:
+            self._known = (self._known or set()) | pending.lake.taken.keys()
+            self._pending = dict(pending.files)
+            self._changed.notify_all()
+        self._figures.gauge(
+            {
+                "event_files_left_alone": len(pending.left_alone),
+                "event_files_not_read": len(pending.not_read),
+            }
+        )
+        self._gauge()
+        # Of a folder of a hundred thousand files a scan takes seconds.
+        return max(SCAN_SECONDS, SCAN_REST * (time.monotonic() - began))
+
+    def _gauge(self) -> None:
+        with self._changed:
+            files = list(self._pending.values())
+        now = time.time_ns()
+        oldest = min((file.modified_ns for file in files), default=now)
+        self._figures.gauge(
+            {
+                "pending_event_files": len(files),
+                "pending_event_bytes": sum(file.size_bytes for file in files),
+                "oldest_pending_event_file_seconds": max(0, round((now - oldest) / 1e9, 1)),
+            }
+        )
+
+    def _take(self) -> None:
+        self._again_and_again(NAME, self._take_once, read_only=False)
+
+    def _take_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
+        """Take in some of what waits; there is no need to rest then."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._noticed or self._pending or self._stop.is_set(), WAIT_SECONDS
+            )
+            if self._stop.is_set():
+                return 0
+            share = self._share()
+            paths = share or list(self._noticed)[:FILES_AT_ONCE]
+            # Nobody knows since when those lie there that a scan found.
+            since = None if share else min(map(self._noticed.__getitem__, paths), default=None)
+            unknown = set(paths) - self._known if since and self._known is not None else set()
+            for path in paths:
+                self._noticed.pop(path, None)
+                self._pending.pop(path, None)
+        there = [path for path in paths if self._folder.has(path)]
+        began = time.monotonic()
+        try:
+            if there:
+                self._ingest(connection, there, unknown, since)
+        finally:
+            if share:
+                now = time.monotonic()
+                self._share_at = now + SHARE_REST * (now - began)
+        return 0
+
+    def _share(self) -> list[str]:
+        """What is taken in now of the files that a scan found, and nobody noticed since."""
+        if self._noticed and time.monotonic() < self._share_at:
+            return []
+        files, left = (SHARE_FILES, SHARE_BYTES) if self._noticed else (FILES_AT_ONCE, math.inf)
+        share = []
+        for path, file in self._pending.items():
+            if path not in self._noticed:
+                share.append(path)
+                left -= file.size_bytes
+                if len(share) == files or left <= 0:
+                    break
+        return share
+
+    def _ingest(
+        self,
+        connection: "duckdb.DuckDBPyConnection",
+        paths: Sequence[str],
+        unknown: Collection[str],
+        noticed: float | None,
+    ) -> None:
+        found = event_files.ingest(
+            self._lake,
+            connection,
+            self._settings,
+            paths,
+            unknown=unknown,
+            forget_gone=noticed is None,
+            stop=self._stop.is_set,
+        )
+        for problem in found.failed.values():
+            logger.warning("%s", problem)
+        warn_of_new_fields(found.new_fields)
+        with self._changed:
+            if self._known is not None:
+                self._known.update(paths)
+        if noticed is None:
+            self._gauge()
+        taken = found.files.values()
+        lines = sum(file.lines for file in taken)
+        if not lines:
+            return
+        self._figures.add(
+            Batch(
+                NAME,
+                lines,
+                sum(file.accepted for file in taken),
+                sum(file.dead_lettered for file in taken),
+                None if noticed is None else time.time() - noticed,
+            )
+        )
+        self._on_commit()
+
+    def _again_and_again(
+        self, name: str, work: "Callable[[duckdb.DuckDBPyConnection], float]", *, read_only: bool
+    ) -> None:
+        """Do some work until the end, with a connection that is made anew after a failure."""
+        while not self._stop.is_set():
+            try:
+                lake = replace(self._lake, threads=1) if read_only else self._lake
+                with lake.connect(read_only=read_only) as connection:
+                    if not read_only:
+                        warm_up(connection)
+                    while not self._stop.is_set():
+                        rest = work(connection)
+                        self._figures.problem(name, None)
+                        self._stop.wait(rest)
+            except Exception as error:  # noqa: BLE001  # it goes on, whatever one turn met
+                self._failed(name, f"event files: {told(error)}")
+                self._stop.wait(RETRY_SECONDS)
+
+    def _failed(self, name: str, problem: str) -> None:
+        if self._figures.problems.get(name) != problem:
+            # Once, not with every attempt.
+            logger.warning("The %s failed, it is tried again: %s", name, problem)
+        self._figures.problem(name, problem)
