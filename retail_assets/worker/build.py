@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from retail_assets.consumers.feed import Consumer
-    from retail_assets.consumers.publishing import Publisher
+    from retail_assets.outbound.kafka import Publisher
     from retail_assets.settings import Settings
     from retail_assets.worker.background import Turn
 
@@ -106,8 +106,8 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _add_consumers(worker: Worker, settings: "Settings") -> None:
-    from retail_assets.consumers.publishing import Publisher, publications
     from retail_assets.consumers.registry import all_consumers
+    from retail_assets.outbound.kafka import Publisher, publications
 
     for consumer in all_consumers(settings):
         worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
@@ -121,7 +121,7 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
             at_end=publisher.close,
         )
     if settings.notify_urls:
-        from retail_assets.notify.services import check_services
+        from retail_assets.outbound.notifications.services import check_services
 
         check_services(settings)
         worker.add_loop(
@@ -172,8 +172,8 @@ def _publish(worker: Worker, publisher: "Publisher") -> "Turn":
 
 
 def _notify(worker: Worker, settings: "Settings") -> "Turn":
-    from retail_assets.notify.outbox import collect
-    from retail_assets.notify.sending import send
+    from retail_assets.outbound.notifications.outbox import collect
+    from retail_assets.outbound.notifications.sending import send
 
     def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
         collect(worker.lake, connection, settings)

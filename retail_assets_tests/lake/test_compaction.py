@@ -15,11 +15,11 @@ import pytest
 from retail_assets import tables
 from retail_assets.consumers import live_revenue
 from retail_assets.consumers.feed import consume
-from retail_assets.consumers.publishing import publications
 from retail_assets.lake import compaction
 from retail_assets.lake.compaction import Compacted, compact, reliable_since, steps
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.maintenance import maintain
+from retail_assets.outbound.kafka import publications
 from retail_assets_tests.lake.test_maintenance import files, grow_old
 from retail_assets_tests.lake.work import lake_in
 from retail_assets_tests.processes import finish, start

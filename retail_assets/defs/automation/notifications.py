@@ -9,8 +9,8 @@ import time
 import dagster as dg
 
 from retail_assets.lake.connection import Lake
-from retail_assets.notify.outbox import collect
-from retail_assets.notify.sending import send
+from retail_assets.outbound.notifications.outbox import collect
+from retail_assets.outbound.notifications.sending import send
 from retail_assets.settings import Settings
 
 TICK_SECONDS = 20

@@ -20,10 +20,10 @@ from retail_assets.defs.automation.notifications import notification_sensor
 from retail_assets.errors import UsageError
 from retail_assets.lake import day_ledger as days
 from retail_assets.lake.connection import Lake
-from retail_assets.notify import outbox
-from retail_assets.notify.outbox import collect
-from retail_assets.notify.sending import Sent, send
-from retail_assets.notify.services import check_services, services
+from retail_assets.outbound.notifications import outbox
+from retail_assets.outbound.notifications.outbox import collect
+from retail_assets.outbound.notifications.sending import Sent, send
+from retail_assets.outbound.notifications.services import check_services, services
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests import processes
 from retail_assets_tests.receiver import Receiver, running_receiver

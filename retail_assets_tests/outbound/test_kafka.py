@@ -12,17 +12,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets.consumers import publishing
-from retail_assets.consumers.publishing import (
-    Published,
-    Publisher,
-    PublishError,
-    publications,
-)
-from retail_assets.consumers.strict_json import strict
 from retail_assets.errors import UsageError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.outbound import kafka as publishing
+from retail_assets.outbound.kafka import Published, Publisher, PublishError, publications
+from retail_assets.outbound.strict_json import strict
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
 from tools.broker import Broker, durable_broker, running_broker

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta, timezone
 import duckdb
 
 from retail_assets.lake.connection import Lake
-from retail_assets.notify.outbox import MINUTE
-from retail_assets.notify.services import Message, Service, deliver, services
+from retail_assets.outbound.notifications.outbox import MINUTE
+from retail_assets.outbound.notifications.services import Message, Service, deliver, services
 from retail_assets.settings import Settings
 
 LONGEST_WAIT = timedelta(hours=1)

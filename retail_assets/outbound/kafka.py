@@ -19,11 +19,11 @@ import duckdb
 from filelock import FileLock, Timeout
 
 from retail_assets import tables
-from retail_assets.consumers.strict_json import strict
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.sql import literal
+from retail_assets.outbound.strict_json import strict
 from retail_assets.settings import Settings
 from retail_assets.tables import INSTANT, Table
 

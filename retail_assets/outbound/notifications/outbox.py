@@ -14,9 +14,9 @@ import duckdb
 
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.rows import insert_columns
-from retail_assets.notify import findings
-from retail_assets.notify.findings import ALERTS, FAILURES, Finding
-from retail_assets.notify.services import Message, Severity, services
+from retail_assets.outbound.notifications import findings
+from retail_assets.outbound.notifications.findings import ALERTS, FAILURES, Finding
+from retail_assets.outbound.notifications.services import Message, Severity, services
 from retail_assets.settings import Settings
 
 MINUTE = timedelta(minutes=1)

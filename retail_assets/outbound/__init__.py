@@ -1,0 +1,1 @@
+"""What leaves the platform: messages to Kafka, and notifications to people."""
