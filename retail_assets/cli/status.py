@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from retail_assets import rejects, tables
-from retail_assets.consumers.feed import lag
+from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files import pending_event_files

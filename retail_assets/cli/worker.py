@@ -73,7 +73,7 @@ def list_consumers(
     format: Annotated[Format, typer.Option(help="How to print them.")] = Format.table,
 ) -> None:
     """List the consumers with their offset, how far they are behind, and keys set aside."""
-    from retail_assets.consumers.feed import lag
+    from retail_assets.consumers.framework import lag
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.ingest.offsets import consumer_offset
 
@@ -106,7 +106,7 @@ def rewind_consumer(
     name: Annotated[str, typer.Argument(help="The consumer, as `list` shows it.")],
 ) -> None:
     """Recompute all that a consumer keeps, from the events that there are."""
-    from retail_assets.consumers import feed
+    from retail_assets.consumers import framework as feed
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.lake.connection import Lake
 

@@ -7,8 +7,8 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import tables
-from retail_assets.consumers.feed import Consumer
-from retail_assets.consumers.texts import once
+from retail_assets.consumers.framework import Consumer
+from retail_assets.consumers.sql_cache import once
 from retail_assets.transforms import inventory
 
 if TYPE_CHECKING:

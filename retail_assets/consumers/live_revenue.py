@@ -8,8 +8,8 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers import live_orders as orders_consumer
-from retail_assets.consumers.feed import LAST_ATTEMPT, Consumed, Consumer, consume
-from retail_assets.consumers.texts import once
+from retail_assets.consumers.framework import LAST_ATTEMPT, Consumed, Consumer, consume
+from retail_assets.consumers.sql_cache import once
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.transforms import live_orders as rules

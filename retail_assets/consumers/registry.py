@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from retail_assets.consumers import dead_letter_counts, fraud, inventory, live_orders, live_revenue
+from retail_assets.consumers import dead_letter_counts, inventory, live_orders, live_revenue
+from retail_assets.consumers.fraud import consumer as fraud
 
 if TYPE_CHECKING:
-    from retail_assets.consumers.feed import Consumer
+    from retail_assets.consumers.framework import Consumer
     from retail_assets.settings import Settings
 
 

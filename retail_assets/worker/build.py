@@ -14,7 +14,7 @@ from retail_assets.worker.worker import Worker
 if TYPE_CHECKING:
     import duckdb
 
-    from retail_assets.consumers.feed import Consumer
+    from retail_assets.consumers.framework import Consumer
     from retail_assets.outbound.kafka import Publisher
     from retail_assets.settings import Settings
     from retail_assets.worker.background import Turn
@@ -134,7 +134,7 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
 
 
 def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
-    from retail_assets.consumers.feed import consume, lag, set_aside
+    from retail_assets.consumers.framework import consume, lag, set_aside
 
     measured = -LAG_SECONDS
 

@@ -16,7 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from retail_assets import tables
-from retail_assets.consumers import feed, inventory, live_orders, live_revenue
+from retail_assets.consumers import framework as feed
+from retail_assets.consumers import inventory, live_orders, live_revenue
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event

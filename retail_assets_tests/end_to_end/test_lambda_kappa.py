@@ -10,7 +10,7 @@ from datetime import date, timedelta
 import pytest
 
 from retail_assets import tables
-from retail_assets.consumers import feed
+from retail_assets.consumers import framework as feed
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.automation import batch as automation
 from retail_assets.ingest import replay

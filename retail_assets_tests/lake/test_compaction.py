@@ -14,7 +14,7 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.consumers import live_revenue
-from retail_assets.consumers.feed import consume
+from retail_assets.consumers.framework import consume
 from retail_assets.lake import compaction
 from retail_assets.lake.compaction import Compacted, compact, reliable_since, steps
 from retail_assets.lake.connection import Lake, current_snapshot

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from retail_assets.consumers.feed import consume
+from retail_assets.consumers.framework import consume
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import checksums

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retail_assets.consumers import fraud as fraud_consumer
+from retail_assets.consumers.fraud import consumer as fraud_consumer
 from retail_assets.settings import Settings
 from retail_assets.tables import FRAUD_ALERTS
 from retail_assets.transforms import fraud

@@ -11,7 +11,7 @@ import dagster as dg
 import duckdb
 
 from retail_assets import tables
-from retail_assets.consumers.feed import Consumer, consume
+from retail_assets.consumers.framework import Consumer, consume
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.assets.charts import dead_letters_by_reason
 from retail_assets.defs.assets.daily import RETRIES, table_spec

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from retail_assets import tables
-from retail_assets.consumers import fraud, fraud_training
+from retail_assets.consumers.fraud import consumer as fraud
+from retail_assets.consumers.fraud import training as fraud_training
 from retail_assets.defs.assets.daily import KINDS, RETRIES, freshness, table_spec
 from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings

@@ -18,7 +18,7 @@ import duckdb
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from retail_assets import tables
-from retail_assets.consumers.feed import lag
+from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.assets.events import EVENT_TABLES
 from retail_assets.ingest.heartbeat import (

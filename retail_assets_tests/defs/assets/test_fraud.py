@@ -12,7 +12,7 @@ from retail_assets.defs.assets import fraud
 from retail_assets.defs.assets.events import event_assets
 from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings
-from retail_assets_tests.consumers.test_fraud import FIRST, TRAINED, history
+from retail_assets_tests.consumers.fraud.test_consumer import FIRST, TRAINED, history
 from retail_assets_tests.event_files import EventIntake
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, QUIET
 

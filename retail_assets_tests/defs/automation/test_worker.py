@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from retail_assets.consumers.feed import consume
+from retail_assets.consumers.framework import consume
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.worker import CHECKS, WORKER

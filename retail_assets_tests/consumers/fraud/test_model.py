@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 import skops.io
 
-from retail_assets.consumers import fraud_model
-from retail_assets.consumers.fraud_model import COLUMNS, FEATURES, Model, ModelError
+from retail_assets.consumers.fraud import model as fraud_model
+from retail_assets.consumers.fraud.model import COLUMNS, FEATURES, Model, ModelError
 from retail_assets.transforms.fraud import MINUTE
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
@@ -88,7 +88,7 @@ def test_the_score_is_the_share_of_the_training_orders_that_are_less_unusual(
 def test_the_same_rows_give_the_same_model_in_any_process(rows: Numbers) -> None:
     code = (
         "import hashlib, numpy as np\n"
-        "from retail_assets.consumers import fraud_model as m\n"
+        "from retail_assets.consumers.fraud import model as m\n"
         "rows = np.random.default_rng(1).normal(size=(2000, len(m.FEATURES))).round(6)\n"
         "shares = m.train(rows).shares(rows)\n"
         "from datetime import date\n"

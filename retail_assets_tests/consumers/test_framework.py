@@ -10,8 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from retail_assets.consumers import feed
-from retail_assets.consumers.feed import Consumed, Consumer, ConsumerError
+from retail_assets.consumers import framework as feed
+from retail_assets.consumers.framework import Consumed, Consumer, ConsumerError
 from retail_assets.ingest import offsets
 from retail_assets.ingest.offsets import consumer_offset
 from retail_assets.lake.connection import Lake, current_snapshot

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from retail_assets.consumers import fraud, fraud_model
+from retail_assets.consumers.fraud import consumer as fraud
+from retail_assets.consumers.fraud import model as fraud_model
 from retail_assets.ingest.offsets import consumer_offset, rewind_consumer
 from retail_assets.lake.connection import Lake
 from retail_assets.tables import FRAUD_MODELS

@@ -8,7 +8,7 @@ import narwhals as nw
 import pytest
 
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.consumers.texts import Texts, once
+from retail_assets.consumers.sql_cache import Texts, once
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 

@@ -18,9 +18,9 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import tables
-from retail_assets.consumers import fraud_model
-from retail_assets.consumers.feed import Consumer
-from retail_assets.consumers.texts import Texts
+from retail_assets.consumers.framework import Consumer
+from retail_assets.consumers.fraud import model as fraud_model
+from retail_assets.consumers.sql_cache import Texts
 from retail_assets.lake.sql import literal
 from retail_assets.transforms import fraud
 

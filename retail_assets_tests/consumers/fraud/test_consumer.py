@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from retail_assets.consumers import feed, fraud, fraud_model, fraud_training
-from retail_assets.consumers.feed import Consumed
-from retail_assets.consumers.fraud_training import Training
+from retail_assets.consumers import framework as feed
+from retail_assets.consumers.framework import Consumed
+from retail_assets.consumers.fraud import consumer as fraud
+from retail_assets.consumers.fraud import model as fraud_model
+from retail_assets.consumers.fraud import training as fraud_training
+from retail_assets.consumers.fraud.training import Training
 from retail_assets.ingest.offsets import consumer_offset
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.settings import Settings

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 import duckdb
 import narwhals as nw
 
-from retail_assets.consumers.feed import Compute
+from retail_assets.consumers.framework import Compute
 
 Rules = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, "str | nw.LazyFrame"]]
 """Like `Compute`, but what it returns may be frames of the connection."""

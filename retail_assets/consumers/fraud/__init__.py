@@ -1,0 +1,1 @@
+"""The consumer of fraud: rules and a model decide which orders look wrong."""
