@@ -268,7 +268,8 @@ def platform(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
     import narwhals as nw
 
     from retail_assets import tables
-    from retail_assets.ingest import order_exports, reference
+    from retail_assets.ingest.exports import load as order_exports
+    from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.publish import publish_days, publish_table
     from retail_assets.transforms import orders, revenue

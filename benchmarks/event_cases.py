@@ -96,7 +96,8 @@ def pathway(data: Path, out: Path) -> Work:
 def platform(data: Path, out: Path) -> Work:
     """(d) This platform: all of its event tables and ledgers, durable."""
     from retail_assets import tables
-    from retail_assets.ingest import event_files, reference
+    from retail_assets.ingest.event_files import load as event_files
+    from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.publish import publish_table
     from retail_assets.settings import Settings

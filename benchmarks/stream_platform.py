@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from retail_assets import tables
-from retail_assets.ingest import reference
+from retail_assets.ingest.exports import reference
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_table
 from retail_assets.settings import Settings

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from retail_assets import business_days
-from retail_assets.ingest import event_workspace
+from retail_assets.ingest.events import staging as event_workspace
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 

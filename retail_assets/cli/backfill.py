@@ -19,12 +19,12 @@ from retail_assets.definitions import build_definitions
 from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.explain import debugging, explain_dagster
-from retail_assets.ingest.pending import pending_exports
+from retail_assets.ingest.exports.pending import pending_exports
+from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
-from retail_assets.stale import RESTATED, stale_days
 
 WORK = {automation.BATCH: (tables.RAW_ORDERS, *RESTATED), automation.RESTATE: RESTATED}
 """The tables of days that each job publishes."""

@@ -107,7 +107,7 @@ def load_reference(
 ) -> None:
     """Load products.csv or customers.csv now; days that it concerns are recomputed later."""
     from retail_assets import tables
-    from retail_assets.ingest import reference
+    from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.publish import publish_table
 
@@ -148,7 +148,8 @@ def _tell_of_orders(
     connection: "duckdb.DuckDBPyConnection", settings: Settings, first: date, last: date
 ) -> None:
     """Tell what of the exports of these days was rejected, and which orders are in no revenue."""
-    from retail_assets import rejects, stale
+    from retail_assets.ingest.exports import rejects
+    from retail_assets.ingest.exports import stale_days as stale
 
     counts = rejects.counts(connection, first, last)
     if counts:

@@ -17,14 +17,14 @@ from retail_assets.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from retail_assets.ingest.event_files import Ingested, Pending
-    from retail_assets.ingest.event_plan import Taken
+    from retail_assets.ingest.event_files.load import Ingested, Pending
+    from retail_assets.ingest.event_files.plan import Taken
 
 
 def ingest_events() -> None:
     """Take in all pending event files now, as the sensor's runs would; bring live revenue up."""
     from retail_assets.consumers import live_revenue
-    from retail_assets.ingest import event_files
+    from retail_assets.ingest.event_files import load as event_files
     from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
 
@@ -70,7 +70,7 @@ def replay(
 ) -> None:
     """Recompute enriched events and dead letters from raw_events, day by day."""
     from retail_assets.consumers import live_revenue
-    from retail_assets.ingest import replay as work
+    from retail_assets.ingest.repair import replay as work
     from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
 
@@ -109,7 +109,7 @@ def retract_events(
 ) -> None:
     """Take the events and dead letters of earlier versions of a file back; raw lines stay."""
     from retail_assets.consumers import live_revenue
-    from retail_assets.ingest.event_retraction import retract
+    from retail_assets.ingest.event_files.retraction import retract
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
@@ -136,7 +136,7 @@ def list_letters(
     format: Annotated[Format, typer.Option(help="How to print them.")] = Format.table,
 ) -> None:
     """List dead letters, the newest first, by the id that `show` and `redrive` take."""
-    from retail_assets.ingest import dead_letters
+    from retail_assets.ingest.repair import dead_letters
 
     with connect_to_read(load_settings()) as connection:
         found = dead_letters.find(
@@ -157,14 +157,14 @@ def show_letter(
     ] = False,
 ) -> None:
     """Show a dead letter whole, with its payload."""
-    from retail_assets.ingest import dead_letters
+    from retail_assets.ingest.repair import dead_letters
 
     with connect_to_read(load_settings()) as connection:
         found = dead_letters.find(connection, ids=[id])
     if not found:
         raise RetailAssetsError(f"There is no dead letter {id}: `dead-letters list` shows them.")
     if raw:
-        from retail_assets.ingest.payloads import original_bytes
+        from retail_assets.ingest.messages.payloads import original_bytes
 
         text = found[0]["payload"]
         payload = original_bytes(text) if found[0]["defect"] else text.encode()
@@ -185,7 +185,7 @@ def redrive_letters(
 ) -> None:
     """Judge dead letters anew, as they are or mended, and take in those that are valid now."""
     from retail_assets.consumers import live_revenue
-    from retail_assets.ingest import dead_letters
+    from retail_assets.ingest.repair import dead_letters
     from retail_assets.lake.connection import Lake
 
     if bool(ids) == bool(reason):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from retail_assets import business_days, tables
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.offsets import rewind_consumer
+from retail_assets.ingest.ledgers.offsets import rewind_consumer
 from retail_assets.lake import verify as lake_verify
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.verify import Damage

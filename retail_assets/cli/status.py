@@ -6,19 +6,26 @@ from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from retail_assets import rejects, tables
+from retail_assets import tables
 from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.event_files import pending_event_files
-from retail_assets.ingest.heartbeat import LAG, heartbeats, state
-from retail_assets.ingest.other_exports import other_exports
-from retail_assets.ingest.pending import pending_exports
+from retail_assets.ingest.event_files.load import pending_event_files
+from retail_assets.ingest.exports import rejects
+from retail_assets.ingest.exports.other_files import other_exports
+from retail_assets.ingest.exports.pending import pending_exports
+from retail_assets.ingest.exports.stale_days import (
+    Waiting,
+    advice,
+    days_without_export,
+    stale_days,
+    waiting_orders,
+)
+from retail_assets.ingest.ledgers.workers import LAG, heartbeats, state
 from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
-from retail_assets.stale import Waiting, advice, days_without_export, stale_days, waiting_orders
 from retail_assets.worker.metrics import FILE_GAUGES
 
 if TYPE_CHECKING:

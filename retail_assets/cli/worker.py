@@ -75,7 +75,7 @@ def list_consumers(
     """List the consumers with their offset, how far they are behind, and keys set aside."""
     from retail_assets.consumers.framework import lag
     from retail_assets.consumers.registry import all_consumers
-    from retail_assets.ingest.offsets import consumer_offset
+    from retail_assets.ingest.ledgers.offsets import consumer_offset
 
     settings = load_settings()
     with connect_to_read(settings) as connection:

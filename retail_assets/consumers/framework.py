@@ -16,7 +16,7 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.explain import explain_text
-from retail_assets.ingest.offsets import consumer_offset, move_consumer, rewind_consumer
+from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer, rewind_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
 from retail_assets.lake.sql import literal

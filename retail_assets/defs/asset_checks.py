@@ -13,11 +13,13 @@ import dagster as dg
 import duckdb
 import narwhals as nw
 
-from retail_assets import business_days, rejects, stale, tables
+from retail_assets import business_days, tables
 from retail_assets.consumers import live_revenue
 from retail_assets.defs import partitions
 from retail_assets.defs.io_manager import describe_failures
 from retail_assets.defs.resource import LakeResource
+from retail_assets.ingest.exports import rejects
+from retail_assets.ingest.exports import stale_days as stale
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.settings import Settings
 from retail_assets.transforms import orders, revenue

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest.offsets import consumer_offset, move_consumer
+from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
 from retail_assets.lake.sql import literal
 from retail_assets.outbound.strict_json import strict

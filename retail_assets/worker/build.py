@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import UsageError
-from retail_assets.ingest.heartbeat import LAG
+from retail_assets.ingest.ledgers.workers import LAG
 from retail_assets.lake.checksums import note_new_files
 from retail_assets.worker.prometheus import metrics_text
 from retail_assets.worker.worker import Worker

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from retail_assets.explain import told
-from retail_assets.ingest import heartbeat, offsets
-from retail_assets.ingest.event_lines import NOT_TAKEN, OUT_OF_MEMORY
-from retail_assets.ingest.event_memory import forget
-from retail_assets.ingest.events import SMALL
-from retail_assets.ingest.received import Received, Taken, can_take, take, warm_up
+from retail_assets.ingest.events.batch import SMALL
+from retail_assets.ingest.events.cache import forget
+from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
+from retail_assets.ingest.ledgers import offsets
+from retail_assets.ingest.ledgers import workers as heartbeat
+from retail_assets.ingest.messages.load import Received, Taken, can_take, take, warm_up
 from retail_assets.lake.compaction import LOOK, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.lake.failures import is_of_the_data, is_of_the_size

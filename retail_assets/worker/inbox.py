@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 
-from retail_assets.ingest.received import Received
+from retail_assets.ingest.messages.load import Received
 
 MAX_BYTES = 128 << 20
 """What may wait; beyond that sources wait instead."""

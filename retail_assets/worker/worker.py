@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from retail_assets.ingest import heartbeat
+from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.sqlite_locks import stay_connected
 from retail_assets.secrets import mask

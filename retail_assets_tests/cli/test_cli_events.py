@@ -14,7 +14,8 @@ import duckdb
 import pytest
 
 from retail_assets.consumers import live_orders, registry
-from retail_assets.ingest import event_files, heartbeat
+from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
 from retail_assets_tests.cli.test_cli import Command

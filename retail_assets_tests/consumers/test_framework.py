@@ -12,8 +12,8 @@ import pytest
 
 from retail_assets.consumers import framework as feed
 from retail_assets.consumers.framework import Consumed, Consumer, ConsumerError
-from retail_assets.ingest import offsets
-from retail_assets.ingest.offsets import consumer_offset
+from retail_assets.ingest.ledgers import offsets
+from retail_assets.ingest.ledgers.offsets import consumer_offset
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.tables import INSTANT, MONEY, Column, Table

@@ -20,9 +20,9 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.exports.stale_days import RESTATED
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets.stale import RESTATED
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.event_files import event
 from retail_assets_tests.platform import INSTANCE, write_reference

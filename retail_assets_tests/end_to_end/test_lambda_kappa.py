@@ -13,8 +13,8 @@ from retail_assets import tables
 from retail_assets.consumers import framework as feed
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.automation import batch as automation
-from retail_assets.ingest import replay
-from retail_assets.ingest.received import Received, take
+from retail_assets.ingest.messages.load import Received, take
+from retail_assets.ingest.repair import replay
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.event_files import EventIntake, event
 from retail_assets_tests.platform import (

@@ -12,11 +12,12 @@ import narwhals as nw
 from retail_assets import business_days, tables
 from retail_assets.defs.assets.daily import DailyAsset
 from retail_assets.defs.assets.orders import DAILY_ASSETS
-from retail_assets.ingest import order_exports, reference
+from retail_assets.ingest.exports import load as order_exports
+from retail_assets.ingest.exports import reference
+from retail_assets.ingest.exports.stale_days import stale_days
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets.settings import Settings
-from retail_assets.stale import stale_days
 
 VOLATILE = (
     *("ingested_at", "published_at", "changed_at", "failed_at", "processed_at", "first_seen_at"),

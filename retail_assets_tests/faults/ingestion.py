@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retail_assets.consumers import live_revenue
-from retail_assets.ingest import event_files, event_reader
+from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from retail_assets.ingest.exports.stale_days import stale_days
 from retail_assets.settings import Settings
-from retail_assets.stale import stale_days
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.faults.batch import contents, run_batch
 from retail_assets_tests.faults.concurrency import (

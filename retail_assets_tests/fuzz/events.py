@@ -18,13 +18,13 @@ from retail_assets_tests.fuzz.fuzzing import folder_for, fuzz
 with atheris.instrument_imports(
     include=[
         "retail_assets.engines.event_content",
-        "retail_assets.ingest.content_hash",
-        "retail_assets.ingest.event_content",
-        "retail_assets.ingest.event_lines",
-        "retail_assets.ingest.event_reader",
-        "retail_assets.ingest.json_documents",
-        "retail_assets.ingest.payloads",
-        "retail_assets.ingest.webhook_body",
+        "retail_assets.ingest.event_files.content_hash",
+        "retail_assets.ingest.event_files.decoding",
+        "retail_assets.ingest.events.lines",
+        "retail_assets.ingest.event_files.reader",
+        "retail_assets.ingest.event_files.json_documents",
+        "retail_assets.ingest.messages.payloads",
+        "retail_assets.ingest.messages.bodies",
     ]
 ):
     import duckdb
@@ -34,17 +34,14 @@ with atheris.instrument_imports(
     from retail_assets.engines import duckdb_events
     from retail_assets.engines.event_content import content_id
     from retail_assets.errors import RetailAssetsError
-    from retail_assets.ingest import (
-        content_hash,
-        event_content,
-        event_lines,
-        event_reader,
-        json_documents,
-        payloads,
-        webhook_body,
-    )
-    from retail_assets.ingest.event_lines import BOM
-    from retail_assets.ingest.event_reader import DOCUMENTS, OPEN, VALUES, Portion, Progress
+    from retail_assets.ingest.event_files import content_hash, json_documents
+    from retail_assets.ingest.event_files import decoding as event_content
+    from retail_assets.ingest.event_files import reader as event_reader
+    from retail_assets.ingest.event_files.reader import DOCUMENTS, OPEN, VALUES, Portion, Progress
+    from retail_assets.ingest.events import lines as event_lines
+    from retail_assets.ingest.events.lines import BOM
+    from retail_assets.ingest.messages import bodies as webhook_body
+    from retail_assets.ingest.messages import payloads
     from retail_assets.transforms import events
 
 DAY = date(2026, 10, 20)

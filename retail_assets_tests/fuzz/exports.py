@@ -20,19 +20,19 @@ from retail_assets_tests.fuzz.fuzzing import folder_for, fuzz
 
 with atheris.instrument_imports(
     include=[
-        "retail_assets.ingest.csv_file",
-        "retail_assets.ingest.csv_records",
-        "retail_assets.ingest.record_count",
-        "retail_assets.ingest.order_exports",
+        "retail_assets.ingest.exports.csv_file",
+        "retail_assets.ingest.exports.csv_records",
+        "retail_assets.ingest.exports.record_count",
+        "retail_assets.ingest.exports.load",
     ]
 ):
     import duckdb
 
     from retail_assets.engines.duckdb import SEPARATOR
     from retail_assets.errors import RetailAssetsError
-    from retail_assets.ingest import order_exports
-    from retail_assets.ingest.csv_file import Limits, inspect, survey
-    from retail_assets.ingest.export_file import ExportFile, locate
+    from retail_assets.ingest.exports import load as order_exports
+    from retail_assets.ingest.exports.csv_file import Limits, inspect, survey
+    from retail_assets.ingest.exports.files import ExportFile, locate
     from retail_assets.lake.connection import Lake
     from retail_assets.transforms.orders import REASONS
     from retail_assets_tests.conftest import HEADER, order_row

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.errors import UsageError
-from retail_assets.ingest.offsets import consumer_offset, move_consumer
+from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.outbound import kafka as publishing
 from retail_assets.outbound.kafka import Published, Publisher, PublishError, publications

@@ -12,7 +12,7 @@ import pytest
 
 from retail_assets.engines import duckdb_events
 from retail_assets.engines.event_content import content_id
-from retail_assets.ingest.event_lines import to_arrow
+from retail_assets.ingest.events.lines import to_arrow
 from retail_assets.tables import CUSTOMERS, DEAD_LETTER_EVENTS, PRODUCTS
 from retail_assets.transforms import events, live_orders
 from retail_assets_tests.transforms.conftest import HAPPENED, Engine, Rows, arrow, result

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from retail_assets.engines import duckdb_events
 from retail_assets.engines.event_content import content_id
-from retail_assets.ingest.event_lines import to_arrow
+from retail_assets.ingest.events.lines import to_arrow
 from retail_assets.transforms import events, orders
 
 DAY = date(2026, 10, 20)

@@ -323,7 +323,7 @@ def test_dead_letters_are_counted_alike(engines: tuple[Engine, Engine], rows: Ro
 def test_every_verdict_on_an_event_is_the_same(engines: tuple[Engine, Engine]) -> None:
     """The typed fields of all lines of which a verdict is tested, and of pairs of changes."""
     from retail_assets.engines import duckdb_events
-    from retail_assets.ingest.event_lines import to_arrow
+    from retail_assets.ingest.events.lines import to_arrow
     from retail_assets_tests.transforms.test_events import OF_LINES, VERDICTS, in_time
 
     lines = to_arrow(

@@ -11,10 +11,12 @@ from datetime import date, datetime, timezone
 import duckdb
 import pytest
 
-from retail_assets.ingest import event_memory, heartbeat, offsets
-from retail_assets.ingest.dead_letters import redrive
-from retail_assets.ingest.events import EventBatch, Settled
-from retail_assets.ingest.received import Received
+from retail_assets.ingest.events import cache as event_memory
+from retail_assets.ingest.events.batch import EventBatch, Settled
+from retail_assets.ingest.ledgers import offsets
+from retail_assets.ingest.ledgers import workers as heartbeat
+from retail_assets.ingest.messages.load import Received
+from retail_assets.ingest.repair.dead_letters import redrive
 from retail_assets.lake import compaction
 from retail_assets.lake.connection import Lake
 from retail_assets.worker import committer as stream_intake

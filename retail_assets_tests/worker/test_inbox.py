@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from retail_assets.ingest.received import Received
+from retail_assets.ingest.messages.load import Received
 from retail_assets.worker.inbox import OVERHEAD_BYTES, Inbox
 
 

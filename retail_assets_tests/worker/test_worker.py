@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from retail_assets.ingest.heartbeat import heartbeats
+from retail_assets.ingest.ledgers.workers import heartbeats
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.lake.lock import write_lock
 from retail_assets.settings import Settings

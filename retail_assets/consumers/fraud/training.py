@@ -11,7 +11,7 @@ import duckdb
 
 from retail_assets.consumers.fraud import consumer as fraud
 from retail_assets.consumers.fraud import model as fraud_model
-from retail_assets.ingest.offsets import consumer_offset, rewind_consumer
+from retail_assets.ingest.ledgers.offsets import consumer_offset, rewind_consumer
 from retail_assets.lake.connection import Lake
 from retail_assets.tables import FRAUD_MODELS
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from retail_assets import tables
 from retail_assets.defs.assets.daily import RETRIES, table_spec
 from retail_assets.defs.resource import LakeResource
-from retail_assets.ingest import event_files, replay
+from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.repair import replay
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.settings import Settings

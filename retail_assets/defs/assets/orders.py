@@ -13,7 +13,8 @@ from retail_assets.defs.assets.daily import RETRIES, daily_asset, freshness, tab
 from retail_assets.defs.io_manager import Draft
 from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import order_exports, reference
+from retail_assets.ingest.exports import load as order_exports
+from retail_assets.ingest.exports import reference
 from retail_assets.transforms import orders, revenue
 
 

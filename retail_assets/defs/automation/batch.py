@@ -21,12 +21,12 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from retail_assets import business_days, tables
 from retail_assets.defs import partitions
-from retail_assets.ingest.other_exports import other_exports
-from retail_assets.ingest.pending import pending_exports, reference_files
+from retail_assets.ingest.exports.other_files import other_exports
+from retail_assets.ingest.exports.pending import pending_exports, reference_files
+from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
-from retail_assets.stale import RESTATED, stale_days
 
 MAX_ATTEMPTS = 3
 """How often the same work is tried before somebody has to look at it."""

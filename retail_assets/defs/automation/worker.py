@@ -21,7 +21,8 @@ from retail_assets import tables
 from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.assets.events import EVENT_TABLES
-from retail_assets.ingest.heartbeat import (
+from retail_assets.ingest.ledgers.offsets import consumer_offsets
+from retail_assets.ingest.ledgers.workers import (
     ALIVE,
     DEAD,
     FAILED_SECONDS,
@@ -31,7 +32,6 @@ from retail_assets.ingest.heartbeat import (
     in_charge,
     state,
 )
-from retail_assets.ingest.offsets import consumer_offsets
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from retail_assets import tables
-from retail_assets.ingest.heartbeat import (
+from retail_assets.ingest.ledgers.workers import (
     FAILED_SECONDS,
     LATE_SECONDS,
     RUNNING,

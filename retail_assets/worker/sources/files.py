@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.explain import told
-from retail_assets.ingest import event_files
-from retail_assets.ingest.event_folder import FoundFile, is_event_file, is_packed
-from retail_assets.ingest.received import warm_up, warn_of_new_fields
+from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.event_files.folder import FoundFile, is_event_file, is_packed
+from retail_assets.ingest.messages.load import warm_up, warn_of_new_fields
 from retail_assets.lake.connection import Lake
 from retail_assets.worker.metrics import Batch, Figures
 

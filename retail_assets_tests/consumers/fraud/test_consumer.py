@@ -16,7 +16,7 @@ from retail_assets.consumers.fraud import consumer as fraud
 from retail_assets.consumers.fraud import model as fraud_model
 from retail_assets.consumers.fraud import training as fraud_training
 from retail_assets.consumers.fraud.training import Training
-from retail_assets.ingest.offsets import consumer_offset
+from retail_assets.ingest.ledgers.offsets import consumer_offset
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event

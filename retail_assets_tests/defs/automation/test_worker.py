@@ -12,8 +12,8 @@ from retail_assets.consumers.framework import consume
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.worker import CHECKS, WORKER
-from retail_assets.ingest.heartbeat import beat, heartbeats
-from retail_assets.ingest.heartbeat import state as heartbeat_state
+from retail_assets.ingest.ledgers.workers import beat, heartbeats
+from retail_assets.ingest.ledgers.workers import state as heartbeat_state
 from retail_assets.lake.connection import Lake
 from retail_assets_tests.event_files import EventIntake, event, write_events
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, Platform, open_platform

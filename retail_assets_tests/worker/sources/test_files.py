@@ -13,9 +13,9 @@ import duckdb
 import pytest
 import watchfiles
 
-from retail_assets.ingest import event_files
-from retail_assets.ingest.event_folder import EventFolder
-from retail_assets.ingest.events import EventBatch, Settled
+from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.event_files.folder import EventFolder
+from retail_assets.ingest.events.batch import EventBatch, Settled
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.metrics import Figures

@@ -12,7 +12,7 @@ from operator import lt, methodcaller
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from retail_assets.ingest.payloads import Tombstone
+from retail_assets.ingest.messages.payloads import Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

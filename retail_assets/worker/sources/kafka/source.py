@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.received import Received
+from retail_assets.ingest.messages.load import Received
 from retail_assets.worker.sources.kafka.client import Topic
 from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue, ReceivedDates
 from retail_assets.worker.sources.kafka.start_offsets import Beginnings

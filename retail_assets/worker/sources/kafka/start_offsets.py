@@ -8,7 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest import offsets
+from retail_assets.ingest.ledgers import offsets
 from retail_assets.lake.connection import NoLakeError
 from retail_assets.worker.sources.kafka.client import ANSWER_SECONDS, Topic
 from retail_assets.worker.sources.kafka.topic_identity import Identity

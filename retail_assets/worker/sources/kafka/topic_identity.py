@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retail_assets.ingest import offsets
-from retail_assets.ingest.event_lines import MAX_LINE_BYTES
-from retail_assets.ingest.offsets import KnownTopic
-from retail_assets.ingest.payloads import payloads_to_arrow
+from retail_assets.ingest.events.lines import MAX_LINE_BYTES
+from retail_assets.ingest.ledgers import offsets
+from retail_assets.ingest.ledgers.offsets import KnownTopic
+from retail_assets.ingest.messages.payloads import payloads_to_arrow
 from retail_assets.lake.connection import NoLakeError
 from retail_assets.worker.sources.kafka.client import Topic
 from retail_assets.worker.sources.kafka.partition_buffer import payload_of

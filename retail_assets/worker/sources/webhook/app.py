@@ -20,9 +20,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from retail_assets.ingest.event_lines import MAX_LINE_BYTES
-from retail_assets.ingest.received import Received
-from retail_assets.ingest.webhook_body import BodyError, json_events, ndjson_events
+from retail_assets.ingest.events.lines import MAX_LINE_BYTES
+from retail_assets.ingest.messages.bodies import BodyError, json_events, ndjson_events
+from retail_assets.ingest.messages.load import Received
 from retail_assets.worker.inbox import Inbox
 
 COMMIT_SECONDS = 30.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from retail_assets.ingest.received import Received, take
+from retail_assets.ingest.messages.load import Received, take
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.inbox import Inbox

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 
-from retail_assets.ingest.payloads import original_bytes
+from retail_assets.ingest.messages.payloads import original_bytes
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.inbox import Inbox

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import ClusterMetadata
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.offsets import Offset, append
+from retail_assets.ingest.ledgers.offsets import Offset, append
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.sources.kafka import start_offsets as kafka_begin

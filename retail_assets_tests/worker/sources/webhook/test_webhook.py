@@ -21,10 +21,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from retail_assets.errors import UsageError
-from retail_assets.ingest import received
-from retail_assets.ingest.event_lines import MAX_LINE_BYTES
-from retail_assets.ingest.payloads import original_bytes
-from retail_assets.ingest.webhook_body import json_events
+from retail_assets.ingest.events.lines import MAX_LINE_BYTES
+from retail_assets.ingest.messages import load as received
+from retail_assets.ingest.messages.bodies import json_events
+from retail_assets.ingest.messages.payloads import original_bytes
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.inbox import Inbox

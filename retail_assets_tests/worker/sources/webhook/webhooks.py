@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import httpx
 from typing_extensions import Self
 
-from retail_assets.ingest.received import Received
+from retail_assets.ingest.messages.load import Received
 from retail_assets.settings import Settings
 from retail_assets.worker.inbox import Inbox
 from retail_assets.worker.sources.webhook.source import WebhookSource

@@ -1,0 +1,1 @@
+"""Event files: what lies in the folder, how it is read, and what of it is new."""

@@ -1,0 +1,267 @@
+"""The folder or bucket in which event files land: what lies there, and how to read it."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import IO, Any
+from zoneinfo import ZoneInfo
+
+from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.ingest.event_files.regular_files import (
+    LINK,
+    NOT_ORDINARY,
+    open_regular,
+    stat_regular,
+)
+
+PACKED = (".gz", ".zst")
+"""How the names of compressed files end, in any case."""
+
+ENDINGS = tuple(
+    f"{kind}{packed}" for kind in (".jsonl", ".ndjson", ".json") for packed in ("", *PACKED)
+)
+"""How the names of event files end, in any case; others are counted, named and not read."""
+
+_DATE = re.compile(r"(?<!\d)(\d{4})[-_](\d{2})[-_](\d{2})(?!\d)")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """An event file as it lies there: path relative to the folder, size in bytes, time in ns."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is a compressed file: read as a whole, and only when it is still."""
+        return is_packed(self.path)
+
+    def is_still(self, now_ns: int, settle_seconds: float, seen_ns: int | None = None) -> bool:
+        """Whether nobody has written to it for a while.
+
+        Its time tells, or else, since that may be wrong and lie in the future, that it is as it was
+        when it was ingested at `seen_ns`.
+        """
+        since = self.modified_ns if seen_ns is None else min(self.modified_ns, seen_ns)
+        return now_ns - since >= settle_seconds * 1e9
+
+
+@dataclass(frozen=True)
+class Listing:
+    r"""What lies in the folder.
+
+    Event files by path. What is left alone, with the reason: links, pipes and devices, files whose
+    path is no text (the bytes at fault as `\xNN`), folders and files that cannot be looked at (the
+    folder itself: `.`). And `not_read`: files whose ending is none of `ENDINGS`, in order.
+    """
+
+    files: dict[str, FoundFile] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
+
+
+class EventFolder:
+    """Event files below a folder or a bucket's prefix (`s3://…`), sub-folders included."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return "://" not in self.location
+
+    def list(self) -> Listing:
+        """List all event files.
+
+        Raises:
+            RetailAssetsError: if the bucket cannot be reached.
+        """
+        found = _Found()
+        if self.is_local:
+            found.scan(self.location)
+        else:
+            self._find(found)
+        # What Python makes of bytes in a name that are not UTF-8 no database takes.
+        for path in [path for path in found.files if not _is_text(path)]:
+            del found.files[path]
+            found.left_alone[path] = "has a name that is not UTF-8 text: rename it"
+        return Listing(
+            dict(sorted(found.files.items())),
+            {_printable(path) or ".": why for path, why in sorted(found.left_alone.items())},
+            tuple(map(_printable, sorted(found.not_read))),
+        )
+
+    def stat(self, path: str) -> FoundFile:
+        """Look at one file.
+
+        Raises:
+            UsageError: if the path leaves the folder, or is a link or no ordinary file.
+            OSError: if it cannot be looked at.
+        """
+        self._check(path)
+        if self.is_local:
+            found = stat_regular(self.location, path)
+            return FoundFile(path, found.st_size, found.st_mtime_ns)
+        return _remote_file(path, self._files.info(f"{self._root}/{path}"))
+
+    def has(self, path: str) -> bool:
+        """Whether an ordinary file is there, readable or not."""
+        try:
+            self.stat(path)
+        except (FileNotFoundError, UsageError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    def open(self, path: str) -> IO[bytes]:
+        """Open a file for reading its bytes, packed ones as they are.
+
+        Raises:
+            UsageError: if the path leaves the folder, or is a link or no ordinary file.
+            OSError: if it cannot be opened.
+        """
+        self._check(path)
+        if self.is_local:
+            return open_regular(self.location, path)
+        stream: IO[bytes] = self._files.open(f"{self._root}/{path}", "rb")
+        return stream
+
+    @cached_property
+    def _files(self) -> Any:
+        import fsspec
+
+        try:
+            # What lies there changes all the time.
+            return fsspec.filesystem(self.location.partition("://")[0], use_listings_cache=False)
+        except ImportError as error:
+            raise RetailAssetsError(
+                f"Event files at {self.location} need a package that is not installed: {error}"
+            ) from error
+
+    @cached_property
+    def _root(self) -> str:
+        return self.location.partition("://")[2].rstrip("/")
+
+    def _find(self, found: "_Found") -> None:
+        try:
+            there = self._files.find(self._root, detail=True)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise RetailAssetsError(
+                f"The event files at {self.location} cannot be listed: {error}"
+            ) from error
+        prefix = f"{self._root}/"
+        for key, info in there.items():
+            path = key.removeprefix(prefix)
+            if is_event_file(path):
+                found.files[path] = _remote_file(path, info)
+            elif not _is_hidden(path):
+                found.not_read.append(path)
+
+    def _check(self, path: str) -> None:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts:
+            raise UsageError(f"{path!r} leaves the events folder {self.location}.")
+
+
+def landing_day(file: FoundFile, timezone_name: str, first: date, today: date) -> date:
+    """The partition that a file's lines belong to.
+
+    The last date in its path, if that is a partition, else the day on which it was last written
+    to, else today.
+    """
+    for year, month, day in reversed(_DATE.findall(file.path)):
+        try:
+            named = date(int(year), int(month), int(day))
+        except ValueError:
+            continue
+        if first <= named <= today:
+            return named
+    zone = ZoneInfo(timezone_name)
+    written = datetime.fromtimestamp(file.modified_ns / 1e9, zone).date()
+    return written if first <= written <= today else today
+
+
+@dataclass
+class _Found:
+    files: dict[str, FoundFile] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    not_read: list[str] = field(default_factory=list)
+
+    def scan(self, root: str, below: str = "") -> None:
+        """Look at a folder of this machine."""
+        try:
+            entries = os.scandir(os.path.join(root, below))  # noqa: PTH118  # it is what is fast
+        except OSError as error:
+            self._note(below, "listed", error)
+            return
+        with entries:
+            for entry in entries:
+                path = f"{below}/{entry.name}" if below else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():
+                    self.left_alone[path] = LINK
+                elif entry.is_dir():
+                    self.scan(root, path)
+                elif is_event_file(path):
+                    self._look(path, entry)
+                else:
+                    self.not_read.append(path)
+
+    def _look(self, path: str, entry: "os.DirEntry[str]") -> None:
+        try:
+            found = entry.stat()
+        except OSError as error:
+            self._note(path, "looked at", error)
+            return
+        if entry.is_file():
+            self.files[path] = FoundFile(path, found.st_size, found.st_mtime_ns)
+        else:
+            self.left_alone[path] = NOT_ORDINARY
+
+    def _note(self, path: str, what: str, error: OSError) -> None:
+        # Else it is not there yet, or gone in this moment.
+        if not isinstance(error, FileNotFoundError):
+            self.left_alone[path] = f"cannot be {what}: {error.strerror}"
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def is_event_file(path: str) -> bool:
+    """Whether a path in the folder names an event file; hidden ones are none."""
+    return path.lower().endswith(ENDINGS) and not _is_hidden(path)
+
+
+def is_packed(path: str) -> bool:
+    """Whether a path names a compressed file."""
+    return path.lower().endswith(PACKED)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def _remote_file(path: str, info: dict[str, Any]) -> FoundFile:
+    modified = info.get("LastModified") or info.get("last_modified") or info.get("mtime") or 0
+    if isinstance(modified, datetime):
+        modified = modified.astimezone(timezone.utc).timestamp()
+    return FoundFile(path, int(info["size"]), int(float(modified) * 1e9))

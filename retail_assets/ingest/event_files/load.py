@@ -1,0 +1,587 @@
+"""Event files into the event tables, exactly once: only what the ledger does not have yet.
+
+Which files are new, and from where on, is decided by the ledger `event_files`: path, size and hash
+of what was taken in. Lines go in by portions, each in one transaction with its ledger entries. Who
+finds there that another process has taken a file further in the meantime leaves it alone. Of a
+transaction that fails the file at fault is found by halving, and its lines at fault likewise, so
+that they stop no others.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+import duckdb
+
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.event_files.content_hash import CHUNK_BYTES
+from retail_assets.ingest.event_files.folder import EventFolder, FoundFile, landing_day
+from retail_assets.ingest.event_files.plan import COPY, Plan, Taken, Waiting, content_of, state_of
+from retail_assets.ingest.event_files.reader import (
+    OPEN,
+    PORTION_BYTES,
+    Portion,
+    Progress,
+    plain_hash,
+    read_new,
+)
+from retail_assets.ingest.events.batch import EventBatch, Settled
+from retail_assets.ingest.events.lines import to_arrow
+from retail_assets.ingest.ledgers import event_files as event_ledger
+from retail_assets.ingest.ledgers.event_files import FILE, Entry, Key, LakeState, apply_deltas
+from retail_assets.ingest.messages.faults import lines_at_fault
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.failures import is_of_the_data, is_of_the_size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from retail_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""How often a file that cannot be read, or fails its transaction, is tried as it is."""
+
+AGAIN_SECONDS = 3600
+"""After these attempts it is tried so often: a disk or a network may be mended by then."""
+
+NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
+"""Met by a transaction, these say that the lake cannot be written to, or not now."""
+
+CHUNK_LINES = 20_480
+"""How many lines a core judges at a time."""
+
+LINE_BYTES = 100
+"""What a line takes in memory beside its bytes, about."""
+
+SHOWN = 5
+"""How many of the files that are not read are named."""
+
+PORTION_FILES = 5_000
+"""How many files are taken in together at most."""
+
+
+@dataclass
+class Ingested:
+    """What came of event files: by path; which failed, and why."""
+
+    files: dict[str, Taken] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    new_fields: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, later: "Ingested") -> None:
+        """Add what came of the same or other files later."""
+        for path, one in later.files.items():
+            before = self.files.get(path)
+            self.files[path] = one if before is None else before.plus(one)
+        self.failed |= later.failed
+        self.new_fields += later.new_fields
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The files that have something new, those of the newest days first.
+
+    And those that are `unsettled`: somebody may still be writing to them; those that are left
+    alone, with the reason; those whose ending is none of event files; and what the lake has of all
+    files.
+    """
+
+    files: dict[str, FoundFile]
+    unsettled: tuple[str, ...]
+    left_alone: dict[str, str]
+    not_read: tuple[str, ...] = ()
+    lake: LakeState = field(default_factory=LakeState, compare=False)
+
+    def names_not_read(self) -> str:
+        """The first of the files that are not read."""
+        more = ", …" if len(self.not_read) > SHOWN else ""
+        return ", ".join(self.not_read[:SHOWN]) + more
+
+    def about_not_read(self) -> str:
+        """A sentence about the files that are not read; empty if there are none."""
+        if not self.not_read:
+            return ""
+        return (
+            f"{len(self.not_read)} files are not read, since their names do not end in .jsonl,"
+            f" .ndjson or .json (or these with .gz or .zst): {self.names_not_read()}"
+        )
+
+
+def event_folder(settings: "Settings") -> EventFolder:
+    """The folder or bucket of the settings."""
+    return EventFolder(settings.events_location)
+
+
+def pending_event_files(
+    settings: "Settings", connection: duckdb.DuckDBPyConnection | None = None
+) -> Pending:
+    """Compare what lies in the folder with the ledger, by name, size and time alone.
+
+    Args:
+        settings: where the files and the lake lie.
+        connection: a connection to the lake; by default one is opened for this.
+
+    Raises:
+        RetailAssetsError: if a bucket cannot be reached.
+    """
+    listing = event_folder(settings).list()
+    left_alone = dict(listing.left_alone)
+    lake = LakeState.of_settings(settings) if connection is None else LakeState.read(connection)
+    now = time.time_ns()
+    files: dict[str, FoundFile] = {}
+    unsettled: list[str] = []
+    for path, file in listing.files.items():
+        state = lake.taken.get(path)
+        seen = state is not None and state[:2] == (file.size_bytes, file.modified_ns)
+        seen_ns = state[5] if state is not None and seen else None
+        still = file.is_still(now, settings.event_settle_seconds, seen_ns)
+        if state is not None and seen:
+            new = state[4] == OPEN and still
+            if state[4] == OPEN and not still:
+                unsettled.append(path)
+        else:
+            # One of the future is entered in the ledger, which then tells how long it is still.
+            new = still or not file.packed or file.modified_ns > now
+            if not new:
+                unsettled.append(path)
+        if not new:
+            continue
+        fault = lake.failed.get(path)
+        if (
+            fault is not None
+            and fault[:2] == (file.size_bytes, file.modified_ns)
+            and fault[3] >= MAX_ATTEMPTS
+            and now - fault[4] < AGAIN_SECONDS * 10**9
+        ):
+            left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
+        else:
+            files[path] = file
+    return Pending(
+        _newest_first(settings, files), tuple(unsettled), left_alone, listing.not_read, lake
+    )
+
+
+def _newest_first(settings: "Settings", files: Mapping[str, FoundFile]) -> dict[str, FoundFile]:
+    """Files by landing day, the newest before a backlog; those of a day by name."""
+    today = datetime.now(ZoneInfo(settings.timezone)).date()
+
+    def key(path: str) -> tuple[int, str]:
+        day = landing_day(files[path], settings.timezone, settings.start_date, today)
+        return -day.toordinal(), path
+
+    return {path: files[path] for path in sorted(files, key=key)}
+
+
+def ingest(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    settings: "Settings",
+    paths: Iterable[str],
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+    unknown: Collection[str] = (),
+    forget_gone: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> Ingested:
+    """Take in what is new of some event files; a bad file fails alone, by name.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        settings: where the files lie, and the days that there are.
+        paths: the files, relative to the events folder.
+        progress: called with the number of files done.
+        unknown: files that the ledger will not have: it is not asked before they are read. Of one
+            that it has all the same, nothing is taken in.
+        forget_gone: also forget failures of files that are not there any more: nobody can mend
+            them.
+        stop: asked after each portion whether to leave what is left for another time.
+
+    Returns:
+        What came of each file. Problems of files are in the ledger as well.
+
+    Raises:
+        Exception: whatever says that the lake cannot be written to; no file is blamed for it.
+    """
+    intake = _Intake(lake, connection, settings, progress, stop)
+    found = intake.run(list(paths), unknown)
+    if forget_gone and not stop():
+        intake.forget_gone()
+    return found
+
+
+class _Intake:
+    """Reads files and prepares their lines while a thread takes in what was read before."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        connection: duckdb.DuckDBPyConnection,
+        settings: "Settings",
+        progress: Callable[[int], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._lake = lake
+        self._connection = connection
+        self._settings = settings
+        self._progress = progress
+        self._stop = stop
+        self._folder = event_folder(settings)
+        self._waiting: list[Waiting] = []
+        self._weight = 0
+        self._unreadable: dict[FoundFile, str] = {}
+        self._result = Ingested()
+        self._begun: dict[str, Key] = {}
+        self._transactions = 0
+        self._thread = ThreadPoolExecutor(1, "event_ingest")
+        self._taking: Future[None] | None = None
+        self._today = datetime.now(ZoneInfo(settings.timezone)).date()
+
+    def run(self, paths: Sequence[str], unknown: Collection[str]) -> Ingested:
+        with self._thread:
+            for first in range(0, len(paths), PORTION_FILES):
+                some = list(dict.fromkeys(paths[first : first + PORTION_FILES]))
+                self._wait()
+                asked = [path for path in some if path not in unknown]
+                known = event_ledger.entries(self._connection, asked)
+                for path in some:
+                    if not self._stop():
+                        self._read(path, known.get(path))
+                self._commit()
+                self._progress(min(first + PORTION_FILES, len(paths)))
+            self._wait()
+        if self._transactions > 1:
+            self._count_again()
+        return self._result
+
+    def _count_again(self) -> None:
+        """Count what the versions that began in this run have now.
+
+        Later transactions may have taken events from them, or made them copies or owners.
+        """
+        for path, entry in event_ledger.entries(self._connection, list(self._begun)).items():
+            taken = self._result.files.get(path)
+            if taken and entry.key == self._begun[path]:
+                outcome = "new" if taken.outcome == COPY else taken.outcome
+                self._result.files[path] = replace(
+                    taken,
+                    outcome=COPY if entry.copy_of else outcome,
+                    accepted=entry.accepted,
+                    dead_lettered=entry.dead_lettered,
+                )
+
+    def forget_gone(self) -> None:
+        failed = event_ledger.failed_paths(self._connection)
+        gone = [path for path in failed if not self._folder.has(path)]
+        if gone:
+            with self._lake.transaction(self._connection, "forget event files that are gone"):
+                event_ledger.note_failures(self._connection, {}, gone, gone)
+
+    def _wait(self) -> None:
+        """Wait for the thread, which has the connection to itself until then."""
+        taking, self._taking = self._taking, None
+        if taking is not None:
+            taking.result()
+
+    def _read(self, path: str, entry: Entry | None) -> None:
+        for file, portion in self._new(path, entry):
+            if path in self._result.failed:
+                # A portion before this one was at fault.
+                return
+            waiting = Waiting(file, entry, portion, self._day(file))
+            self._waiting.append(waiting)
+            self._weight += len(portion.data) + LINE_BYTES * portion.lines
+            if self._weight >= PORTION_BYTES or not portion.last:
+                self._commit()
+            if self._stop():
+                return
+            if not portion.last:
+                # The rest goes on from what the ledger will have then, or is left out.
+                entry = waiting.after()
+
+    def _new(self, path: str, entry: Entry | None) -> Iterator[tuple[FoundFile, Portion]]:
+        """What is new of a file. That it cannot be read is noted; other faults are not its own."""
+        file = FoundFile(path, 0, 0)
+        try:
+            file = self._folder.stat(path)
+            seen_ns = entry.seen_ns(file) if entry else None
+            for portion in read_new(
+                lambda: self._folder.open(path),
+                packed=file.packed,
+                known=entry.progress if entry and entry.retracted_us is None else Progress(),
+                still=file.is_still(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
+            ):
+                yield file, portion
+        except (OSError, RetailAssetsError) as error:
+            self._unreadable[file] = f"{path} cannot be read: {error}"
+
+    def _day(self, file: FoundFile) -> date:
+        settings = self._settings
+        return landing_day(file, settings.timezone, settings.start_date, self._today)
+
+    def _commit(self) -> None:
+        waiting, self._waiting, self._weight = self._waiting, [], 0
+        unreadable, self._unreadable = self._unreadable, {}
+        if not waiting and not unreadable:
+            return
+        staged = _arrow(waiting)
+        self._wait()
+        self._taking = self._thread.submit(self._take, waiting, staged, unreadable)
+
+    def _take(
+        self,
+        waiting: Sequence[Waiting],
+        staged: "tuple[pa.Table, pa.Table] | None",
+        unreadable: Mapping[FoundFile, str],
+    ) -> None:
+        try:
+            self._transact(self._connection, waiting, staged, unreadable)
+        except NO_FILES_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
+            logger.warning("Event files could not be taken in, they are tried by parts: %s", error)
+            self._take_parts(waiting, unreadable)
+
+    def _take_parts(self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]) -> None:
+        """Take in what failed, then its halves, and of these the halves.
+
+        A file that fails alone is taken in without its lines at fault, or is at fault itself.
+        Unless the disk, the network or the catalog is: such an error is raised once the others had
+        their turn, and the file is tried again.
+        """
+        failed = dict(unreadable)
+        of_the_lake: Exception | None = None
+        parts = [waiting] if waiting else []
+        while parts:
+            part = parts.pop(0)
+            try:
+                parts[:0] = self._take_part(part, failed)
+            except NO_FILES_FAULT:
+                raise
+            except Exception as error:  # noqa: BLE001  # as above
+                of_the_lake = error
+        if failed:
+            with self._lake.connect() as connection:
+                self._transact(connection, [], None, failed)
+        if of_the_lake:
+            raise of_the_lake
+
+    def _take_part(
+        self, part: Sequence[Waiting], failed: dict[FoundFile, str]
+    ) -> list[Sequence[Waiting]]:
+        """Take a part in; returns what to try in place of one that failed.
+
+        Raises:
+            Exception: if it is no file's fault.
+        """
+        try:
+            # After a failure nothing is known of a connection.
+            with self._lake.connect() as connection:
+                self._transact(connection, part, _arrow(part), {})
+        except NO_FILES_FAULT:
+            raise
+        except Exception as error:
+            middle = len(part) // 2
+            if middle:
+                return [part[:middle], part[middle:]]
+            if not (is_of_the_data(error) or is_of_the_size(error)):
+                raise
+            [item] = part
+            staged = None if item.refused else _arrow(part)
+            refused = lines_at_fault(self._lake, *staged) if staged else {}
+            if refused:
+                return [[replace(item, refused=refused)]]
+            failed[item.file] = f"{item.path} cannot be taken in: {error}"
+        return []
+
+    def _transact(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        waiting: Sequence[Waiting],
+        staged: "tuple[pa.Table, pa.Table] | None",
+        unreadable: Mapping[FoundFile, str],
+    ) -> None:
+        with (
+            EventBatch(connection) as batch,
+            batch.transaction(self._lake, "ingest event files", staged),
+        ):
+            taken, new_fields = self._settle(connection, batch, waiting, unreadable)
+        self._transactions += 1
+        self._begun |= {
+            item.path: item.key for item in waiting if item.entry is None or item.restarted
+        }
+        for one in taken:
+            if one.notice:
+                logger.warning("%s.", one.notice)
+            before = self._result.files.get(one.path)
+            self._result.files[one.path] = one if before is None else before.plus(one)
+        self._result.failed |= {file.path: text for file, text in unreadable.items()}
+        self._result.new_fields += new_fields
+
+    def _settle(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        batch: EventBatch,
+        waiting: Sequence[Waiting],
+        unreadable: Mapping[FoundFile, str],
+    ) -> tuple[list[Taken], Sequence[tuple[str, str]]]:
+        """In the transaction: the rows, and the ledger that says where they came from.
+
+        Returns:
+            What came of each file, and the fields that are new.
+        """
+        paths = [item.path for item in waiting]
+        self._renew_hashes(connection, waiting)
+        replacing = self._settings.changed_event_files == "replace"
+        found = _related(connection, waiting, replacing=replacing)
+        known = {entry.path: entry for entry in found if entry.superseded_us is None}
+        overtaken = [
+            item.path for item in waiting if state_of(known.get(item.path)) != state_of(item.entry)
+        ]
+        # What a file counts may have changed since, though it was taken no further.
+        current = [
+            replace(item, entry=known.get(item.path))
+            for item in waiting
+            if item.path not in overtaken
+        ]
+        batch.leave_out(FILE, overtaken)
+        settled, taken = apply(connection, batch, Plan(current, found, replace_changed=replacing))
+        failed = event_ledger.failed_paths(connection)
+        # Of a file that was at fault in this run a later portion may have been read already.
+        readable = [path for path in paths if path not in self._result.failed]
+        event_ledger.note_failures(connection, unreadable, readable, failed)
+        return taken, settled.new_fields
+
+    def _renew_hashes(
+        self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting]
+    ) -> None:
+        """Enter the hash of today for contents that the ledger knows by one of an earlier release.
+
+        Otherwise a large file would be no copy of one that was ingested then.
+        """
+        large: dict[int, list[Waiting]] = {}
+        for item in waiting:
+            size = item.portion.progress.bytes_taken
+            if item.content and size > CHUNK_BYTES and (item.entry is None or item.restarted):
+                large.setdefault(size, []).append(item)
+        if not large:
+            return
+        for size, known in event_ledger.hashes_without_checkpoint(connection, large).items():
+            for item in large[size]:
+                if item.content and item.content not in known:
+                    with suppress(OSError, RetailAssetsError):
+                        before = plain_hash(
+                            partial(self._folder.open, item.path),
+                            packed=item.file.packed,
+                            size=size,
+                        )
+                        if before in known:
+                            event_ledger.enter_hash(connection, before, item.content)
+
+
+def _related(
+    connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting], *, replacing: bool
+) -> list[Entry]:
+    """What the ledger has of some files, and of all whose owner they may change."""
+    paths = [item.path for item in waiting]
+    contents = {item.content for item in waiting}
+    left = {
+        content_of(item.entry)
+        for item in waiting
+        if item.entry and (replacing or item.portion.resumed or not item.restarted)
+    }
+    found = event_ledger.related(connection, paths, contents=contents, left=left)
+    owners = {content_of(entry): entry for entry in found if entry.copy_of is None}
+    taken_over = {
+        item.content
+        for item in waiting
+        if item.content in owners and item.after().received_us < owners[item.content].received_us
+    } - left
+    if taken_over:
+        found = event_ledger.related(connection, paths, contents=contents, left=left | taken_over)
+    return found
+
+
+def apply(
+    connection: duckdb.DuckDBPyConnection, batch: EventBatch, plan: Plan
+) -> tuple[Settled, list[Taken]]:
+    """In the transaction, do what is planned: the rows, and the ledger that says whence they came.
+
+    Returns:
+        What was changed, and what came of each file of the transaction.
+    """
+    plan.move_rows(batch)
+    settled = batch.settle()
+    changes = {
+        (delta.source_name, delta.version): delta
+        for delta in settled.deltas
+        if delta.source == FILE and plan.has((delta.source_name, delta.version))
+    }
+    written = plan.entries(changes)
+    replaced = plan.known & {entry.key for entry in written}
+    event_ledger.write(connection, written, replaced=replaced)
+    apply_deltas(
+        connection,
+        [
+            delta
+            for delta in settled.deltas
+            if delta.source != FILE or (delta.source_name, delta.version) not in changes
+        ],
+    )
+    return settled, plan.taken(changes)
+
+
+def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
+    """All portions end to end, so that a thousand small files are as fast as a large one.
+
+    Returns:
+        Lines and sources as `EventBatch.add` takes them; None if there are no lines.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    counts = [item.portion.lines for item in waiting]
+    if not sum(counts):
+        return None
+    cut: list[int] = []
+    refused: dict[int, str] = {}
+    first = 0
+    for item in waiting:
+        cut += [first + number for number in item.portion.cut]
+        refused |= {first + number: defect for number, defect in item.refused.items()}
+        first += item.portion.lines
+    lines = to_arrow(b"".join(item.portion.data for item in waiting), cut)
+    if refused:
+        defects = lines["defect"].to_pylist()
+        for line, defect in refused.items():
+            defects[line] = defect
+        lines = lines.set_column(1, "defect", pa.array(defects, pa.string()))
+    firsts = [item.portion.progress.lines - item.portion.lines + 1 for item in waiting]
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    numbers = np.arange(sum(counts), dtype=np.int64) - starts + np.repeat(firsts, counts)
+    lines = lines.append_column("position", pa.array(numbers))
+    written = np.array([item.file.modified_ns // 1000 for item in waiting], np.int64)
+    lines = lines.append_column("received_us", pa.array(np.repeat(written, counts)))
+    lines = lines.append_column(
+        "source_no", pa.array(np.repeat(np.arange(len(waiting), dtype=np.int32), counts))
+    )
+    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=CHUNK_LINES))
+    sources = pa.table(
+        {
+            "source_no": pa.array(range(len(waiting)), pa.int32()),
+            "received_date": pa.array([item.received_date for item in waiting], pa.date32()),
+            "source": pa.array([FILE] * len(waiting), pa.string()),
+            "source_name": pa.array([item.path for item in waiting], pa.string()),
+            "version": pa.array([item.key[1] for item in waiting], pa.int64()),
+        }
+    )
+    return lines, sources

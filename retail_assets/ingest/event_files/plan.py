@@ -1,0 +1,306 @@
+"""What a transaction does with the rows of event files, and with their ledger entries.
+
+Files with the same content count once, under the one that was received first; the others are copies
+of it, however each came to its content. When the owner changes or is retracted, a copy inherits the
+rows. A file that got shorter or starts differently has a further version: the events of the version
+before stay, or are retracted.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import TYPE_CHECKING
+
+from retail_assets.ingest.event_files.folder import FoundFile
+from retail_assets.ingest.event_files.reader import Portion, Progress
+from retail_assets.ingest.ledgers.event_files import FILE, Entry, Key
+
+if TYPE_CHECKING:
+    from retail_assets.ingest.events.batch import Delta, EventBatch
+
+COPY = "copy"
+"""The outcome of a file whose content is there under another name."""
+
+CHANGED, REPLACED = "changed", "replaced"
+"""The outcome of a file that got shorter or starts differently: the events of the version before
+stay, or are retracted."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of one file.
+
+    `outcome` is `new`, `grown`, `changed`, `replaced`, `copy` or `unchanged`; the counts are of the
+    lines that were ingested now. Of a file that is `changed` or `replaced`, `events_before` and
+    `dead_letters_before` are those of the version before, which stay or were retracted; none of a
+    file whose last line went on, since it has them still.
+    """
+
+    path: str
+    outcome: str
+    lines: int
+    accepted: int
+    dead_lettered: int
+    events_before: int = 0
+    dead_letters_before: int = 0
+
+    @property
+    def duplicate(self) -> int:
+        """Lines whose event is there from elsewhere."""
+        return self.lines - self.accepted - self.dead_lettered
+
+    @property
+    def notice(self) -> str | None:
+        """Say what happened to the version before of a file that changed."""
+        if not (self.events_before or self.dead_letters_before):
+            return None
+        before = (
+            f"{self.path} got shorter or starts differently:"
+            f" {self.events_before} events and {self.dead_letters_before} dead letters of the"
+            " version before"
+        )
+        if self.outcome == REPLACED:
+            return f"{before} were taken back (RETAIL_CHANGED_EVENT_FILES=replace)"
+        return f"{before} stay; `retail-assets events retract` takes them back"
+
+    def plus(self, later: "Taken") -> "Taken":
+        """This and a later portion of the same file."""
+        if later.outcome == COPY:
+            return replace(later, lines=self.lines + later.lines)
+        return replace(
+            self,
+            outcome=REPLACED if later.outcome == REPLACED else self.outcome,
+            events_before=self.events_before + later.events_before,
+            dead_letters_before=self.dead_letters_before + later.dead_letters_before,
+            lines=self.lines + later.lines,
+            accepted=self.accepted + later.accepted,
+            dead_lettered=self.dead_lettered + later.dead_lettered,
+        )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A portion that was read and waits for its transaction; `entry` is what it goes on from.
+
+    `refused` are lines (from 0) that fail every transaction, each with its defect.
+    """
+
+    file: FoundFile
+    entry: Entry | None
+    portion: Portion
+    received_date: date
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The file, relative to the events folder."""
+        return self.file.path
+
+    @property
+    def key(self) -> Key:
+        """The version that the portion belongs to."""
+        if self.entry is None:
+            return self.path, 1
+        return self.path, self.entry.version + self.restarted
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the portion begins a further version of a file that the ledger has."""
+        return self.entry is not None and (
+            self.portion.restarted or self.entry.retracted_us is not None
+        )
+
+    @property
+    def content(self) -> str | None:
+        """The hash of the file's content, once all of it was read and it has lines."""
+        progress = self.portion.progress
+        return progress.content_hash if self.portion.last and progress.lines else None
+
+    @property
+    def content_before(self) -> str | None:
+        """The hash of the lines that the ledger has of the version, if it has any."""
+        return None if self.entry is None or self.restarted else content_of(self.entry)
+
+    def after(self) -> Entry:
+        """The ledger's entry once the portion is in; what is counted now aside."""
+        old, file, progress = self.entry, self.file, self.portion.progress
+        if old is not None and not self.restarted:
+            return replace(
+                old,
+                size_bytes=file.size_bytes,
+                modified_ns=file.modified_ns,
+                progress=progress,
+                received_us=old.received_us if old.progress.lines else file.modified_ns // 1000,
+            )
+        return Entry(
+            path=self.path,
+            version=self.key[1],
+            received_date=self.received_date,
+            size_bytes=file.size_bytes,
+            modified_ns=file.modified_ns,
+            progress=progress,
+            accepted=0,
+            dead_lettered=0,
+            copy_of=None,
+            received_us=file.modified_ns // 1000,
+        )
+
+
+def content_of(entry: Entry) -> str | None:
+    """The hash of the lines of an entry, if it has any."""
+    return entry.progress.content_hash if entry.progress.lines else None
+
+
+def state_of(entry: Entry | None) -> tuple[int, Progress, bool] | None:
+    """How far the ledger is with a file: another process may have gone on meanwhile."""
+    if entry is None:
+        return None
+    return entry.version, entry.progress, entry.retracted_us is not None
+
+
+class Plan:
+    """What happens to each version of the files concerned; none of it is done here.
+
+    Args:
+        waiting: the portions of the transaction.
+        related: what the ledger has of their files and of the same contents; see
+            `event_ledger.related`.
+        retracted: further versions, of `related`, whose events are to be taken back.
+        replace_changed: whether the events of the version before of a changed file are taken back.
+    """
+
+    def __init__(
+        self,
+        waiting: Sequence[Waiting],
+        related: Sequence[Entry],
+        *,
+        retracted: Iterable[Entry] = (),
+        replace_changed: bool = False,
+    ) -> None:
+        self._waiting = {item.key: item for item in waiting}
+        self._before = {entry.key: entry for entry in related}
+        self.retracted = {entry.key: entry for entry in retracted}
+        self.displaced: list[Entry] = []
+        self.heirs: list[tuple[Entry, Entry]] = []
+        now = time.time_ns() // 1000
+        self._after = dict(self._before)
+        for key, item in self._waiting.items():
+            self._after[key] = item.after()
+            old = item.entry
+            if item.restarted and old is not None:
+                self._after[old.key] = replace(old, superseded_us=now)
+                # A line that went on is there whole now, and so are all before it.
+                goes = replace_changed or item.portion.resumed
+                if goes and old.retracted_us is None:
+                    self.retracted[old.key] = old
+        for key in self.retracted:
+            self._after[key] = replace(self._after[key], retracted_us=now)
+        self._share()
+        self._move()
+
+    def _share(self) -> None:
+        """Decide who owns each content that comes or goes, and who is a copy of it."""
+        shared: dict[str | None, list[Entry]] = {
+            content: []
+            for content in (
+                *(item.content for item in self._waiting.values()),
+                *(item.content_before for item in self._waiting.values()),
+                *map(content_of, self.retracted.values()),
+            )
+            if content is not None
+        }
+        for key, entry in self._after.items():
+            item = self._waiting.get(key)
+            content = item.content if item else content_of(entry)
+            if entry.retracted_us is None and content in shared:
+                shared[content].append(entry)
+            elif item:
+                self._after[key] = replace(entry, copy_of=None)
+        for content, entries in shared.items():
+            owner = min(
+                entries,
+                default=None,
+                # A log that was renamed is as old as it was: its rows stay where they are.
+                key=lambda entry: (entry.received_us, not self._owns(entry, content), *entry.key),
+            )
+            for entry in entries:
+                self._after[entry.key] = (
+                    replace(entry, copy_of=None)
+                    if owner is None or entry.key == owner.key
+                    else replace(entry, copy_of=owner.path, accepted=0, dead_lettered=0)
+                )
+
+    def _owns(self, entry: Entry, content: str | None) -> bool:
+        """Whether a file has had the rows of a content before."""
+        before = self._before.get(entry.key)
+        return before is not None and before.copy_of is None and content_of(before) == content
+
+    def _move(self) -> None:
+        """Find whose rows have to go, and who inherits rows of whom."""
+        owners = {
+            content_of(entry): entry
+            for entry in self._before.values()
+            if entry.copy_of is None and entry.retracted_us is None
+        }
+        for key, before in self._before.items():
+            after = self._after[key]
+            if before.copy_of is None and after.copy_of is not None:
+                self.displaced.append(before)
+            elif before.copy_of is not None and after.copy_of is None and key not in self.retracted:
+                self.heirs.append((owners[content_of(before)], before))
+
+    @property
+    def copies(self) -> list[str]:
+        """The files of the transaction whose lines are there under another name."""
+        return [key[0] for key in self._waiting if self._after[key].copy_of is not None]
+
+    def move_rows(self, batch: "EventBatch") -> None:
+        """In the transaction, move the rows of versions that the transaction has no lines of."""
+        batch.leave_out(FILE, self.copies)
+        for owner, heir in self.heirs:
+            batch.inherit(FILE, owner.key, heir.key, heir.received_date, heir.received_us)
+        batch.retract(FILE, [entry.key for entry in self.retracted.values()])
+        batch.displace(FILE, [entry.key for entry in self.displaced])
+
+    def entries(self, changes: Mapping[Key, "Delta"]) -> list[Entry]:
+        """The ledger's entries that are to be written, with what was counted."""
+        return [
+            entry.counting(changes.get(key))
+            for key, entry in self._after.items()
+            if key in self._waiting or key in changes or entry != self._before.get(key)
+        ]
+
+    def has(self, key: Key) -> bool:
+        """Whether the plan knows a version."""
+        return key in self._after
+
+    @property
+    def known(self) -> set[Key]:
+        """The versions that the ledger had before."""
+        return set(self._before)
+
+    def taken(self, changes: Mapping[Key, "Delta"]) -> list[Taken]:
+        """What came of each file of the transaction."""
+        return [self._taken(item, changes.get(key)) for key, item in self._waiting.items()]
+
+    def _taken(self, item: Waiting, delta: "Delta | None") -> Taken:
+        old, lines = item.entry, item.portion.lines
+        accepted, dead_lettered = (delta.taken, delta.taken_dead) if delta else (0, 0)
+        is_copy = self._after[item.key].copy_of is not None
+        if any(heir.key == item.key for _, heir in self.heirs):
+            # A copy no more: what it has of the other's lines counts from now on as its own.
+            lines = item.portion.progress.lines
+            return Taken(item.path, "grown", lines, accepted, dead_lettered)
+        if old is not None and item.restarted:
+            none = item.portion.resumed or old.retracted_us is not None
+            counts = (0, 0) if none else (old.accepted, old.dead_lettered)
+            outcome = REPLACED if old.key in self.retracted else CHANGED
+            return Taken(item.path, outcome, lines, accepted, dead_lettered, *counts)
+        if is_copy and (lines or any(entry.key == item.key for entry in self.displaced)):
+            outcome = COPY
+        elif old is None:
+            outcome = "new"
+        else:
+            outcome = "grown" if lines else "unchanged"
+        return Taken(item.path, outcome, lines, accepted, dead_lettered)

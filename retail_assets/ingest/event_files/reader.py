@@ -1,0 +1,448 @@
+"""The new lines of an event file: those after what the ledger says was ingested, in portions.
+
+How a file came to be as it is does not matter: it grew, it is the same, or it is another, which the
+hash of what was ingested tells. Of a plain file that grew only its first bytes and the last ones
+before are read again; of all others, and where nothing was added, all of it.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import IO
+
+import numpy as np
+
+from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.event_files import content_hash, json_documents
+from retail_assets.ingest.event_files import decoding as event_content
+from retail_assets.ingest.event_files.content_hash import ContentHash
+from retail_assets.ingest.event_files.decoding import Content
+from retail_assets.ingest.event_files.json_documents import (
+    DocumentSplitter,
+    are_documents,
+    is_array_of_values,
+)
+from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, MAX_LINE_BYTES
+from retail_assets.ingest.messages.bodies import event_places
+
+BLOCK_BYTES = 4 << 20
+PORTION_BYTES = 64 << 20
+PORTION_LINES = 200_000
+"""What is ingested of a file at once, and committed: more would be held in memory. Short lines take
+many times their bytes there."""
+
+LARGE_BYTES = 1 << 20
+"""If more than that has to be read again, what is new waits until nobody writes to the file."""
+
+_AROUND = len(BOM) + len(b"\r")
+"""What may belong to a line's bytes and is none of it."""
+
+DOCUMENTS, VALUES = "documents", "values"
+
+# Several times faster than `in`.
+_array_line = re.compile(rb"\n\[").search
+_end_to_end = re.compile(rb"\}\{").search
+
+WHOLE, OPEN, TAKEN = "whole", "open", "taken"
+"""The last line: ended by a newline; without one, and left; without one, and taken in."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a file was ingested: bytes of its content (unpacked), their hash, lines.
+
+    `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes, or
+    `DOCUMENTS`, if it was split into elements, or `VALUES`, if arrays were elements.
+    """
+
+    bytes_taken: int = 0
+    content_hash: str = hashlib.sha256().hexdigest()
+    lines: int = 0
+    last_line: str = WHOLE
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some whole lines of a file.
+
+    `cut` are the lines (from 0) of which only the beginning is there, because they are too long.
+    `restarted`: the content before is not what the ledger has; `progress` is where this ends, and
+    `last` says that nothing more is there now. `resumed`: it was restarted only because a last line
+    that was taken without its newline went on.
+    """
+
+    data: bytes
+    cut: tuple[int, ...]
+    lines: int
+    restarted: bool
+    progress: Progress
+    last: bool
+    resumed: bool = False
+
+
+def read_new(
+    open_file: Callable[[], IO[bytes]], *, packed: bool, known: Progress, still: bool
+) -> Iterator[Portion]:
+    """Read what is new of a file.
+
+    The elements of a file of JSON documents (`json_documents`) count as its lines.
+
+    Args:
+        open_file: opens its bytes; called more than once.
+        packed: whether its name says that it is compressed.
+        known: how far it was ingested before.
+        still: whether nobody writes to it any more, so that a last line without newline is whole.
+
+    Returns:
+        At least one portion; the last may have no lines. Of a file that cannot be read yet, because
+        somebody may be writing to it, there is one without lines whose last line is open.
+
+    Raises:
+        RetailAssetsError: if it is a compressed file that breaks off or is damaged, or of a kind
+            that is not read; nothing is yielded. If it is a JSON document that breaks off; what
+            comes before is yielded.
+        OSError: if it cannot be read.
+    """
+
+    def opened() -> AbstractContextManager[Content | None]:
+        return event_content.opened(open_file, packed=packed, still=still)
+
+    if known.checkpoint and known.checkpoint not in (DOCUMENTS, VALUES):
+        with opened() as content:
+            digest = _same_ends(content, known, known.checkpoint) if content else None
+            if content and digest:
+                yield from _following(content, "", digest, known, still=still)
+                return
+    restarted = resumed = False
+    if known.bytes_taken:
+        with opened() as content:
+            if content is None:
+                yield _left(known)
+                return
+            found, resumed = _continued(content, known, still=still)
+            if found is not None:
+                yield from found
+                return
+        restarted = True
+    with opened() as content:
+        kind = None if content is None else _kind(content, still=still)
+        if content is None or kind is None:
+            yield _left(known)
+        else:
+            yield from _following(
+                content,
+                kind,
+                ContentHash(),
+                Progress(),
+                still=still,
+                restarted=restarted,
+                resumed=resumed,
+            )
+
+
+def _following(
+    content: Content,
+    kind: str,
+    digest: ContentHash,
+    known: Progress,
+    *,
+    still: bool,
+    splitter: DocumentSplitter | None = None,
+    restarted: bool = False,
+    resumed: bool = False,
+) -> Iterator[Portion]:
+    """Read what follows on what the digest has."""
+    if not kind:
+        resumable = content.plain is not None
+        return _Reader(digest, known, still, restarted, resumed, resumable).read(content)
+    splitter = splitter or DocumentSplitter(whole_arrays=kind == VALUES)
+    return _DocumentReader(digest, known, still, restarted, resumed, splitter).read(content)
+
+
+def _kind(content: Content, *, still: bool) -> str | None:
+    """What a content is split into: `DOCUMENTS`, `VALUES` or lines (empty); None: not clear yet."""
+    for is_it, kind in ((are_documents, DOCUMENTS), (is_array_of_values, VALUES)):
+        found = is_it(content.peek, still=still)
+        if found is None or found:
+            return found and kind
+    return ""
+
+
+def _left(known: Progress) -> Portion:
+    """Nothing is read now: the file is looked at again once nobody writes to it."""
+    if known.last_line == TAKEN:
+        return _no_lines(Progress(last_line=OPEN), restarted=True)
+    return _no_lines(replace(known, last_line=OPEN))
+
+
+def _no_lines(progress: Progress, *, restarted: bool = False) -> Portion:
+    return Portion(b"", (), 0, restarted, progress, last=True)
+
+
+def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHash | None:
+    """Compare the first chunk and the last ones of what was ingested before.
+
+    Returns:
+        The hash of all of it; None if the content is another, or has nothing more.
+    """
+    digest = ContentHash.resume(checkpoint)
+    if content.plain is None or not digest.begins_like(content.peek(content_hash.CHUNK_BYTES)):
+        return None
+    content.seek(digest.size)
+    while (left := known.bytes_taken - digest.size) and (block := content.read(left)):
+        digest.update(block)
+    if left or digest.hexdigest() != known.content_hash:
+        return None
+    # If nothing was added, why was it written to? And a line that was ingested without its newline
+    # may have gone on.
+    return digest if content.peek(1) and known.last_line != TAKEN else None
+
+
+def _continued(
+    content: Content, known: Progress, *, still: bool
+) -> tuple[Iterator[Portion] | None, bool]:
+    """What follows on what was ingested before, and whether the content begins with that.
+
+    None follows if the content before is another, or a last line that was ingested without its
+    newline has gone on.
+    """
+    kind = known.checkpoint if known.checkpoint in (DOCUMENTS, VALUES) else ""
+    now = kind or _kind(content, still=still)
+    reread = kind or content.plain is None
+    if now is None or (reread and not still and known.bytes_taken > LARGE_BYTES):
+        return iter([_left(known)]), True
+    splitter = DocumentSplitter(whole_arrays=kind == VALUES)
+    digest = None
+    if now == kind:
+        digest = _same_beginning(content, known, splitter if kind else None)
+    more = content.peek(1)
+    if digest is None or (more and known.last_line == TAKEN):
+        return None, digest is not None
+    if kind and known.last_line == TAKEN:
+        return iter([_no_lines(known)]), True
+    return _following(content, kind, digest, known, still=still, splitter=splitter), True
+
+
+def _same_beginning(
+    content: Content, known: Progress, splitter: DocumentSplitter | None
+) -> ContentHash | None:
+    """Read what was ingested before; its hash, ready to go on, or None if it is another."""
+    digest = ContentHash()
+    # Until there were checkpoints all hashes were such.
+    plain = hashlib.sha256() if known.bytes_taken > content_hash.CHUNK_BYTES else None
+    size = BLOCK_BYTES if splitter is None else json_documents.BLOCK_BYTES
+    left = known.bytes_taken
+    while left and (block := content.read(min(size, left))):
+        digest.update(block)
+        if plain and not known.checkpoint:
+            plain.update(block)
+        if splitter:
+            splitter.feed(block)
+        left -= len(block)
+    same = digest.hexdigest() == known.content_hash or (
+        plain is not None and plain.hexdigest() == known.content_hash
+    )
+    return digest if same and not left else None
+
+
+def plain_hash(open_file: Callable[[], IO[bytes]], *, packed: bool, size: int) -> str:
+    """The hash of the first bytes of a content as earlier releases made it, whatever its size.
+
+    Raises:
+        RetailAssetsError: if there is no such content any more.
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with event_content.opened(open_file, packed=packed, still=True) as content:
+        while content and size and (block := content.read(min(size, BLOCK_BYTES))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
+
+
+@dataclass
+class _Gatherer:
+    """Gathers lines into portions, from where the digest ends."""
+
+    digest: ContentHash
+    known: Progress
+    still: bool
+    restarted: bool = False
+    resumed: bool = False
+
+    def __post_init__(self) -> None:
+        self._before = self.known.lines
+        self._begin()
+
+    def _begin(self) -> None:
+        self._whole: list[bytes] = []
+        self._size = self._lines = 0
+        self._cut: list[int] = []
+
+    @property
+    def _checkpoint(self) -> str | None:
+        """Where to go on from later."""
+        return None
+
+    def _gather(self, data: bytes, lines: int) -> None:
+        self._whole.append(data)
+        self._size += len(data)
+        self._lines += lines
+
+    @property
+    def _is_full(self) -> bool:
+        return self._lines >= PORTION_LINES or self._size >= PORTION_BYTES
+
+    def _portion(self, last_line: str, *, last: bool) -> Portion:
+        self._before += self._lines
+        digest = self.digest
+        progress = Progress(
+            digest.size, digest.hexdigest(), self._before, last_line, self._checkpoint
+        )
+        portion = Portion(
+            b"".join(self._whole),
+            tuple(self._cut),
+            self._lines,
+            self.restarted,
+            progress,
+            last,
+            self.resumed,
+        )
+        self._begin()
+        self.restarted = self.resumed = False
+        return portion
+
+
+@dataclass
+class _Reader(_Gatherer):
+    """Reads lines; of a `resumable` content there are checkpoints."""
+
+    resumable: bool = False
+
+    @property
+    def _checkpoint(self) -> str | None:
+        return self.digest.checkpoint if self.resumable else None
+
+    def read(self, content: Content) -> Iterator[Portion]:
+        """Yield portions; what follows the last newline is kept back until its line ends."""
+        open_line = bytearray()
+        block = content.read(BLOCK_BYTES)
+        # Of a line that is too long only the beginning is kept, but all of it is hashed.
+        open_digest, open_bytes = self.digest.copy(), 0
+        while block:
+            start = 0
+            for end in self._ends(block):
+                whole = block[start:end]
+                open_digest.update(whole)
+                self._add(open_line, open_bytes, whole)
+                self.digest = open_digest
+                open_line, open_digest, open_bytes = bytearray(), open_digest.copy(), 0
+                start = end
+                if self._lines >= PORTION_LINES:
+                    # Whoever finds this in the ledger has to go on, even from between two lines.
+                    yield self._portion(OPEN, last=False)
+            rest = block[start:]
+            open_digest.update(rest)
+            open_bytes += len(rest)
+            if len(open_line) <= MAX_LINE_BYTES + _AROUND:
+                open_line += rest
+            if self._size >= PORTION_BYTES:
+                yield self._portion(OPEN, last=False)
+            block = content.read(BLOCK_BYTES)
+        # It stays so: if anything followed, the file would be read from its beginning.
+        last_line = TAKEN if self.known.last_line == TAKEN else WHOLE
+        if open_bytes:
+            last_line = OPEN
+            if self.still:
+                last_line = TAKEN
+                self._add(open_line, open_bytes, b"\n")
+                self.digest = open_digest
+        yield self._portion(last_line, last=True)
+
+    def _ends(self, block: bytes) -> list[int]:
+        """Where lines of a block end: all of them, or so many as the portion has room for."""
+        ends = []
+        room = PORTION_LINES - self._lines
+        if block.count(b"\n") > room:
+            newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            ends = (newlines[room - 1 : -1 : PORTION_LINES] + 1).tolist()
+        last = block.rfind(b"\n") + 1
+        return [*ends, last] if last else ends
+
+    def _add(self, open_line: bytearray, open_bytes: int, whole: bytes) -> None:
+        cut = b""
+        if open_bytes > MAX_LINE_BYTES + _AROUND:
+            # Only the first line of these is the open one; what is left of it is dropped.
+            self._cut.append(self._lines)
+            cut = bytes(open_line[: KEPT_BYTES + _AROUND]).removeprefix(BOM) + b"\n"
+            whole = whole[whole.index(b"\n") + 1 :]
+            open_line.clear()
+        data = bytes(open_line) + whole if open_line else whole
+        # Files that were put end to end may each begin with one. One byte is found much faster.
+        if BOM[:1] in data and BOM in data:
+            data = data.removeprefix(BOM).replace(b"\n" + BOM, b"\n")
+        if data.startswith(b"[") or _array_line(data) or _end_to_end(data):
+            data = b"\n".join(one for line in data.split(b"\n") for one in _events(line))
+        data = cut + data
+        self._gather(data, data.count(b"\n"))
+
+
+def _events(line: bytes) -> list[bytes]:
+    """The events of a line: if it is an array of objects, or objects end to end, each of them."""
+    if len(line) > MAX_LINE_BYTES or not (line.startswith(b"[") or b"}{" in line):
+        return [line]
+    try:
+        text = line.decode()
+        events = [text[start:end].encode() for start, end in event_places(text)]
+    except (ValueError, RecursionError, RetailAssetsError):
+        return [line]
+    return events if len(events) > 1 or (events and line.startswith(b"[")) else [line]
+
+
+@dataclass
+class _DocumentReader(_Gatherer):
+    """Reads the elements of JSON documents, from where the splitter is."""
+
+    splitter: DocumentSplitter = field(default_factory=DocumentSplitter)
+
+    @property
+    def _checkpoint(self) -> str:
+        return VALUES if self.splitter.whole_arrays else DOCUMENTS
+
+    def read(self, content: Content) -> Iterator[Portion]:
+        """Yield portions; an element that is not complete is kept back.
+
+        Raises:
+            RetailAssetsError: if nobody writes to it any more, and a bracket is not closed.
+        """
+        open_digest = self.digest.copy()
+        while block := content.read(json_documents.BLOCK_BYTES):
+            self._split(block)
+            complete = self.splitter.complete
+            if complete:
+                open_digest.update(memoryview(block)[:complete])
+                self.digest = open_digest.copy()
+            open_digest.update(memoryview(block)[complete:])
+            if self._is_full:
+                yield self._portion(OPEN, last=False)
+        last_line = OPEN if self.splitter.depth or self.splitter.rest else WHOLE
+        if self.still:
+            if self.splitter.depth:
+                if self._lines:
+                    yield self._portion(OPEN, last=False)
+                raise RetailAssetsError(
+                    f"its JSON breaks off after element {self._before}: put it there again"
+                )
+            lines = self._lines
+            self._split(b"\n")
+            self.digest = open_digest
+            last_line = TAKEN if self._lines > lines else WHOLE
+        yield self._portion(last_line, last=True)
+
+    def _split(self, block: bytes) -> None:
+        elements = self.splitter.feed(block)
+        self._cut += [self._lines + number for number in self.splitter.cut]
+        self._gather(b"\n".join([*elements, b""]), len(elements))

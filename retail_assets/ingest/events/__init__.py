@@ -1,0 +1,1 @@
+"""Event lines into the event tables, whatever their source."""

@@ -1,0 +1,1 @@
+"""Order exports and reference data: files into tables, day by day."""

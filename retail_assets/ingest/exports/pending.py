@@ -1,0 +1,83 @@
+"""Which files have yet to be ingested: what lies in the folders, compared with the ledger.
+
+Looks at names, sizes and times alone, so that a sensor's tick stays short; the ingest itself
+compares contents.
+"""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from retail_assets import business_days, tables
+from retail_assets.ingest.exports.reference import reference_path
+from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries
+from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class PendingFile:
+    """A file that the lake does not have as it is: size in bytes, modification time in ns."""
+
+    path: Path
+    size_bytes: int
+    modified_ns: int
+
+    @property
+    def content(self) -> str:
+        """What tells this state of the file from an earlier or a later one."""
+        return f"{self.path.name}:{self.size_bytes}:{self.modified_ns}"
+
+
+def pending_exports(settings: Settings) -> dict[date, PendingFile]:
+    """The exports of partitions that have landed or were replaced since they were ingested.
+
+    And those that other rules or settings would read differently now.
+    """
+    newest = business_days.last_complete_day(settings)
+    found: dict[date, PendingFile] = {}
+    if not settings.exports_dir.is_dir():
+        return found
+    with os.scandir(settings.exports_dir) as entries:
+        for entry in entries:
+            day = business_days.export_date(entry.name)
+            if day is None or not settings.start_date <= day <= newest or not entry.is_file():
+                continue
+            stat = entry.stat()
+            found[day] = PendingFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
+    known = _ledger(settings, found)
+    return {
+        day: file
+        for day, file in sorted(found.items())
+        if not _is_known(file, known.get(day), settings)
+    }
+
+
+def _is_known(file: PendingFile, entry: ExportEntry | None, settings: Settings) -> bool:
+    return (
+        entry is not None
+        and (entry.source_file, entry.size_bytes, entry.modified_ns)
+        == (file.path.name, file.size_bytes, file.modified_ns)
+        and entry.up_to_date(late_days=settings.late_days, timezone=settings.timezone)
+    )
+
+
+def _ledger(settings: Settings, days: Collection[date]) -> dict[date, ExportEntry]:
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            return export_entries(connection, days)
+    except NoLakeError:
+        return {}
+
+
+def reference_files(settings: Settings) -> dict[str, PendingFile]:
+    """The reference files that are there, by the name of their table."""
+    found = {}
+    for table in (tables.PRODUCTS, tables.CUSTOMERS):
+        path = reference_path(settings.reference_dir, table)
+        if path.is_file():
+            stat = path.stat()
+            found[table.name] = PendingFile(path, stat.st_size, stat.st_mtime_ns)
+    return found

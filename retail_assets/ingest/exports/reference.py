@@ -1,0 +1,185 @@
+"""Reference data into `products` and `customers`: a file replaces its table, all or nothing."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.engines.duckdb import BLANKS, MONEY
+from retail_assets.engines.timestamps import DAY
+from retail_assets.errors import AuditError, RetailAssetsError
+from retail_assets.ingest.exports.csv_file import CsvFile, RowFormat, check_complete, inspect
+from retail_assets.lake import day_ledger as ledger
+from retail_assets.lake.sql import literal
+from retail_assets.tables import Table
+from retail_assets.transforms import events
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOOKED_UP = {
+    tables.PRODUCTS: ("product_name", "product_category"),
+    tables.CUSTOMERS: ("customer_segment", "home_region"),
+}
+"""The attributes that completed orders take over: a change makes their days stale."""
+
+WRITTEN = {tables.MONEY: MONEY, "BIGINT": r"[+-]?\d{1,18}", "DATE": DAY}
+"""How values of a type are written: a cast alone would round, and take `infinity` for a date."""
+
+SHOWN_ROWS = 3
+
+
+def reference_path(reference_dir: Path, table: Table) -> Path:
+    """Where a reference table's file lies."""
+    return reference_dir / f"{table.name}.csv"
+
+
+def _locate(reference_dir: Path, table: Table) -> CsvFile:
+    path = reference_path(reference_dir, table)
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise RetailAssetsError(f"{path} does not exist: put the reference file there.") from error
+    except OSError as error:
+        raise RetailAssetsError(f"{path} cannot be read: {error.strerror}.") from error
+    forms = "|".join(WRITTEN[type_] for type_ in table.types.values() if type_ in WRITTEN)
+    # A row has a typed value, or a blank in its place.
+    rows = RowFormat(tuple(table.column_names), re.compile(rf"({forms})?\Z"))
+    return CsvFile(path, rows, stat.st_size, stat.st_mtime_ns)
+
+
+def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
+    """Read a reference file.
+
+    Returns:
+        The columns of the table; further columns of the file are left out. Whether keys are unique
+        and required values there is checked when it is published.
+
+    Raises:
+        RetailAssetsError: if the file is missing, lacks columns, has values of a wrong type, or if
+            a quote takes rows into its field; it names the rows.
+    """
+    file = inspect(_locate(reference_dir, table))
+    path = file.path
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in file.header)
+    text = {name: f"nullif(trim({name}, {BLANKS}), '')" for name in table.column_names}
+    with duckdb.connect() as connection:
+        try:
+            connection.execute(
+                "CREATE TEMP TABLE rows AS SELECT row_number() OVER () + 1 AS record, * FROM"
+                f" read_csv(?, auto_detect = false, columns = {{{columns}}}, header = true,"
+                " delim = ',', quote = '\"', escape = '\"')",
+                [str(path)],
+            )
+        except duckdb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RetailAssetsError(f"{path} cannot be read: {reason}") from error
+        check_complete(file, connection.table("rows").shape[0])
+        for column in table.columns:
+            if column.type == "VARCHAR":
+                continue
+            form = WRITTEN[column.type]
+            wrong = connection.execute(
+                f"SELECT record, {column.name} FROM rows WHERE {text[column.name]} IS NOT NULL"
+                f" AND (TRY_CAST({text[column.name]} AS {column.type}) IS NULL"
+                f" OR NOT regexp_full_match({text[column.name]}, ?))"
+                f" ORDER BY record LIMIT {SHOWN_ROWS}",
+                [form],
+            ).fetchall()
+            if wrong:
+                shown = ", ".join(f"record {record} has {value!r}" for record, value in wrong)
+                raise RetailAssetsError(
+                    f"{path}: {column.name} must be {column.type}, but {shown}."
+                    " Correct the file; the table stays as it was."
+                )
+        select = ", ".join(
+            f"CAST({text[name]} AS {type_}) AS {name}" for name, type_ in table.types.items()
+        )
+        return connection.sql(f"SELECT {select} FROM rows ORDER BY record").to_arrow_table()
+
+
+def before_swap(
+    table: Table, *, max_shrink: float
+) -> Callable[[duckdb.DuckDBPyConnection, str], None]:
+    """What is done before the staged rows of a reference file take the place of the old ones.
+
+    Args:
+        table: `products` or `customers`.
+        max_shrink: the share of its rows that may be gone, from 0 to 1; more raise an AuditError.
+    """
+
+    def prepare(connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+        _check_shrink(table, connection, staged, max_shrink)
+        restate(table, connection, staged)
+
+    return prepare
+
+
+def _check_shrink(
+    table: Table, connection: duckdb.DuckDBPyConnection, staged: str, max_shrink: float
+) -> None:
+    key = table.key[0]
+    had, gone = connection.execute(
+        f"SELECT count(*), count(*) FILTER ({key} NOT IN (SELECT {key} FROM {staged}))"
+        f" FROM lake.{table.name}"
+    ).fetchone() or (0, 0)
+    if gone > had * max_shrink:
+        raise AuditError(
+            f"{gone:,} of the {had:,} {table.name} in the lake are not in {table.name}.csv, more"
+            f" than RETAIL_REFERENCE_MAX_SHRINK={max_shrink} allows: the table stays as it was."
+            " Send the whole file; if this one is whole, run"
+            f" `retail-assets reference load {table.name} --allow-shrink`."
+        )
+
+
+def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+    """Let a change of reference data reach what was made with the old.
+
+    The days of the completed orders that it concerns are marked as changed, and the events that it
+    concerns are enriched again, so that the order of arrival makes no difference. Called in the
+    transaction that swaps the staged rows in, while the table has its old rows.
+    """
+    key, columns = table.key[0], ", ".join((*table.key, *LOOKED_UP[table]))
+    old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE changed_keys AS SELECT DISTINCT {key}"
+        f" FROM (({old} EXCEPT {new}) UNION ALL ({new} EXCEPT {old}))"
+    )
+    concerned = f"{key} IN (SELECT {key} FROM temp.main.changed_keys)"
+    found = connection.execute(
+        f"SELECT DISTINCT order_date FROM lake.completed_orders WHERE {concerned}"
+    ).fetchall()
+    ledger.mark_changed(connection, "orders", [day for (day,) in found])
+    _enrich_again(table, connection, staged, concerned)
+    connection.execute("DROP TABLE temp.main.changed_keys")
+
+
+def _enrich_again(
+    table: Table, connection: duckdb.DuckDBPyConnection, staged: str, concerned: str
+) -> None:
+    looked_up = ", ".join(name for names in LOOKED_UP.values() for name in names)
+    rows = connection.sql(
+        f"SELECT * EXCLUDE ({looked_up}) REPLACE (now() AS processed_at), order_date AS event_date"
+        f" FROM lake.enriched_events WHERE {concerned}"
+    )
+    sources = {
+        source: connection.table(staged if source is table else f"lake.{source.name}")
+        for source in LOOKED_UP
+    }
+    enriched = events.enrich(
+        nw.from_native(rows),
+        nw.from_native(sources[tables.PRODUCTS]),
+        nw.from_native(sources[tables.CUSTOMERS]),
+    ).select(*tables.ENRICHED_EVENTS.column_names)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE restated_events AS {enriched.to_native().sql_query()}"
+    )
+    connection.execute(f"DELETE FROM lake.enriched_events WHERE {concerned}")
+    connection.execute(
+        "INSERT INTO lake.enriched_events BY NAME SELECT * FROM temp.main.restated_events"
+    )
+    connection.execute("DROP TABLE temp.main.restated_events")

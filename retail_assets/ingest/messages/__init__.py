@@ -1,0 +1,1 @@
+"""Messages and requests: events that come by position, into the event tables."""

@@ -1,0 +1,91 @@
+"""The lines for which a transaction fails: found by halving, each is then refused alone.
+
+No line is at fault for what happens to a made-up event, too.
+"""
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from retail_assets.ingest.events.batch import AbortError, EventBatch
+from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
+from retail_assets.ingest.messages.load import can_take
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.failures import is_of_the_data, is_of_the_size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often a line that fails all alone is tried: memory may be short for a moment."""
+
+MAX_LINES = 100
+"""Where more are at fault, it is the file."""
+
+
+def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[int, str]:
+    """Find the lines that fail a transaction all alone; nothing is committed.
+
+    Args:
+        lake: where they should go.
+        lines: lines of which a transaction has failed, as `EventBatch.add` takes them.
+        sources: their sources.
+
+    Returns:
+        The defect of each, by row; none if there are more than `MAX_LINES`, or if none fails alone.
+
+    Raises:
+        Exception: whatever is no fault of a line.
+    """
+    found: dict[int, str] = {}
+    parts = _halves(0, lines.num_rows)
+    while parts and len(found) <= MAX_LINES:
+        first, count = parts.pop(0)
+        error = _error(lake, lines.slice(first, count), sources)
+        if error is None:
+            continue
+        if count > 1:
+            parts[:0] = _halves(first, count)
+            continue
+        with lake.connect() as connection:
+            if not can_take(lake, connection):
+                raise error
+        found[first] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
+        logger.error(
+            "Line %d of %s is given up, and becomes a dead letter (%s): %s",
+            *(lines["position"][first].as_py(), sources["source_name"][0], found[first], error),
+        )
+    return found if len(found) <= MAX_LINES else {}
+
+
+def _error(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> Exception | None:
+    """What the transaction of some lines fails with; nothing, if they are not at fault."""
+    for _ in range(ATTEMPTS if lines.num_rows == 1 else 1):
+        try:
+            _try(lake, lines, sources)
+        except Exception as error:
+            if not (is_of_the_data(error) or is_of_the_size(error)):
+                raise
+            failed = error
+        else:
+            return None
+    return failed
+
+
+def _try(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> None:
+    with (
+        suppress(AbortError),
+        lake.connect() as connection,
+        EventBatch(connection) as batch,
+        batch.transaction(lake, "try event lines", (lines, sources)),
+    ):
+        batch.settle()
+        raise AbortError
+
+
+def _halves(first: int, count: int) -> list[tuple[int, int]]:
+    """Two halves of so many rows; the one, if it is alone."""
+    middle = count // 2
+    return [(first, middle), (first + middle, count - middle)] if middle else [(first, count)]

@@ -1,0 +1,254 @@
+"""Events that came by position, from Kafka or a webhook: into the tables, each exactly once.
+
+The rows and the offsets that speak of them are one transaction. Who offers a position again that
+the ledger has already, such as a worker that does not know yet that it lost its partition, changes
+nothing.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from retail_assets.ingest.events.batch import AbortError, EventBatch
+from retail_assets.ingest.events.cache import memory_of, remember
+from retail_assets.ingest.ledgers import offsets
+from retail_assets.ingest.ledgers.event_files import apply_deltas
+from retail_assets.ingest.messages.payloads import payloads_to_arrow
+from retail_assets.lake.connection import Lake
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+CHUNK_LINES = 10_240
+"""How many lines a core judges at a time."""
+
+
+def _nothing(*_: object) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Received:
+    """Payloads that came together from one source, by position; a payload is one event.
+
+    `offered_at` is when the oldest was offered, in seconds since 1970, and `received_at` since when
+    it waits here, by `time.monotonic`; `recorded_us` is when the source recorded the receipt of
+    each, in microseconds since 1970, by default of all at `offered_at`. `defect` is why these
+    cannot be taken for events at all, if so. Once they are durable the ingest calls `done`; if they
+    could not be taken in, it calls `failed` with the reason instead.
+    """
+
+    source: str
+    source_name: str
+    received_date: date
+    positions: Sequence[int]
+    payloads: Sequence[bytes]
+    offered_at: float
+    defect: str | None = None
+    recorded_us: Sequence[int] = ()
+    received_at: float = field(default_factory=time.monotonic, compare=False)
+    done: Callable[[], None] = field(default=_nothing, compare=False)
+    failed: Callable[[str], None] = field(default=_nothing, compare=False)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of the new lines of a source in a batch, and how many there were."""
+
+    lines: int
+    accepted: int
+    dead_lettered: int
+
+    @property
+    def duplicate(self) -> int:
+        """Lines whose event is there from elsewhere."""
+        return self.lines - self.accepted - self.dead_lettered
+
+
+def take(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    batch: Sequence[Received],
+    *,
+    also: Callable[[], None] = _nothing,
+) -> dict[str, Taken]:
+    """Take in what was received, in one transaction.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        batch: what was received; nobody is told of it here.
+        also: called in the transaction, for a heartbeat.
+
+    Returns:
+        What came of it, for each source with new lines.
+    """
+    with (
+        EventBatch(connection) as events,
+        events.transaction(lake, "ingest events", _arrow(batch)),
+    ):
+        entries = _advance(_next_positions(connection, batch), batch, events)
+        settled = events.settle()
+        others = []
+        for delta in settled.deltas:
+            part = (delta.source, delta.source_name)
+            if part in entries:
+                entries[part] = entries[part].plus(delta)
+            else:
+                others.append(delta)
+        offsets.append(connection, list(entries.values()))
+        apply_deltas(connection, others)
+        also()
+    warn_of_new_fields(settled.new_fields)
+    memory = memory_of(connection)
+    if memory:
+        memory.positions.update({part: entry.position for part, entry in entries.items()})
+    mine = [delta for delta in settled.deltas if (delta.source, delta.source_name) in entries]
+    return {
+        source: Taken(
+            sum(entry.lines for part, entry in entries.items() if part[0] == source),
+            sum(delta.taken for delta in mine if delta.source == source),
+            sum(delta.taken_dead for delta in mine if delta.source == source),
+        )
+        for source in sorted({source for source, _ in entries})
+    }
+
+
+def can_take(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether a made-up event goes through all that a batch goes through but the commit.
+
+    Where it does not, what failed says nothing of the events that it was tried with.
+    """
+
+    def abort() -> None:
+        raise AbortError
+
+    try:
+        take(lake, connection, [_made_up()], also=abort)
+    except AbortError:
+        return True
+    except Exception:
+        logger.exception("A made-up event cannot be ingested either")
+    return False
+
+
+def _made_up() -> Received:
+    event = b'{"order_id": "O", "customer_id": "C", "order_value_gbp": 1, "region": "North"}'
+    return Received("kafka", "", date.today(), [0], [event], offered_at=0.0)  # noqa: DTZ011
+
+
+def warn_of_new_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Tell of fields, with their JSON types, that no event had before."""
+    if fields:
+        found = ", ".join(f"{name} ({kind})" for name, kind in fields)
+        logger.warning("Fields that no event had before: %s", found)
+
+
+def warm_up(connection: duckdb.DuckDBPyConnection) -> None:
+    """Get a connection ready to take in one batch after the other, of few events each.
+
+    It is given a memory, and judges a made-up event, lest the first real one wait for that.
+    """
+    remember(connection)
+    with EventBatch(connection) as events:
+        events.add(*_arrow([_made_up()]))
+
+
+_Part = tuple[str, str]
+
+
+def _next_positions(
+    connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]
+) -> dict[_Part, int]:
+    """The next position that is new of each part that something was received from.
+
+    Within a transaction of an `EventBatch`.
+    """
+    memory = memory_of(connection)
+    parts = {(received.source, received.source_name) for received in batch}
+    found: dict[_Part, int] = {}
+    if memory:
+        # Who fails from here on does not know whether he has committed: then the ledger is asked.
+        found = {part: memory.positions.pop(part) for part in parts & memory.positions.keys()}
+    unknown: dict[str, list[str]] = {}
+    for source, source_name in parts - found.keys():
+        unknown.setdefault(source, []).append(source_name)
+    return found | {
+        (source, part): position
+        for source, names in unknown.items()
+        for part, position in offsets.next_positions(connection, source, names).items()
+    }
+
+
+def _advance(
+    known: dict[_Part, int], batch: Sequence[Received], events: EventBatch
+) -> dict[_Part, offsets.Offset]:
+    """Move the offsets past what was received; lines that they were past already are left out."""
+    import numpy as np
+
+    positions: dict[_Part, list[int]] = {}
+    for received in batch:
+        positions.setdefault((received.source, received.source_name), []).extend(received.positions)
+    entries: dict[_Part, offsets.Offset] = {}
+    for part, found in positions.items():
+        next_one = known.get(part, 0)
+        ahead = int(np.count_nonzero(np.asarray(found, np.int64) >= next_one))
+        if ahead < len(found):
+            events.leave_out_before(*part, next_one)
+        if ahead:
+            entries[part] = offsets.Offset(*part, max(found) + 1, ahead)
+    return entries
+
+
+def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
+    """Lines and sources as `EventBatch.add` takes them."""
+    import numpy as np
+    import pyarrow as pa
+
+    # Of thousands of requests of an event each, one column at once.
+    lines = pa.concat_tables(
+        payloads_to_arrow([payload for received in alike for payload in received.payloads], defect)
+        for defect, alike in groupby(batch, attrgetter("defect"))
+    ).combine_chunks()
+    positions = [np.asarray(received.positions, np.int64) for received in batch]
+    numbers = np.repeat(
+        np.arange(len(batch), dtype=np.int32), [len(received.payloads) for received in batch]
+    )
+    lines = lines.append_column("position", pa.array(np.concatenate(positions)))
+    lines = lines.append_column("received_us", pa.array(_receipt_times(batch)))
+    lines = lines.append_column("source_no", pa.array(numbers))
+    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=CHUNK_LINES))
+    sources = pa.table(
+        {
+            "source_no": pa.array(range(len(batch)), pa.int32()),
+            "received_date": pa.array([item.received_date for item in batch], pa.date32()),
+            "source": pa.array([item.source for item in batch], pa.string()),
+            "source_name": pa.array([item.source_name for item in batch], pa.string()),
+            "version": pa.array([1] * len(batch), pa.int64()),
+        }
+    )
+    return lines, sources
+
+
+def _receipt_times(batch: Sequence[Received]) -> "npt.NDArray[np.int64]":
+    import numpy as np
+
+    return np.concatenate(
+        [
+            np.asarray(item.recorded_us, np.int64)
+            if item.recorded_us
+            else np.full(len(item.payloads), item.offered_at * 1e6, np.int64)
+            for item in batch
+        ]
+    )

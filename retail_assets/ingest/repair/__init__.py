@@ -1,0 +1,1 @@
+"""Repair: events validated again by today's rules, or corrected by hand."""

@@ -1,0 +1,228 @@
+"""Dead letters: look at them, and redrive them as they are or mended.
+
+A dead letter is known by its id, `source:source_name:position`, or of a later version of an event
+file `source:source_name@version:position`. It stays where it is for ever: a redrive is a raw event
+of its own, of the source `redrive`, whose name is that id, and which keeps the letter's place in
+time. Only what is valid is ingested, and once: a letter that was redriven is not redriven again.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import duckdb
+
+from retail_assets.engines.event_content import content_id
+from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.ingest.events.batch import CONFLICT, AbortError, EventBatch
+from retail_assets.ingest.events.lines import REFUSED
+from retail_assets.ingest.events.staging import origin_of
+from retail_assets.ingest.ledgers.event_files import apply_deltas
+from retail_assets.ingest.messages.payloads import payloads_to_arrow
+from retail_assets.lake.connection import Lake
+
+REDRIVE = "redrive"
+
+PLACE = f"concat({origin_of('d.source', 'd.source_name', 'd.version')}, ':', d.position)"
+
+_LETTERS = f"""
+    SELECT {PLACE} AS id, d.received_date, d.reason, d.field, d.payload, d.processed_at,
+        r.source_name IS NOT NULL AS redriven, w.defect, d.position,
+        epoch_us(d.received_at) AS received_us
+    FROM lake.dead_letter_events AS d
+    JOIN lake.raw_events AS w
+        ON w.received_date = d.received_date AND w.source = d.source
+        AND w.source_name = d.source_name AND w.version = d.version AND w.position = d.position
+    LEFT JOIN (SELECT DISTINCT source_name FROM lake.raw_events
+        WHERE source = '{REDRIVE}' AND event_id IS NOT NULL) AS r
+        ON r.source_name = {PLACE}
+"""
+
+
+@dataclass(frozen=True)
+class Redriven:
+    """What came of redriving a dead letter: `accepted`, `duplicate`, or why nothing was done."""
+
+    id: str
+    outcome: str
+
+
+def find(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    ids: Collection[str] | None = None,
+    reason: str | None = None,
+    day: date | None = None,
+    open_only: bool = False,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Find dead letters, the newest first.
+
+    Args:
+        connection: a connection to the lake.
+        ids: only these; without any, none.
+        reason: only those with this reason code.
+        day: only those received on this day.
+        open_only: leave those out that were redriven.
+        limit: at most so many.
+
+    Returns:
+        `id`, `received_date`, `reason`, `field`, `payload`, `processed_at`, `redriven`, `defect`,
+        `position` and `received_us` (the recorded time of receipt in microseconds since 1970) of
+        each.
+    """
+    conditions: list[str] = []
+    parameters: list[Any] = []
+    for condition, value in (
+        ("id IN (SELECT unnest(?::VARCHAR[]))", None if ids is None else list(ids)),
+        ("reason = ?", reason),
+        ("received_date = ?", day),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            parameters.append(value)
+    if open_only:
+        conditions.append("NOT redriven")
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    tail = "" if limit is None else f" LIMIT {limit}"
+    found = connection.execute(
+        f"SELECT * FROM ({_LETTERS}){where} ORDER BY received_date DESC, id{tail}", parameters
+    )
+    names = [column[0] for column in found.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def redrive(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    ids: Sequence[str],
+    *,
+    payload: str | None = None,
+) -> list[Redriven]:
+    """Judge dead letters anew, as they are or with a mended payload, and take in the valid ones.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        ids: the letters.
+        payload: what the one letter should have been, a JSON object.
+
+    Returns:
+        What came of each letter, in the order of their ids.
+
+    Raises:
+        RetailAssetsError: if there is no such letter, or the mended payload is not valid.
+    """
+    if payload is not None and len(ids) != 1:
+        raise UsageError("A payload mends one dead letter: name one.")
+    letters = {letter["id"]: letter for letter in find(connection, ids=ids)}
+    missing = [name for name in ids if name not in letters]
+    if missing:
+        raise RetailAssetsError(
+            f"There is no dead letter {', '.join(missing)}: `dead-letters list` shows those there"
+            " are."
+        )
+    outcomes = {name: "redriven before" for name, letter in letters.items() if letter["redriven"]}
+    if payload is None:
+        outcomes |= {
+            name: f"no event as it is ({letter['defect']}): give it a payload"
+            for name, letter in letters.items()
+            # What the lake could not take in is whole.
+            if letter["defect"] not in (None, *REFUSED) and name not in outcomes
+        }
+    todo = [letter for name, letter in letters.items() if name not in outcomes]
+    if todo:
+        outcomes |= _take_in(lake, connection, todo, payload)
+    if payload is not None and outcomes[ids[0]].startswith("still"):
+        raise RetailAssetsError(f"The payload is not valid: {outcomes[ids[0]]}.")
+    return [Redriven(name, outcomes[name]) for name in sorted(outcomes)]
+
+
+def _take_in(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    letters: Sequence[dict[str, Any]],
+    payload: str | None,
+) -> dict[str, str]:
+    import pyarrow as pa
+
+    texts = [
+        _as_it_is(connection, letter) if payload is None else _one_line(payload)
+        for letter in letters
+    ]
+    names = [letter["id"] for letter in letters]
+    numbers = pa.array(range(len(letters)), pa.int32())
+    lines = (
+        # What came over the command line and is no UTF-8 is judged as such.
+        payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
+        .append_column("source_no", numbers)
+        # What is mended keeps its place in time.
+        .append_column("position", pa.array([each["position"] for each in letters], pa.int64()))
+        .append_column(
+            "received_us", pa.array([each["received_us"] for each in letters], pa.int64())
+        )
+    )
+    sources = pa.table(
+        {
+            "source_no": numbers,
+            "received_date": [letter["received_date"] for letter in letters],
+            "source": [REDRIVE] * len(letters),
+            "source_name": names,
+            "version": pa.array([1] * len(letters), pa.int64()),
+        }
+    )
+    with EventBatch(connection) as batch:
+        batch.add(lines, sources)
+        outcomes = {
+            name: f"still {reason}{f' ({field})' if field else ''}"
+            for name, reason, field in batch.problems()
+        }
+        conflicts: dict[str, str] = {}
+        with suppress(AbortError), lake.transaction(connection, "redrive dead letters"):
+            # Only now: somebody else may have done the same a moment ago.
+            there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
+            for name in names:
+                if there.get(name, True):
+                    # Its file's version was retracted, or a replay took it for valid.
+                    outcomes[name] = "redriven before" if name in there else "no dead letter now"
+            batch.leave_out(REDRIVE, list(outcomes))
+            deltas = batch.settle().deltas
+            conflicts = {
+                name: f"still {CONFLICT} ({field})"
+                for name, reason, field in batch.problems()
+                if reason == CONFLICT and name in names
+            }
+            if conflicts:
+                raise AbortError
+            apply_deltas(connection, deltas)
+            accepted = {
+                delta.source_name
+                for delta in deltas
+                if delta.source == REDRIVE and delta.accepted > 0
+            }
+    if conflicts:
+        others = [letter for letter in letters if letter["id"] not in conflicts]
+        return conflicts | (_take_in(lake, connection, others, payload) if others else {})
+    for name in names:
+        outcomes.setdefault(name, "accepted" if name in accepted else "duplicate")
+    return outcomes
+
+
+def _as_it_is(connection: duckdb.DuckDBPyConnection, letter: dict[str, Any]) -> str:
+    """The payload of a letter; of one that conflicts, identified by its content."""
+    payload: str = letter["payload"]
+    if letter["reason"] != CONFLICT:
+        return payload
+    patch = json.dumps({"event_id": content_id(payload)})
+    (patched,) = connection.execute(
+        "SELECT json_merge_patch(?, ?)", [payload, patch]
+    ).fetchone() or (payload,)
+    return str(patched)
+
+
+def _one_line(payload: str) -> str:
+    """A payload may be written over several lines; an event is one."""
+    return payload.strip().replace("\r\n", " ").replace("\n", " ")

@@ -1,0 +1,417 @@
+"""What a worker remembers of the lake changes nothing of what it takes in, whatever others do."""
+
+import gc
+import itertools
+import random
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import narwhals as nw
+import pytest
+
+from retail_assets import tables
+from retail_assets.ingest.event_files.load import pending_event_files
+from retail_assets.ingest.events import cache as event_memory
+from retail_assets.ingest.events.cache import EventMemory, memory_of
+from retail_assets.ingest.ledgers import event_files as event_ledger
+from retail_assets.ingest.messages import load as received
+from retail_assets.ingest.messages.load import Received, take, warm_up
+from retail_assets.lake import connection as lake_connection
+from retail_assets.lake import lock
+from retail_assets.lake.publish import publish_table
+from retail_assets.settings import Settings
+from retail_assets_tests.event_files import EventIntake, event
+
+DAY = date(2026, 10, 12)
+PART = ("kafka", "orders:5")
+
+# Each batch was received after those before it, and after all files.
+_OFFERED = itertools.count(1_900_000_000)
+
+
+def batch(first: int, *payloads: str, part: str = "orders:5") -> Received:
+    texts = [text.encode() for text in payloads]
+    positions = range(first, first + len(texts))
+    return Received("kafka", part, DAY, positions, texts, offered_at=next(_OFFERED))
+
+
+@pytest.fixture
+def intakes(settings, lake) -> Iterator[Callable[[], EventIntake]]:
+    """Opens connections that remember, as many as a test asks for."""
+    with ExitStack() as stack:
+
+        def opened() -> EventIntake:
+            intake = stack.enter_context(EventIntake.open(settings))
+            warm_up(intake.connection)
+            return intake
+
+        yield opened
+
+
+def memory(intake: EventIntake) -> EventMemory:
+    found = memory_of(intake.connection)
+    assert found is not None
+    return found
+
+
+def accepted(intake: EventIntake, *items: Received) -> int:
+    return sum(found.accepted for found in take(intake.lake, intake.connection, items).values())
+
+
+def test_what_others_take_in_is_known(intakes):
+    mine, others = intakes(), intakes()
+    assert accepted(mine, batch(0, event(1))) == 1
+    # It counts where it was received first, which the name of the source does not decide.
+    assert accepted(others, batch(0, event(1), event(2), part="orders:1")) == 1
+    assert accepted(mine, batch(1, event(1), event(2), event(3))) == 1
+    assert mine.events() == [("E1",), ("E2",), ("E3",)]
+
+
+def test_positions_that_others_take_in_are_known(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1)))
+    accepted(others, batch(0, event(1), event(2)))
+    taken = take(mine.lake, mine.connection, [batch(1, event(2), event(3))])["kafka"]
+    assert (taken.lines, taken.accepted) == (1, 1)
+    assert mine.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,), (2,)]
+
+
+def test_what_was_there_before_is_known(intakes):
+    accepted(intakes(), batch(0, event(1), event(2)))
+    again = intakes()
+    assert accepted(again, batch(2, event(1), event(3))) == 1
+    assert again.events() == [("E1",), ("E2",), ("E3",)]
+
+
+def test_an_event_that_was_taken_out_again_is_taken_in(intakes):
+    intake = intakes()
+    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.take()
+    intake.write(f"{DAY}/a.jsonl", [event(20)])
+    intake.take()
+    assert accepted(intake, batch(0, event(1), event(20))) == 1
+    assert intake.events("event_id, source") == [("E1", "kafka"), ("E20", "file")]
+
+
+def test_reference_data_that_others_replace_are_taken_up(intakes, settings, lake):
+    intake = intakes()
+    accepted(intake, batch(0, event(1)))
+    with lake.connect() as connection:
+        product = connection.sql(
+            "SELECT 'P1' AS product_id, 'Tea' AS product_name, 'Drinks' AS product_category,"
+            " 3.5::DECIMAL(12,2) AS unit_price_gbp, 10::BIGINT AS stock_on_hand"
+        )
+        publish_table(lake, connection, tables.PRODUCTS, nw.from_native(product))
+    accepted(intake, batch(1, event(2)))
+    accepted(intake, batch(2, *map(event, range(3, 2_500))))
+    found = intake.rows("SELECT event_id, product_name FROM enriched_events WHERE event_id <> 'E1'")
+    assert {name for _, name in found} == {"Tea"}
+    assert len(found) == 2_498
+
+
+def test_each_batch_says_when_it_was_taken_in(intakes):
+    intake = intakes()
+    for number in range(3):
+        accepted(intake, batch(number, event(number)))
+    times = intake.rows("SELECT processed_at FROM enriched_events ORDER BY position")
+    assert len(set(times)) == 3
+    assert times == sorted(times)
+
+
+def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monkeypatch, lake):
+    monkeypatch.setattr(event_memory, "MOST_ROWS", 0)
+    intake = intakes()
+    with lake.connect() as connection:
+        customer = connection.sql(
+            "SELECT 'C1' AS customer_id, 'Loyal' AS customer_segment, 'North' AS home_region,"
+            " DATE '2020-01-01' AS joined_on"
+        )
+        publish_table(lake, connection, tables.CUSTOMERS, nw.from_native(customer))
+    accepted(intake, batch(0, event(1)))
+    assert not memory(intake).holds(tables.CUSTOMERS.name)
+    assert intake.events("customer_segment") == [("Loyal",)]
+
+
+def test_a_history_that_was_forgotten_is_read_anew(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1)))
+    for number in range(2, 6):
+        accepted(others, batch(number, event(number), part="orders:1"))
+    others.connection.execute("CALL ducklake_expire_snapshots('lake', older_than => now())")
+    assert accepted(mine, batch(1, event(4), event(9))) == 1
+    # Now with what was read anew.
+    assert accepted(mine, batch(3, event(5), event(9), event(10))) == 1
+    assert memory(mine).known([1, 2]) == []
+    assert mine.events() == [("E1",), ("E10",), ("E2",), ("E3",), ("E4",), ("E5",), ("E9",)]
+
+
+def test_more_events_than_there_is_room_for_are_all_known(intakes, monkeypatch):
+    monkeypatch.setattr(event_memory, "LEAST_EVENTS", 20)
+    intake = intakes()
+    for first in range(0, 200, 10):
+        assert accepted(intake, batch(first, *map(event, range(first, first + 10)))) == 10
+    assert accepted(intake, batch(200, *map(event, range(210)))) == 10
+    assert memory(intake)._filters[tables.ENRICHED_EVENTS.name].room > 200
+
+
+def test_of_more_events_than_are_remembered_the_lake_is_asked(intakes, monkeypatch):
+    monkeypatch.setattr(event_memory, "MOST_EVENTS", 1)
+    accepted(intakes(), batch(0, event(1), event(2)))
+    intake = intakes()
+    assert memory(intake).known([1]) is None
+    assert accepted(intake, batch(2, event(2), event(3))) == 1
+
+
+def test_a_false_positive_is_no_duplicate(intakes, monkeypatch):
+    intake = intakes()
+    monkeypatch.setattr(EventMemory, "known", lambda _, identities: list(identities))
+    assert accepted(intake, batch(0, event(1), event(2))) == 2
+
+
+def test_new_fields_are_counted_once_whoever_saw_them_first(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1, note="a")))
+    accepted(others, batch(0, event(2, note="b", colour="red"), part="orders:1"))
+    accepted(mine, batch(1, event(3, colour="blue", size=1)))
+    assert mine.rows("SELECT field FROM event_fields ORDER BY ALL") == [
+        ("colour",),
+        ("note",),
+        ("size",),
+    ]
+
+
+def test_a_connection_that_nobody_has_any_more_leaves_nothing_in_memory(lake):
+    connection = lake.open()
+    warm_up(connection)
+    connection.close()
+    left = [weakref.ref(connection), weakref.ref(memory_of(connection))]
+    del connection
+    gc.collect()
+    assert [each() for each in left] == [None, None]
+
+
+def test_positions_that_others_take_in_while_all_is_read_anew_are_known(intakes):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(1)))
+    memory(mine)._seen.clear()
+    accepted(others, batch(0, event(1), event(2)))
+    taken = take(mine.lake, mine.connection, [batch(1, event(2), event(3))])
+    assert taken["kafka"].lines == 1
+
+
+@pytest.fixture
+def fetched(monkeypatch, lake) -> dict[bool, int]:
+    """How many rows a memory has read, while all who write wait and while they do not."""
+    rows = {True: 0, False: 0}
+    batches = event_memory._batches
+
+    def counted(*query) -> Iterator:
+        for each in batches(*query):
+            rows[lake.catalog in lock._held.catalogs] += each.num_rows
+            yield each
+
+    monkeypatch.setattr(event_memory, "_batches", counted)
+    return rows
+
+
+def test_much_that_others_took_in_is_not_read_while_all_wait(intakes, monkeypatch, fetched):
+    monkeypatch.setattr(event_memory, "MOST_NEW", 5)
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(0)))
+    for first in (1, 11, 21):
+        accepted(others, batch(first, *map(event, range(first, first + 10)), part="orders:1"))
+    fetched.update({True: 0, False: 0})
+    before = mine.rows("SELECT id FROM lake.current_snapshot()")
+    assert accepted(mine, batch(1, event(7), event(30), event(31))) == 1
+    assert fetched[False] == 30
+    assert fetched[True] <= 6
+    assert not memory(mine).is_behind
+    # That it stepped aside leaves nothing in the history.
+    assert mine.rows("SELECT id - 1 FROM lake.current_snapshot()") == before
+
+
+def test_little_that_others_took_in_is_taken_up_at_once(intakes, monkeypatch, fetched):
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(0)))
+    accepted(others, batch(1, event(1), event(2), part="orders:1"))
+    fetched.update({True: 0, False: 0})
+    executed = []
+    monkeypatch.setattr(lake_connection, "commit", lambda c: executed.append(c.execute("COMMIT")))
+    assert accepted(mine, batch(1, event(2), event(3))) == 1
+    assert fetched == {True: 2, False: 0}
+    assert len(executed) == 1
+
+
+def test_while_others_take_in_too_much_again_and_again_the_lake_is_asked(intakes, monkeypatch):
+    monkeypatch.setattr(event_memory, "MOST_NEW", 5)
+    mine, others = intakes(), intakes()
+    accepted(mine, batch(0, event(0)))
+    prepare = EventMemory.prepare
+    theirs = iter(
+        [batch(first, *map(event, range(first, first + 10)), part="orders:1") for first in (10, 20)]
+    )
+
+    def overtaken(self: EventMemory, connection: duckdb.DuckDBPyConnection) -> None:
+        prepare(self, connection)
+        if self is memory(mine) and (received := next(theirs, None)):
+            accepted(others, received)
+
+    monkeypatch.setattr(EventMemory, "prepare", overtaken)
+    assert accepted(mine, batch(1, event(15), event(25), event(30))) == 1
+    assert memory(mine).is_behind
+    assert memory(mine).known([1]) is None
+    assert accepted(mine, batch(4, event(16), event(26), event(30), event(31))) == 1
+    assert not memory(mine).is_behind
+    assert memory(mine).known([1]) == []
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_whoever_does_not_know_whether_he_committed_asks(intakes, monkeypatch, committed):
+    intake = intakes()
+    accepted(intake, batch(0, event(1)))
+    commit = lake_connection.commit
+
+    def broken(connection: duckdb.DuckDBPyConnection) -> None:
+        if committed:
+            commit(connection)
+        raise ConnectionError
+
+    monkeypatch.setattr(lake_connection, "commit", broken)
+    with pytest.raises(ConnectionError):
+        accepted(intake, batch(1, event(2)))
+    monkeypatch.setattr(lake_connection, "commit", commit)
+    taken = take(intake.lake, intake.connection, [batch(1, event(2))])
+    assert [found.lines for found in taken.values()] == ([] if committed else [1])
+    assert intake.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,)]
+    assert intake.events() == [("E1",), ("E2",)]
+
+
+def test_the_lake_is_asked_for_little(intakes, monkeypatch):
+    intake = intakes()
+    accepted(intake, batch(0, event(1)))
+    monkeypatch.setattr(received.offsets, "next_positions", None)
+    assert accepted(intake, batch(1, event(2))) == 1
+    assert memory(intake).positions == {PART: 2}
+
+
+def test_for_new_files_the_ledger_is_not_asked(intakes, monkeypatch):
+    intake = intakes()
+    for name in "ab":
+        intake.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        intake.take()
+    monkeypatch.setattr(event_ledger, "_read", None)
+    intake.write(f"{DAY}/c.jsonl", [event(1), event(2)])
+    intake.take([f"{DAY}/c.jsonl"], unknown=[f"{DAY}/c.jsonl"])
+    assert intake.rows("SELECT count(*) FROM event_files") == [(3,)]
+
+
+def test_a_file_that_another_has_just_taken_in_is_known(intakes):
+    mine, others = intakes(), intakes()
+    for name in "abc":
+        mine.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        (others if name == "c" else mine).take()
+    mine.write(f"{DAY}/d.jsonl", [event(ord("c"))])
+    assert mine.take().files[f"{DAY}/d.jsonl"].outcome == "copy"
+
+
+def test_a_file_that_another_could_not_read_is_known(intakes):
+    mine, others = intakes(), intakes()
+    for name in "ab":
+        mine.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        mine.take()
+    mine.write(f"{DAY}/c.jsonl.gz", b"nonsense")
+    assert others.take().failed
+    mine.write(f"{DAY}/c.jsonl.gz", [event(1)])
+    mine.take()
+    assert mine.rows("SELECT path FROM failed_event_files") == []
+    assert mine.events() == [("E1",), ("E97",), ("E98",)]
+
+
+@pytest.mark.parametrize(("seed", "least", "most"), [(0, 1, 100), (1, 100, 100), (2, 100, 0)])
+def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
+    intakes, seed, least, most, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setattr(event_memory, "LEAST_FILES", least)
+    monkeypatch.setattr(event_memory, "MOST_NEW", most)
+    chance = random.Random(seed)  # noqa: S311
+    workers = [intakes(), intakes()]
+    tables_ = (
+        "SELECT * EXCLUDE (processed_at) FROM enriched_events ORDER BY ALL",
+        "SELECT * EXCLUDE (ingested_at, superseded_at, retracted_at) FROM event_files ORDER BY ALL",
+        "SELECT path FROM failed_event_files ORDER BY ALL",
+    )
+    with EventIntake.open(
+        Settings(
+            data_dir=tmp_path / "other",
+            start_date=date(2026, 1, 1),
+        )
+    ) as one:
+        for turn in range(15):
+            path = f"{DAY}/{chance.choice('abcdef')}.jsonl{chance.choice(('', '', '.gz'))}"
+            # Of few contents, so that many are copies; some cannot be read.
+            first = chance.randrange(3)
+            content = [event(first + number) for number in range(chance.choice((0, 2, 2, 2)))]
+            lines = b"nonsense" if path.endswith("gz") and chance.random() < 0.4 else content
+            for intake in (*workers[:1], one):
+                # Each file differs in time, if not in size.
+                intake.write(path, lines, modified_ns=(1_791_800_000 + turn) * 10**9)
+            worker = chance.choice(workers)
+            one.take([path])
+            if chance.random() < 0.5:
+                worker.take([path])
+            else:
+                # Of one that the ledger has, nothing is taken in: a scan finds it then.
+                worker.take([path], unknown=[path])
+                if path in pending_event_files(worker.settings, worker.connection).files:
+                    worker.take([path])
+            for query in tables_:
+                assert worker.rows(query) == one.rows(query)
+    copies = workers[0].rows("SELECT count(*) FROM event_files WHERE copy_of IS NOT NULL")
+    assert copies != [(0,)]
+
+
+@pytest.mark.parametrize(("seed", "most"), [(0, 500_000), (1, 500_000), (2, 2), (3, 2)])
+def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_nothing(
+    intakes, seed, most, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setattr(event_memory, "MOST_NEW", most)
+    chance = random.Random(seed)  # noqa: S311
+    workers = [intakes(), intakes()]
+    positions = [0, 0]
+    received_: list[Received] = []
+    files: list[tuple[str, list[str], int]] = []
+    for turn in range(16):
+        lines = [
+            event(chance.randrange(30), note=turn) for _ in range(chance.choice((1, 3, 2_100)))
+        ]
+        number = chance.randrange(3)
+        worker = workers[number % 2]
+        if number == 2:
+            # Some of them in place of what was there before.
+            path, written = f"{DAY}/{chance.randrange(3)}.jsonl", (1_791_800_000 + turn) * 10**9
+            files.append((path, lines[:5], written))
+            worker.write(path, lines[:5], modified_ns=written)
+            worker.take()
+        else:
+            item = batch(positions[number], *lines, part=f"orders:{number}")
+            positions[number] += len(lines)
+            received_.append(item)
+            accepted(worker, item)
+    with EventIntake.open(
+        Settings(
+            data_dir=tmp_path / "other",
+            start_date=date(2026, 1, 1),
+        )
+    ) as one:
+        for path, lines, written in files:
+            one.write(path, lines, modified_ns=written)
+        one.take()
+        for item in received_:
+            accepted(one, item)
+        # It has seen the last version of each file alone.
+        sources = "SELECT * EXCLUDE (processed_at, version) FROM enriched_events ORDER BY ALL"
+        assert workers[0].rows(sources) == one.rows(sources)

@@ -1,0 +1,48 @@
+"""Taking in exports, and looking at what became of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from retail_assets.ingest.exports.load import Ingested, ingest
+from retail_assets.lake.connection import Lake
+from retail_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Intake:
+    """A lake to take exports into, over one connection."""
+
+    lake: Lake
+    connection: duckdb.DuckDBPyConnection
+    exports_dir: Path
+
+    def take(self, *days: date, late_days: int = 7) -> Ingested:
+        return ingest(self.lake, self.connection, self.exports_dir, days, late_days=late_days)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql).fetchall()
+
+    def orders(self, columns: str = "order_id") -> list[tuple[Any, ...]]:
+        """These columns of the raw orders, by export and position."""
+        return self.rows(f"SELECT {columns} FROM raw_orders ORDER BY export_date, row_number")
+
+    def rejected(self, columns: str = "row_number, reason, field") -> list[tuple[Any, ...]]:
+        """These columns of the rejected rows, by export and record."""
+        return self.rows(f"SELECT {columns} FROM rejected_orders ORDER BY export_date, row_number")
+
+    def versions(self) -> dict[date, int]:
+        """How often each business day was changed."""
+        return dict(self.rows("SELECT day, version FROM changed_days ORDER BY day"))
+
+
+@pytest.fixture
+def intake(lake: Lake, settings: Settings) -> Iterator[Intake]:
+    """An empty lake, connected, and the exports folder of `settings`."""
+    with lake.connect() as connection:
+        yield Intake(lake, connection, settings.exports_dir)
