@@ -176,9 +176,7 @@ def explain_text(text: str) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    from retail_assets.cli.printing import (
-        visible,  # rich takes time, and most processes need it never
-    )
+    from retail_assets.visible_text import visible
 
     return visible(text)
 

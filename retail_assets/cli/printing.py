@@ -7,7 +7,6 @@ characters that would steer a terminal made visible. Numbers are never cut.
 import csv
 import json
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import IO, Any
@@ -16,30 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retail_assets.visible_text import visible
+
 NARROWEST = 8
 """Width that a column of texts is folded to before the table becomes wider than the terminal."""
 
-_STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-"""Unicode's categories of characters that are no glyph: control, format, surrogate, separators."""
 
 _TEXT_FOR_FLOATS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    r"""Write characters that would steer a terminal as JSON escapes, such as `\u001b`.
-
-    Args:
-        text: any text.
-        keep: control characters that stay as they are, such as the newlines of a message.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        json.dumps(character)[1:-1]
-        if character not in keep and unicodedata.category(character) in _STEERING
-        else character
-        for character in text
-    )
 
 
 def print_message(console: Console, *lines: str, style: str = "") -> None:

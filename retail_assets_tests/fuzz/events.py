@@ -37,9 +37,10 @@ with atheris.instrument_imports(
     from retail_assets.ingest.event_files import content_hash, json_documents
     from retail_assets.ingest.event_files import decoding as event_content
     from retail_assets.ingest.event_files import reader as event_reader
-    from retail_assets.ingest.event_files.reader import DOCUMENTS, OPEN, VALUES, Portion, Progress
+    from retail_assets.ingest.event_files.reader import Portion
     from retail_assets.ingest.events import lines as event_lines
     from retail_assets.ingest.events.lines import BOM
+    from retail_assets.ingest.ledgers.event_files import DOCUMENTS, OPEN, VALUES, Progress
     from retail_assets.ingest.messages import bodies as webhook_body
     from retail_assets.ingest.messages import payloads
     from retail_assets.transforms import events

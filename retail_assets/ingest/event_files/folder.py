@@ -16,6 +16,7 @@ from retail_assets.ingest.event_files.regular_files import (
     open_regular,
     stat_regular,
 )
+from retail_assets.ingest.ledgers.event_files import FoundFile
 
 PACKED = (".gz", ".zst")
 """How the names of compressed files end, in any case."""
@@ -26,29 +27,6 @@ ENDINGS = tuple(
 """How the names of event files end, in any case; others are counted, named and not read."""
 
 _DATE = re.compile(r"(?<!\d)(\d{4})[-_](\d{2})[-_](\d{2})(?!\d)")
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """An event file as it lies there: path relative to the folder, size in bytes, time in ns."""
-
-    path: str
-    size_bytes: int
-    modified_ns: int
-
-    @property
-    def packed(self) -> bool:
-        """Whether it is a compressed file: read as a whole, and only when it is still."""
-        return is_packed(self.path)
-
-    def is_still(self, now_ns: int, settle_seconds: float, seen_ns: int | None = None) -> bool:
-        """Whether nobody has written to it for a while.
-
-        Its time tells, or else, since that may be wrong and lie in the future, that it is as it was
-        when it was ingested at `seen_ns`.
-        """
-        since = self.modified_ns if seen_ns is None else min(self.modified_ns, seen_ns)
-        return now_ns - since >= settle_seconds * 1e9
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,22 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.content_hash import CHUNK_BYTES
-from retail_assets.ingest.event_files.folder import EventFolder, FoundFile, landing_day
+from retail_assets.ingest.event_files.folder import EventFolder, is_packed, landing_day
 from retail_assets.ingest.event_files.plan import COPY, Plan, Taken, Waiting, content_of, state_of
-from retail_assets.ingest.event_files.reader import (
-    OPEN,
-    PORTION_BYTES,
-    Portion,
-    Progress,
-    plain_hash,
-    read_new,
-)
+from retail_assets.ingest.event_files.reader import PORTION_BYTES, Portion, plain_hash, read_new
 from retail_assets.ingest.events.batch import EventBatch, Settled
 from retail_assets.ingest.events.lines import to_arrow
 from retail_assets.ingest.ledgers import event_files as event_ledger
-from retail_assets.ingest.ledgers.event_files import FILE, Entry, Key, LakeState, apply_deltas
+from retail_assets.ingest.ledgers.event_files import (
+    FILE,
+    OPEN,
+    Entry,
+    FoundFile,
+    Key,
+    LakeState,
+    Progress,
+    apply_deltas,
+)
 from retail_assets.ingest.messages.faults import lines_at_fault
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import is_of_the_data, is_of_the_size
@@ -150,7 +152,7 @@ def pending_event_files(
                 unsettled.append(path)
         else:
             # One of the future is entered in the ledger, which then tells how long it is still.
-            new = still or not file.packed or file.modified_ns > now
+            new = still or not is_packed(file.path) or file.modified_ns > now
             if not new:
                 unsettled.append(path)
         if not new:
@@ -316,7 +318,7 @@ class _Intake:
             seen_ns = entry.seen_ns(file) if entry else None
             for portion in read_new(
                 lambda: self._folder.open(path),
-                packed=file.packed,
+                packed=is_packed(file.path),
                 known=entry.progress if entry and entry.retracted_us is None else Progress(),
                 still=file.is_still(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
             ):
@@ -481,7 +483,7 @@ class _Intake:
                     with suppress(OSError, RetailAssetsError):
                         before = plain_hash(
                             partial(self._folder.open, item.path),
-                            packed=item.file.packed,
+                            packed=is_packed(item.file.path),
                             size=size,
                         )
                         if before in known:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
-from retail_assets.ingest.event_files.folder import FoundFile
-from retail_assets.ingest.event_files.reader import Portion, Progress
-from retail_assets.ingest.ledgers.event_files import FILE, Entry, Key
+from retail_assets.ingest.event_files.reader import Portion
+from retail_assets.ingest.ledgers.event_files import FILE, Entry, FoundFile, Key, Progress
 
 if TYPE_CHECKING:
     from retail_assets.ingest.events.batch import Delta, EventBatch

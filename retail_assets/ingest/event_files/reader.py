@@ -25,6 +25,7 @@ from retail_assets.ingest.event_files.json_documents import (
     is_array_of_values,
 )
 from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, MAX_LINE_BYTES
+from retail_assets.ingest.ledgers.event_files import DOCUMENTS, OPEN, TAKEN, VALUES, WHOLE, Progress
 from retail_assets.ingest.messages.bodies import event_places
 
 BLOCK_BYTES = 4 << 20
@@ -39,29 +40,10 @@ LARGE_BYTES = 1 << 20
 _AROUND = len(BOM) + len(b"\r")
 """What may belong to a line's bytes and is none of it."""
 
-DOCUMENTS, VALUES = "documents", "values"
 
 # Several times faster than `in`.
 _array_line = re.compile(rb"\n\[").search
 _end_to_end = re.compile(rb"\}\{").search
-
-WHOLE, OPEN, TAKEN = "whole", "open", "taken"
-"""The last line: ended by a newline; without one, and left; without one, and taken in."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a file was ingested: bytes of its content (unpacked), their hash, lines.
-
-    `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes, or
-    `DOCUMENTS`, if it was split into elements, or `VALUES`, if arrays were elements.
-    """
-
-    bytes_taken: int = 0
-    content_hash: str = hashlib.sha256().hexdigest()
-    lines: int = 0
-    last_line: str = WHOLE
-    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

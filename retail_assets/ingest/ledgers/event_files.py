@@ -4,6 +4,7 @@ Every function that writes works in the caller's transaction, so that an entry a
 speaks of are committed together.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from retail_assets.ingest.event_files.folder import FoundFile
-from retail_assets.ingest.event_files.reader import Progress
 from retail_assets.ingest.events.batch import Delta
 from retail_assets.ingest.events.cache import memory_of
 from retail_assets.ingest.ledgers import offsets
@@ -23,6 +22,47 @@ from retail_assets.secrets import mask
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """An event file as it lies there: path relative to the folder, size in bytes, time in ns."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+
+    def is_still(self, now_ns: int, settle_seconds: float, seen_ns: int | None = None) -> bool:
+        """Whether nobody has written to it for a while.
+
+        Its time tells, or else, since that may be wrong and lie in the future, that it is as it was
+        when it was ingested at `seen_ns`.
+        """
+        since = self.modified_ns if seen_ns is None else min(self.modified_ns, seen_ns)
+        return now_ns - since >= settle_seconds * 1e9
+
+
+DOCUMENTS, VALUES = "documents", "values"
+
+
+WHOLE, OPEN, TAKEN = "whole", "open", "taken"
+"""The last line: ended by a newline; without one, and left; without one, and taken in."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a file was ingested: bytes of its content (unpacked), their hash, lines.
+
+    `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes, or
+    `DOCUMENTS`, if it was split into elements, or `VALUES`, if arrays were elements.
+    """
+
+    bytes_taken: int = 0
+    content_hash: str = hashlib.sha256().hexdigest()
+    lines: int = 0
+    last_line: str = WHOLE
+    checkpoint: str | None = None
+
 
 FILE = "file"
 """The source of events that came in files."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from retail_assets.explain import told
 from retail_assets.ingest.event_files import load as event_files
-from retail_assets.ingest.event_files.folder import FoundFile, is_event_file, is_packed
+from retail_assets.ingest.event_files.folder import is_event_file, is_packed
 from retail_assets.ingest.messages.load import warm_up, warn_of_new_fields
 from retail_assets.lake.connection import Lake
 from retail_assets.worker.metrics import Batch, Figures
@@ -28,6 +28,7 @@ from retail_assets.worker.metrics import Batch, Figures
 if TYPE_CHECKING:
     import duckdb
 
+    from retail_assets.ingest.ledgers.event_files import FoundFile
     from retail_assets.settings import Settings
 
 logger = logging.getLogger(__name__)

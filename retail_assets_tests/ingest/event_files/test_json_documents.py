@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files import json_documents
 from retail_assets.ingest.event_files import reader as event_reader
-from retail_assets.ingest.event_files.reader import OPEN, TAKEN, WHOLE, Portion, Progress, read_new
+from retail_assets.ingest.event_files.reader import Portion, read_new
 from retail_assets.ingest.events import lines as event_lines
 from retail_assets.ingest.events.lines import BOM, MAX_LINE_BYTES, to_arrow
+from retail_assets.ingest.ledgers.event_files import OPEN, TAKEN, WHOLE, Progress
 
 NOTHING = Progress()
 

@@ -19,9 +19,10 @@ from retail_assets.ingest.event_files import content_hash, json_documents
 from retail_assets.ingest.event_files import decoding as event_content
 from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.ingest.event_files.content_hash import ContentHash
-from retail_assets.ingest.event_files.reader import OPEN, TAKEN, WHOLE, Portion, Progress, read_new
+from retail_assets.ingest.event_files.reader import Portion, read_new
 from retail_assets.ingest.events import lines as event_lines
 from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, MAX_LINE_BYTES, to_arrow
+from retail_assets.ingest.ledgers.event_files import OPEN, TAKEN, WHOLE, Progress
 
 NOTHING = Progress()
 
