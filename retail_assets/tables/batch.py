@@ -1,0 +1,236 @@
+"""Tables of reference data and of the batch: from order exports to daily revenue."""
+
+from retail_assets.tables.model import MONEY, TOTAL, Column, Table
+
+PRODUCTS = Table(
+    name="products",
+    description="The products of the shop, as `reference/products.csv` has them now.",
+    group="reference",
+    key=("product_id",),
+    columns=(
+        Column("product_id", "VARCHAR", "Identifies the product."),
+        Column("product_name", "VARCHAR", "What the product is called."),
+        Column("product_category", "VARCHAR", "The category that revenue is reported by."),
+        Column("unit_price_gbp", MONEY, "List price of one unit, in GBP.", nullable=True),
+        Column("stock_on_hand", "BIGINT", "Units in stock when the file was made.", nullable=True),
+    ),
+)
+
+CUSTOMERS = Table(
+    name="customers",
+    description="The customers of the shop, as `reference/customers.csv` has them now.",
+    group="reference",
+    key=("customer_id",),
+    columns=(
+        Column("customer_id", "VARCHAR", "Identifies the customer.", personal=True),
+        Column("customer_segment", "VARCHAR", "The marketing segment of the customer."),
+        Column("home_region", "VARCHAR", "The region where the customer lives."),
+        Column("joined_on", "DATE", "The day on which the customer joined.", nullable=True),
+    ),
+)
+
+RAW_ORDERS = Table(
+    name="raw_orders",
+    description="Every usable order as one export delivered it, typed.",
+    group="batch",
+    day="export_date",
+    key=("export_date", "order_id"),
+    measures=("order_value_gbp",),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("order_date", "DATE", "The business day of the order, from its timestamp."),
+        Column("order_id", "VARCHAR", "Identifies the order across exports."),
+        Column("customer_id", "VARCHAR", "Who ordered.", personal=True),
+        Column("product_id", "VARCHAR", "What was ordered."),
+        Column("region", "VARCHAR", "The region in which the order was taken."),
+        Column("status", "VARCHAR", "Status in lower case, as of this export."),
+        Column("order_value_gbp", MONEY, "Value of the order in GBP, above zero."),
+        Column(
+            "order_timestamp",
+            "TIMESTAMP",
+            "When the order was taken: wall-clock time in the business time zone.",
+        ),
+        Column(
+            "extra",
+            "VARCHAR",
+            "Columns that the export has beyond the required ones, as a JSON object.",
+            nullable=True,
+        ),
+        Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
+        Column(
+            "row_number",
+            "BIGINT",
+            "Position among the well-formed rows of the export, from 1, header not counted.",
+        ),
+    ),
+)
+
+REJECTED_ORDERS = Table(
+    name="rejected_orders",
+    description="Every export row that could not be used, with the reason.",
+    group="batch",
+    day="export_date",
+    key=("export_date", "row_number"),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("reason", "VARCHAR", "Reason code; `docs/data-dictionary.md` explains each."),
+        Column("field", "VARCHAR", "The field that is at fault, if it is one.", nullable=True),
+        Column("raw_text", "VARCHAR", "The row: JSON of its fields, or the line if malformed."),
+        Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
+        Column(
+            "row_number",
+            "BIGINT",
+            "Position among all records of the export; the header is record 1.",
+        ),
+    ),
+)
+
+COMPLETED_ORDERS = Table(
+    name="completed_orders",
+    description="The orders that count: latest version, status completed, with their product"
+    " and customer.",
+    group="batch",
+    day="order_date",
+    key=("order_id",),
+    measures=("order_value_gbp",),
+    feed="orders",
+    columns=(
+        Column(
+            "order_date",
+            "DATE",
+            "The business day of the order.",
+            derived_from=("raw_orders.order_date",),
+        ),
+        Column(
+            "order_id", "VARCHAR", "Identifies the order.", derived_from=("raw_orders.order_id",)
+        ),
+        Column(
+            "order_timestamp",
+            "TIMESTAMP",
+            "When the order was taken: wall-clock time in the business time zone.",
+            derived_from=("raw_orders.order_timestamp",),
+        ),
+        Column(
+            "region",
+            "VARCHAR",
+            "The region in which the order was taken.",
+            derived_from=("raw_orders.region",),
+        ),
+        Column(
+            "order_value_gbp",
+            MONEY,
+            "Value of the order in GBP.",
+            derived_from=("raw_orders.order_value_gbp",),
+        ),
+        Column(
+            "product_id",
+            "VARCHAR",
+            "What was ordered.",
+            derived_from=("raw_orders.product_id",),
+        ),
+        Column(
+            "product_name",
+            "VARCHAR",
+            "Its name, or `unknown`.",
+            derived_from=("products.product_name",),
+        ),
+        Column(
+            "product_category",
+            "VARCHAR",
+            "Its category, or `unknown`.",
+            derived_from=("products.product_category",),
+        ),
+        Column(
+            "customer_id",
+            "VARCHAR",
+            "Who ordered.",
+            derived_from=("raw_orders.customer_id",),
+            personal=True,
+        ),
+        Column(
+            "customer_segment",
+            "VARCHAR",
+            "The customer's segment, or `unknown`.",
+            derived_from=("customers.customer_segment",),
+        ),
+        Column(
+            "home_region",
+            "VARCHAR",
+            "The customer's home region, or `unknown`.",
+            derived_from=("customers.home_region",),
+        ),
+        Column(
+            "export_date",
+            "DATE",
+            "The export that this version of the order comes from.",
+            derived_from=("raw_orders.export_date",),
+        ),
+    ),
+)
+
+
+def revenue_measures() -> tuple[Column, ...]:
+    """What a day of completed orders adds up to."""
+    value, order = "completed_orders.order_value_gbp", "completed_orders.order_id"
+    return (
+        Column(
+            "total_revenue",
+            TOTAL,
+            "Sum of the completed orders' values, in GBP.",
+            derived_from=(value,),
+        ),
+        Column("order_count", "BIGINT", "Number of completed orders.", derived_from=(order,)),
+        Column(
+            "avg_order_value",
+            MONEY,
+            "total_revenue / order_count, in GBP, half a penny rounded up.",
+            derived_from=(value, order),
+        ),
+    )
+
+
+DAILY_REVENUE = Table(
+    name="daily_revenue",
+    description="Revenue, number of orders and average order value of each day and region.",
+    group="batch",
+    day="order_date",
+    key=("order_date", "region"),
+    measures=("total_revenue", "order_count"),
+    feed="orders",
+    columns=(
+        Column(
+            "order_date",
+            "DATE",
+            "The business day.",
+            derived_from=("completed_orders.order_date",),
+        ),
+        Column(
+            "region",
+            "VARCHAR",
+            "The region in which the orders were taken.",
+            derived_from=("completed_orders.region",),
+        ),
+        *revenue_measures(),
+    ),
+)
+
+DAILY_REVENUE_BY_CATEGORY = Table(
+    name="daily_revenue_by_category",
+    description="Revenue, number of orders and average order value of each day, region and"
+    " product category.",
+    group="batch",
+    day="order_date",
+    key=("order_date", "region", "product_category"),
+    measures=("total_revenue", "order_count"),
+    feed="orders",
+    columns=(
+        *DAILY_REVENUE.columns[:2],
+        Column(
+            "product_category",
+            "VARCHAR",
+            "The category of the products, or `unknown`.",
+            derived_from=("completed_orders.product_category",),
+        ),
+        *revenue_measures(),
+    ),
+)

@@ -1,0 +1,208 @@
+"""Tables of events: every line as it came, the valid ones enriched, and dead letters."""
+
+from retail_assets.tables.model import INSTANT, MONEY, Column, Table
+
+POSITION = (
+    Column(
+        "source",
+        "VARCHAR",
+        "How it came: `file`, `kafka`, `webhook`, or `redrive` for a mended dead letter.",
+    ),
+    Column(
+        "source_name",
+        "VARCHAR",
+        "The file, relative to the events folder; `topic:partition`; the start of the worker with"
+        " the webhook; of a redrive the dead letter that it mends.",
+    ),
+    Column(
+        "position",
+        "BIGINT",
+        "The line in the file, from 1; the offset in the partition; the number of the event that a"
+        " webhook got, from 1; of a redrive that of the dead letter that it mends.",
+    ),
+    Column(
+        "version",
+        "BIGINT",
+        "The version of the event file, from 1, as in event_files; 1 for all other sources.",
+        default="1",
+    ),
+    Column(
+        "received_at",
+        INSTANT,
+        "When it was received, as its source recorded it: the last write of the file when the line"
+        " was read, the timestamp of the Kafka message, the arrival at the webhook; of a redrive"
+        " that of the dead letter. Null in rows of earlier releases: the start of received_date"
+        " counts.",
+        nullable=True,
+    ),
+)
+"""Where and when an event was received: no two events share source, name, version and position."""
+
+RAW_EVENTS = Table(
+    name="raw_events",
+    description="Every event line as it was received, good, bad or seen before: the replay log.",
+    group="events",
+    day="received_date",
+    key=("source", "source_name", "version", "position"),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which it landed, in the business time zone. Of a file: the date in its"
+            " path, else the day on which it was last written to; of Kafka: that of the message's"
+            " timestamp, or of the message before it if that is later; of the webhook: the day on"
+            " which it came.",
+        ),
+        *POSITION,
+        Column(
+            "payload",
+            "VARCHAR",
+            "The line. Bytes that are no text stand as `\\xNN`; a line of a file that is too long"
+            " is cut, a message never. `dead-letters show --raw` gives the bytes.",
+            personal=True,
+        ),
+        Column(
+            "defect",
+            "VARCHAR",
+            "What was wrong with the line as such, before any rule read it; or `not_taken` or"
+            " `out_of_memory`, where the lake could not ingest it.",
+            nullable=True,
+        ),
+        Column(
+            "event_id",
+            "VARCHAR",
+            "The identity of a valid event: its `event_id`, or `content:` and the hash of its"
+            " content.",
+            nullable=True,
+        ),
+    ),
+)
+
+ENRICHED_EVENTS = Table(
+    name="enriched_events",
+    description="Every valid event once, with what is known of its product and customer.",
+    group="events",
+    followed=True,
+    day="received_date",
+    key=("event_id",),
+    measures=("order_value_gbp",),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which it landed.",
+            derived_from=("raw_events.received_date",),
+        ),
+        Column(
+            "event_id",
+            "VARCHAR",
+            "Identifies the event.",
+            derived_from=("raw_events.event_id",),
+        ),
+        *(
+            Column(name, type_, text, nullable, ("raw_events.payload",), personal)
+            for name, type_, text, nullable, personal in (
+                ("order_id", "VARCHAR", "The order that the event is about.", False, False),
+                ("customer_id", "VARCHAR", "Who ordered.", False, True),
+                ("product_id", "VARCHAR", "What was ordered, if the event says so.", True, False),
+                ("region", "VARCHAR", "The region in which the order was taken.", False, False),
+                (
+                    "status",
+                    "VARCHAR",
+                    "Status in lower case; `completed` where the event has none.",
+                    False,
+                    False,
+                ),
+                ("order_value_gbp", MONEY, "Value of the order in GBP, above zero.", False, False),
+                ("quantity", "BIGINT", "Units ordered, if the event says so.", True, False),
+                (
+                    "event_timestamp",
+                    INSTANT,
+                    "When it happened, if the event says so.",
+                    True,
+                    False,
+                ),
+                (
+                    "order_date",
+                    "DATE",
+                    "The business day of event_timestamp, else received_date.",
+                    False,
+                    False,
+                ),
+            )
+        ),
+        Column(
+            "value_tier",
+            "VARCHAR",
+            "`high` from 500 GBP, `mid` from 100 GBP, else `low`.",
+            derived_from=("raw_events.payload",),
+        ),
+        Column(
+            "product_name",
+            "VARCHAR",
+            "The product's name, or `unknown`.",
+            derived_from=("products.product_name",),
+        ),
+        Column(
+            "product_category",
+            "VARCHAR",
+            "Its category, or `unknown`.",
+            derived_from=("products.product_category",),
+        ),
+        Column(
+            "customer_segment",
+            "VARCHAR",
+            "The customer's segment, or `unknown`.",
+            derived_from=("customers.customer_segment",),
+        ),
+        Column(
+            "home_region",
+            "VARCHAR",
+            "The customer's home region, or `unknown`.",
+            derived_from=("customers.home_region",),
+        ),
+        Column(
+            "extra",
+            "VARCHAR",
+            "All other fields of the event, as a JSON object.",
+            nullable=True,
+            derived_from=("raw_events.payload",),
+            personal=True,
+        ),
+        *POSITION,
+        Column("processed_at", INSTANT, "When it was judged and enriched."),
+    ),
+)
+
+DEAD_LETTER_EVENTS = Table(
+    name="dead_letter_events",
+    description="Every event line that is not valid, with the reason.",
+    group="events",
+    followed=True,
+    day="received_date",
+    key=("source", "source_name", "version", "position"),
+    columns=(
+        Column(
+            "received_date",
+            "DATE",
+            "The day on which it landed.",
+            derived_from=("raw_events.received_date",),
+        ),
+        Column(
+            "reason",
+            "VARCHAR",
+            "Reason code; explained below.",
+            derived_from=("raw_events.payload", "raw_events.defect"),
+        ),
+        Column("field", "VARCHAR", "The field that is at fault, if it is one.", nullable=True),
+        *POSITION,
+        Column(
+            "payload",
+            "VARCHAR",
+            "The line, as in raw_events.",
+            derived_from=("raw_events.payload",),
+            personal=True,
+        ),
+        Column("processed_at", INSTANT, "When it was judged."),
+    ),
+)

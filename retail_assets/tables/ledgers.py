@@ -1,0 +1,272 @@
+"""Ledgers: what was ingested and published, how far, and what failed."""
+
+from retail_assets.tables.model import INSTANT, Column, Table
+
+EVENT_FILES = Table(
+    name="event_files",
+    description="Ledger: each version of an event file that was ingested, and how far.",
+    key=("path", "version"),
+    columns=(
+        Column("path", "VARCHAR", "The file, relative to the events folder."),
+        Column(
+            "version",
+            "BIGINT",
+            "From 1; one more when the file got shorter or starts differently. Versions below 1 are"
+            " of earlier releases, which kept no lines of them.",
+        ),
+        Column("received_date", "DATE", "The day of its first lines."),
+        Column("size_bytes", "BIGINT", "Size of the file when it was last looked at, in bytes."),
+        Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
+        Column("bytes_taken", "BIGINT", "How much of its content, unpacked, was taken in."),
+        Column(
+            "content_hash",
+            "VARCHAR",
+            "Hash of what was taken in, in hexadecimal: SHA-256, of more than 256 KiB chunk by"
+            " chunk (of earlier releases always of the whole).",
+        ),
+        Column(
+            "checkpoint",
+            "VARCHAR",
+            "Where the hash can be continued: bytes, hash of the first chunk, hash up to there."
+            " `documents` if the file was split into elements, `values` if arrays were such. Null"
+            " of short files, and of those that are always read whole.",
+            nullable=True,
+        ),
+        Column(
+            "last_line",
+            "VARCHAR",
+            "`whole`; `open` if a line without newline was left; `taken` if it was taken in.",
+        ),
+        Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
+        Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
+        Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
+        Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
+        Column(
+            "copy_of",
+            "VARCHAR",
+            "The file with the same content; its lines count there, here all are duplicates.",
+            nullable=True,
+        ),
+        Column("ingested_at", INSTANT, "When its last lines were committed."),
+        Column(
+            "received_at",
+            INSTANT,
+            "When its first lines were received: the file's last write then. Of files with the same"
+            " content the lines count where they were received first.",
+            nullable=True,
+        ),
+        Column(
+            "superseded_at",
+            INSTANT,
+            "When a later version of the file came; null: this is the current one.",
+            nullable=True,
+            when_added="UPDATE lake.event_files SET superseded_at = retracted_at,"
+            " version = version - c.latest + 1 FROM (SELECT path AS changed, max(version) AS latest"
+            " FROM lake.event_files GROUP BY path) AS c WHERE path = c.changed AND c.latest > 1",
+        ),
+        Column(
+            "retracted_at",
+            INSTANT,
+            "When its events and dead letters were taken back; null: they count, and the three"
+            " counts are those of now.",
+            nullable=True,
+        ),
+    ),
+)
+
+FAILED_EVENT_FILES = Table(
+    name="failed_event_files",
+    description="Ledger: the event files that could not be read, or taken in. A success removes the"
+    " entry.",
+    key=("path",),
+    columns=(
+        Column("path", "VARCHAR", "The file, relative to the events folder."),
+        Column("size_bytes", "BIGINT", "Its size then, in bytes."),
+        Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
+        Column("problem", "VARCHAR", "What was wrong, and what to do."),
+        Column("attempts", "BIGINT", "How often it was tried as it is."),
+        Column("failed_at", INSTANT, "When it was last tried."),
+    ),
+)
+
+EVENT_FIELDS = Table(
+    name="event_fields",
+    description="Ledger: the fields beyond the known ones that valid events have had, by type.",
+    key=("field", "type"),
+    columns=(
+        Column("field", "VARCHAR", "The name of the field."),
+        Column("type", "VARCHAR", "Its JSON type: VARCHAR, BOOLEAN, OBJECT, a number type, …"),
+        Column("first_seen_at", INSTANT, "When an event with it was first taken in."),
+    ),
+)
+
+STREAM_OFFSETS = Table(
+    name="stream_offsets",
+    description=(
+        "Ledger: how far each source was taken in, and how far each consumer has come. A part of a"
+        " source, or a consumer, may have several rows, which add up: the highest position counts."
+    ),
+    key=("kind", "name", "part", "position"),
+    columns=(
+        Column("kind", "VARCHAR", "`source`, `consumer`, or `topic` for each Kafka topic read."),
+        Column("name", "VARCHAR", "`kafka`, `webhook`, or the consumer."),
+        Column(
+            "part",
+            "VARCHAR",
+            "The `source_name` of the events: topic and partition, or the start of a worker; blank"
+            " for consumers; of a topic its name.",
+        ),
+        Column(
+            "position",
+            "BIGINT",
+            "The next position that is new; of a consumer the snapshot that it has seen; of a topic"
+            " which one of its name it is: the second one's events are of `orders@2:0`.",
+        ),
+        Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
+        Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
+        Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
+        Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
+        Column("updated_at", INSTANT, "When it last moved."),
+        Column("topic_id", "VARCHAR", "The id that the broker gives a topic.", nullable=True),
+    ),
+)
+
+STREAM_WORKERS = Table(
+    name="stream_workers",
+    description=(
+        "Ledger: the starts of `retail-assets stream`, with a heartbeat while they live. Of a start"
+        " that has not ended in order there may be several rows: the newest counts."
+    ),
+    key=("worker", "heartbeat_at"),
+    columns=(
+        Column("worker", "VARCHAR", "Identifies this start of a worker."),
+        Column("host", "VARCHAR", "The machine that it runs on."),
+        Column("process_id", "BIGINT", "Its process there."),
+        Column("sources", "VARCHAR", "What it takes events from: files, kafka, webhook."),
+        Column("state", "VARCHAR", "`running`, or `stopped` once it has ended in order."),
+        Column("problem", "VARCHAR", "What was wrong at the last heartbeat.", nullable=True),
+        Column("figures", "VARCHAR", "What it has done and how fast, as a JSON object."),
+        Column("started_at", INSTANT, "When it started."),
+        Column("heartbeat_at", INSTANT, "When it last said that it lives."),
+    ),
+)
+
+NOTIFICATIONS = Table(
+    name="notifications",
+    description="Ledger: the messages to people, one row for each service that is to get it.",
+    key=("key", "service"),
+    columns=(
+        Column(
+            "key",
+            "VARCHAR",
+            "Identifies the message; sent along, so that who gets it twice can tell.",
+        ),
+        Column(
+            "service",
+            "VARCHAR",
+            "The scheme of the service's URL, and the start of the SHA-256 of the URL.",
+        ),
+        Column("kind", "VARCHAR", "What it is about, as in notified."),
+        Column("severity", "VARCHAR", "`warning`, `failure` or `success`."),
+        Column("title", "VARCHAR", "One line."),
+        Column("body", "VARCHAR", "The text."),
+        Column("created_at", INSTANT, "When it was written."),
+        Column("next_attempt_at", INSTANT, "When it is tried next, unless sent or given up."),
+        Column("attempts", "BIGINT", "How often it was tried."),
+        Column("sent_at", INSTANT, "When the service accepted it.", nullable=True),
+        Column("given_up_at", INSTANT, "When the last attempt failed.", nullable=True),
+        Column("problem", "VARCHAR", "Why the newest attempt failed.", nullable=True),
+    ),
+)
+
+NOTIFIED = Table(
+    name="notified",
+    description="Ledger: the alerts and failures that messages were written about.",
+    key=("kind", "subject", "opened_at"),
+    columns=(
+        Column(
+            "kind",
+            "VARCHAR",
+            "`fraud_alert`, `stock_alert`, `failed_day`, `failed_event_file`, `dead_worker`,"
+            " `late_worker`, `no_events` or `missing_day`.",
+        ),
+        Column("subject", "VARCHAR", "The alert, day, file or worker."),
+        Column("message", "VARCHAR", "The key of the message about it."),
+        Column("opened_at", INSTANT, "When it was seen first."),
+        Column(
+            "resolved_at",
+            INSTANT,
+            "When it was seen to be over; of an alert, when it was seen.",
+            nullable=True,
+        ),
+    ),
+)
+
+EXPORT_FILES = Table(
+    name="export_files",
+    description="Ledger: the export that each day's raw orders come from.",
+    key=("export_date",),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
+        Column("size_bytes", "BIGINT", "Size of the file, in bytes."),
+        Column("modified_ns", "BIGINT", "Its modification time, in ns since 1970."),
+        Column("content_hash", "VARCHAR", "SHA-256 of its bytes, in hexadecimal."),
+        Column("rows_in", "BIGINT", "Records in the file, header not counted."),
+        Column("raw_rows", "BIGINT", "Rows that went to raw_orders."),
+        Column("rejected_rows", "BIGINT", "Rows that went to rejected_orders."),
+        Column("ingested_at", INSTANT, "When the rows were committed."),
+        Column(
+            "rules_version",
+            "BIGINT",
+            "The version of the rules that the rows were validated with.",
+            nullable=True,
+        ),
+        Column("timezone", "VARCHAR", "RETAIL_TIMEZONE at that time.", nullable=True),
+        Column("late_days", "BIGINT", "RETAIL_LATE_DAYS at that time.", nullable=True),
+        Column(
+            "max_days_late",
+            "BIGINT",
+            "How many days before its export the earliest order lies, rejected ones included.",
+            nullable=True,
+        ),
+    ),
+)
+
+CHANGED_DAYS = Table(
+    name="changed_days",
+    description="Ledger: how often outside data has changed a day. A published day that was"
+    " computed from an earlier version is stale.",
+    key=("feed", "day"),
+    columns=(
+        Column("feed", "VARCHAR", "The outside data: `orders`."),
+        Column("day", "DATE", "The business day that was changed."),
+        Column("version", "BIGINT", "Goes up by one with each change."),
+        Column("changed_at", INSTANT, "When it last changed."),
+    ),
+)
+
+PUBLISHED_DAYS = Table(
+    name="published_days",
+    description="Ledger: the days of each table that are published.",
+    key=("table_name", "day"),
+    columns=(
+        Column("table_name", "VARCHAR", "The table."),
+        Column("day", "DATE", "The daily partition."),
+        Column("version", "BIGINT", "The version in changed_days that it was computed from."),
+        Column("row_count", "BIGINT", "Rows of the partition."),
+        Column("published_at", INSTANT, "When the rows were committed."),
+    ),
+)
+
+FAILED_DAYS = Table(
+    name="failed_days",
+    description="Ledger: the days whose last attempt failed, and why. A success removes the entry.",
+    key=("table_name", "day"),
+    columns=(
+        Column("table_name", "VARCHAR", "The table that was to be published."),
+        Column("day", "DATE", "The daily partition."),
+        Column("problem", "VARCHAR", "What was wrong, where, and what to do."),
+        Column("failed_at", INSTANT, "When the attempt failed."),
+    ),
+)

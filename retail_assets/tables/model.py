@@ -1,0 +1,85 @@
+"""What a table, a column and a view of the lake are, and the types that money and times have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+MONEY = "DECIMAL(12,2)"
+TOTAL = "DECIMAL(18,2)"
+"""A sum of money: wider than its rows, so that a day of many or of huge values fits."""
+INSTANT = "TIMESTAMP WITH TIME ZONE"
+
+Feed = Literal["orders"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its SQL type, what it means, and from which columns it is made.
+
+    `derived_from` holds `table.column` names; `personal` marks what identifies a customer and is
+    masked wherever rows are shown outside the lake. `default` is what rows have that were written
+    before the table had the column, in SQL; without one they have null. `when_added` is a statement
+    to execute once such a table was given the column.
+    """
+
+    name: str
+    type: str
+    description: str
+    nullable: bool = False
+    derived_from: tuple[str, ...] = ()
+    personal: bool = False
+    default: str | None = None
+    when_added: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the lake.
+
+    `day` is the column of the daily partition (physically the table is partitioned by its month),
+    `key` what no two rows share, `measures` the columns whose sums say most about a day, `feed` the
+    outside data whose change makes a published day stale, and `followed` says that each change is
+    acted upon, so that none may be listed that is none; see `lake.compaction`.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+    day: str | None = None
+    measures: tuple[str, ...] = ()
+    feed: Feed | None = None
+    group: str = "ledger"
+    followed: bool = False
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def types(self) -> Mapping[str, str]:
+        """The SQL type of each column."""
+        return {column.name: column.type for column in self.columns}
+
+    @property
+    def day_column(self) -> str:
+        """The partition column of a table that has one.
+
+        Raises:
+            TypeError: for a table that has none.
+        """
+        if self.day is None:
+            raise TypeError(f"{self.name} is not partitioned by day")
+        return self.day
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of the lake: its columns, and the query that it stands for."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    query: str
