@@ -31,10 +31,11 @@ fuzz: setup ## Fuzz the readers, MINUTES each (FUZZ=exports or events: one alone
 		$(BIN)/python -m retail_assets_tests.fuzz.$$one .fuzz/$$one \
 			-max_total_time=$$((60 * $(MINUTES) / rounds)); done; done
 
-lint: setup ## Formatting, rules of style, types
+lint: setup ## Formatting, rules of style, types, and which room may import which
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 format: setup
 	@$(BIN)/ruff check --fix-only --quiet .
