@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from retail_assets.cli import app as cli
+from retail_assets.cli import base
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import WriteExport, order_row
 from retail_assets_tests.platform import (
@@ -55,7 +56,7 @@ class Command:
         """Return the exit code, standard output and standard error."""
         self.patch.setattr(sys, "argv", ["retail-assets", *arguments])
         # Not by the variable COLUMNS, which pytest-xdist has set when the module was imported.
-        for console in (cli.out, cli.err):
+        for console in (base.out, base.err):
             self.patch.setattr(console, "width", 200)
         with pytest.raises(SystemExit) as exit_:
             cli.run()
