@@ -133,11 +133,11 @@ def test_an_event_of_a_file_that_was_received_first_takes_the_place_of_kafkas(in
     after = (STILL_NS + 10**12) // 1000
     later = received(0, event(1), event(2), recorded_us=[after, after])
     take(intake.lake, intake.connection, [later])
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
+    intake.write(f"{DAY}/a.jsonl", [event(1)], modified_ns=STILL_NS)
     intake.take()
     assert intake.events("event_id, source") == [("E1", "file"), ("E2", "kafka")]
     assert ledger(intake) == [("kafka", "orders:0", 2, 2, 1, 0, 1)]
-    intake.write(f"{DAY}/a.jsonl", [event(10)])
+    intake.write(f"{DAY}/a.jsonl", [event(10)], modified_ns=STILL_NS + 10**9)
     intake.take()
     assert intake.events("event_id, source")[0] == ("E1", "kafka")
     assert ledger(intake) == [("kafka", "orders:0", 2, 2, 2, 0, 0)]
