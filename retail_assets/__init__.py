@@ -9,17 +9,20 @@ if TYPE_CHECKING:
 
 
 def connect(at: "int | datetime | None" = None) -> "LakeReader":
-    """Open a DuckDB connection on the lake that executes queries and nothing else, for notebooks.
+    """Open the lake that the `RETAIL_*` settings name, for queries and nothing else.
+
+    `connect().sql("FROM daily_revenue").df()` is a table as a pandas frame, with the columns and
+    units of the data dictionary: money is GBP, a date is a day in the business time zone.
 
     Args:
-        at: a snapshot id or a time with a zone, to read the lake as it was then.
+        at: a snapshot id, or a time with a zone, to read the lake as it was then.
 
     Returns:
-        A connection whose default database is the lake: `connect().sql("FROM daily_revenue")`.
-        `register(name, frame)` lets queries join a pandas or Arrow frame.
+        A DuckDB connection whose default database is the lake, to be closed or used in `with`.
 
     Raises:
-        RetailAssetsError: if there is no lake yet. So do statements that do not read the lake.
+        UsageError: for a setting that cannot be used.
+        RetailAssetsError: if there is no lake, or no such snapshot.
     """
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.reader import open_reader

@@ -1,14 +1,42 @@
 """What the documentation says is what the code does."""
 
 import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
 
+import dagster as dg
+import duckdb
+import narwhals as nw
+import pytest
 from typer.testing import CliRunner
 
+from retail_assets import tables
 from retail_assets.cli import app as cli
+from retail_assets.consumers.framework import Consumer, consume
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.definitions import build_definitions
+from retail_assets.defs.assets.daily import daily_asset
+from retail_assets.defs.io_manager import LakeIOManager
+from retail_assets.defs.partitions import daily_partitions
+from retail_assets.defs.resource import LakeResource
+from retail_assets.ingest.messages.load import Received
+from retail_assets.lake.connection import Lake
+from retail_assets.lake.publish import publish_days
 from retail_assets.settings import Settings
+from retail_assets.tables import Table
+from retail_assets.worker.inbox import Inbox
+from retail_assets.worker.sources.base import Source
+from retail_assets.worker.worker import Worker
+from retail_assets_tests.defs.test_io_manager import completed
+from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.lake.revenue import FIRST, SECOND, publish
 from tools.data_dictionary import data_dictionary
 from tools.settings_page import settings_page
 
@@ -51,7 +79,7 @@ def _name(command):
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
@@ -66,10 +94,11 @@ def test_every_test_that_a_promise_names_exists():
         assert f"def {name}(" in source, f"{module} has no {name}"
 
 
-def test_every_make_target_of_the_readme_exists():
-    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.MULTILINE))
+def test_every_make_target_that_a_page_names_exists():
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), flags=re.MULTILINE))
+    pages = text("README.md", "CONTRIBUTING.md", "docs/operations.md")
 
-    assert set(re.findall(r"`make ([a-z]+)`", text("README.md"))) <= targets
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", pages, re.MULTILINE)) <= targets
 
 
 def test_the_makefiles_own_settings_are_in_the_readme():
@@ -88,16 +117,133 @@ def test_everything_that_starts_by_itself_is_in_the_table_of_it(settings: Settin
         *(f"schedule `{schedule.name}`" for schedule in definitions.schedules),
     ]
     assert [name for name in started if f"| {name} |" not in page] == []
-    # Of itself an asset starts through the sensor `automation`.
+    # Assets that start by themselves do so through the sensor `automation`.
     assert "05:00" in page
     assert "`fraud_model`" in page
 
 
 def test_every_consumer_is_documented_with_what_it_follows_and_keeps(settings: Settings):
-    page, lane = text("docs/consumers.md"), text("docs/stream.md")
+    page, worker = text("docs/consumers.md"), text("docs/stream.md")
 
     for consumer in all_consumers(settings):
         sources = ", ".join(f"`{table.name}`" for table in consumer.sources)
         kept = ", ".join(f"`{table.name}`" for table in consumer.tables)
         assert f"| `{consumer.name}` | `{consumer.key}` | {sources} | {kept}" in page
-        assert f"| {consumer.name} |" in lane
+        assert f"| {consumer.name} |" in worker
+
+
+def blocks(page: str) -> list[str]:
+    """The examples in Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", text(page), re.DOTALL | re.MULTILINE)
+
+
+def run_block(code: str, **names: Any) -> SimpleNamespace:
+    """Run an example with some names given; returns all that there are afterwards."""
+    exec(code, names)  # noqa: S102  # of this repository's own pages
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def with_table(monkeypatch: pytest.MonkeyPatch) -> Callable[[Table], None]:
+    """Have the platform know one more table."""
+
+    def add(table: Table) -> None:
+        monkeypatch.setattr(tables, "ALL", (*tables.ALL, table))
+        monkeypatch.setitem(tables.BY_NAME, table.name, table)  # type: ignore[arg-type]
+
+    return add
+
+
+def test_the_examples_of_the_page_on_python_run(settings: Settings, lake: Lake):
+    publish(lake, [(FIRST, "North", "10.50"), (FIRST, "South", "2.00")], [FIRST])
+    publish(lake, [(SECOND, "North", "1.00")], [SECOND])
+    names: dict[str, Any] = {}
+    for block in blocks("docs/python.md"):
+        names = vars(run_block(block, **names))
+
+    assert list(names["revenue"]["region"]) == ["North", "South", "North"]
+    assert names["beside_target"] == [("North", Decimal("11.50"), 100), ("South", Decimal(2), 200)]
+    assert names["days"] == 2
+    assert names["behind"].keys() == {each.name for each in all_consumers(settings)}
+    assert ("insert", "North", Decimal("10.50")) in names["changes"]
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = names["definitions"].resolve_job_def("reports").execute_in_process(instance=instance)
+    shown = {
+        asset: run.asset_materializations_for_node(asset)[0].metadata
+        for asset in ("best_region", "revenue_report")
+    }
+    assert shown["best_region"]["region"].value == "North"
+    assert shown["revenue_report"]["revenue"].value == 13.5
+
+
+def test_a_table_is_added_as_contributing_says(settings, lake, with_table):
+    found = run_block(
+        blocks("CONTRIBUTING.md")[0],
+        Table=Table,
+        Column=tables.Column,
+        DAILY_REVENUE=tables.DAILY_REVENUE,
+        daily_asset=daily_asset,
+        nw=nw,
+    )
+    with_table(found.REGION_CUSTOMERS)
+    orders = completed([(FIRST, "A1", "1.50"), (FIRST, "A2", "2.50"), (SECOND, "B1", "10.00")])
+    with lake.connect() as connection:
+        publish_days(lake, connection, tables.COMPLETED_ORDERS, orders, [FIRST, SECOND])
+    days = daily_partitions(settings)
+    upstream = dg.AssetSpec("completed_orders", partitions_def=days)
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize(
+            [
+                upstream.with_io_manager_key("lake_io"),
+                found.region_customers.build(days, settings.timezone),
+            ],
+            instance=instance,
+            resources={"lake_io": LakeIOManager(lake=LakeResource.from_settings(settings))},
+            partition_key=str(FIRST),
+        )
+    with lake.connect(read_only=True) as connection:
+        rows = connection.execute("SELECT * FROM region_customers").fetchall()
+    assert rows == [(FIRST, "x", 2)]
+
+
+def test_a_consumer_is_added_as_contributing_says(settings, lake, with_table):
+    found = run_block(
+        blocks("CONTRIBUTING.md")[1],
+        Table=Table,
+        Column=tables.Column,
+        Consumer=Consumer,
+        duckdb=duckdb,
+    )
+    with_table(found.CUSTOMER_EVENTS)
+    with EventIntake.open(settings) as intake:
+        intake.write("2026-10-12/a.jsonl", [event(1), event(2), event(3, customer_id="C2"), "{"])
+        intake.take()
+        consume(lake, intake.connection, found.CONSUMER)
+        assert sorted(intake.rows("FROM customer_events")) == [("C1", 2), ("C2", 1)]
+        intake.write("2026-10-12/b.jsonl", [event(4, customer_id="C2")])
+        intake.take()
+        consume(lake, intake.connection, found.CONSUMER)
+        assert sorted(intake.rows("FROM customer_events")) == [("C1", 2), ("C2", 2)]
+
+
+def test_a_source_is_added_as_contributing_says(settings, lake):
+    found = run_block(
+        blocks("CONTRIBUTING.md")[2],
+        Source=Source,
+        Inbox=Inbox,
+        Received=Received,
+        Mapping=Mapping,
+        datetime=datetime,
+        ZoneInfo=ZoneInfo,
+        time=time,
+    )
+    worker = Worker(settings, files=False)
+    worker.sources.append(found.Till())
+    stop = threading.Event()
+    stop.set()  # what a source has put in by then is committed
+    worker.run(stop)
+    with lake.connect(read_only=True) as connection:
+        rows = connection.execute(
+            "SELECT source, source_name, position, order_id FROM enriched_events"
+        ).fetchall()
+    assert rows == [("till", "till 7", 1, "T1")]

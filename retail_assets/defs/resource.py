@@ -18,6 +18,7 @@ class LakeResource(DuckDBResource):
     """A `DuckDBResource` whose connections have the lake attached and as default database.
 
     Unlike its parent it closes the connection when the body raises, and can refuse to write.
+    Columns and units are those of the data dictionary.
     """
 
     database: str = Field(
@@ -34,7 +35,12 @@ class LakeResource(DuckDBResource):
 
     @classmethod
     def from_settings(cls, settings: "Settings", *, read_only: bool = False) -> "LakeResource":
-        """Return the resource for the lake that the settings name."""
+        """Return the resource for the lake that the settings name.
+
+        Args:
+            settings: the settings, as `load_settings()` reads them.
+            read_only: refuse to change the lake; such a connection never waits for a writer.
+        """
         return cls(read_only=read_only, **vars(Lake.from_settings(settings)))
 
     @classmethod
@@ -56,6 +62,11 @@ class LakeResource(DuckDBResource):
 
     @contextmanager
     def get_connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a connection to the lake; it is closed on every path."""
+        """Open a connection to the lake; it is closed on every path.
+
+        Raises:
+            UsageError: if the folder of the lake cannot be used.
+            RetailAssetsError: if a reader finds no lake, or the catalog cannot be opened.
+        """
         with self.lake.connect(read_only=self.read_only) as connection:
             yield connection

@@ -159,7 +159,10 @@ def reliable_since(connection: duckdb.DuckDBPyConnection) -> int:
     `lake.table_changes(table, a, b)` gives every change, each once, where `a` is not smaller. Below
     that it may raise "No snapshot found at version", or leave out rows that came and went between
     two snapshots that were kept. So a consumer whose offset (the last snapshot that it has read) is
-    smaller than this less one has to build its results anew.
+    smaller than this less one has to compute its results again.
+
+    Args:
+        connection: a connection to the lake, which may be read-only.
     """
     row = connection.execute(
         "SELECT max(snapshot_id) FROM (SELECT snapshot_id, lag(snapshot_id) OVER"

@@ -103,8 +103,9 @@ class LakeReader:
     """A DuckDB connection on the lake that executes nothing but queries.
 
     It has the methods of `duckdb.DuckDBPyConnection` that read: `sql`, `execute`, `table`, `cursor`
-    and those that fetch; frames of the caller's are joined by `register(name, frame)`. It guards
-    against SQL, not against Python code, which can open any file.
+    and those that fetch. `register(name, frame)` lets queries join a pandas or Arrow frame. Columns
+    and units are those of the data dictionary. It protects against SQL, not against Python code,
+    which can open any file.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -163,13 +164,21 @@ class LakeReader:
         return self
 
     def table(self, name: str) -> duckdb.DuckDBPyRelation:
-        """Return all rows of a table of the lake as a relation."""
+        """Return all rows of a table or view of the lake as a relation.
+
+        Raises:
+            duckdb.Error: if there is none of that name.
+        """
         return self._connection.table(name)
 
     view = table
 
     def rows(self, at_once: int = 10_000) -> Iterator[Sequence[Any]]:
-        """Yield the rows of what was executed last, of which so many are fetched at once."""
+        """Yield the rows of the query that was executed last, as tuples.
+
+        Args:
+            at_once: how many are fetched, and held in memory, at once.
+        """
         while found := self._connection.fetchmany(at_once):
             yield from found
 

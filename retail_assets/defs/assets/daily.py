@@ -96,16 +96,23 @@ def daily_asset(
     describe: Callable[[duckdb.DuckDBPyConnection], Mapping[str, Any]] | None = None,
     automation_condition: dg.AutomationCondition[Any] | None = None,
 ) -> Callable[[Rule], DailyAsset]:
-    """Make an asset of a rule: a function that takes the frames of its upstream assets.
+    """Make an asset of a rule: a function that takes the frames of its upstream assets, by name.
+
+    The rule returns a narwhals `LazyFrame` with the columns and types of the table. Its rows are
+    staged, audited and published by day; a day that breaks a key, lacks a required value or fails
+    the audit is left out, named in the run, and keeps its previous rows.
 
     Args:
-        table: what the rule returns, column by column.
+        table: the columns, key and day of what the rule returns.
         code_version: change it with the rule, so that Dagster shows what was made by an older one.
         audit: takes the staged rows and the rule's inputs (by name), returns a row for each day
             that must not be published.
         open_end: inputs that are given from the first day of the run on, without an end.
         describe: more metadata for the newest day.
-        automation_condition: when Dagster is to materialize it unasked.
+        automation_condition: when Dagster materializes it by itself.
+
+    Returns:
+        A decorator; `build` of its result makes the asset for a set of partitions.
     """
 
     def decorate(rule: Rule) -> DailyAsset:
