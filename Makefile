@@ -16,7 +16,7 @@ MINUTES ?= 30
 
 .PHONY: run ui test fuzz lint format lock bench docs setup
 
-run: setup ## Set up, run the batch lane on the sample data, print the result
+run: setup ## Set up, run the batch job on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
 
 ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon at http://127.0.0.1:3000 (RETAIL_UI_PORT: another port), until Ctrl-C
