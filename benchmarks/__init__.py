@@ -1,1 +1,1 @@
-"""Side-by-side measurements of the batch lane, run by hand: `make bench`; never a timed test."""
+"""Side-by-side measurements, run by hand: `make bench`; never a timed test."""

@@ -1,6 +1,6 @@
 """`make bench`: runs all cases side by side and writes `docs/benchmarks.md`.
 
-The event lane and the live lane have reports of their own, `docs/benchmarks-events.md`,
+The event pipeline and the worker have reports of their own, `docs/benchmarks-events.md`,
 `docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`; `--only` measures for one of them.
 `--only soak` writes `docs/soak.md`.
 
@@ -34,14 +34,14 @@ WORK_OF = {
     "duckdb.read_order_exports": "reads and types the CSV into a temporary table",
     "publish.replace_days": "writes Parquet: raw, completed and revenue rows",
     "publish._stage_rows": "completed orders and revenue: joins and sums, staged",
-    "order_exports._read_group": "judges rows, finds orders that stand twice",
+    "load._read_group": "validates rows, finds orders that stand twice",
     "publish._problems": "audit: reconciles raw and completed orders",
     "publish._row_problems": "audit: nulls and keys",
     "publish._one": "audit: keys, by hash",
-    "days._forget": "ledger of days",
-    "order_exports._changed_days": "which days the orders change",
-    "order_exports._counts": "counts rows for the ledger",
-    "publish._facts": "counts rows and sums for the ledger",
+    "day_ledger._forget": "ledger of days",
+    "load._changed_days": "finds which days the orders change",
+    "load._counts": "counts rows for the ledger",
+    "publish.day_facts": "counts rows and sums for the ledger",
     "connection.transaction": "begins and commits",
     "connection.commit": "commits to the catalog",
     "connection._load_extensions": "loads DuckLake",
@@ -163,7 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=1_000_000, help="events of the one file")
     parser.add_argument("--files", type=int, default=100_000, help="number of small event files")
-    parser.add_argument("--drops", type=int, default=25, help="files that the sensor takes in")
+    parser.add_argument("--drops", type=int, default=25, help="files that the sensor ingests")
     parser.add_argument("--seconds", type=int, default=60, help="of each source's latency")
     parser.add_argument("--minutes", type=float, default=15.0, help="how long to soak")
     parser.add_argument("--folder", type=Path, default=REPORTS, help="where reports are written")
@@ -225,13 +225,13 @@ def _report(options: argparse.Namespace, work: Path) -> str:
         large.table(),
         (
             f"(a+) takes {large.ratio('a+', 'c')} times as long as (c); (c) takes"
-            f" {large.ratio('c', 'b')} times as long as (b), which checks little, says nothing of"
+            f" {large.ratio('c', 'b')} times as long as (b), which checks little, does not name"
             " the rows that it leaves out, and cannot be run twice."
         ),
         (
             "Where the time of (c) goes, in one more run under a profiler. Both cores are busy"
-            " throughout; against (a+) it pays for the statement of each row's reason and place,"
-            " and for staging and audits before anything is published."
+            " throughout; compared with (a+) it also states each row's reason and source position,"
+            " and stages and audits everything before it is published."
         ),
         large.profile("c", work),
         f"## {options.days} days of 2,000 orders",
@@ -250,7 +250,7 @@ def _report(options: argparse.Namespace, work: Path) -> str:
         ),
         "## One file larger than the memory that it may use",
         (
-            f"(c) takes in one export of {size / 1e9:.1f} GB ({rows:,} orders) in"
+            f"(c) ingests one export of {size / 1e9:.1f} GB ({rows:,} orders) in"
             f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB"
             " (`RETAIL_MEMORY_LIMIT` as it comes); what does not fit is spilled to disk."
         ),

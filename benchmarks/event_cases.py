@@ -1,4 +1,4 @@
-"""Ways to do the event lane's work that are compared, each run in a process of its own.
+"""Ways to do the event pipeline's work that are compared, each run in a process of its own.
 
 `python -m benchmarks.event_cases CASE DATA_DIR WORK_DIR` takes the one event file in the data
 folder, does the work once and prints JSON: seconds (imports and set-up not counted), peak memory in

@@ -1,4 +1,4 @@
-"""The event lane, measured: `docs/benchmarks-events.md`."""
+"""The event pipeline, measured: `docs/benchmarks-events.md`."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
     return (
         "\n\n".join(
             [
-                "# Benchmarks of the event lane",
+                "# Benchmarks of the event pipeline",
                 (
                     f"Written by {machine}, {_versions(python)}. Medians of {repeats}"
                     " runs that took turns, each in a fresh process. Trust the ratios, not the"
@@ -66,17 +66,17 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
                 ),
                 f"## {options.files:,} files of 10 events",
                 (
-                    f"(d) takes them in within {many_result['seconds']:.0f} s:"
+                    f"(d) ingests them in {many_result['seconds']:.0f} s:"
                     f" {options.files / many_result['seconds']:,.0f} files/s, peak"
-                    f" {many_result['peak_mb']:.0f} MB. What a tick of the sensor does, listing the"
-                    f" folder, comparing it with the ledger and grouping what is new, takes"
+                    f" {many_result['peak_mb']:.0f} MB. A tick of the sensor lists the folder,"
+                    " compares it with the ledger and groups what is new, which takes"
                     f" {ticks['full']:.1f} s when all files are new (a tick may take 60 s)."
                 ),
                 f"## One file of {big_size / 1e9:.1f} GB",
                 (
-                    f"(d) takes in {big_result['lines']:,} events in"
+                    f"(d) ingests {big_result['lines']:,} events in"
                     f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB,"
-                    " in portions of 64 MB, each committed with its ledger entry."
+                    " in chunks of 64 MB, each committed with its ledger entry."
                 ),
                 "## From a file closed to rows that can be queried, by the sensor",
                 (

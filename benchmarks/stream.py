@@ -1,4 +1,4 @@
-"""The live lane, measured: `docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`."""
+"""The worker, measured: `docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`."""
 
 import shutil
 import statistics
@@ -35,17 +35,17 @@ def latency_report(work: Path, options: Any, machine: str) -> str:
     return (
         "\n\n".join(
             [
-                "# Benchmarks of the live lane: latency",
+                "# Benchmarks of the worker: latency",
                 f"Written by {machine}. {TRUST}",
                 "## From an event offered to its row, as another process sees it",
                 (
                     f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
                     f" orders of {CUSTOMERS:,} customers, the worker warm and with all its"
-                    " consumers and upkeep; a reader polls the lake. The sensors take"
+                    " consumers and upkeep; a reader polls the lake. The sensors ingest"
                     f" {options.drops} files of 10 events, one by one: their p95 and p99 are the"
                     " slowest ones. The aim for the worker is a p99 of 250 ms on a quiet machine,"
-                    " and a fortieth of the stock sensor's time. How fast the machine was"
-                    " meanwhile is told by ten million additions in Python, just before and after."
+                    " and a fortieth of the stock sensor's time. Ten million"
+                    " additions in Python, just before and after, show how fast the machine was."
                 ),
                 _latency_table(latency, sensor, stock),
             ]
@@ -70,7 +70,7 @@ def throughput_report(work: Path, repeats: int, options: Any, machine: str) -> s
     return (
         "\n\n".join(
             [
-                "# Benchmarks of the live lane: throughput",
+                "# Benchmarks of the worker: throughput",
                 f"Written by {machine}, {_versions(python)}. {TRUST}",
                 f"## {options.events:,} events from Kafka to tables, {PARTITIONS} partitions",
                 (

@@ -1,4 +1,4 @@
-"""The topic that all cases of the live lane's throughput read: events in a real broker."""
+"""The topic that all cases of the worker's throughput read: events in a real broker."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The live lane's work done by this platform: a topic into the lake, all of it durable."""
+"""The worker's work done by this platform: a topic into the lake, all of it durable."""
 
 import resource
 import threading

@@ -1,4 +1,4 @@
-"""The live lane's work in Quix Streams: topic to Parquet files, offsets committed after.
+"""The worker's work in Quix Streams: topic to Parquet files, offsets committed after.
 
 Two processes share the topic as members of one group, as its documentation has it for more than
 one core; each writes what it has taken every five seconds, and only then commits its offsets.

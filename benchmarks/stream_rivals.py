@@ -1,4 +1,4 @@
-"""Ways to do the live lane's work that are compared, each run in a process of its own.
+"""Ways to do the worker's work that are compared, each run in a process of its own.
 
 `python -m benchmarks.stream_rivals CASE BOOTSTRAP TOPIC LINES DATA_DIR WORK_DIR` reads the topic
 from its start, does the work once and prints JSON: seconds (imports, set-up and the wait for the

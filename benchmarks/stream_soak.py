@@ -327,7 +327,7 @@ def _text(soak: Soak, minutes: float, machine: str, runs: int) -> str:
     return (
         "\n\n".join(
             [
-                "# A soak of the live lane",
+                "# A soak of the worker",
                 f"Written by {machine}.",
                 (
                     f"{minutes:g} minutes, {rate:,.0f} events/s: {offered}, orders of"

@@ -1,4 +1,4 @@
-"""The live lane's work in Spark Structured Streaming: topic to Parquet files, with a checkpoint.
+"""The worker's work in Spark Structured Streaming: topic to Parquet files, with a checkpoint.
 
 Spark's own Kafka source is a jar that the Python package does not carry, so messages come through
 a Python data source that hands over Arrow batches. The rules are SQL, and a batch is written by
