@@ -26,7 +26,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(
         default=Path("data"),
-        description="Folder that holds exports/, events/, reference/ and, by default, lake/.",
+        description="Folder with exports/, events/, reference/ and, by default, lake/.",
     )
     lake_catalog: str | None = Field(
         default=None,
@@ -41,40 +41,44 @@ class Settings(BaseSettings):
         " data folder) or an `s3://` prefix.",
     )
     timezone: str = Field(
-        default="Europe/London", description="Business time zone: every date is a date there."
+        default="Europe/London",
+        description="Business time zone, by its IANA name: every date is a day there.",
     )
     start_date: date = Field(
         default=date(2026, 10, 5), description="The first daily partition (YYYY-MM-DD)."
     )
     engine: Literal["duckdb"] = Field(
-        default="duckdb", description="What runs the transforms. DuckDB is the one engine today."
+        default="duckdb",
+        description="The engine that runs the transforms. DuckDB is the only one today.",
     )
     late_days: int = Field(
         default=7,
         ge=0,
         le=366,
-        description="How many days before its export an order may lie and still count for its day.",
+        description="Days that an order may lie before its export; older orders are rejected"
+        " (`too_late`).",
     )
     max_rejected_share: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="A day that rejected a larger share of its export's rows is published with a"
-        " warning.",
+        description="Share of an export's rows that may be rejected, 0 to 1; a day above it is"
+        " published with a warning.",
     )
     max_order_gbp: float = Field(
         default=100_000_000,
         gt=0,
-        description="An export with an order worth more, in GBP, fails its day by name: a point may"
-        " have been shifted, or an id stand in the column of values.",
+        description="Largest plausible value of an order, in GBP. An export with a larger one"
+        " fails its day by name: a decimal point may have been lost, or an id may stand in the"
+        " column of values.",
     )
     reference_max_shrink: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="The share of the rows of `products` or `customers` that may be missing from a"
-        " new file; with more missing, the table stays as it was until"
-        " `retail-assets reference load TABLE --allow-shrink`.",
+        description="Share of the rows of `products` or `customers` that a new file may lack, 0"
+        " to 1. Above it the table stays as it was until `retail-assets reference load TABLE"
+        " --allow-shrink`.",
     )
     events: str | None = Field(
         default=None,
@@ -84,97 +88,111 @@ class Settings(BaseSettings):
     changed_event_files: Literal["keep", "replace"] = Field(
         default="keep",
         description="What happens to the events of an event file that got shorter or starts"
-        " differently: they stay (`keep`), or they are taken back, because a corrected file is"
-        " delivered under the same name (`replace`).",
+        " differently: `keep` keeps them; `replace` retracts them, for corrected files that"
+        " are delivered under the same name.",
     )
     event_settle_seconds: float = Field(
         default=5,
         ge=0,
-        description="How long an event file must be still before its last line, if it has no"
-        " newline, is taken for whole, and before a packed file is read.",
+        description="Seconds without a change after which a compressed event file is read, and"
+        " a last line without a newline counts as complete.",
     )
     fraud_window_minutes: int = Field(
         default=30,
         ge=1,
         le=44_640,
-        description="The window in which a customer's orders, cards and addresses are counted, in"
-        " minutes.",
+        description="Length of the window in which a customer's orders, cards and addresses are"
+        " counted, in minutes.",
     )
     fraud_orders_in_window: int = Field(
         default=4,
         ge=1,
-        description="More orders of a customer within the window are suspicious.",
+        description="Orders of a customer within the window above which they are suspicious.",
     )
     fraud_values_in_window: int = Field(
         default=2,
         ge=1,
-        description="More different cards, or addresses, of a customer within the window are"
-        " suspicious.",
+        description="Different cards, or addresses, of a customer within the window above which"
+        " they are suspicious.",
     )
     fraud_card_fields: str = Field(
         default="card_id,card_hash,payment_card",
-        description="Fields of events, separated by commas: the first that an event has is its"
-        " payment card.",
+        description="Fields of events that name the payment card, separated by commas; the"
+        " first that an event has is used.",
     )
     fraud_address_fields: str = Field(
         default="shipping_address,delivery_address",
-        description="Fields of events, separated by commas: the first that an event has is its"
-        " address.",
+        description="Fields of events that name the address, separated by commas; the first"
+        " that an event has is used.",
     )
     fraud_value_ratio: float = Field(
         default=5,
         gt=1,
-        description="An order worth so many times the mean of the customer's earlier orders, or"
-        " more, is suspicious.",
+        description="An order is suspicious from this multiple of the mean of the customer's"
+        " earlier orders on.",
     )
     fraud_value_gbp: float = Field(
-        default=100, ge=0, description="An order of less is not, whatever the ratio, in GBP."
+        default=100,
+        ge=0,
+        description="Value below which RETAIL_FRAUD_VALUE_RATIO is not applied, in GBP.",
     )
     fraud_earlier_orders: int = Field(
-        default=5, ge=1, description="Nor is one with fewer earlier orders to compare it with."
+        default=5,
+        ge=1,
+        description="Earlier orders that a customer needs before RETAIL_FRAUD_VALUE_RATIO is"
+        " applied.",
     )
     fraud_weight_orders: float = Field(
-        default=0.6, ge=0, le=1, description="Weight of many orders within the window."
+        default=0.6, ge=0, le=1, description="Weight of many orders within the window, 0 to 1."
     )
     fraud_weight_value: float = Field(
-        default=0.5, ge=0, le=1, description="Weight of a value above the customer's history."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of a value above the customer's history, 0 to 1.",
     )
     fraud_weight_cards: float = Field(
-        default=0.6, ge=0, le=1, description="Weight of many cards within the window."
+        default=0.6, ge=0, le=1, description="Weight of many cards within the window, 0 to 1."
     )
     fraud_weight_addresses: float = Field(
-        default=0.4, ge=0, le=1, description="Weight of many addresses within the window."
+        default=0.4, ge=0, le=1, description="Weight of many addresses within the window, 0 to 1."
     )
     fraud_weight_region: float = Field(
-        default=0.2, ge=0, le=1, description="Weight of a region that is not the customer's home."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Weight of a region that is not the customer's home, 0 to 1.",
     )
     fraud_weight_model: float = Field(
-        default=0.4, ge=0, le=1, description="Weight of an order that the model finds unusual."
+        default=0.4,
+        ge=0,
+        le=1,
+        description="Weight of an order that the model finds unusual, 0 to 1.",
     )
     fraud_alert_score: float = Field(
         default=0.6,
         gt=0,
         le=1,
-        description="Orders are reported from this score on: 1 - (1 - weight) * (1 - weight) * …"
-        " over what speaks against them.",
+        description="Score from which an order is an alert; the score is 1 - (1 - weight) * (1"
+        " - weight) * … over the order's reasons.",
     )
     fraud_model_share: float = Field(
         default=0.99,
         gt=0,
         le=1,
-        description="The model finds an order unusual that is more so than this share of those that"
-        " it was trained on.",
+        description="Share of its training orders that an order must exceed for the model to"
+        " find it unusual, 0 to 1.",
     )
     fraud_training_days: int = Field(
-        default=90, ge=1, description="How many days of orders a model is trained on."
+        default=90, ge=1, description="Days of orders that a model is trained on."
     )
     fraud_training_orders: int = Field(
-        default=1_000, ge=100, description="With fewer orders no model is trained."
+        default=1_000, ge=100, description="Orders below which no model is trained."
     )
     memory_limit: str = Field(
         default="512MB",
         pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
-        description="What DuckDB may hold in memory before it spills to disk, for example 4GB.",
+        description="Memory of one DuckDB connection before it spills to disk, for example 4GB.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="DuckDB threads of one process (default: all cores)."
@@ -182,7 +200,7 @@ class Settings(BaseSettings):
     umask: str = Field(
         default="077",
         pattern=r"^0?[0-7]{3}$",
-        description="Permissions that files and folders made by the platform do not have, in octal:"
+        description="Permissions that files and folders made by the platform lack, in octal:"
         " 077 keeps them to their owner, 027 lets the group of the lake's folder read them.",
     )
     kafka_options: Annotated[dict[str, str | int | float | bool], NoDecode] = Field(
@@ -194,93 +212,100 @@ class Settings(BaseSettings):
     stop_seconds: float = Field(
         default=100,
         gt=0,
-        description="How long a worker that is told to stop has to commit what it received and to"
-        " end; then it ends at once, and what is not committed is read again.",
+        description="Seconds that a stopping worker has to commit what it received. After that"
+        " it ends at once, and the next start reads again what was not committed.",
     )
     webhook_token: SecretStr | None = Field(
         default=None,
-        description="The bearer token of the webhook: a long random text. None: no webhook.",
+        description="Bearer token of the webhook: a long random text. Without it there is no"
+        " webhook.",
     )
     webhook_max_bytes: int = Field(
         default=1_000_000,
         ge=1,
-        description="How large the body of a request to it may be. An event in it may have"
-        " 1,000,000 bytes.",
+        description="Largest body of a request to the webhook, in bytes. An event in it may"
+        " have 1,000,000 bytes.",
     )
     webhook_body_seconds: float = Field(
         default=10,
         gt=0,
-        description="How long the head of a request may take to come, and then its body.",
+        description="Seconds that the head of a request may take to arrive, and then its body.",
     )
     webhook_connections: int = Field(
-        default=100, ge=1, description="How many connections to the webhook there may be at once."
+        default=100, ge=1, description="Connections to the webhook at the same time."
     )
     webhook_events_per_second: float = Field(
-        default=2_000, gt=0, description="How many events the webhook takes a second."
+        default=2_000,
+        gt=0,
+        description="Events that the webhook accepts in a second, of all senders together.",
     )
     webhook_burst: int = Field(
         default=10_000,
         ge=1,
-        description="How many events it takes at once after a quiet time, and in one request.",
+        description="Events that the webhook accepts at once after a quiet time, and in one"
+        " request.",
     )
     notify_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         repr=False,
-        description="Where notifications go: URLs of services that apprise knows, as a JSON list or"
-        " with commas between them. None: no notifications.",
+        description="Services that notifications go to: URLs that apprise knows, as a JSON list"
+        " or separated by commas. Without it there are no notifications.",
     )
     notify_per_minute: int = Field(
         default=10,
         ge=1,
-        description="How many notifications there are in a minute at most; what is more goes into"
-        " a summary.",
+        description="Notifications in a minute; the rest is summarised.",
     )
     notify_attempts: int = Field(
-        default=8, ge=1, description="How often a notification is tried before it is given up."
+        default=8, ge=1, description="Attempts after which a notification is abandoned."
     )
     notify_max_age_hours: float = Field(
         default=24,
         gt=0,
-        description="Alerts about older events are not notified.",
+        description="Hours after which an event is too old for an alert about it to be sent.",
     )
     notify_worker_seconds: float = Field(
         default=60,
         gt=0,
-        description="A worker that has not said for so long that it lives is notified as dead.",
+        description="Seconds without a heartbeat after which a worker is reported dead.",
     )
     notify_event_age_minutes: float | None = Field(
         default=None,
         gt=0,
-        description="Notify when no event has come for so long (default: never).",
+        description="Minutes without an event after which that is reported (default: never).",
     )
     notify_missing_day_hour: int = Field(
         default=9,
         ge=0,
         le=23,
-        description="Notify when yesterday is not published by this hour of the business day.",
+        description="Hour of the business day by which yesterday must be published; after it"
+        " the missing day is reported.",
     )
     publish_bootstrap: str | None = Field(
-        default=None, description="Kafka brokers that events and alerts are published on to."
+        default=None, description="Kafka brokers that events and alerts are produced to."
     )
     publish_events_topic: str | None = Field(
-        default=None, description="Topic for enriched events (default: they are not published on)."
+        default=None, description="Topic for enriched events (default: none are produced)."
     )
     publish_alerts_topic: str | None = Field(
         default=None,
-        description="Topic for fraud and stock alerts (default: they are not published on).",
+        description="Topic for fraud and stock alerts (default: none are produced).",
     )
     publish_from: Literal["now", "beginning"] = Field(
         default="now",
-        description="What a topic gets first: changes from now on, or all that the lake has.",
+        description="What a new topic starts with: `now`, changes from now on, or `beginning`,"
+        " all rows of the lake.",
     )
 
     stock_date: date | None = Field(
         default=None,
-        description="The day at whose start the stock of `products.csv` was counted: orders from"
+        description="Day at whose start the stock of `products.csv` was counted; orders from"
         " then on change it (default: RETAIL_START_DATE).",
     )
     low_stock_units: int = Field(
-        default=10, ge=0, description="A stock of fewer units is low, and falling below it alerted."
+        default=10,
+        ge=0,
+        description="Units below which a stock is low; falling below it is an alert.",
     )
 
     @field_validator("data_dir")

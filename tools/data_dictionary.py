@@ -11,8 +11,8 @@ from retail_assets.transforms import events, orders
 
 GROUPS = {
     "reference": "Reference data",
-    "batch": "Batch lane",
-    "events": "Event lane",
+    "batch": "Batch",
+    "events": "Events",
     "ledger": "Ledgers",
 }
 
@@ -23,7 +23,7 @@ def data_dictionary() -> str:
         "# Data dictionary",
         "",
         (
-            "Generated from `retail_assets/tables.py` and `retail_assets/transforms/`;"
+            "Generated from `retail_assets/tables/` and `retail_assets/transforms/`;"
             " `make docs` writes it."
         ),
         "",

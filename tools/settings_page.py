@@ -9,8 +9,8 @@ from pydantic_core import PydanticUndefined
 from retail_assets.settings import Settings
 
 INTRODUCTION = (
-    "Written by `make docs`. All are environment variables; a wrong one is named in one sentence"
-    " when a command starts."
+    "Written by `make docs`. All are environment variables; a command names a wrong one in one"
+    " sentence when it starts."
 )
 
 

@@ -9,7 +9,7 @@ PRODUCTS = Table(
     key=("product_id",),
     columns=(
         Column("product_id", "VARCHAR", "Identifies the product."),
-        Column("product_name", "VARCHAR", "What the product is called."),
+        Column("product_name", "VARCHAR", "The name of the product."),
         Column("product_category", "VARCHAR", "The category that revenue is reported by."),
         Column("unit_price_gbp", MONEY, "List price of one unit, in GBP.", nullable=True),
         Column("stock_on_hand", "BIGINT", "Units in stock when the file was made.", nullable=True),
@@ -40,8 +40,8 @@ RAW_ORDERS = Table(
         Column("export_date", "DATE", "The date in the name of the export."),
         Column("order_date", "DATE", "The business day of the order, from its timestamp."),
         Column("order_id", "VARCHAR", "Identifies the order across exports."),
-        Column("customer_id", "VARCHAR", "Who ordered.", personal=True),
-        Column("product_id", "VARCHAR", "What was ordered."),
+        Column("customer_id", "VARCHAR", "The customer.", personal=True),
+        Column("product_id", "VARCHAR", "The product."),
         Column("region", "VARCHAR", "The region in which the order was taken."),
         Column("status", "VARCHAR", "Status in lower case, as of this export."),
         Column("order_value_gbp", MONEY, "Value of the order in GBP, above zero."),
@@ -74,7 +74,7 @@ REJECTED_ORDERS = Table(
     columns=(
         Column("export_date", "DATE", "The date in the name of the export."),
         Column("reason", "VARCHAR", "Reason code; `docs/data-dictionary.md` explains each."),
-        Column("field", "VARCHAR", "The field that is at fault, if it is one.", nullable=True),
+        Column("field", "VARCHAR", "The field that breaks the rule, if it is one.", nullable=True),
         Column("raw_text", "VARCHAR", "The row: JSON of its fields, or the line if malformed."),
         Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
         Column(
@@ -125,7 +125,7 @@ COMPLETED_ORDERS = Table(
         Column(
             "product_id",
             "VARCHAR",
-            "What was ordered.",
+            "The product.",
             derived_from=("raw_orders.product_id",),
         ),
         Column(
@@ -143,7 +143,7 @@ COMPLETED_ORDERS = Table(
         Column(
             "customer_id",
             "VARCHAR",
-            "Who ordered.",
+            "The customer.",
             derived_from=("raw_orders.customer_id",),
             personal=True,
         ),
@@ -170,7 +170,7 @@ COMPLETED_ORDERS = Table(
 
 
 def revenue_measures() -> tuple[Column, ...]:
-    """What a day of completed orders adds up to."""
+    """The measures of a day of completed orders."""
     value, order = "completed_orders.order_value_gbp", "completed_orders.order_id"
     return (
         Column(

@@ -6,19 +6,19 @@ POSITION = (
     Column(
         "source",
         "VARCHAR",
-        "How it came: `file`, `kafka`, `webhook`, or `redrive` for a mended dead letter.",
+        "Its source: `file`, `kafka`, `webhook`, or `redrive` for a redriven dead letter.",
     ),
     Column(
         "source_name",
         "VARCHAR",
         "The file, relative to the events folder; `topic:partition`; the start of the worker with"
-        " the webhook; of a redrive the dead letter that it mends.",
+        " the webhook; for a redrive the dead letter that it redrives.",
     ),
     Column(
         "position",
         "BIGINT",
         "The line in the file, from 1; the offset in the partition; the number of the event that a"
-        " webhook got, from 1; of a redrive that of the dead letter that it mends.",
+        " webhook got, from 1; for a redrive that of the dead letter.",
     ),
     Column(
         "version",
@@ -48,7 +48,7 @@ RAW_EVENTS = Table(
         Column(
             "received_date",
             "DATE",
-            "The day on which it landed, in the business time zone. Of a file: the date in its"
+            "The day on which it landed, in the business time zone. For a file: the date in its"
             " path, else the day on which it was last written to; of Kafka: that of the message's"
             " timestamp, or of the message before it if that is later; of the webhook: the day on"
             " which it came.",
@@ -64,7 +64,7 @@ RAW_EVENTS = Table(
         Column(
             "defect",
             "VARCHAR",
-            "What was wrong with the line as such, before any rule read it; or `not_taken` or"
+            "The fault of the line as such, before any rule read it; or `not_taken` or"
             " `out_of_memory`, where the lake could not ingest it.",
             nullable=True,
         ),
@@ -103,8 +103,8 @@ ENRICHED_EVENTS = Table(
             Column(name, type_, text, nullable, ("raw_events.payload",), personal)
             for name, type_, text, nullable, personal in (
                 ("order_id", "VARCHAR", "The order that the event is about.", False, False),
-                ("customer_id", "VARCHAR", "Who ordered.", False, True),
-                ("product_id", "VARCHAR", "What was ordered, if the event says so.", True, False),
+                ("customer_id", "VARCHAR", "The customer.", False, True),
+                ("product_id", "VARCHAR", "The product, if the event has one.", True, False),
                 ("region", "VARCHAR", "The region in which the order was taken.", False, False),
                 (
                     "status",
@@ -170,7 +170,7 @@ ENRICHED_EVENTS = Table(
             personal=True,
         ),
         *POSITION,
-        Column("processed_at", INSTANT, "When it was judged and enriched."),
+        Column("processed_at", INSTANT, "When it was validated and enriched."),
     ),
 )
 
@@ -194,7 +194,7 @@ DEAD_LETTER_EVENTS = Table(
             "Reason code; explained below.",
             derived_from=("raw_events.payload", "raw_events.defect"),
         ),
-        Column("field", "VARCHAR", "The field that is at fault, if it is one.", nullable=True),
+        Column("field", "VARCHAR", "The field that breaks the rule, if it is one.", nullable=True),
         *POSITION,
         Column(
             "payload",
@@ -203,6 +203,6 @@ DEAD_LETTER_EVENTS = Table(
             derived_from=("raw_events.payload",),
             personal=True,
         ),
-        Column("processed_at", INSTANT, "When it was judged."),
+        Column("processed_at", INSTANT, "When it was validated."),
     ),
 )

@@ -17,11 +17,11 @@ EVENT_FILES = Table(
         Column("received_date", "DATE", "The day of its first lines."),
         Column("size_bytes", "BIGINT", "Size of the file when it was last looked at, in bytes."),
         Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
-        Column("bytes_taken", "BIGINT", "How much of its content, unpacked, was taken in."),
+        Column("bytes_taken", "BIGINT", "Bytes of its decompressed content that were ingested."),
         Column(
             "content_hash",
             "VARCHAR",
-            "Hash of what was taken in, in hexadecimal: SHA-256, of more than 256 KiB chunk by"
+            "Hash of what was ingested, in hexadecimal: SHA-256, above 256 KiB chunk by"
             " chunk (of earlier releases always of the whole).",
         ),
         Column(
@@ -35,9 +35,9 @@ EVENT_FILES = Table(
         Column(
             "last_line",
             "VARCHAR",
-            "`whole`; `open` if a line without newline was left; `taken` if it was taken in.",
+            "`whole`; `open` if a line without newline was left; `taken` if it was ingested.",
         ),
-        Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
+        Column("lines", "BIGINT", "Lines ingested: accepted + dead-lettered + duplicate."),
         Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
         Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
         Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
@@ -51,8 +51,8 @@ EVENT_FILES = Table(
         Column(
             "received_at",
             INSTANT,
-            "When its first lines were received: the file's last write then. Of files with the same"
-            " content the lines count where they were received first.",
+            "When its first lines were received: the file's last write then. Lines that several"
+            " files have count where they were received first.",
             nullable=True,
         ),
         Column(
@@ -67,7 +67,7 @@ EVENT_FILES = Table(
         Column(
             "retracted_at",
             INSTANT,
-            "When its events and dead letters were taken back; null: they count, and the three"
+            "When its events and dead letters were retracted; null: they count, and the three"
             " counts are those of now.",
             nullable=True,
         ),
@@ -76,14 +76,14 @@ EVENT_FILES = Table(
 
 FAILED_EVENT_FILES = Table(
     name="failed_event_files",
-    description="Ledger: the event files that could not be read, or taken in. A success removes the"
+    description="Ledger: the event files that could not be read, or ingested. A success removes the"
     " entry.",
     key=("path",),
     columns=(
         Column("path", "VARCHAR", "The file, relative to the events folder."),
         Column("size_bytes", "BIGINT", "Its size then, in bytes."),
         Column("modified_ns", "BIGINT", "Its modification time then, in ns since 1970."),
-        Column("problem", "VARCHAR", "What was wrong, and what to do."),
+        Column("problem", "VARCHAR", "The problem, and what to do."),
         Column("attempts", "BIGINT", "How often it was tried as it is."),
         Column("failed_at", INSTANT, "When it was last tried."),
     ),
@@ -96,14 +96,14 @@ EVENT_FIELDS = Table(
     columns=(
         Column("field", "VARCHAR", "The name of the field."),
         Column("type", "VARCHAR", "Its JSON type: VARCHAR, BOOLEAN, OBJECT, a number type, …"),
-        Column("first_seen_at", INSTANT, "When an event with it was first taken in."),
+        Column("first_seen_at", INSTANT, "When an event with it was first ingested."),
     ),
 )
 
 STREAM_OFFSETS = Table(
     name="stream_offsets",
     description=(
-        "Ledger: how far each source was taken in, and how far each consumer has come. A part of a"
+        "Ledger: how far each source was ingested, and how far each consumer has come. A part of a"
         " source, or a consumer, may have several rows, which add up: the highest position counts."
     ),
     key=("kind", "name", "part", "position"),
@@ -122,7 +122,7 @@ STREAM_OFFSETS = Table(
             "The next position that is new; of a consumer the snapshot that it has seen; of a topic"
             " which one of its name it is: the second one's events are of `orders@2:0`.",
         ),
-        Column("lines", "BIGINT", "Lines taken in: accepted + dead-lettered + duplicate."),
+        Column("lines", "BIGINT", "Lines ingested: accepted + dead-lettered + duplicate."),
         Column("accepted", "BIGINT", "Lines whose event is in enriched_events from here."),
         Column("dead_lettered", "BIGINT", "Lines that are in dead_letter_events."),
         Column("duplicate", "BIGINT", "Lines whose event is there from elsewhere."),
@@ -134,20 +134,20 @@ STREAM_OFFSETS = Table(
 STREAM_WORKERS = Table(
     name="stream_workers",
     description=(
-        "Ledger: the starts of `retail-assets stream`, with a heartbeat while they live. Of a start"
-        " that has not ended in order there may be several rows: the newest counts."
+        "Ledger: the starts of `retail-assets stream`, with a heartbeat while they are alive. A"
+        " start that has not ended in order may have several rows: the newest counts."
     ),
     key=("worker", "heartbeat_at"),
     columns=(
         Column("worker", "VARCHAR", "Identifies this start of a worker."),
         Column("host", "VARCHAR", "The machine that it runs on."),
         Column("process_id", "BIGINT", "Its process there."),
-        Column("sources", "VARCHAR", "What it takes events from: files, kafka, webhook."),
+        Column("sources", "VARCHAR", "Its sources: files, kafka, webhook."),
         Column("state", "VARCHAR", "`running`, or `stopped` once it has ended in order."),
-        Column("problem", "VARCHAR", "What was wrong at the last heartbeat.", nullable=True),
-        Column("figures", "VARCHAR", "What it has done and how fast, as a JSON object."),
+        Column("problem", "VARCHAR", "The problem at the last heartbeat.", nullable=True),
+        Column("figures", "VARCHAR", "Its metrics, as a JSON object."),
         Column("started_at", INSTANT, "When it started."),
-        Column("heartbeat_at", INSTANT, "When it last said that it lives."),
+        Column("heartbeat_at", INSTANT, "When it was last seen."),
     ),
 )
 
@@ -159,19 +159,19 @@ NOTIFICATIONS = Table(
         Column(
             "key",
             "VARCHAR",
-            "Identifies the message; sent along, so that who gets it twice can tell.",
+            "Identifies the message; sent along, so that receivers recognise a repeat.",
         ),
         Column(
             "service",
             "VARCHAR",
             "The scheme of the service's URL, and the start of the SHA-256 of the URL.",
         ),
-        Column("kind", "VARCHAR", "What it is about, as in notified."),
+        Column("kind", "VARCHAR", "Its kind, as in notified."),
         Column("severity", "VARCHAR", "`warning`, `failure` or `success`."),
         Column("title", "VARCHAR", "One line."),
         Column("body", "VARCHAR", "The text."),
         Column("created_at", INSTANT, "When it was written."),
-        Column("next_attempt_at", INSTANT, "When it is tried next, unless sent or given up."),
+        Column("next_attempt_at", INSTANT, "When it is tried next, unless sent or abandoned."),
         Column("attempts", "BIGINT", "How often it was tried."),
         Column("sent_at", INSTANT, "When the service accepted it.", nullable=True),
         Column("given_up_at", INSTANT, "When the last attempt failed.", nullable=True),
@@ -266,7 +266,7 @@ FAILED_DAYS = Table(
     columns=(
         Column("table_name", "VARCHAR", "The table that was to be published."),
         Column("day", "DATE", "The daily partition."),
-        Column("problem", "VARCHAR", "What was wrong, where, and what to do."),
+        Column("problem", "VARCHAR", "The problem, where, and what to do."),
         Column("failed_at", INSTANT, "When the attempt failed."),
     ),
 )

@@ -64,7 +64,7 @@ LIVE_REVENUE = Table(
 
 FRAUD_ALERTS = Table(
     name="fraud_alerts",
-    description="Orders that look wrong, with what speaks against each.",
+    description="Orders that look wrong, each with its reasons.",
     group="events",
     followed=True,
     key=("event_id",),
@@ -78,7 +78,7 @@ FRAUD_ALERTS = Table(
         Column(
             "customer_id",
             "VARCHAR",
-            "Who ordered.",
+            "The customer.",
             derived_from=("enriched_events.customer_id",),
             personal=True,
         ),
@@ -104,7 +104,7 @@ FRAUD_ALERTS = Table(
         Column(
             "received_date",
             "DATE",
-            "The day on which the order was first heard of.",
+            "The day on which the order was first seen.",
             derived_from=("enriched_events.received_date",),
         ),
         Column(
@@ -122,7 +122,7 @@ FRAUD_ALERTS = Table(
         Column(
             "reasons",
             "VARCHAR",
-            "What speaks against it: reason codes, separated by commas.",
+            "Reason codes, separated by commas.",
             derived_from=("enriched_events.extra", "enriched_events.home_region"),
         ),
         Column("rule_score", "DOUBLE", "How sure the rules are, from 0 to 1."),
@@ -148,7 +148,7 @@ FRAUD_ALERTS = Table(
 
 FRAUD_MODELS = Table(
     name="fraud_models",
-    description="What finds unusual orders: one model for each day, trained on the days up to it.",
+    description="Models that find unusual orders: one for each day, trained on the days up to it.",
     group="events",
     key=("trained_to",),
     columns=(
@@ -161,8 +161,8 @@ FRAUD_MODELS = Table(
         ),
         Column("trained_from", "DATE", "The first order date that it was trained on."),
         Column("orders", "BIGINT", "How many orders it was trained on."),
-        Column("features", "VARCHAR", "What it looks at: names, separated by commas."),
-        Column("library", "VARCHAR", "What made it, and can read it: scikit-learn's version."),
+        Column("features", "VARCHAR", "The names of its features, separated by commas."),
+        Column("library", "VARCHAR", "The version of scikit-learn that made it, and can read it."),
         Column("metrics", "VARCHAR", "How it did on orders that it had not seen, as JSON."),
         Column("model", "BLOB", "The model, in the format of skops."),
         Column("sha256", "VARCHAR", "SHA-256 of `model`, in hexadecimal."),
@@ -209,7 +209,7 @@ LIVE_ORDERS = Table(
                 ("region", "VARCHAR", "The region in which the order was taken.", False),
                 ("status", "VARCHAR", "Status in lower case; only `completed` counts.", False),
                 ("order_value_gbp", MONEY, "Value of the order in GBP.", False),
-                ("product_id", "VARCHAR", "What was ordered, if an event says so.", True),
+                ("product_id", "VARCHAR", "The product, if an event has one.", True),
             )
         ),
         *(
@@ -320,7 +320,12 @@ STOCK_ALERTS = Table(
             "The event of the sale.",
             derived_from=("live_orders.sold_event_id",),
         ),
-        Column("product_id", "VARCHAR", "What runs out.", derived_from=("live_orders.product_id",)),
+        Column(
+            "product_id",
+            "VARCHAR",
+            "The product that runs out.",
+            derived_from=("live_orders.product_id",),
+        ),
         Column("order_id", "VARCHAR", "The order.", derived_from=("live_orders.order_id",)),
         Column("crossed_at", INSTANT, "When it was sold.", derived_from=("live_orders.sold_at",)),
         Column(
@@ -335,13 +340,15 @@ STOCK_ALERTS = Table(
 
 CONSUMER_DEAD_LETTERS = Table(
     name="consumer_dead_letters",
-    description="The keys that a consumer could not recompute and went on without: their rows are"
+    description="The quarantined keys of consumers, which they could not recompute: their rows are"
     " as they were before. A success removes the entry.",
     key=("consumer", "key"),
     columns=(
         Column("consumer", "VARCHAR", "The consumer."),
-        Column("key", "VARCHAR", "What it could not recompute: an order, a product, a day, …"),
-        Column("problem", "VARCHAR", "What went wrong."),
+        Column(
+            "key", "VARCHAR", "The key that it could not recompute: an order, a product, a day, …"
+        ),
+        Column("problem", "VARCHAR", "The error."),
         Column("snapshot", "BIGINT", "The snapshot of the lake that it was tried at."),
         Column("attempts", "BIGINT", "How often it was tried."),
         Column("failed_at", INSTANT, "When it was last tried."),

@@ -1,4 +1,4 @@
-"""What a table, a column and a view of the lake are, and the types that money and times have."""
+"""Tables, columns and views of the lake, and the types of money and times."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -32,8 +32,7 @@ DEFECTS: Mapping[str, str] = {
         " kept whole."
     ),
     "line_too_long": (
-        "The line has more than 1,000,000 bytes. Of a file its first 1,000 are kept, of a message"
-        " all."
+        "The line has more than 1,000,000 bytes. A file keeps its first 1,000, a message keeps all."
     ),
     "nul_byte": "The line holds a NUL byte.",
     "not_utf8": "The line is not UTF-8 text.",
@@ -83,8 +82,8 @@ REASONS: Mapping[str, str] = {
         "event_timestamp lies before the year 2000, or more than a day after the event landed."
     ),
     "conflicting_event": (
-        "An event of other content was received before under the same event_id. A redrive takes it"
-        " in as an event of its own, identified by its content."
+        "An event of other content was received before under the same event_id. A redrive"
+        " ingests it as an event of its own, identified by its content."
     ),
 }
 """Why an event is dead-lettered. The rules are tried in this order; the first that fails counts."""
