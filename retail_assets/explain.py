@@ -1,4 +1,4 @@
-"""What a person is told of an error that nobody raised on purpose: what, where, and what to do.
+"""The sentence for an error that nobody raised on purpose: what, where, and what to do.
 
 Known outages, such as a full disk, a damaged file or a lost server, have a sentence each. They are
 recognised by their text, because DuckDB, SQLAlchemy and Dagster wrap them into errors of their own,
@@ -52,7 +52,7 @@ _RULES = (
     ),
     _rule(
         r"permission denied|permissionerror|operation not permitted",
-        "The permission is lacking{where}: run it as the user whose files these are.",
+        "Permission is missing{where}: run it as the owner of these files.",
     ),
     _rule(
         r"(?=.*\.parquet)(?=.*(no such file|does not exist|not found|404))",
@@ -72,7 +72,7 @@ _RULES = (
         r"(?=.*(sqlalchemy|sqlite3\.))(?=.*(not a database|malformed|unable to open database"
         r"|no such table))",
         "Dagster's history in DAGSTER_HOME={home} cannot be used ({reason}): move its *.db"
-        " files away, or set DAGSTER_HOME to another folder. The lake is not concerned.",
+        " files away, or set DAGSTER_HOME to another folder. The lake is not affected.",
     ),
     _rule(
         r"not a database|disk image is malformed",
@@ -85,13 +85,13 @@ _RULES = (
     ),
     _rule(
         r"dagster\w*configerror|dagster\.yaml|dagsterinstance|dagster_home|dagsterinvariant",
-        "The Dagster instance in DAGSTER_HOME={home} cannot be used ({reason}): mend it, or set"
+        "The Dagster instance in DAGSTER_HOME={home} cannot be used ({reason}): correct it, or set"
         " DAGSTER_HOME to another folder.",
     ),
     _rule(
         r"(?=.*(postgres|psycopg|server closed the connection|terminating connection"
         r"|connection failed))(?=.*(unable to connect|connection|server|could not))",
-        "The database server of the catalog cannot be reached ({reason}): start it, or mend"
+        "The database server of the catalog cannot be reached ({reason}): start it, or correct"
         " RETAIL_LAKE_CATALOG, and run it again. " + _AGAIN,
     ),
     _rule(
@@ -102,12 +102,12 @@ _RULES = (
     ),
     _rule(
         r"outofmemory|out of memory|memoryerror|cannot allocate memory",
-        "The memory is not enough: raise RETAIL_MEMORY_LIMIT (and see that the machine has as"
-        " much), or run fewer processes. " + _AGAIN,
+        "There is not enough memory: raise RETAIL_MEMORY_LIMIT (if the machine has as much), or"
+        " run fewer processes. " + _AGAIN,
     ),
     _rule(
         r"interrupted|keyboardinterrupt",
-        "It was stopped before it was done. " + _AGAIN + " Run it again to go on.",
+        "It was stopped before it had finished. " + _AGAIN + " Run it again to go on.",
     ),
 )
 

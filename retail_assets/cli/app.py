@@ -80,13 +80,13 @@ _GROUPS: tuple[tuple[str, str, dict[str, Callable[..., None]]], ...] = (
     ),
     (
         "consumers",
-        "What follows the events: how far each consumer is, and rewinding it.",
+        "Consumers, which follow the events: list them with their lag, rewind one.",
         {"list": worker.list_consumers, "rewind": worker.rewind_consumer},
     ),
     ("events", "Events that were ingested from files.", {"retract": events.retract_events}),
     (
         "dead-letters",
-        "Events that are not valid: look at them, and redrive them.",
+        "Dead letters, which are events that are not valid: list, show and redrive them.",
         {
             "list": events.list_letters,
             "show": events.show_letter,

@@ -65,7 +65,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def progress_bar() -> Any:
-    """A bar on standard error, where that is a terminal."""
+    """A progress bar on standard error, if that is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(

@@ -91,18 +91,16 @@ def backfill(
     problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]
     if problems:
         problems.insert(0, f"{len(problems)} of {outcome.days} days failed:")
-        problems.append("The other days are published. Mend these and run the command again.")
+        problems.append("The other days are published. Correct these and run the command again.")
     if problems or outcome.problems:
         raise RetailAssetsError(*outcome.problems, *problems)
 
 
 def load_reference(
-    name: Annotated[Reference, typer.Argument(help="Which file of reference/ to load.")],
+    name: Annotated[Reference, typer.Argument(help="The file of reference/ to load.")],
     allow_shrink: Annotated[
         bool,
-        typer.Option(
-            "--allow-shrink", help="However many rows are gone: RETAIL_REFERENCE_MAX_SHRINK is 1."
-        ),
+        typer.Option("--allow-shrink", help="Accept the file, however many rows it lacks."),
     ] = False,
 ) -> None:
     """Load products.csv or customers.csv now; days that it concerns are recomputed later."""
@@ -147,7 +145,7 @@ def _print_days(connection: "duckdb.DuckDBPyConnection", first: date, last: date
 def _tell_of_orders(
     connection: "duckdb.DuckDBPyConnection", settings: Settings, first: date, last: date
 ) -> None:
-    """Tell what of the exports of these days was rejected, and which orders are in no revenue."""
+    """Print rejected rows of the exports of these days, and orders that are in no revenue."""
     from retail_assets.ingest.exports import rejects
     from retail_assets.ingest.exports import stale_days as stale
 

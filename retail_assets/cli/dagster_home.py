@@ -53,7 +53,7 @@ def _check_database(path: Path) -> None:
             return
         raise UsageError(
             f"{path}, Dagster's history, is damaged ({error}): move it away, Dagster makes a new"
-            " one, or set DAGSTER_HOME to another folder. The lake is not concerned."
+            " one, or set DAGSTER_HOME to another folder. The lake is not affected."
         ) from error
 
 

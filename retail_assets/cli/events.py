@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def ingest_events() -> None:
-    """Take in all pending event files now, as the sensor's runs would; bring live revenue up."""
+    """Ingest all pending event files now, as the sensor's runs would, and refresh live revenue."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest.event_files import load as event_files
     from retail_assets.lake.checksums import note_new_files
@@ -46,9 +46,9 @@ def ingest_events() -> None:
         found = take(pending.files)
         later = event_files.pending_event_files(settings, connection)
         if later.unsettled:
-            # Somebody may still be writing to them; whoever asks for all has the time to make sure.
+            # Somebody may still be writing to them: wait, because all files were asked for.
             waiting = progress.add_task(
-                f"Waiting for {len(later.unsettled)} files to be still", total=None
+                f"Waiting until {len(later.unsettled)} files are unchanged", total=None
             )
             time.sleep(settings.event_settle_seconds)
             progress.remove_task(waiting)
@@ -91,8 +91,8 @@ def replay(
     if differences:
         raise RetailAssetsError(
             *(
-                f"{found.day}: a replay would take {found.gone} rows out of {found.table} and put"
-                f" {found.new} in, for example of {', '.join(found.examples)}"
+                f"{found.day}: a replay would delete {found.gone} rows of {found.table} and insert"
+                f" {found.new}, for example {', '.join(found.examples)}"
                 for found in differences
             )
         )
@@ -104,10 +104,10 @@ def retract_events(
     file: Annotated[str, typer.Argument(help="The file, relative to the events folder.")],
     version: Annotated[
         int | None,
-        typer.Option(help="Which version, as event_files has it: by default all earlier ones."),
+        typer.Option(help="The version, as event_files has it; by default all earlier ones."),
     ] = None,
 ) -> None:
-    """Take the events and dead letters of earlier versions of a file back; raw lines stay."""
+    """Retract the events and dead letters of earlier versions of a file; raw lines stay."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest.event_files.retraction import retract
     from retail_assets.lake.connection import Lake
@@ -120,7 +120,7 @@ def retract_events(
     for item in done:
         tell(
             f"{item.path}, version {item.version}: {item.events} events and"
-            f" {item.dead_letters} dead letters were taken back"
+            f" {item.dead_letters} dead letters were retracted"
         )
 
 
@@ -130,9 +130,9 @@ def list_letters(
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only those of this day.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Those that were redriven as well.")
+        bool, typer.Option("--all", help="List redriven dead letters as well.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
     format: Annotated[Format, typer.Option(help="How to print them.")] = Format.table,
 ) -> None:
     """List dead letters, the newest first, by the id that `show` and `redrive` take."""
@@ -156,7 +156,7 @@ def show_letter(
         bool, typer.Option("--raw", help="Write the payload alone, in the bytes that it came as.")
     ] = False,
 ) -> None:
-    """Show a dead letter whole, with its payload."""
+    """Show a dead letter with its whole payload."""
     from retail_assets.ingest.repair import dead_letters
 
     with connect_to_read(load_settings()) as connection:
@@ -180,10 +180,12 @@ def redrive_letters(
     reason: Annotated[str | None, typer.Option(help="All open ones with this reason code.")] = None,
     payload: Annotated[
         str | None,
-        typer.Option(help="What the one letter should have been: JSON, or @ and a file's name."),
+        typer.Option(
+            help="Corrected payload of the one dead letter: JSON, or @ and a file's name."
+        ),
     ] = None,
 ) -> None:
-    """Judge dead letters anew, as they are or mended, and take in those that are valid now."""
+    """Validate dead letters again, as they are or corrected, and ingest those that are valid."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest.repair import dead_letters
     from retail_assets.lake.connection import Lake
@@ -208,7 +210,7 @@ def redrive_letters(
 
 
 def _tell_of_event_files(found: "Ingested", pending: "Pending", unsettled: Iterable[str]) -> None:
-    """Say what is odd about the files that there were, and what was not ingested of them."""
+    """Print what is odd about the files, and which of them were not ingested."""
     for file in found.files.values():
         if file.notice:
             tell(file.notice, style="yellow")

@@ -28,7 +28,7 @@ def query(
         typer.Option(help="CSV files: leave texts that spreadsheets run as formulas as they are."),
     ] = False,
 ) -> None:
-    """Ask the lake, read-only; with --at, as it was at a snapshot or a time."""
+    """Query the lake, read-only; with --at, as it was at a snapshot or a time."""
     import duckdb
 
     from retail_assets.cli.row_files import write_rows
@@ -68,10 +68,10 @@ def status(
 def init(
     beside_files: Annotated[
         bool,
-        typer.Option(help="Even where files of a lake lie already, which it will not know."),
+        typer.Option(help="Make it even if files of a lake are there; it will not know them."),
     ] = False,
 ) -> None:
-    """Make an empty lake; the first write does that as well, where no files lie."""
+    """Make an empty lake; the first write does that as well, if there are no files."""
     from retail_assets.lake.connection import Lake
 
     lake = Lake.from_settings(load_settings())

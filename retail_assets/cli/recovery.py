@@ -1,4 +1,4 @@
-"""Which command brings the rows of a damaged file back, and making room for it in the lake."""
+"""The command that brings the rows of a damaged file back, and making room for them."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -140,8 +140,8 @@ def _expect_again(
         paths = business_days.export_paths(settings.exports_dir, day)
         if not any(path.exists() for path in paths):
             raise RetailAssetsError(
-                f"The export of {day} is not in {settings.exports_dir} any more, and rows of it"
-                f" are in {damage.location}: put it, or the file from a backup, back first."
+                f"The export of {day} is no longer in {settings.exports_dir}, and {damage.location}"
+                " has rows of it: put the export, or the file from a backup, back first."
                 " Nothing was taken out of the lake."
             )
     connection.execute(

@@ -1,4 +1,4 @@
-"""How the platform stands: what is pending, what failed, what is behind, how large the lake is."""
+"""The state of the platform: what is pending, failed or behind, and the size of the lake."""
 
 import time
 from collections.abc import Sequence
@@ -166,9 +166,9 @@ def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> d
 
 
 def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
-    """What the newest worker says of itself (while it lives), and how far consumers are behind.
+    """The newest worker's metrics (while it is alive), and the lag of consumers.
 
-    What the caller finds out itself is left out: the worker's last word on it may be an old one.
+    Metrics that the caller measures itself are left out: the worker's may be old.
     """
     figures: dict[str, Any] = {"stream worker": "never started"}
     consumers = {consumer.name: consumer for consumer in all_consumers(settings)}

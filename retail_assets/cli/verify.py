@@ -30,7 +30,7 @@ def verify(
         bool,
         typer.Option(
             help="Take damaged files that can be recomputed out of the lake, so that the commands"
-            " that are named can write their rows again."
+            " that it prints can write their rows again."
         ),
     ] = False,
 ) -> None:
@@ -109,5 +109,5 @@ def _what_to_do(
     elif any(damage.newest for damage in report.damages):
         steps = ["Put them back from a backup, under the same names: see docs/operations.md."]
     else:
-        steps = ["The newest snapshot does not need them: they go with the history."]
+        steps = ["The newest snapshot does not need them: they go when older snapshots expire."]
     return [text, *steps]

@@ -1,4 +1,4 @@
-"""Sub-commands of the worker: running it, and the consumers that follow."""
+"""Sub-commands of the worker: running it, and its consumers."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def stream(
-    files: Annotated[bool, typer.Option(help="Take event files in as they land.")] = True,
+    files: Annotated[bool, typer.Option(help="Ingest event files as they land.")] = True,
     kafka: Annotated[
         str | None, typer.Option(help="Brokers to read from, such as localhost:9092.")
     ] = None,
@@ -29,10 +29,10 @@ def stream(
     ] = "retail-assets",
     http: Annotated[str | None, typer.Option(help="Where the webhook listens: HOST:PORT.")] = None,
     consumers: Annotated[
-        bool, typer.Option(help="Feed fraud, inventory, live revenue and notifications.")
+        bool, typer.Option(help="Run fraud, inventory, live revenue and notifications.")
     ] = True,
 ) -> None:
-    """Take events in within milliseconds, from files, Kafka and a webhook, until told to stop."""
+    """Ingest events as they arrive, from files, Kafka and a webhook, until it is stopped."""
     from retail_assets.worker.build import Options, build_worker
     from retail_assets.worker.deadline import ends_in_time
 
@@ -44,7 +44,7 @@ def stream(
     handler = logging.StreamHandler()
     handler.setFormatter(SentenceFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-    # It would tell of each file that lands.
+    # At INFO it logs each file that lands.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     with _until_signal() as stop, ends_in_time(stop, settings.stop_seconds):
         worker.run(stop, say=tell)
@@ -72,7 +72,7 @@ def _until_signal() -> "Iterator[threading.Event]":
 def list_consumers(
     format: Annotated[Format, typer.Option(help="How to print them.")] = Format.table,
 ) -> None:
-    """List the consumers with their offset, how far they are behind, and keys set aside."""
+    """List the consumers with their offset, their lag and their quarantined keys."""
     from retail_assets.consumers.framework import lag
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.ingest.ledgers.offsets import consumer_offset
@@ -105,7 +105,7 @@ def list_consumers(
 def rewind_consumer(
     name: Annotated[str, typer.Argument(help="The consumer, as `list` shows it.")],
 ) -> None:
-    """Recompute all that a consumer keeps, from the events that there are."""
+    """Recompute all tables of a consumer from the events."""
     from retail_assets.consumers import framework as feed
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.lake.connection import Lake
@@ -120,6 +120,6 @@ def rewind_consumer(
         feed.rewind(lake, connection, consumers[name])
         done = feed.consume(lake, connection, consumers[name], failures=feed.LAST_ATTEMPT)
     for key, problem in (done.failed if done is not None else {}).items():
-        tell(f"{name} sets {key} aside: {problem}", style="yellow")
+        tell(f"{name} quarantined {key}: {problem}", style="yellow")
     changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
-    out.print(f"{name} is recomputed: {changed} rows came or went.")
+    out.print(f"{name} is recomputed: {changed} rows were inserted or deleted.")

@@ -115,7 +115,7 @@ class ConsumerError(RetailAssetsError):
     def __init__(self, consumer: str, problem: str) -> None:
         super().__init__(
             f"The consumer {consumer} could not follow: {problem}. Its tables stay as they are;"
-            " it goes on from there once this is mended."
+            " it goes on from there once this is corrected."
         )
         self.consumer = consumer
 
@@ -153,13 +153,24 @@ def consume(
 
 
 def rewind(lake: Lake, connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> None:
-    """Forget how far a consumer has come: its next round recomputes everything."""
+    """Clear a consumer's offset: its next round recomputes everything, to the same rows.
+
+    Args:
+        lake: the lake that the connection is to.
+        connection: a connection that can write, in no transaction.
+        consumer: whose offset.
+    """
     with lake.transaction(connection, f"rewind {consumer.name}"):
         rewind_consumer(connection, consumer.name)
 
 
 def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
-    """Say how far a consumer is behind its sources."""
+    """Return how far a consumer is behind its sources; zero and zero if it has followed them.
+
+    Args:
+        connection: a connection to the lake, which may be read-only.
+        consumer: whose lag.
+    """
     offset = consumer_offset(connection, consumer.name)
     row = connection.execute(
         "SELECT count(*), coalesce(date_diff('millisecond', min(s.snapshot_time::TIMESTAMPTZ),"

@@ -296,7 +296,7 @@ class Publisher:
         return PublishError(
             f"{self.publication.name} could not send to the topic {self.publication.topic} at"
             f" {self.settings.publish_bootstrap}: {problem.rstrip('.')}. It goes on from there once"
-            " this is mended."
+            " this is corrected."
         )
 
     def _nothing(

@@ -154,7 +154,7 @@ def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
         )
         if done is not None:
             for key, problem in done.failed.items():
-                logger.warning("%s sets %s aside: %s", consumer.name, key, problem)
+                logger.warning("%s quarantined %s: %s", consumer.name, key, problem)
             # Others may follow what this one keeps.
             worker.wake()
 

@@ -172,7 +172,7 @@ class Intake:
     def _failed(
         self, connection: duckdb.DuckDBPyConnection, error: Exception
     ) -> duckdb.DuckDBPyConnection:
-        logger.warning("Events could not be taken in, they are tried again: %s", told(error))
+        logger.warning("Events could not be ingested, they are tried again: %s", told(error))
         self._figures.problem(NAME, f"events wait, the lake cannot be written to: {told(error)}")
         return self._recover(connection)
 

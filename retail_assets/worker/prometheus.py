@@ -31,7 +31,7 @@ class _Collector:
         figures: dict[str, Any] = self._figures.snapshot()
         events = CounterMetricFamily(
             f"{PREFIX}_events",
-            "Event lines taken in, by what came of them.",
+            "Event lines ingested, by outcome.",
             labels=("source", "outcome"),
         )
         for source, totals in figures.pop("sources").items():

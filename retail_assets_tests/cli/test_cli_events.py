@@ -105,8 +105,8 @@ def test_pending_event_files_are_taken_in_and_counted(settings: Settings, comman
 
     code, _, err = command("events", "retract", odd)
     assert code == 0
-    taken_back = f"{shown}, version 1: 1 events and 0 dead letters were taken back"
-    assert taken_back in err
+    retracted = f"{shown}, version 1: 1 events and 0 dead letters were retracted"
+    assert retracted in err
     code, out, _ = command("query", "SELECT sum(total_revenue) AS r FROM live_revenue", *JSON)
     assert (code, json.loads(out)) == (0, [{"r": "40.00"}])
     code, _, err = command("events", "retract", odd)
@@ -189,7 +189,7 @@ def test_status_tells_what_a_living_worker_says_but_not_what_it_last_saw_of_the_
     _, out, _ = command("status", *JSON)
     figures = {row["figure"]: row["value"] for row in json.loads(out)}
     assert figures["stream worker"].startswith("W1 on ")
-    assert figures["stream worker"].endswith(": late")
+    assert figures["stream worker"].endswith(": lagging")
     assert figures["worker's problem"] == "no broker"
     assert figures["pending event files"] == 1
     assert {name: value for name, value in figures.items() if name.startswith("worker: ")} == {
@@ -235,7 +235,7 @@ def test_consumers_are_listed_and_rewound(intake: EventIntake, command: Command)
     assert listed("live_orders")["snapshot"] is None
     assert listed("live_orders")["commits_behind"] > 0
     code, out, _ = command("consumers", "rewind", "live_orders")
-    assert (code, out) == (0, "live_orders is recomputed: 3 rows came or went.\n")
+    assert (code, out) == (0, "live_orders is recomputed: 3 rows were inserted or deleted.\n")
     assert listed("live_orders")["commits_behind"] == 0
     intake.connection.execute("DELETE FROM lake.live_orders")
     assert command("consumers", "rewind", "live_orders")[:2] == (0, out)
@@ -253,8 +253,8 @@ def test_who_rewinds_a_consumer_is_told_what_is_set_aside(
     consumers = [replace(live_orders.CONSUMER, compute=compute)]
     monkeypatch.setattr(registry, "all_consumers", lambda _: consumers)
     code, out, err = command("consumers", "rewind", "live_orders")
-    assert (code, out) == (0, "live_orders is recomputed: 2 rows came or went.\n")
-    assert err == "live_orders sets O1 aside: ValueError: It does not add up.\n"
+    assert (code, out) == (0, "live_orders is recomputed: 2 rows were inserted or deleted.\n")
+    assert err == "live_orders quarantined O1: ValueError: It does not add up.\n"
 
 
 def test_a_consumer_that_there_is_not_is_named_with_those_that_there_are(
@@ -284,9 +284,9 @@ def test_a_check_that_finds_differences_exits_with_one_and_names_them(
     code, out, err = command("replay", *RANGE, "--check")
     assert (code, out) == (1, "")
     assert err == (
-        f"Error: {DAY}: a replay would take 1 rows out of enriched_events and put 0 in, for example"
-        f" of file:{DAY}/a.jsonl:2\n"
-        f"{DAY}: a replay would take 0 rows out of dead_letter_events and put 1 in, for example of"
+        f"Error: {DAY}: a replay would delete 1 rows of enriched_events and insert 0, for example"
+        f" file:{DAY}/a.jsonl:2\n"
+        f"{DAY}: a replay would delete 0 rows of dead_letter_events and insert 1, for example"
         f" file:{DAY}/a.jsonl:2\n"
     )
     assert command("replay", *RANGE)[0] == 0

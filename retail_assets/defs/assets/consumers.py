@@ -58,7 +58,7 @@ def _assets(consumer: Consumer) -> dg.AssetsDefinition:
             if consumed is None:
                 context.log.info("Nothing has changed since the last round")
             elif consumed.failed:
-                context.log.warning("Set aside, tried again later: %s", dict(consumed.failed))
+                context.log.warning("Quarantined, tried again later: %s", dict(consumed.failed))
             for table in consumer.tables:
                 if dg.AssetKey(table.name) not in context.selected_asset_keys:
                     continue

@@ -79,7 +79,7 @@ def jobs() -> Sequence[UnresolvedAssetJobDefinition]:
         dg.define_asset_job(
             REFERENCE,
             selection=dg.AssetSelection.assets(tables.PRODUCTS.name, tables.CUSTOMERS.name),
-            description="Take in products and customers.",
+            description="Load products and customers.",
         ),
     )
 
@@ -166,7 +166,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
         )
         return dg.SensorResult(
             [request] if ready else [],
-            skip_reason=None if ready else f"{len(seen)} reference files, none to take in.",
+            skip_reason=None if ready else f"{len(seen)} reference files, none to load.",
             cursor=_dump(seen),
         )
 

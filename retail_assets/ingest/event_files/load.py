@@ -350,7 +350,7 @@ class _Intake:
         except NO_FILES_FAULT:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
-            logger.warning("Event files could not be taken in, they are tried by parts: %s", error)
+            logger.warning("Event files could not be ingested, they are tried by parts: %s", error)
             self._take_parts(waiting, unreadable)
 
     def _take_parts(self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]) -> None:
@@ -402,7 +402,7 @@ class _Intake:
             refused = lines_at_fault(self._lake, *staged) if staged else {}
             if refused:
                 return [[replace(item, refused=refused)]]
-            failed[item.file] = f"{item.path} cannot be taken in: {error}"
+            failed[item.file] = f"{item.path} cannot be ingested: {error}"
         return []
 
     def _transact(

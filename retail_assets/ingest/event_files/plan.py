@@ -60,8 +60,8 @@ class Taken:
             " version before"
         )
         if self.outcome == REPLACED:
-            return f"{before} were taken back (RETAIL_CHANGED_EVENT_FILES=replace)"
-        return f"{before} stay; `retail-assets events retract` takes them back"
+            return f"{before} were retracted (RETAIL_CHANGED_EVENT_FILES=replace)"
+        return f"{before} stay; `retail-assets events retract` retracts them"
 
     def plus(self, later: "Taken") -> "Taken":
         """This and a later portion of the same file."""

@@ -34,7 +34,7 @@ LAG = "_lag_seconds"
 """After the name of a consumer, the figure of how far it is behind."""
 
 RUNNING, STOPPED = "running", "stopped"
-ALIVE, LATE, DEAD = "alive", "late", "dead"
+ALIVE, LATE, DEAD = "alive", "lagging", "dead"
 
 FILES = "files"
 

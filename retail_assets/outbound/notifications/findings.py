@@ -33,7 +33,7 @@ FAILED_EVENT_FILE = "failed_event_file"
 
 FAILURES = {
     DEAD_WORKER: ("The stream worker is dead", "stream workers"),
-    LATE_WORKER: ("The stream worker is late", "late stream workers"),
+    LATE_WORKER: ("The stream worker is lagging", "lagging stream workers"),
     NO_EVENTS: ("No events come in", "silences"),
     MISSING_DAY: ("A day is not published", "missing days"),
     FAILED_DAY: ("A day failed", "failed days"),
@@ -171,11 +171,11 @@ def _dead_workers(
         Finding(
             DEAD_WORKER,
             found.worker,
-            f"The stream worker {found.worker} on {found.host} last said at"
-            f" {_clock(found.heartbeat_at, settings)} that it lives"
+            f"The stream worker {found.worker} on {found.host} was last seen at"
+            f" {_clock(found.heartbeat_at, settings)}"
             f"{f' ({found.last_seen(now)})' if found.is_ahead(now) else ''}"
             f"{f', and then: {_short(found.problem)}' if found.problem else ''}. Start it again;"
-            " until then event files are left to the sensor.",
+            " until then the sensor ingests event files.",
         )
         for found in _in_charge(connection, now)
         if found.state == RUNNING
@@ -194,7 +194,7 @@ def _late_workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[
             + (
                 _short(found.problem)
                 if found.problem
-                else f"what it takes, or what follows from it, waits longer than {LATE_SECONDS} s."
+                else f"events, or consumers that follow them, wait longer than {LATE_SECONDS} s."
                 " `retail-assets status` says where."
             ),
         )

@@ -245,7 +245,7 @@ def test_a_dead_worker_is_told_until_one_lives(office: Office, receiver: Receive
     office.now = NOW + timedelta(seconds=2)
     office.tell()
     assert receiver.titles() == ["The stream worker is dead"]
-    assert "W1 on shop last said at 2026-10-14 12:59:01 BST" in receiver.texts()[0]
+    assert "W1 on shop was last seen at 2026-10-14 12:59:01 BST" in receiver.texts()[0]
     office.worker("W2", office.now)
     office.tell()
     assert receiver.titles()[1:] == ["Resolved: The stream worker is dead"]
@@ -284,16 +284,18 @@ def test_workers_that_do_not_keep_up_are_told_until_they_do(
     office.worker("W2", NOW, sources="kafka, webhook", late_seconds=900, **late)
     office.change("UPDATE lake.stream_workers SET problem = 'no broker' WHERE worker = 'W2'")
     office.tell()
-    assert receiver.titles() == ["2 late stream workers"]
+    assert receiver.titles() == ["2 lagging stream workers"]
     said = set(receiver.texts()[0].splitlines())
-    assert any("W1 on shop has not kept up for 5 minutes: what it takes" in line for line in said)
+    assert any(
+        "W1 on shop has not kept up for 5 minutes: events, or consumers" in line for line in said
+    )
     assert any("W2 on shop has not kept up for 15 minutes: no broker" in line for line in said)
     office.worker("W1", NOW, late_seconds=0)
     # Others take what W2 does not keep up with.
     office.worker("W3", NOW, sources="kafka")
     office.worker("W4", NOW, sources="webhook")
     office.tell()
-    assert receiver.titles()[1:] == ["2 resolved late stream workers"]
+    assert receiver.titles()[1:] == ["2 resolved lagging stream workers"]
 
 
 def test_a_day_that_is_not_published_in_time_is_told_until_it_is(

@@ -231,7 +231,7 @@ def test_a_late_worker_is_observed_and_not_materialized_unless_another_keeps_up(
     heart(lake, "w1", problem="the broker is away", silent=5)
     events, said = report(platform)
     assert events == [("AssetObservation", WORKER, None)]
-    assert "late" in said
+    assert "lagging" in said
     assert "the broker is away" in said
     heart(lake, "w2", state="stopped")
     # It is late, not gone, whoever was heard of later.
@@ -244,11 +244,11 @@ def test_a_late_worker_is_observed_and_not_materialized_unless_another_keeps_up(
     ("changed", "state"),
     [
         ({}, "alive"),
-        ({"oldest_pending_event_file_seconds": 61}, "late"),
-        ({"problem": "the broker is away"}, "late"),
-        ({"latency_p50_ms": 61_000}, "late"),
+        ({"oldest_pending_event_file_seconds": 61}, "lagging"),
+        ({"problem": "the broker is away"}, "lagging"),
+        ({"latency_p50_ms": 61_000}, "lagging"),
         ({"latency_p50_ms": 59_000, "fraud_lag_seconds": 59}, "alive"),
-        ({"fraud_lag_seconds": 61}, "late"),
+        ({"fraud_lag_seconds": 61}, "lagging"),
         ({"silent": 11}, "dead"),
         ({"state": "stopped"}, "stopped"),
     ],

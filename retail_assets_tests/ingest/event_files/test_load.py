@@ -541,7 +541,7 @@ def test_where_files_are_replaced_their_earlier_events_are_taken_back(
     events.take()
     events.write("a.jsonl", event(2), event(3), "null")
     assert outcomes(events.take()) == {"a.jsonl": ("replaced", 2, 1, 0)}
-    assert "2 events and 2 dead letters of the version before were taken back" in caplog.text
+    assert "2 events and 2 dead letters of the version before were retracted" in caplog.text
     assert events.accepted() == [("E2", "a.jsonl", 1), ("E3", "a.jsonl", 2)]
     assert events.dead() == [("a.jsonl", 3, "not_an_object")]
     assert events.rows(VERSIONS) == [(1, 4, 2, 2, 0, True, True), (2, 3, 2, 1, 0, False, False)]
@@ -1304,7 +1304,7 @@ def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
     came = events.take()
     bad = {f"{number}.jsonl" for number in (2, 3, 7)}
     assert came.failed.keys() == bad | {"broken.jsonl.gz"}
-    assert came.failed["2.jsonl"] == "2.jsonl cannot be taken in: it met something odd"
+    assert came.failed["2.jsonl"] == "2.jsonl cannot be ingested: it met something odd"
     assert came.files == {
         path: Taken(path, "new", lines=2, accepted=1, dead_lettered=1)
         for path in (f"{number}.jsonl" for number in (0, 1, 4, 5, 6, 8))
@@ -1373,7 +1373,7 @@ def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(
         ]
     assert events.pending().files == {}
     assert events.pending().left_alone == {
-        "a.jsonl": "failed 3 times: a.jsonl cannot be taken in: it met something odd"
+        "a.jsonl": "failed 3 times: a.jsonl cannot be ingested: it met something odd"
     }
     events.write("a.jsonl", event(1), event(2))
     assert outcomes(events.take()) == {"a.jsonl": ("new", 2, 0, 0)}

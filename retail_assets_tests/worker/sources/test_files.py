@@ -190,7 +190,7 @@ def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
     [(path, attempts)] = seen.rows("SELECT path, attempts FROM failed_event_files")
     # A scan may have been on its way when it failed for the last time.
     assert (path, attempts >= event_files.MAX_ATTEMPTS) == ("odd.jsonl", True)
-    assert "odd.jsonl cannot be taken in: it met something odd" in caplog.text
+    assert "odd.jsonl cannot be ingested: it met something odd" in caplog.text
     assert figures.problems == {}
 
 
