@@ -17,9 +17,9 @@ import duckdb
 from retail_assets.errors import RetailAssetsError
 from retail_assets.explain import explain_text
 from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer, rewind_consumer
-from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
+from retail_assets.lake import history
+from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
-from retail_assets.lake.sql import literal
 from retail_assets.secrets import mask
 from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
@@ -172,72 +172,17 @@ def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
         consumer: whose lag.
     """
     offset = consumer_offset(connection, consumer.name)
-    row = connection.execute(
-        "SELECT count(*), coalesce(date_diff('millisecond', min(s.snapshot_time::TIMESTAMPTZ),"
-        f" now()), 0) FROM {CATALOG}.ducklake_snapshot AS s"
-        f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id)"
-        " WHERE s.snapshot_id > ? AND regexp_matches(c.changes_made, ?)",
-        [-1 if offset is None else offset, _writes(connection, consumer)],
-    ).fetchone()
-    assert row is not None
-    return Lag(row[0], max(row[1], 0) / 1000)
+    return Lag(*history.lag(connection, -1 if offset is None else offset, *consumer.sources))
 
 
 def set_aside(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> int:
     """How many keys of a consumer are set aside."""
-    if not _most_rows(connection, CONSUMER_DEAD_LETTERS):
+    if not history.most_rows(connection, CONSUMER_DEAD_LETTERS):
         return 0
     (keys,) = connection.execute(
         "SELECT count(*) FROM lake.consumer_dead_letters WHERE consumer = ?", [consumer.name]
     ).fetchone() or (0,)
     return int(keys)
-
-
-def _changes(
-    connection: duckdb.DuckDBPyConnection, consumer: Consumer, offset: int | None
-) -> tuple[bool, bool]:
-    """Whether the lake still knows what was written since an offset, and whether sources were.
-
-    Of a snapshot that was forgotten, the rows deleted after it may be forgotten as well; and from
-    one that is kept alone, of a minute in the past, there is no going on either.
-    """
-    row = connection.execute(
-        "SELECT count(*) FILTER (snapshot_id <= $offset + 1),"
-        " count(*) FILTER (snapshot_id > $offset"
-        f" AND regexp_matches(changes_made, $writes)) FROM {CATALOG}.ducklake_snapshot_changes"
-        " WHERE snapshot_id >= $offset",
-        {"offset": -1 if offset is None else offset, "writes": _writes(connection, consumer)},
-    ).fetchone()
-    assert row is not None
-    return row[0] == 2, row[1] > 0  # noqa: PLR2004  # the offset and the next
-
-
-def _writes(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> str:
-    """A pattern of what the catalog notes of a commit that changed rows of the sources."""
-    row = connection.execute(
-        f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table"
-        f" WHERE {_are_now(*consumer.sources)}"
-    ).fetchone()
-    assert row is not None
-    return rf"(insert|into_table|delete|from_table):({row[0]})\b"
-
-
-def _most_rows(connection: duckdb.DuckDBPyConnection, *tables: Table) -> int:
-    """How many rows some tables have at most: the catalog does not take off what was deleted.
-
-    To look into a table, even an empty one, takes ten times longer.
-    """
-    (rows,) = connection.execute(
-        f"SELECT coalesce(sum(record_count), 0)::BIGINT FROM {CATALOG}.ducklake_table_stats"
-        f" JOIN {CATALOG}.ducklake_table USING (table_id) WHERE {_are_now(*tables)}"
-    ).fetchone() or (0,)
-    return int(rows)
-
-
-def _are_now(*tables: Table) -> str:
-    """A condition on `ducklake_table`: some tables, as they are now."""
-    names = ", ".join(literal(table.name) for table in tables)
-    return f"end_snapshot IS NULL AND table_name IN ({names})"
 
 
 @dataclass
@@ -277,7 +222,9 @@ class _Round:
         self.seen = current_snapshot(self.connection)
         if self.offset == self.seen:
             return False
-        kept, changed = _changes(self.connection, self.consumer, self.offset)
+        kept, changed = history.changes_since(
+            self.connection, -1 if self.offset is None else self.offset, *self.consumer.sources
+        )
         self.rebuild = not kept
         letters = self._letters()
         due = [key for key, is_due in letters.items() if is_due]
@@ -288,7 +235,7 @@ class _Round:
 
     def _letters(self) -> dict[str, bool]:
         """The keys that were set aside, and whether each is to be tried again."""
-        if not _most_rows(self.connection, CONSUMER_DEAD_LETTERS):
+        if not history.most_rows(self.connection, CONSUMER_DEAD_LETTERS):
             return {}
         # All there are: to leave out those of others takes DuckLake longer than to read these few.
         rows = self._execute(
@@ -299,12 +246,8 @@ class _Round:
 
     def _is_far_behind(self) -> bool:
         assert self.offset is not None
-        old = self._execute(
-            f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?"
-            f" AND snapshot_time::TIMESTAMPTZ < now() - {PERSIST_AGE}",
-            [self.offset],
-        ).fetchone()
-        return self.seen - self.offset >= PERSIST_AFTER or old is not None
+        far = self.seen - self.offset >= PERSIST_AFTER
+        return far or history.is_kept(self.connection, self.offset, older_than=PERSIST_AGE)
 
     def _list_keys(self, letters: list[str], due: list[str]) -> None:
         """Number the keys, those that have failed before last."""
@@ -368,7 +311,7 @@ class _Round:
             return []
         if self.rebuild or known == 1 or not self.consumer.in_pieces:
             return [(1, known)]
-        if _most_rows(self.connection, *self.consumer.sources) <= PIECE_ROWS:
+        if history.most_rows(self.connection, *self.consumer.sources) <= PIECE_ROWS:
             return [(1, known)]
         key = self.consumer.key
         rows = " UNION ALL ".join(

@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer
-from retail_assets.lake.connection import CATALOG, Lake, current_snapshot
+from retail_assets.lake import history
+from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.sql import literal
 from retail_assets.outbound.strict_json import strict
 from retail_assets.settings import Settings
@@ -175,7 +176,7 @@ class Publisher:
         if after is not None:
             portion = Portion(after, _portion_end(connection, after, seen), seen)
             try:
-                if _is_kept(connection, after):
+                if history.is_kept(connection, after):
                     return self._send(lake, connection, offset, portion, stop)
             except duckdb.Error as error:
                 if "No snapshot found" not in str(error):
@@ -372,24 +373,12 @@ class _StoppedError(Exception):
     """The round is to be left to another time."""
 
 
-def _is_kept(connection: duckdb.DuckDBPyConnection, snapshot: int) -> bool:
-    """Whether the lake still knows what was there at a snapshot, and so what went since."""
-    found = connection.execute(
-        f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot]
-    ).fetchone()
-    return found is not None
-
-
 def _portion_end(connection: duckdb.DuckDBPyConnection, after: int, seen: int) -> int:
     """The snapshot up to which a round looks; changes can be read between two that exist."""
     if seen - after <= MOST_SNAPSHOTS:
         return seen
-    (found,) = connection.execute(
-        f"SELECT max(snapshot_id) FROM {CATALOG}.ducklake_snapshot"
-        " WHERE snapshot_id > ? AND snapshot_id <= ?",
-        [after, after + MOST_SNAPSHOTS],
-    ).fetchone() or (None,)
-    return seen if found is None else int(found)
+    found = history.last_kept(connection, after, after + MOST_SNAPSHOTS)
+    return seen if found is None else found
 
 
 def _rows(

@@ -7,7 +7,6 @@ what others commit is taken up from the history of the lake, within each batch's
 before it if that is much. Where that is not possible, the lake is asked as ever.
 """
 
-import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -16,7 +15,8 @@ import duckdb
 
 from retail_assets import tables
 from retail_assets.ingest.events.staging import REFERENCE_KEYS, forget_plans
-from retail_assets.lake.connection import CATALOG, author, current_snapshot
+from retail_assets.lake import history
+from retail_assets.lake.connection import current_snapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,9 +51,6 @@ _FAILED = tables.FAILED_EVENT_FILES.name
 
 _NOTED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
 """What the filters have of rows."""
-
-_INSERTED = ("inserted_into_table", "inlined_insert")
-_CHANGE = re.compile(r"(\w+):(\d+)")
 
 _memories: "WeakKeyDictionary[duckdb.DuckDBPyConnection, EventMemory]" = WeakKeyDictionary()
 
@@ -147,7 +144,7 @@ class EventMemory:
         try:
             now = current_snapshot(connection)
             self._take_up(connection, now)
-            self._tables = _table_ids(connection)
+            self._tables = history.table_names(connection)
             for name in self._missing():
                 if name in _NOTED:
                     self._read_filter(connection, name)
@@ -183,42 +180,39 @@ class EventMemory:
             return
         if now == oldest:
             return
-        history = connection.execute(
-            "SELECT snapshot_id, changes_made, commit_extra_info IS NOT DISTINCT FROM ?"
-            f" FROM {CATALOG}.ducklake_snapshot_changes"
-            " WHERE snapshot_id > ? AND snapshot_id <= ?",
-            [author(connection), oldest, now],
-        ).fetchall()
-        if len(history) != now - oldest:
-            # Part of it has been forgotten.
+        commits = history.commits(connection, oldest, now)
+        if commits is None:
             self._seen.clear()
             self.positions.clear()
             return
-        inserted = self._follow(history)
+        inserted = self._follow(commits)
         for name in self._seen:
             snapshots = inserted.get(name)
             if not snapshots or self._add_inserted(connection, name, snapshots, at_most):
                 self._seen[name] = now
 
-    def _follow(self, history: Sequence[tuple[int, str | None, bool]]) -> dict[str, list[int]]:
-        """Forget what has changed: each snapshot, its changes, whether it is mine.
+    def _follow(self, commits: Sequence[history.Commit]) -> dict[str, list[int]]:
+        """Invalidate what has changed.
 
         Returns:
             The snapshots that added to the filters.
         """
         inserted: dict[str, list[int]] = {}
-        for snapshot, changes, mine in history:
-            for kind, table_id in _CHANGE.findall(changes or ""):
-                name = self._tables.get(int(table_id))
+        for commit in commits:
+            for change in commit.changes:
+                name = self._tables.get(change.table_id)
+                is_new = name is not None and commit.snapshot > self._seen.get(
+                    name, commit.snapshot
+                )
                 if name in REFERENCE_KEYS or name == _FAILED:
-                    if snapshot > self._seen.get(name, snapshot):
+                    if is_new:
                         del self._seen[name]
-                elif kind not in _INSERTED or mine:
+                elif not change.inserted or commit.own:
                     continue
                 elif name == _LINES:
                     self.positions.clear()
-                elif name in self._filters and snapshot > self._seen.get(name, snapshot):
-                    inserted.setdefault(name, []).append(snapshot)
+                elif name in self._filters and is_new:
+                    inserted.setdefault(name, []).append(commit.snapshot)
         return inserted
 
     def _add_inserted(
@@ -325,10 +319,3 @@ class EventMemory:
 def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> "Iterator[pa.RecordBatch]":
     """The rows of a query, as they come."""
     yield from connection.execute(query).to_arrow_reader(_BATCH_ROWS)
-
-
-def _table_ids(connection: duckdb.DuckDBPyConnection) -> dict[int, str]:
-    rows = connection.execute(
-        f"SELECT table_id, table_name FROM {CATALOG}.ducklake_table WHERE end_snapshot IS NULL"
-    ).fetchall()
-    return dict(rows)

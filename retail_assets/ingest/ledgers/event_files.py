@@ -17,6 +17,7 @@ from retail_assets.ingest.events.cache import memory_of
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.lake.history import lake_id
 from retail_assets.lake.rows import insert_columns
 from retail_assets.secrets import mask
 
@@ -147,9 +148,6 @@ class LakeState:
         `taken` has size, time, version, bytes taken and last line of each file, and when it was
         ingested (ns since 1970); `failed` size, time, problem, attempts and when the last was.
         """
-        (birth,) = connection.execute(
-            "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
-        ).fetchone() or ("",)
         taken = {
             path: tuple(state)
             for path, *state in connection.execute(
@@ -167,7 +165,7 @@ class LakeState:
             ).fetchall()
         }
         workers = tuple(found.worker for found in heartbeat.living(connection, "files"))
-        return cls(str(birth), taken, failed, workers)
+        return cls(lake_id(connection), taken, failed, workers)
 
     def of(self, path: str) -> tuple[object, ...]:
         """How far a file was taken in, and how often it could not be read."""

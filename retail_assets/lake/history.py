@@ -1,0 +1,146 @@
+"""The history of the lake: its snapshots, what each commit changed, how many rows tables have.
+
+The one place that reads these of DuckLake's metadata tables, and knows the text in which DuckLake
+notes the changes of a commit.
+"""
+
+import re
+from dataclasses import dataclass
+
+import duckdb
+
+from retail_assets.lake.connection import CATALOG, author
+from retail_assets.lake.sql import literal
+from retail_assets.tables import Table
+
+_CHANGE = re.compile(r"(\w+):(\d+)")
+_INSERTED = frozenset(("inserted_into_table", "inlined_insert"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit did to a table, by its id: it inserted rows, or did something else as well."""
+
+    table_id: int
+    inserted: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit: the snapshot that it made, its changes, whether this connection made it."""
+
+    snapshot: int
+    changes: tuple[Change, ...]
+    own: bool
+
+
+def commits(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> list[Commit] | None:
+    """The commits after a snapshot, up to another one; None if some of them were expired."""
+    rows = connection.execute(
+        "SELECT snapshot_id, changes_made, commit_extra_info IS NOT DISTINCT FROM ?"
+        f" FROM {CATALOG}.ducklake_snapshot_changes"
+        " WHERE snapshot_id > ? AND snapshot_id <= ?",
+        [author(connection), after, upto],
+    ).fetchall()
+    if len(rows) != upto - after:
+        return None
+    return [Commit(snapshot, _changes(text or ""), own) for snapshot, text, own in rows]
+
+
+def _changes(text: str) -> tuple[Change, ...]:
+    return tuple(Change(int(id_), kind in _INSERTED) for kind, id_ in _CHANGE.findall(text))
+
+
+def table_names(connection: duckdb.DuckDBPyConnection) -> dict[int, str]:
+    """The name of each table, by its id."""
+    rows = connection.execute(
+        f"SELECT table_id, table_name FROM {CATALOG}.ducklake_table WHERE end_snapshot IS NULL"
+    ).fetchall()
+    return dict(rows)
+
+
+def changes_since(
+    connection: duckdb.DuckDBPyConnection, snapshot: int, *tables: Table
+) -> tuple[bool, bool]:
+    """Whether the changes of rows since a snapshot can still be read, and whether there are any.
+
+    Rows deleted after an expired snapshot may have gone with it. Nor can changes be read from a
+    snapshot that is kept alone, of a minute in the past: the next one has to exist as well.
+    """
+    kept, written = connection.execute(
+        "SELECT count(*) FILTER (snapshot_id <= $snapshot + 1) = 2,"
+        " count(*) FILTER (snapshot_id > $snapshot AND regexp_matches(changes_made, $writes)) > 0"
+        f" FROM {CATALOG}.ducklake_snapshot_changes WHERE snapshot_id >= $snapshot",
+        {"snapshot": snapshot, "writes": _writes(connection, *tables)},
+    ).fetchone() or (False, False)
+    return kept, written
+
+
+def lag(connection: duckdb.DuckDBPyConnection, snapshot: int, *tables: Table) -> tuple[int, float]:
+    """How many commits after a snapshot changed rows of tables, and seconds since the first."""
+    count, milliseconds = connection.execute(
+        "SELECT count(*), coalesce(date_diff('millisecond', min(s.snapshot_time::TIMESTAMPTZ),"
+        f" now()), 0) FROM {CATALOG}.ducklake_snapshot AS s"
+        f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id)"
+        " WHERE s.snapshot_id > ? AND regexp_matches(c.changes_made, ?)",
+        [snapshot, _writes(connection, *tables)],
+    ).fetchone() or (0, 0)
+    return count, max(milliseconds, 0) / 1000
+
+
+def _writes(connection: duckdb.DuckDBPyConnection, *tables: Table) -> str:
+    """A pattern of what the catalog notes of a commit that changed rows of some tables."""
+    (ids,) = connection.execute(
+        f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table WHERE {_are_now(*tables)}"
+    ).fetchone() or (None,)
+    return rf"(insert|into_table|delete|from_table):({ids})\b"
+
+
+def most_rows(connection: duckdb.DuckDBPyConnection, *tables: Table) -> int:
+    """How many rows some tables have at most: the catalog does not subtract what was deleted.
+
+    To look into a table, even an empty one, takes ten times longer.
+    """
+    (rows,) = connection.execute(
+        f"SELECT coalesce(sum(record_count), 0)::BIGINT FROM {CATALOG}.ducklake_table_stats"
+        f" JOIN {CATALOG}.ducklake_table USING (table_id) WHERE {_are_now(*tables)}"
+    ).fetchone() or (0,)
+    return int(rows)
+
+
+def _are_now(*tables: Table) -> str:
+    """A condition on `ducklake_table`: some tables, as they are now."""
+    names = ", ".join(literal(table.name) for table in tables)
+    return f"end_snapshot IS NULL AND table_name IN ({names})"
+
+
+def is_kept(
+    connection: duckdb.DuckDBPyConnection, snapshot: int, *, older_than: str | None = None
+) -> bool:
+    """Whether a snapshot was not expired, and was made longer ago than an interval of SQL, if any.
+
+    As long as it is kept, the lake knows what was there then, and so what was deleted since.
+    """
+    old = f" AND snapshot_time::TIMESTAMPTZ < now() - {older_than}" if older_than else ""
+    found = connection.execute(
+        f"SELECT 1 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?{old}", [snapshot]
+    ).fetchone()
+    return found is not None
+
+
+def last_kept(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> int | None:
+    """The last snapshot that was not expired of those after one, up to another; None if none is."""
+    (found,) = connection.execute(
+        f"SELECT max(snapshot_id) FROM {CATALOG}.ducklake_snapshot"
+        " WHERE snapshot_id > ? AND snapshot_id <= ?",
+        [after, upto],
+    ).fetchone() or (None,)
+    return None if found is None else int(found)
+
+
+def lake_id(connection: duckdb.DuckDBPyConnection) -> str:
+    """Tells this lake from one that lay in the same place before."""
+    (found,) = connection.execute(
+        "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
+    ).fetchone() or ("",)
+    return str(found)
