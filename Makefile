@@ -44,7 +44,7 @@ format: setup
 bench: setup ## Side-by-side measurements; writes docs/benchmarks.md and docs/benchmarks-*.md
 	@$(BIN)/python -m benchmarks
 
-docs: setup ## Write the data dictionary from tables.py, and the page of settings
+docs: setup ## Write the data dictionary from tables/, and the page of settings
 	@$(BIN)/python -m tools.data_dictionary > docs/data-dictionary.md
 	@$(BIN)/python -m tools.settings_page > docs/settings.md
 

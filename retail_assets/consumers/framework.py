@@ -20,6 +20,7 @@ from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer,
 from retail_assets.lake import history
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
+from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.secrets import mask
 from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
@@ -200,20 +201,24 @@ class _Round:
     failed: dict[str, str] = field(default_factory=dict)
     inserted: Counter[str] = field(default_factory=Counter)
     deleted: Counter[str] = field(default_factory=Counter)
+    read: SnapshotRead = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.read = SnapshotRead(self.connection)
 
     def run(self) -> Consumed | None:
         self._drop_all()
         try:
-            self._begin_read()
+            self.read.begin()
             changed = self._look()
-            self._execute("COMMIT")
+            self.read.end()
             if not changed:
                 return None
             if self.key_count:
                 self._compute_all()
             return self._publish()
         finally:
-            self._end_read()
+            self.read.abort()
             self._drop_all()
 
     def _look(self) -> bool:
@@ -292,7 +297,7 @@ class _Round:
             try:
                 self._compute(first, last)
             except Exception as error:
-                self._end_read()
+                self.read.abort()
                 if last <= known and not self.isolate:
                     raise
                 if first < last:
@@ -328,7 +333,7 @@ class _Round:
 
     def _compute(self, first: int, last: int) -> None:
         """Compute some keys, by their numbers, in a transaction, and note which rows differ."""
-        self._begin_read()
+        self.read.begin()
         key, these = self.consumer.key, ""
         keys = None
         if not self.rebuild or last - first + 1 < self.key_count:
@@ -349,7 +354,7 @@ class _Round:
             inserted[table.name] += self._insert("new", table, f"FROM ({staged} EXCEPT {own})")
             self._drop("staged", table)
             self._drop("own", table)
-        self._execute("COMMIT")
+        self.read.end()
         self.deleted, self.inserted = deleted, inserted
 
     def _set_aside(self, number: int, error: Exception) -> None:
@@ -372,7 +377,7 @@ class _Round:
         self._execute(f"DROP TABLE IF EXISTS temp.main.{kind}_{table.name}")
 
     def _publish(self) -> Consumed | None:
-        self._end_read()
+        self.read.abort()
         with suppress(_OthersWereFasterError):
             name = self.consumer.name
             with self.lake.transaction(self.connection, f"publish {name}"):
@@ -437,14 +442,6 @@ class _Round:
             self.failed,
             self.rebuild,
         )
-
-    def _begin_read(self) -> None:
-        with suppress(duckdb.TransactionException):  # one is open
-            self._execute("BEGIN")
-
-    def _end_read(self) -> None:
-        with suppress(duckdb.TransactionException):  # none is open
-            self._execute("ROLLBACK")
 
     def _drop_all(self) -> None:
         for name in ("consumer_keys", "consumer_piece", *self.consumer.staging):

@@ -1,6 +1,6 @@
 """Asset checks: what the audits made sure of before publishing, asked of the published tables.
 
-One factory makes the checks of every table from its entry in `tables.py`. A run's checks look at
+One factory makes the checks of every table from its entry in `tables/`. A run's checks look at
 the days of that run; a check that is run by itself looks at the whole table.
 """
 
@@ -68,7 +68,7 @@ Check = Callable[[Scope], dg.AssetCheckResult]
 
 
 def schema_matches(scope: Scope) -> dg.AssetCheckResult:
-    """The table has the columns and types that `tables.py` says."""
+    """The table has the columns and types that `tables/` says."""
     relation = scope.connection.table(f"lake.{scope.table.name}")
     found = dict(zip(relation.columns, map(str, relation.types), strict=True))
     expected = dict(scope.table.types)

@@ -19,6 +19,7 @@ from retail_assets.errors import AuditError
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.checksums import note_new_files
 from retail_assets.lake.publish import Audit, Publication, publish_days, publish_table
+from retail_assets.lake.snapshot_read import SnapshotRead
 
 OPEN_END = "retail_assets/open_end"
 """Input metadata: give all days from the first one of the run on, not only those of the run."""
@@ -29,7 +30,7 @@ MASKED = "•••"
 
 @dataclass(frozen=True)
 class Draft:
-    """What an asset returns when its rows need more than the checks of `tables.py`.
+    """What an asset returns when its rows need more than the checks of `tables/`.
 
     `audit` and `only_days` are those of `publish_days`; `describe` returns more metadata, for the
     newest day of the run, from what is then published; `before_swap` is that of `publish_table`.
@@ -46,7 +47,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
     """Loads tables of the lake as narwhals frames, and publishes frames as tables of the lake."""
 
     lake: LakeResource
-    _connections: dict[str, duckdb.DuckDBPyConnection] = PrivateAttr(default_factory=dict)
+    _reads: dict[str, SnapshotRead] = PrivateAttr(default_factory=dict)
     _sources: dict[str, list[tables.Table]] = PrivateAttr(default_factory=dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
@@ -56,7 +57,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         """
         table = _table(context.asset_key)
         step = _attempt(context)
-        frame = self._connection(step).table(f"lake.{table.name}")
+        frame = self._read(step).connection.table(f"lake.{table.name}")
         if table.day is not None and context.has_asset_partitions:
             first, last = context.asset_partition_key_range
             window = f"{table.day} >= DATE '{date.fromisoformat(first)}'"
@@ -74,16 +75,17 @@ class LakeIOManager(dg.ConfigurableIOManager):
         """Stage, audit and publish what an asset returned; days that fail do so by name."""
         table = _table(context.asset_key)
         step = _attempt(context)
-        connection = self._connection(step)
+        read = self._read(step)
+        connection = read.connection
         try:
             draft = obj if isinstance(obj, Draft) else Draft(obj)
             if table.day is None:
-                self._publish_table(context, connection, table, draft)
+                self._publish_table(context, read, table, draft)
             else:
                 publication = (
                     obj
                     if isinstance(obj, Publication)
-                    else self._publish_days(context, connection, table, draft)
+                    else self._publish_days(context, read, table, draft)
                 )
                 _report(context, connection, publication, draft)
             note_new_files(self.lake.lake, connection)
@@ -95,31 +97,37 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """Close the connections of steps that failed before they had a result."""
-        for step in list(self._connections):
+        for step in list(self._reads):
             self._close(step)
 
-    def _connection(self, step: str) -> duckdb.DuckDBPyConnection:
-        if step not in self._connections:
-            connection = self.lake.lake.open()
-            connection.execute("BEGIN")
-            self._connections[step] = connection
-        return self._connections[step]
+    def _read(self, step: str) -> SnapshotRead:
+        if step not in self._reads:
+            read = SnapshotRead(self.lake.lake.open())
+            read.begin()
+            self._reads[step] = read
+        return self._reads[step]
 
     def _close(self, step: str) -> None:
         self._sources.pop(step, None)
-        connection = self._connections.pop(step, None)
-        if connection is not None:
-            connection.close()
+        read = self._reads.pop(step, None)
+        if read is not None:
+            read.connection.close()
 
     def _publish_table(
         self,
         context: dg.OutputContext,
-        connection: duckdb.DuckDBPyConnection,
+        read: SnapshotRead,
         table: tables.Table,
         draft: Draft,
     ) -> None:
+        connection = read.connection
         count, snapshot = publish_table(
-            self.lake.lake, connection, table, draft.frame, before_swap=draft.before_swap
+            self.lake.lake,
+            connection,
+            table,
+            draft.frame,
+            before_swap=draft.before_swap,
+            read=read,
         )
         context.add_output_metadata(
             {
@@ -133,10 +141,11 @@ class LakeIOManager(dg.ConfigurableIOManager):
     def _publish_days(
         self,
         context: dg.OutputContext,
-        connection: duckdb.DuckDBPyConnection,
+        read: SnapshotRead,
         table: tables.Table,
         draft: Draft,
     ) -> Publication:
+        connection = read.connection
         days = [date.fromisoformat(key) for key in context.asset_partition_keys]
         not_ready: dict[date, str] = {}
         sources = self._sources.get(_attempt(context), [])
@@ -160,6 +169,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
             not_ready=not_ready,
             only_days=draft.only_days,
             sources=sources,
+            read=read,
         )
 
 
@@ -173,7 +183,7 @@ def _table(asset_key: dg.AssetKey) -> tables.Table:
     name = asset_key.path[-1]
     if name not in tables.BY_NAME:
         raise dg.DagsterInvalidDefinitionError(
-            f"The lake has no table {name}: describe it in retail_assets/tables.py."
+            f"The lake has no table {name}: describe it in retail_assets/tables/."
         )
     return tables.BY_NAME[name]
 
@@ -270,7 +280,7 @@ def column_schema(table: tables.Table) -> dg.TableSchema:
 
 
 def column_lineage(table: tables.Table) -> dg.TableColumnLineage | None:
-    """From which upstream columns each column is made, where `tables.py` says so."""
+    """From which upstream columns each column is made, where `tables/` says so."""
     sources = {
         column.name: [
             dg.TableColumnDep(asset_key=dg.AssetKey(source), column_name=name)

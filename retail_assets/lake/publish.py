@@ -17,6 +17,7 @@ import narwhals as nw
 from retail_assets.errors import AuditError
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import ROW_GROUP, Lake, current_snapshot
+from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.tables import Table
 
 Audit = Callable[[nw.LazyFrame], nw.LazyFrame]
@@ -53,13 +54,13 @@ def publish_days(
     not_ready: Mapping[date, str] | None = None,
     only_days: bool = False,
     sources: Collection[Table] = (),
+    read: SnapshotRead | None = None,
 ) -> Publication:
     """Replace the rows of some days of a table.
 
     Args:
         lake: the lake that the connection is to.
-        connection: where the frame lives. If it is in a transaction, so that all that was read
-            comes from one snapshot, that ends with the audit.
+        connection: where the frame lives.
         table: what to publish.
         frame: a narwhals frame, DuckDB relation, pandas or Arrow table with the table's columns, in
             any order.
@@ -69,28 +70,30 @@ def publish_days(
         only_days: leave rows of other days out, instead of failing on them.
         sources: the tables of days that the frame was made from, day by day. What was made from a
             day that is behind is behind as well.
+        read: the snapshot that the frame reads, if it does already; it ends with the audit.
 
     Raises:
         AuditError: if the rows as a whole cannot be published: wrong columns or types, rows of
             other days.
     """
+    # The frame, the versions and what the audit compares with must be of one snapshot.
+    read = read or SnapshotRead(connection)
     failed = dict(not_ready or {})
     wanted = [day for day in days if day not in failed]
     staged = f"staged_{table.name}"
     try:
-        # The frame, the versions and what the audit compares with must be of one snapshot.
-        _begin_read(connection)
-        failed |= _stage_days(connection, table, frame, wanted, only_days=only_days)
+        read.begin()
+        failed |= _stage_days(read, table, frame, wanted, only_days=only_days)
         wanted = [day for day in wanted if day not in failed]
         versions = _versions(connection, table, wanted, sources)
         problems = _problems(connection, table, staged, days, audit)
-        _end_read(connection)
+        read.end()
         failed |= {day: text for day, text in problems.items() if day not in failed}
         good = [day for day in wanted if day not in problems]
         rows, measures = day_facts(connection, table, f"temp.main.{staged}", good)
         snapshot = _swap(lake, connection, table, rows, versions, failed)
     finally:
-        _end_read(connection)
+        read.abort()
         connection.execute(f"DROP TABLE IF EXISTS temp.main.{staged}")
     return Publication(table, rows, dict(sorted(failed.items())), snapshot, measures)
 
@@ -102,6 +105,7 @@ def publish_table(
     frame: Any,
     *,
     before_swap: Callable[[duckdb.DuckDBPyConnection, str], None] | None = None,
+    read: SnapshotRead | None = None,
 ) -> tuple[int, int]:
     """Replace all rows of a table without days, if they differ from what it has.
 
@@ -112,6 +116,7 @@ def publish_table(
         frame: as for `publish_days`.
         before_swap: called in the transaction with the connection and the name of the staged
             table, while the table still has its old rows.
+        read: the snapshot that the frame reads, if it does already; it ends once that is staged.
 
     Returns:
         The number of rows and the id of the snapshot that has them.
@@ -119,12 +124,13 @@ def publish_table(
     Raises:
         AuditError: naming the rows that must not be published.
     """
+    read = read or SnapshotRead(connection)
     try:
         try:
             _stage(connection, table, frame, None)
         except duckdb.DataError as error:
             raise _unpublished(table, error) from error
-        _end_read(connection)
+        read.end()
         problem = next(iter(_row_problems(connection, table, f"staged_{table.name}")), None)
         if problem is not None:
             raise AuditError(f"{table.name} was not published: {problem[1]}")
@@ -132,7 +138,7 @@ def publish_table(
         (count,) = _one(connection, f"SELECT count(*) FROM temp.main.staged_{table.name}")
         return count, current_snapshot(connection)
     finally:
-        _end_read(connection)
+        read.abort()
         connection.execute(f"DROP TABLE IF EXISTS temp.main.staged_{table.name}")
 
 
@@ -157,7 +163,7 @@ def _swap_table(
 
 
 def _stage_days(
-    connection: duckdb.DuckDBPyConnection,
+    read: SnapshotRead,
     table: Table,
     frame: Any,
     days: Sequence[date],
@@ -169,16 +175,17 @@ def _stage_days(
     A value that does not fit its type fails a whole statement, and the transaction that keeps the
     reads on one snapshot. So the days at fault are found first, and the others staged afterwards.
     """
+    connection = read.connection
     try:
         _stage(connection, table, frame, days if only_days else None)
     except duckdb.DataError as error:
-        _abort_read(connection)
+        read.abort()
         failed = _days_at_fault(connection, table, frame, days)
         if not failed:
             raise _unpublished(table, error) from error
     else:
         return {}
-    _begin_read(connection)
+    read.begin()
     try:
         good = [day for day in days if day not in failed]
         _stage(connection, table, frame, good if only_days else None, without=list(failed))
@@ -287,7 +294,7 @@ def _check_schema(table: Table, types: Mapping[str, str]) -> None:
     ]
     problems = [
         f"columns {', '.join(missing)} are missing" if missing else "",
-        f"columns {', '.join(unknown)} are not in tables.py" if unknown else "",
+        f"columns {', '.join(unknown)} are not in tables/" if unknown else "",
         *wrong,
     ]
     if any(problems):
@@ -519,30 +526,6 @@ def _stretches(rows: Mapping[date, int]) -> list[tuple[date, date]]:
             stretches.append((first, day))
             first, count = day + timedelta(days=1), 0
     return stretches
-
-
-def _begin_read(connection: duckdb.DuckDBPyConnection) -> None:
-    """Keep all reads on one snapshot from here on, unless they are already."""
-    # now() is when the transaction began; outside of one each statement has its own.
-    first, second = (_one(connection, "SELECT epoch_us(now())") for _ in range(2))
-    if first != second:
-        connection.execute("BEGIN")
-
-
-def _end_read(connection: duckdb.DuckDBPyConnection) -> None:
-    """End the transaction that kept the reads on one snapshot, if one is open."""
-    try:
-        connection.execute("COMMIT")
-    except duckdb.TransactionException:
-        return
-
-
-def _abort_read(connection: duckdb.DuckDBPyConnection) -> None:
-    """Leave the transaction that kept the reads on one snapshot, after an error within."""
-    try:
-        connection.execute("ROLLBACK")
-    except duckdb.TransactionException:
-        return
 
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""Creating the tables of `tables.py` in the lake, and bringing those of an older lake up to it.
+"""Creating the tables of `tables/` in the lake, and bringing those of an older lake up to it.
 
 Columns that a table has gained are added, and those whose decimals have become wider are widened. A
-view is made again where its columns or its description are not those of `tables.py`: whoever
+view is made again where its columns or its description are not those of `tables/`: whoever
 changes its query changes one of these.
 """
 

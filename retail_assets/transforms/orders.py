@@ -1,6 +1,6 @@
 """Rules of orders: which export rows can be used, and which orders count.
 
-Shapes: `tables.py` has the columns of every table named here.
+Shapes: `tables/` has the columns of every table named here.
 """
 
 from collections.abc import Mapping

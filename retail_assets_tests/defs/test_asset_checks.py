@@ -81,7 +81,7 @@ def test_checks_of_a_run_mind_its_days_alone(published: Platform) -> None:
         pytest.param(
             "ALTER TABLE lake.daily_revenue ADD COLUMN surprise INTEGER",
             {("daily_revenue", "schema_matches")},
-            id="a column that tables.py does not know",
+            id="a column that tables/ does not know",
         ),
         pytest.param(
             "INSERT INTO lake.products BY NAME FROM lake.products LIMIT 1",

@@ -422,7 +422,7 @@ def test_an_asset_without_a_table_is_told_where_to_describe_it(lake, settings, i
 
     done = run(settings, instance, [unheard_of], FIRST)
     [failure] = [event for event in done.all_events if event.is_step_failure]
-    assert "describe it in retail_assets/tables.py" in str(
+    assert "describe it in retail_assets/tables/" in str(
         failure.step_failure_data.error_display_string
     )
 

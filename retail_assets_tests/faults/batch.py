@@ -17,6 +17,7 @@ from retail_assets.ingest.exports import reference
 from retail_assets.ingest.exports.stale_days import stale_days
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days, publish_table
+from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.settings import Settings
 
 VOLATILE = (
@@ -58,7 +59,8 @@ def recompute(
     last: date,
 ) -> None:
     """Publish the days of a range, as the I/O manager does."""
-    connection.execute("BEGIN")
+    read = SnapshotRead(connection)
+    read.begin()
     inputs: dict[str, Any] = {}
     sources: list[tables.Table] = []
     for name in signature(asset.rule).parameters:
@@ -80,6 +82,7 @@ def recompute(
         audit=(lambda staged: audit(staged, **inputs)) if audit else None,
         only_days=bool(asset.open_end),
         sources=sources,
+        read=read,
     )
 
 

@@ -18,6 +18,7 @@ from retail_assets.lake import connection as lake_connection
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days, publish_table
+from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets_tests.lake.revenue import (
     FIRST,
     SECOND,
@@ -205,7 +206,7 @@ def with_column(name, values, type_):
     ("change", "says"),
     [
         (without("region"), "columns region are missing"),
-        (with_column("margin", [1], pa.int64()), "columns margin are not in tables.py"),
+        (with_column("margin", [1], pa.int64()), "columns margin are not in tables/"),
         (
             with_column("total_revenue", [1.5], pa.float64()),
             r"total_revenue is DOUBLE and not DECIMAL\(18,2\)",
@@ -444,7 +445,8 @@ def test_somebody_who_read_older_data_does_not_overwrite_newer(lake):
     change(lake, FIRST)
     change(lake, SECOND)
     with lake.connect() as slow:
-        slow.execute("BEGIN")
+        older = SnapshotRead(slow)
+        older.begin()
         assert rows_of(slow) == []
         change(lake, FIRST)
         publish(lake, [(FIRST, "North", "2.00")], [FIRST])
@@ -454,6 +456,7 @@ def test_somebody_who_read_older_data_does_not_overwrite_newer(lake):
             tables.DAILY_REVENUE,
             revenue([(FIRST, "North", "1.00"), (SECOND, "North", "1.00")]),
             [FIRST, SECOND],
+            read=older,
         )
     assert read(lake) == [
         (FIRST, "North", Decimal("2.00")),

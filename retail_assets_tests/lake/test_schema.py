@@ -1,4 +1,4 @@
-"""The lake's tables are those of `tables.py`, with their types, comments and partitions."""
+"""The lake's tables are those of `tables/`, with their types, comments and partitions."""
 
 from dataclasses import replace
 from decimal import Decimal
