@@ -1,5 +1,6 @@
 """What the documentation says is what the code does."""
 
+import dataclasses
 import re
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,7 +19,7 @@ import narwhals as nw
 import pytest
 from typer.testing import CliRunner
 
-from retail_assets import tables
+from retail_assets import connect, tables
 from retail_assets.cli import app as cli
 from retail_assets.consumers.framework import Consumer, consume
 from retail_assets.consumers.registry import all_consumers
@@ -152,6 +154,25 @@ def with_table(monkeypatch: pytest.MonkeyPatch) -> Callable[[Table], None]:
         monkeypatch.setitem(tables.BY_NAME, table.name, table)  # type: ignore[arg-type]
 
     return add
+
+
+def test_what_the_page_on_python_names_is_there_and_has_a_docstring(settings: Settings, lake: Lake):
+    page = text("docs/python.md")
+    named = re.findall(r"`(retail_assets[\w.]+)[`(]", page)
+    named += [
+        f"{module}.{name}"
+        for name, module in re.findall(r"`(\w+)[^`]*` \(`(retail_assets[\w.]+)`\)", page)
+    ]
+    assert "retail_assets.lake.compaction.reliable_since" in named
+    assert [name for name in named if not resolve_name(name).__doc__] == []
+
+    reading, _, following = page.partition("## Your own assets")
+    with connect() as reader:
+        for member in re.findall(r"(?:^\| |, )`(\w+)\(.*?\)`(?=.*\|)", reading, re.MULTILINE):
+            assert callable(getattr(reader, member))
+    fields = re.findall(r"^\| `(\w+)(?:`|\()", following.partition("consumers")[2], re.MULTILINE)
+    assert fields[0] == "name"
+    assert set(fields) <= {field.name for field in dataclasses.fields(Consumer)}
 
 
 def test_the_examples_of_the_page_on_python_run(settings: Settings, lake: Lake):
