@@ -17,7 +17,15 @@ from retail_assets.settings import Settings, load_settings
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """Assemble the platform for a data folder; tests and production run the same graph."""
+    """Assemble the platform for a data folder; tests and production run the same graph.
+
+    Args:
+        settings: the settings, as `load_settings()` reads them.
+
+    Returns:
+        All assets, checks, jobs, schedules, sensors and resources; `dagster.Definitions.merge` adds
+        others to them.
+    """
     with warnings.catch_warnings():
         # Backfill policies are beta, and each asset that has one would say so in every process.
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -52,8 +60,8 @@ def _assemble(settings: Settings) -> dg.Definitions:
             dg.AutomationConditionSensorDefinition(
                 "automation",
                 target=dg.AssetSelection.all(),
-                description="Lets revenue follow completed orders that were materialized without"
-                " it, the consumers the events, and trains the fraud model each night.",
+                description="Materializes revenue after completed orders that were materialized"
+                " alone, runs the consumers after events, and trains the fraud model each night.",
                 minimum_interval_seconds=5,
                 default_status=dg.DefaultSensorStatus.RUNNING,
             ),

@@ -121,12 +121,12 @@ _SERVER_SAID = re.compile(
 
 
 def debugging() -> bool:
-    """Whether tracebacks are wanted."""
+    """Whether `--debug` asks for tracebacks."""
     return "--debug" in sys.argv
 
 
 def explain(error: BaseException) -> list[str]:
-    """Say what happened, in one sentence or, if it was raised so, several; it tells no secret."""
+    """Say what happened, in the lines of our own error or else in one sentence, without secrets."""
     for each in _chain(error):
         if isinstance(each, RetailAssetsError):
             return each.lines
@@ -137,7 +137,7 @@ def explain(error: BaseException) -> list[str]:
 
 
 def told(error: BaseException) -> str:
-    """The sentence for a known outage, or else what the error says itself."""
+    """The sentence for a known outage, or else the error's own text."""
     known = None if isinstance(error, RetailAssetsError) else explain_text(_text(error))
     return known or mask(str(error))
 
@@ -234,7 +234,7 @@ def _where(text: str) -> str:
 
 
 def _reason(text: str) -> str:
-    """What a server said, or else the first line."""
+    """The answer of a server, or else the first line."""
     found = _SERVER_SAID.search(text)
     return found[0].strip().rstrip(".") if found else _first_line(text)
 

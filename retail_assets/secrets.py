@@ -105,7 +105,7 @@ def _within(text: str) -> Iterator[str]:
 
 
 def _parts_of_url(url: str) -> Iterator[str]:
-    """Whatever stands in a URL after its scheme may be a key, except names of hosts and ports."""
+    """Any part of a URL after its scheme may be a key, except names of hosts and ports."""
     yield from _within(url)
     for part in _PARTS.split(url.partition("://")[2]):
         if len(part) > SHORTEST and "." not in part and part != "localhost" and not part.isdigit():

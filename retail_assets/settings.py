@@ -424,7 +424,7 @@ def _what_is_wrong(error: ValidationError) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a setting may hold a password: such a one is not shown anywhere."""
+    """Whether a setting may hold a password and is never shown."""
     field = Settings.model_fields.get(name)
     return field is not None and not field.repr
 

@@ -1,1 +1,1 @@
-"""What documentation, tests and benchmarks share; no part of the package."""
+"""Shared by documentation, tests and benchmarks; no part of the package."""

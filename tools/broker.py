@@ -5,7 +5,7 @@
 finds them again. Members of a group of consumers want a short `session.timeout.ms`, as
 `QUICK_GROUP` has it: the broker lets the first member of a group wait for half of it.
 
-Where a partition ends, the broker tells with every fetch (`get_watermark_offsets(…, cached=True)`).
+The broker gives the end of a partition with every fetch (`get_watermark_offsets(…, cached=True)`).
 Asked for it, it names the start of the last batch and one more: right after a batch of one message.
 """
 
@@ -42,7 +42,7 @@ class Broker:
 
     @property
     def bootstrap(self) -> str:
-        """What `bootstrap.servers` is set to."""
+        """The value of `bootstrap.servers`."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -112,7 +112,7 @@ def running_broker(log: Path | None = None) -> Iterator[Broker]:
 
 @contextmanager
 def durable_broker(log: Path | None = None) -> Iterator[Broker]:
-    """A broker at a free port whose restart finds what it had, in a store that lives on here."""
+    """A broker at a free port whose restart finds what it had, in a store that stays up."""
     with _object_store() as url:
         environment = {
             "AWS_ENDPOINT": url,

@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-"""What the command exits with after Ctrl-C."""
+"""The exit code after Ctrl-C."""
 
 
 @app.callback()

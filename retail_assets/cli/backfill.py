@@ -38,7 +38,7 @@ EVENT_BATCH_SIZE = "500"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a backfill.
+    """The outcome of a backfill.
 
     `days` says how many days were due, `failed` the problem of each that failed, and `problems`
     what else went wrong.
@@ -66,7 +66,7 @@ def run_backfill(
         first: first day.
         last: last day, included.
         everything: recompute the days that are up to date as well.
-        say: told what is being done.
+        say: called with the step that runs.
 
     Raises:
         UsageError: if the range has days that are no partitions.
@@ -78,7 +78,7 @@ def run_backfill(
         problems = []
         reference = _run(definitions, instance, automation.REFERENCE, {}, say)
         if not reference.success:
-            # Orders go on: what is not known of them is counted, and put right once it is.
+            # Orders go on: unknown products and customers are counted, and corrected later.
             problems.append(_problem(reference))
         due = days if everything else _due(settings, days)
         failed: dict[date, str] = {}
@@ -100,7 +100,7 @@ def run_backfill(
 
 @contextmanager
 def _instance() -> Iterator[dg.DagsterInstance]:
-    """The instance of DAGSTER_HOME, or one that is forgotten afterwards."""
+    """The instance of DAGSTER_HOME, or a temporary one."""
     home = os.environ.get("DAGSTER_HOME")
     if home:
         check_dagster_home(home)
@@ -139,7 +139,7 @@ def _run_days(
     problems: list[str],
     say: Callable[[str], None],
 ) -> dict[date, str]:
-    """Run a job over a stretch of days; returns the problem of each day that failed."""
+    """Run a job over a range of days; returns the problem of each day that failed."""
     tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
     days = business_days.days_between(first, last)
     result = _run(definitions, instance, job, tags, lambda text: say(f"{first} to {last}: {text}"))
@@ -174,7 +174,7 @@ def _run(
         run_id=run_id,
         tags=dict(tags),
         raise_on_error=False,
-        # What failed is told in the end, by day; the log of the run is in the instance.
+        # Failures are printed in the end, by day; the log of the run is in the instance.
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
 
@@ -188,7 +188,7 @@ def _tell(event: dg.EventLogEntry, say: Callable[[str], None]) -> None:
 
 
 def _problem(result: dg.ExecuteInProcessResult) -> str:
-    """What failed, in a sentence for each step, or else for the run as a whole."""
+    """The failures, in a sentence for each step, or else for the run as a whole."""
     texts = []
     for event in result.all_events:
         if event.is_step_failure:

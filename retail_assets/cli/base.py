@@ -1,4 +1,4 @@
-"""What the groups of sub-commands share: what is printed where, and how a lake is opened."""
+"""Shared by the groups of sub-commands: printing, and opening a lake."""
 
 import os
 import sys
@@ -44,7 +44,7 @@ def tell(*lines: str, style: str = "") -> None:
 
 @contextmanager
 def standard_error() -> Iterator[Console]:
-    """Standard error as it is now: while a step runs, Dagster keeps what is written to it."""
+    """A copy of standard error: while a step runs, Dagster captures the original."""
     if not err.is_terminal:
         yield err
         return
@@ -54,7 +54,7 @@ def standard_error() -> Iterator[Console]:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn what a library says of wrong arguments into a usage error."""
+    """Turn a library's error on wrong arguments into a usage error."""
     try:
         yield
     except ValueError as error:

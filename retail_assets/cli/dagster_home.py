@@ -1,4 +1,4 @@
-"""Whether the folder that DAGSTER_HOME names can be used, without starting Dagster to find out."""
+"""Checks that the folder of DAGSTER_HOME can be used, without starting Dagster to find out."""
 
 import os
 import sqlite3

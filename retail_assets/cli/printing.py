@@ -1,6 +1,6 @@
 """Printing rows for people and for programs: tables, CSV and JSON, in which text is only text.
 
-What came from outside (ids, file names, payloads) is shown as it is: never read as markup, and with
+Text from outside (ids, file names, payloads) is shown as it is: never read as markup, and with
 characters that would steer a terminal made visible. Numbers are never cut.
 """
 
@@ -68,7 +68,7 @@ def print_table(
             Text(visible(name)),
             Text(footer[n]) if footer is not None else "",
             justify="right" if numeric else "left",
-            # What somebody is to copy, such as an id, must not be cut.
+            # An id that somebody copies must not be cut.
             overflow="fold",
             no_wrap=numeric,
             min_width=least,

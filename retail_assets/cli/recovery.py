@@ -25,7 +25,7 @@ _BATCH = tuple(table.name for table in tables.ALL if table.group in ("batch", "r
 
 
 def way_back(settings: "Settings", damage: Damage) -> str:
-    """What brings the rows of one file back: a command's name, or the backup."""
+    """The way to bring the rows of one file back: a command's name, or the backup."""
     if not damage.newest:
         return "nothing to do: only the history reads it"
     if damage.table in _REPLAYED:
@@ -39,7 +39,7 @@ def way_back(settings: "Settings", damage: Damage) -> str:
 
 
 def is_recomputable(settings: "Settings", damage: Damage) -> bool:
-    """Whether other tables and files have all that the rows were made of."""
+    """Whether other tables and files have everything to compute the rows again."""
     return damage.newest and way_back(settings, damage) != "backup"
 
 
@@ -61,7 +61,7 @@ def commands(settings: "Settings", damages: Sequence[Damage]) -> list[str]:
 
 
 def _followers(settings: "Settings", names: set[str]) -> list[str]:
-    """The consumers that keep or follow one of some tables, and what produces them to Kafka."""
+    """The consumers and Kafka topics that keep or follow one of some tables."""
     return [
         *(
             consumer.name

@@ -3,7 +3,7 @@
     python -m retail_assets.cli.services --port 3000
 
 starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or
-the end of one of them stops all: first by asking, and what has not ended then, by force. A second
+the end of one of them stops all: first by asking, then by force. A second
 Ctrl-C does not wait.
 """
 
@@ -23,13 +23,13 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.settings import load_settings
 
 GRACE_SECONDS = 30
-"""How long what is asked to stop may take; runs in progress are cancelled in that time."""
+"""How long stopping may take; runs in progress are cancelled in that time."""
 
 POLL_SECONDS = 0.2
 
 
 def main() -> int:
-    """Run the services until they are told to stop; returns what to exit with."""
+    """Run the services until they are stopped; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="where the UI listens")
     parser.add_argument("--port", type=int, default=3000, help="the port that it listens on")
