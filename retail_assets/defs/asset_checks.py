@@ -1,4 +1,4 @@
-"""Asset checks: what the audits made sure of before publishing, asked of the published tables.
+"""Asset checks: the audits of before publishing, run on the published tables, and more.
 
 One factory makes the checks of every table from its entry in `tables/`. A run's checks look at
 the days of that run; a check that is run by itself looks at the whole table.
@@ -30,12 +30,12 @@ UNUSUAL_RATIO = 0.5
 WEEKS_COMPARED = 4
 
 SHOWN = 20
-"""How many days, orders or files at fault a check names."""
+"""How many failing days, orders or files a check names."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The rows that a check looks at: some days of a table, or (None) all of it."""
+    """The rows that a check reads: some days of a table, or (None) all of it."""
 
     connection: duckdb.DuckDBPyConnection
     table: tables.Table
@@ -236,7 +236,7 @@ def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
 
 
 def every_accepted_order_is_published(scope: Scope) -> dg.AssetCheckResult:
-    """Revenue of all published days + what waits = what raw orders have that counts, to the penny.
+    """Revenue of all published days + waiting orders = all raw orders that count, to the penny.
 
     A warning where somebody has to act; an error where the ledger knows of no reason. Days that are
     behind are restated unasked.
@@ -262,7 +262,7 @@ def every_accepted_order_is_published(scope: Scope) -> dg.AssetCheckResult:
 
 
 def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
-    """Of each version of an event file: lines = accepted + dead-lettered + duplicate.
+    """Lines of each version of an event file = accepted + dead-lettered + duplicate.
 
     As the tables have them; of a version that was retracted they have the lines alone.
     """
@@ -296,7 +296,7 @@ def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
 
 
 def streams_add_up(scope: Scope) -> dg.AssetCheckResult:
-    """Of each Kafka partition and webhook: lines = accepted + dead-lettered + duplicate."""
+    """Lines of each Kafka partition and webhook = accepted + dead-lettered + duplicate."""
     held = " UNION ALL ".join(
         f"SELECT source, source_name, {counts} FROM lake.{name} WHERE source NOT IN"
         " ('file', 'redrive')"
@@ -330,7 +330,7 @@ def streams_add_up(scope: Scope) -> dg.AssetCheckResult:
 
 
 def changed_files_are_known(scope: Scope) -> dg.AssetCheckResult:
-    """No event file got shorter or starts differently within a day; else, what became of it."""
+    """No event file got shorter or started differently within a day; names those that did."""
     files, stay, back, changed = scope.connection.execute(
         "SELECT count(DISTINCT path), coalesce(sum(accepted) FILTER (retracted_at IS NULL), 0),"
         " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0),"
@@ -351,7 +351,7 @@ def changed_files_are_known(scope: Scope) -> dg.AssetCheckResult:
 
 
 def files_are_readable(scope: Scope) -> dg.AssetCheckResult:
-    """No event file waits for somebody to mend it."""
+    """No event file failed and waits to be corrected."""
     found = dict(
         scope.connection.execute(
             "SELECT path, problem FROM lake.failed_event_files ORDER BY path"
@@ -363,7 +363,7 @@ def files_are_readable(scope: Scope) -> dg.AssetCheckResult:
 
 
 def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
-    """Live revenue = batch revenue on days with both an export and events; names what differs."""
+    """Live revenue = batch revenue on days with both an export and events; names differences."""
     both = (
         "SELECT order_date, region, total_revenue FROM lake.{} WHERE order_date IN"
         " (SELECT order_date FROM lake.live_revenue) AND order_date IN"

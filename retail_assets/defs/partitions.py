@@ -1,4 +1,4 @@
-"""Daily partitions in the business time zone, and which days a run is about."""
+"""Daily partitions in the business time zone, and the days of a run."""
 
 from collections.abc import Mapping
 from datetime import date
@@ -20,7 +20,7 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
 
 
 def event_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
-    """One partition a day from the first day to today: events are taken in as they land."""
+    """One partition a day from the first day to today: events are ingested as they land."""
     return dg.DailyPartitionsDefinition(
         start_date=settings.start_date.isoformat(), timezone=settings.timezone, end_offset=1
     )

@@ -1,4 +1,4 @@
-"""The consumers as assets: where no worker lives, Dagster has them follow the events.
+"""The consumers as assets: without a worker, Dagster has them follow the events.
 
 A run does what the worker does in a round, from the same offset. So it is nothing to do where the
 worker was there before, and no harm where both are at it.
@@ -24,7 +24,7 @@ FOLLOW_EVENTS = (
     )
     & ~dg.AutomationCondition.in_progress()
 ).with_label("follow_events")
-"""Follow the events of any day; most days of a long calendar have none, which `eager` minds."""
+"""Follow the events of any day; `eager` would wait for the many days without events."""
 
 
 def consumer_assets(settings: Settings) -> list[dg.AssetsDefinition]:

@@ -17,7 +17,7 @@ OWNERS = ["team:analytics"]
 KINDS = {"duckdb", "ducklake", "parquet"}
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
-"""For what a second try may mend, such as a busy catalog; bad data are never retried."""
+"""For failures that may pass, such as a busy catalog; bad data are never retried."""
 
 Rule = Callable[..., nw.LazyFrame]
 
@@ -30,7 +30,7 @@ def freshness(timezone: str) -> dg.FreshnessPolicy:
 
 
 def table_spec(table: Table, *, code_version: str) -> dict[str, Any]:
-    """What every asset says of itself, from its table."""
+    """The part of an asset's definition that its table gives."""
     return {
         "key": dg.AssetKey(table.name),
         "description": table.description,
@@ -48,7 +48,7 @@ def table_spec(table: Table, *, code_version: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class DailyAsset:
-    """A rule with what Dagster must know of it; `build` makes the asset for a set of partitions."""
+    """A rule and its definition in Dagster; `build` makes the asset for a set of partitions."""
 
     rule: Rule
     table: Table

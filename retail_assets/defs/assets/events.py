@@ -1,4 +1,4 @@
-"""The event lane: event files to enriched events and dead letters."""
+"""The event pipeline: event files to enriched events and dead letters."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from retail_assets.settings import Settings
 EVENT_TABLES = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
 INGEST = "event_ingest"
-"""The name of the step that takes event files in."""
+"""The name of the step that ingests event files."""
 
 SHOWN_FILES = 20
 
 
 class EventFilesConfig(dg.Config):
-    """What a run takes in."""
+    """The event files of a run."""
 
     files: list[str] = Field(
         default=[],

@@ -1,4 +1,4 @@
-"""The fraud model, trained anew for each day, with how it does as metadata."""
+"""The fraud model, trained for each day, with its metrics as metadata."""
 
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ def train_nightly(timezone: str) -> dg.AutomationCondition[Any]:
 def fraud_model_asset(
     settings: Settings, partitions_def: dg.PartitionsDefinition[str]
 ) -> dg.AssetsDefinition:
-    """`fraud_model`: of each day the model that knows the events received up to it."""
+    """`fraud_model`: the model of each day, which knows the events received up to it."""
     spec = table_spec(tables.FRAUD_MODELS, code_version="1")
     make: Callable[[Callable[..., None]], dg.AssetsDefinition] = dg.asset(
         **{**spec, "key": dg.AssetKey(FRAUD_MODEL), "kinds": {*KINDS, "scikitlearn"}},
@@ -58,7 +58,7 @@ def fraud_model_asset(
                 if training.problem:
                     context.log.warning(training.problem)
                 if training.rebuilt:
-                    context.log.info("The worker will compute all fraud alerts anew")
+                    context.log.info("The worker will compute all fraud alerts again")
 
     return make(fraud_model)
 

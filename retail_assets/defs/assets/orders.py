@@ -1,4 +1,4 @@
-"""The batch lane: reference data, order exports, completed orders, daily revenue."""
+"""The batch pipeline: reference data, order exports, completed orders, daily revenue."""
 
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -19,7 +19,7 @@ from retail_assets.transforms import orders, revenue
 
 
 class SourceFolders(dg.ConfigurableResource[None]):
-    """Where outside data lie, how late an order may be, and how far a reference file may shrink."""
+    """Folders of outside data, and the limits on late orders and shrunken reference files."""
 
     exports_dir: str
     reference_dir: str

@@ -1,1 +1,1 @@
-"""What starts without anybody asking: jobs, schedules and sensors."""
+"""Everything that starts by itself: jobs, schedules and sensors."""

@@ -1,4 +1,4 @@
-"""Jobs, schedules and sensors: what starts without anybody asking.
+"""Jobs, schedules and sensors of the batch: everything that starts by itself.
 
 A file lands or is replaced -> `new_exports` runs its day. A day's orders changed because of a late
 or corrected order, or of new reference data -> `restated_days` runs the days concerned, and only
@@ -62,7 +62,7 @@ class Seen:
 
 
 def jobs() -> Sequence[UnresolvedAssetJobDefinition]:
-    """The jobs: the whole batch lane, what follows from changed orders, and the reference data."""
+    """The jobs: the whole batch, the tables that follow changed orders, and reference data."""
     restated = dg.AssetSelection.assets(*(table.name for table in RESTATED))
     exported = dg.AssetSelection.assets(tables.RAW_ORDERS.name, tables.REJECTED_ORDERS.name)
     return (
@@ -116,7 +116,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
         job_name=BATCH,
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Runs a day when its export has landed or was replaced, and is still.",
+        description="Runs a day when its export has landed or was replaced, and is complete.",
     )
     def new_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: file.content for day, file in pending_exports(settings).items()}
@@ -139,7 +139,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
         job_name=REFERENCE,
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Takes in products.csv and customers.csv when they have changed.",
+        description="Loads products.csv and customers.csv when they have changed.",
     )
     def changed_reference(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         before = _load(context.cursor)
@@ -180,7 +180,7 @@ def _start_days(
     must_be_still: bool,
     also: str = "",
 ) -> dg.SensorResult:
-    """Start one run for each stretch of days that is ready; say what is pending and why."""
+    """Start one run for each contiguous range of ready days; say what is pending and why."""
     before = _load(context.cursor)
     busy = _busy_days(context.instance)
     seen: dict[str, Seen] = {}
@@ -214,8 +214,8 @@ def _describe(count: int, waiting: Collection[date], given_up: Sequence[date]) -
     if given_up:
         shown = ", ".join(map(str, given_up[:SHOWN_DAYS]))
         parts.append(
-            f"{len(given_up)} failed {MAX_ATTEMPTS} times and wait for other data, or for somebody"
-            f" who runs them, first of all {shown}"
+            f"{len(given_up)} failed {MAX_ATTEMPTS} times and wait for other data, or for a run by"
+            f" hand, first of all {shown}"
         )
     return "; ".join(parts) + "."
 
@@ -226,7 +226,7 @@ def _not_taken(settings: Settings) -> str:
         return ""
     name, reason = next(iter(others.items()))
     return (
-        f" {len(others)} files in exports/ are not taken, such as {name!r}, which {reason}:"
+        f" {len(others)} files in exports/ are not ingested, such as {name!r}, which {reason}:"
         " `retail-assets status` lists them."
     )
 
@@ -240,7 +240,7 @@ def _run_request(first: date, last: date) -> dg.RunRequest:
 
 
 def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
-    """The days that some queued or running run is about."""
+    """The days of the runs that are queued or running."""
     busy: set[date] = set()
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
         days = partitions.run_days(run.tags)

@@ -1,4 +1,4 @@
-"""The sensor of the event lane: event files that land start runs, a bounded number at a time.
+"""The sensor of the event pipeline: event files that land start runs, a bounded number at a time.
 
 What is new is decided by the ledger in the lake, so late files, equal times and copies are no
 special cases. The cursor only remembers which files were in runs that failed as a whole, and how
@@ -31,14 +31,14 @@ EVENTS = "events"
 FILES_PER_RUN = 5_000
 BYTES_PER_RUN = 512 << 20
 MAX_RUNS = 4
-"""How many runs of files there are at once; the rest waits for the next tick."""
+"""How many runs of files there are at once; other files wait for the next tick."""
 
 REMEMBERED_RUNS = 200
 OVERLAP_SECONDS = 60
-"""How far the clocks of those who write to runs may lie apart."""
+"""How far the clocks of processes that write to runs may lie apart."""
 
 WORKER_SECONDS = 60
-"""How long a living worker is left to take a file in before the sensor does."""
+"""How long the sensor leaves a file to a worker that is alive."""
 
 SHOWN = 5
 
@@ -61,7 +61,7 @@ class Failures:
         return cls(**json.loads(cursor)) if cursor else cls()
 
     def dump(self) -> str:
-        """What becomes the cursor."""
+        """The text of the cursor."""
         return json.dumps(asdict(self))
 
     def count(self, file: FoundFile) -> int:
@@ -71,7 +71,7 @@ class Failures:
 
 
 def job() -> UnresolvedAssetJobDefinition:
-    """The job that takes event files in, or replays days."""
+    """The job that ingests event files, or replays days."""
     return dg.define_asset_job(
         EVENTS,
         selection=dg.AssetSelection.assets(*(table.name for table in EVENT_TABLES)),
@@ -81,14 +81,14 @@ def job() -> UnresolvedAssetJobDefinition:
 
 
 def sensor(settings: Settings) -> dg.SensorDefinition:
-    """Take in event files as they land."""
+    """Ingest event files as they land."""
 
     @dg.sensor(
         name="new_event_files",
         job_name=EVENTS,
         minimum_interval_seconds=1,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Takes in event files as they land, grow or are replaced.",
+        description="Ingests event files as they land, grow or are replaced.",
     )
     def new_event_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         pending = pending_event_files(settings)
@@ -214,7 +214,7 @@ def _files_of(run_config: Mapping[str, Any]) -> list[str]:
 
 
 def _fresh(pending: Pending) -> set[str]:
-    """The files that a living worker is left to take in: it is faster than a run starts."""
+    """The files that are left to a worker that is alive: it is faster than a run starts."""
     if not pending.lake.workers:
         return set()
     since = time.time_ns() - WORKER_SECONDS * 10**9
@@ -231,7 +231,11 @@ def _describe(
 ) -> str:
     not_read = f" {pending.about_not_read()}." if pending.not_read else ""
     if not pending.files and not pending.unsettled and not pending.left_alone:
-        by = f" The worker {', '.join(pending.lake.workers)} lives." if pending.lake.workers else ""
+        by = (
+            f" The worker {', '.join(pending.lake.workers)} is alive."
+            if pending.lake.workers
+            else ""
+        )
         return f"No new event files.{by}{not_read}"
     parts = [f"{len(pending.files)} event files have something new"]
     for count, text in (

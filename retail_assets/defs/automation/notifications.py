@@ -1,6 +1,6 @@
 """The sensor of notifications: does in its tick what the stream worker does between batches.
 
-It does so while a worker lives, too: that may have been started without consumers or
+It does so while a worker is alive, too: that may have been started without consumers or
 without the services. Where both look, each message is still written and sent once.
 """
 
@@ -14,17 +14,17 @@ from retail_assets.outbound.notifications.sending import send
 from retail_assets.settings import Settings
 
 TICK_SECONDS = 20
-"""How long a tick goes on sending: Dagster ends one after a minute."""
+"""How long a tick sends: Dagster ends a tick after a minute."""
 
 
 def notification_sensor(settings: Settings) -> dg.SensorDefinition:
-    """Tell people of alerts and failures."""
+    """Notify people of alerts and failures."""
 
     @dg.sensor(
         name="notifications",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Tells people of alerts and failures, as the stream worker does.",
+        description="Notifies people of alerts and failures, as the stream worker does.",
     )
     def notifications() -> dg.SkipReason:
         return dg.SkipReason(_tick(settings))
@@ -46,7 +46,7 @@ def _tick(settings: Settings) -> str:
     parts = [f"{sent.sent} notifications sent"]
     for count, text in (
         (sent.failed, f"failed ({sent.problem})"),
-        (sent.given_up, "given up"),
+        (sent.given_up, "abandoned"),
         (sent.waiting, "waiting"),
     ):
         if count:

@@ -1,8 +1,8 @@
-"""What Dagster sees of the stream worker: a sensor that reports what the worker's heartbeat says.
+"""Dagster's view of the stream worker: a sensor that reports the worker's heartbeat.
 
 The worker needs no Dagster, and may run on another machine: it writes a row into the lake. The
 sensor turns that into materializations of the event assets (for the days that have new rows) and of
-`stream_worker`, whose freshness policy then tells a worker that lives from one that is late or
+`stream_worker`, whose freshness policy then tells an alive worker from one that is lagging or
 dead. No run means no checks either: a schedule asks those of all that the worker writes, each
 morning.
 """
@@ -45,7 +45,7 @@ SPEC = dg.AssetSpec(
     WORKER,
     group_name="events",
     description="The resident worker `retail-assets stream`: reported as materialized while it"
-    " lives and keeps up.",
+    " is alive and keeps up.",
     freshness_policy=dg.FreshnessPolicy.time_window(
         warn_window=timedelta(minutes=2), fail_window=timedelta(seconds=FAILED_SECONDS)
     ),
@@ -55,10 +55,10 @@ SPEC = dg.AssetSpec(
 
 @dataclass
 class Reported:
-    """What was reported last, in the sensor's cursor.
+    """The last report, in the sensor's cursor.
 
     `until` is up to which `processed_at` rows were reported, `at` when, and `state` of the worker,
-    `lines` how many each worker had taken in, `days` those of the newest rows, and `offsets` how
+    `lines` how many each worker had ingested, `days` those of the newest rows, and `offsets` how
     far each consumer had come.
     """
 
@@ -75,22 +75,22 @@ class Reported:
         return cls(**json.loads(cursor)) if cursor else cls()
 
     def dump(self) -> str:
-        """What becomes the cursor."""
+        """The text of the cursor."""
         return json.dumps(asdict(self))
 
 
 def job(settings: Settings) -> UnresolvedAssetJobDefinition:
-    """The job that asks the checks of the event tables and of what follows from them."""
+    """The job that runs the checks of the event tables and of the consumers' tables."""
     written = (*EVENT_TABLES, *(table for each in all_consumers(settings) for table in each.tables))
     return dg.define_asset_job(
         CHECKS,
         selection=dg.AssetSelection.checks_for_assets(*(table.name for table in written)),
-        description="All checks of events, and of what consumers make of them, over all days.",
+        description="All checks of the event tables and of the consumers' tables, over all days.",
     )
 
 
 def schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Ask the checks once the night's batch is there to compare with."""
+    """Run the checks once the night's batch is there to compare with."""
 
     @dg.schedule(
         name=CHECKS,
@@ -98,8 +98,8 @@ def schedule(settings: Settings) -> dg.ScheduleDefinition:
         cron_schedule="0 7 * * *",
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Asks at seven what the stream worker has written, without a run of Dagster,"
-        " for whether it is right and agrees with the batch.",
+        description="Checks at seven that what the stream worker wrote, without a run of Dagster,"
+        " is right and agrees with the batch.",
     )
     def event_checks() -> dg.RunRequest | dg.SkipReason:
         if not Lake.from_settings(settings).exists():
@@ -116,7 +116,7 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         name=WORKER,
         minimum_interval_seconds=10,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Shows whether the stream worker lives, and what it takes in.",
+        description="Shows whether the stream worker is alive, and what it ingests.",
     )
     def stream_worker(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         reported = Reported.load(context.cursor)

@@ -144,7 +144,7 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
         return table_name in self._tables
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """Store events in order, each stretch of one run's asset events as one write per shard."""
+        """Store events in order, contiguous asset events of one run as one write per shard."""
         for (run_id, together), group in groupby(events, lambda e: (e.run_id, _is_asset_event(e))):
             if together:
                 self._store_asset_events(run_id, list(group))

@@ -167,9 +167,9 @@ def test_files_that_are_no_exports_of_partitions_are_ignored_and_named(
     tick = platform.tick("new_exports")
     assert not tick.run_requests
     assert (tick.skip_reason or dg.SkipReason()).skip_message == (
-        "Every day is up to date. 4 files in exports/ are not taken, such as 'notes.txt', which is"
-        " not called orders_YYYY_MM_DD.csv or .csv.gz, in exports/ itself: `retail-assets status`"
-        " lists them."
+        "Every day is up to date. 4 files in exports/ are not ingested, such as 'notes.txt', which"
+        " is not called orders_YYYY_MM_DD.csv or .csv.gz, in exports/ itself: `retail-assets"
+        " status` lists them."
     )
 
 
