@@ -4,8 +4,7 @@ The swap is one short transaction. A day that fails its audit keeps the rows tha
 days are published.
 """
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -18,6 +17,7 @@ from retail_assets.errors import AuditError
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import ROW_GROUP, Lake, current_snapshot
 from retail_assets.lake.snapshot_read import SnapshotRead
+from retail_assets.lake.staging import not_published, one_row, stage, stage_days, unpublished
 from retail_assets.tables import Table
 
 Audit = Callable[[nw.LazyFrame], nw.LazyFrame]
@@ -83,7 +83,7 @@ def publish_days(
     staged = f"staged_{table.name}"
     try:
         read.begin()
-        failed |= _stage_days(read, table, frame, wanted, only_days=only_days)
+        failed |= stage_days(read, table, frame, wanted, only_days=only_days)
         wanted = [day for day in wanted if day not in failed]
         versions = _versions(connection, table, wanted, sources)
         problems = _problems(connection, table, staged, days, audit)
@@ -127,15 +127,15 @@ def publish_table(
     read = read or SnapshotRead(connection)
     try:
         try:
-            _stage(connection, table, frame, None)
+            stage(connection, table, frame, None)
         except duckdb.DataError as error:
-            raise _unpublished(table, error) from error
+            raise unpublished(table, error) from error
         read.end()
         problem = next(iter(_row_problems(connection, table, f"staged_{table.name}")), None)
         if problem is not None:
             raise AuditError(f"{table.name} was not published: {problem[1]}")
         _swap_table(lake, connection, table, before_swap)
-        (count,) = _one(connection, f"SELECT count(*) FROM temp.main.staged_{table.name}")
+        (count,) = one_row(connection, f"SELECT count(*) FROM temp.main.staged_{table.name}")
         return count, current_snapshot(connection)
     finally:
         read.abort()
@@ -150,7 +150,7 @@ def _swap_table(
 ) -> None:
     staged, columns = f"temp.main.staged_{table.name}", ", ".join(table.column_names)
     old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
-    (differ,) = _one(
+    (differ,) = one_row(
         connection, f"SELECT EXISTS (({new} EXCEPT {old}) UNION ALL ({old} EXCEPT {new}))"
     )
     if not differ:
@@ -160,174 +160,6 @@ def _swap_table(
             before_swap(connection, staged)
         connection.execute(f"DELETE FROM lake.{table.name}")
         connection.execute(f"INSERT INTO lake.{table.name} BY NAME {new}")
-
-
-def _stage_days(
-    read: SnapshotRead,
-    table: Table,
-    frame: Any,
-    days: Sequence[date],
-    *,
-    only_days: bool,
-) -> dict[date, str]:
-    """Stage the rows of a frame; returns the problem of each day whose values cannot be computed.
-
-    A value that does not fit its type fails a whole statement, and the transaction that keeps the
-    reads on one snapshot. So the days at fault are found first, and the others staged afterwards.
-    """
-    connection = read.connection
-    try:
-        _stage(connection, table, frame, days if only_days else None)
-    except duckdb.DataError as error:
-        read.abort()
-        failed = _days_at_fault(connection, table, frame, days)
-        if not failed:
-            raise _unpublished(table, error) from error
-    else:
-        return {}
-    read.begin()
-    try:
-        good = [day for day in days if day not in failed]
-        _stage(connection, table, frame, good if only_days else None, without=list(failed))
-    except duckdb.DataError as error:
-        raise _unpublished(table, error) from error
-    return {day: _not_published(table, day, text) for day, text in failed.items()}
-
-
-def _days_at_fault(
-    connection: duckdb.DuckDBPyConnection, table: Table, frame: Any, days: Sequence[date]
-) -> dict[date, str]:
-    """The days whose rows alone cannot be computed, and why, by halving; in no transaction."""
-    try:
-        _stage(connection, table, frame, days)
-    except duckdb.DataError as error:
-        if len(days) <= 1:
-            return dict.fromkeys(days, _reason(error))
-    else:
-        connection.execute(f"DROP TABLE temp.main.staged_{table.name}")
-        return {}
-    half = len(days) // 2
-    return _days_at_fault(connection, table, frame, days[:half]) | _days_at_fault(
-        connection, table, frame, days[half:]
-    )
-
-
-def _stage(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    frame: Any,
-    only_days: Collection[date] | None,
-    *,
-    without: Collection[date] = (),
-) -> None:
-    """Write the rows of a frame to a temporary table.
-
-    Raises:
-        AuditError: for columns or types that are not the table's.
-        duckdb.DataError: for a value that cannot be computed, or does not fit.
-    """
-    source = f"unstaged_{table.name}"
-    connection.register(source, nw.to_native(frame, pass_through=True))
-    try:
-        _stage_rows(connection, table, source, only_days, without)
-    finally:
-        connection.unregister(source)
-
-
-def _stage_rows(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    source: str,
-    only_days: Collection[date] | None,
-    without: Collection[date],
-) -> None:
-    found = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
-    types = {name: type_ for name, type_, *_ in found}
-    for name in _misfits(table, types):
-        # pandas and Arrow cannot tell the type of a column without a value.
-        (empty,) = _one(connection, f"SELECT count({name}) = 0 FROM {source}")
-        if empty:
-            types[name] = table.types[name]
-    _check_schema(table, types)
-    select = ", ".join(f"CAST({name} AS {type_}) AS {name}" for name, type_ in table.types.items())
-    conditions: list[str] = []
-    parameters: list[object] = []
-    if only_days is not None:
-        conditions += [
-            f"{table.day_column} BETWEEN ? AND ?",
-            f"{table.day_column} IN (SELECT unnest(?::DATE[]))",
-        ]
-        nothing = date(1, 1, 1)
-        parameters += [
-            min(only_days, default=nothing),
-            max(only_days, default=nothing),
-            list(only_days),
-        ]
-    # Compared with constants DuckDB filters before it computes. Rows without a day stay: they fail
-    # the audit.
-    conditions += [
-        f"({table.day_column} IS NULL OR {table.day_column} <> DATE '{day}')" for day in without
-    ]
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    connection.execute(
-        f"CREATE TEMP TABLE staged_{table.name} AS SELECT {select} FROM {source}{where}", parameters
-    )
-
-
-def _reason(error: duckdb.Error) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
-
-
-def _unpublished(table: Table, error: duckdb.Error) -> AuditError:
-    return AuditError(f"{table.name} was not published: {_reason(error)}.")
-
-
-def _not_published(table: Table, day: date, problem: str) -> str:
-    return f"{table.name} of {day} was not published, the previous rows stay: {problem}."
-
-
-def _check_schema(table: Table, types: Mapping[str, str]) -> None:
-    missing = [name for name in table.column_names if name not in types]
-    unknown = [name for name in types if name not in table.types]
-    wrong = [
-        f"{name} is {types[name]} and not {table.types[name]}" for name in _misfits(table, types)
-    ]
-    problems = [
-        f"columns {', '.join(missing)} are missing" if missing else "",
-        f"columns {', '.join(unknown)} are not in tables/" if unknown else "",
-        *wrong,
-    ]
-    if any(problems):
-        raise AuditError(
-            f"{table.name} was not published: {'; '.join(filter(None, problems))}."
-            f" Return exactly {', '.join(table.column_names)}."
-        )
-
-
-def _misfits(table: Table, types: Mapping[str, str]) -> list[str]:
-    """The columns whose type cannot be cast to the table's without losing something silently."""
-    return [
-        name
-        for name, type_ in table.types.items()
-        if name in types and not _fits(types[name], type_)
-    ]
-
-
-def _fits(found: str, type_: str) -> bool:
-    """Whether a cast between two types keeps every value or fails."""
-    scale, wanted_scale = _DECIMAL.fullmatch(found), _DECIMAL.fullmatch(type_)
-    if scale and wanted_scale:
-        return int(scale[1]) <= int(wanted_scale[1])
-    if found.startswith("ENUM("):
-        return type_ == "VARCHAR"
-    if _INTEGER.fullmatch(found):
-        return _INTEGER.fullmatch(type_) is not None
-    # Not TIMESTAMP_NS: a cast cuts its last three digits off.
-    return found == type_ or (type_ == "TIMESTAMP" and found in ("TIMESTAMP_S", "TIMESTAMP_MS"))
-
-
-_DECIMAL = re.compile(r"DECIMAL\(\d+,(\d+)\)")
-_INTEGER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?")
 
 
 def _versions(
@@ -377,7 +209,7 @@ def _problems(
                 continue
             text = ", ".join(f"{key} {value}" for key, value in record.items() if key != day)
             problems.setdefault(record[day], f"it does not add up: {text}")
-    return {found: _not_published(table, found, text) for found, text in problems.items()}
+    return {found: not_published(table, found, text) for found, text in problems.items()}
 
 
 def _row_problems(
@@ -411,7 +243,7 @@ def _maybe_twins(connection: duckdb.DuckDBPyConnection, table: Table, staged: st
     """Whether rows may share their key: groups of hashes cost a third of groups of texts."""
     if not table.key:
         return False
-    (twins,) = _one(
+    (twins,) = one_row(
         connection,
         f"SELECT count(*) FROM (SELECT 1 FROM temp.main.{staged}"
         f" GROUP BY hash({', '.join(table.key)}) HAVING count(*) > 1)",
@@ -526,9 +358,3 @@ def _stretches(rows: Mapping[date, int]) -> list[tuple[date, date]]:
             stretches.append((first, day))
             first, count = day + timedelta(days=1), 0
     return stretches
-
-
-def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    row = connection.execute(sql).fetchone()
-    assert row is not None
-    return row

@@ -142,35 +142,36 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
         description="Loads products.csv and customers.csv when they have changed.",
     )
     def changed_reference(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        before = _load(context.cursor)
-        loaded = _loaded_reference(settings)
-        seen: dict[str, Seen] = {}
-        ready: list[str] = []
-        for name, file in reference_files(settings).items():
-            old = before.get(name)
-            if (
-                old is None
-                or old.content != file.content
-                or (old.was_loaded and name not in loaded)
-            ):
-                seen[name] = Seen(file.content)
-                continue
-            if not old.attempts:
-                ready.append(name)
-            # Once is enough: what is wrong with a file stays wrong until it is replaced.
-            seen[name] = Seen(file.content, 1, old.attempts > 0 and name in loaded)
-        request = dg.RunRequest(
-            asset_selection=[dg.AssetKey(name) for name in ready],
-            # Before the orders that look things up in it.
-            tags={"dagster/priority": "1"},
-        )
-        return dg.SensorResult(
-            [request] if ready else [],
-            skip_reason=None if ready else f"{len(seen)} reference files, none to load.",
-            cursor=_dump(seen),
-        )
+        return _load_reference(context, settings)
 
     return (new_exports, restated_days, changed_reference)
+
+
+def _load_reference(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorResult:
+    """Request the reference files that have changed, once nobody writes to them."""
+    before = _load(context.cursor)
+    loaded = _loaded_reference(settings)
+    seen: dict[str, Seen] = {}
+    ready: list[str] = []
+    for name, file in reference_files(settings).items():
+        old = before.get(name)
+        if old is None or old.content != file.content or (old.was_loaded and name not in loaded):
+            seen[name] = Seen(file.content)
+            continue
+        if not old.attempts:
+            ready.append(name)
+        # Once is enough: what is wrong with a file stays wrong until it is replaced.
+        seen[name] = Seen(file.content, 1, old.attempts > 0 and name in loaded)
+    request = dg.RunRequest(
+        asset_selection=[dg.AssetKey(name) for name in ready],
+        # Before the orders that look things up in it.
+        tags={"dagster/priority": "1"},
+    )
+    return dg.SensorResult(
+        [request] if ready else [],
+        skip_reason=None if ready else f"{len(seen)} reference files, none to load.",
+        cursor=_dump(seen),
+    )
 
 
 def _start_days(
