@@ -182,7 +182,7 @@ class Publisher:
                 if "No snapshot found" not in str(error):
                     raise
             logger.warning(
-                "The lake has forgotten what changed since snapshot %s: %s sends all rows.",
+                "The lake no longer has the changes since snapshot %s: %s sends all rows.",
                 *(after, self.publication.name),
             )
         return self._send(lake, connection, offset, Portion(None, seen, seen), stop)

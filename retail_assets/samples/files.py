@@ -68,7 +68,7 @@ class StagedFiles:
                 yield raw
         if _would_replace(path):
             raise FileExistsError(
-                f"{path} or its packed twin exists with other content. Nothing was written: "
+                f"{path} or its compressed copy exists with other content. Nothing was written: "
                 "choose an empty data folder (RETAIL_DATA_DIR) or move that file away."
             )
         if path.exists():

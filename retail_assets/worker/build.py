@@ -184,7 +184,7 @@ def _notify(worker: Worker, settings: "Settings") -> "Turn":
             logger.warning("A notification could not be sent: %s", sent.problem)
         if sent.given_up:
             logger.error(
-                "%s notifications are given up: see the table notifications", sent.given_up
+                "%s notifications are abandoned: see the table notifications", sent.given_up
             )
 
     return turn

@@ -274,7 +274,7 @@ def _refused(received: Received, error: Exception) -> Received:
     """A single event that the lake does not take in, as a dead letter."""
     defect = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
     logger.error(
-        "An event is given up, and becomes the dead letter %s:%s:%d (%s): %s",
+        "An event becomes the dead letter %s:%s:%d (%s): %s",
         *(received.source, received.source_name, received.positions[0], defect, error),
     )
     return replace(received, defect=defect)

@@ -408,7 +408,7 @@ def test_a_payload_that_is_not_valid_is_one_sentence(intake: EventIntake, comman
     [
         ([], "Error: Name dead letters, or give a --reason."),
         ([LETTER, "--reason", "not_json"], "Error: Name dead letters, or give a --reason."),
-        ([LETTER, "b", "--payload", "{}"], "Error: A payload mends one dead letter: name one."),
+        ([LETTER, "b", "--payload", "{}"], "Error: A payload corrects one dead letter: name one."),
         ([LETTER, "--payload", "@nowhere.json"], "Error: nowhere.json cannot be read: "),
     ],
 )

@@ -135,8 +135,7 @@ def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_lett
     assert figures.problems == {}
     (given_up,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert given_up == (
-        "An event is given up, and becomes the dead letter kafka:orders:0:3 (not_taken):"
-        " it met something odd"
+        "An event becomes the dead letter kafka:orders:0:3 (not_taken): it met something odd"
     )
 
 

@@ -301,7 +301,7 @@ def _load(connection: duckdb.DuckDBPyConnection, stored: _Stored) -> fraud_model
 
 def _unusable(stored: _Stored, error: fraud_model.ModelError) -> str:
     return (
-        f"The fraud model of {stored.trained_to} {error}. Its orders are judged by the rules alone:"
+        f"The fraud model of {stored.trained_to} {error}. Its orders are scored by the rules alone:"
         " materialize fraud_model of that day again."
     )
 

@@ -285,7 +285,7 @@ class _Intake:
         failed = event_ledger.failed_paths(self._connection)
         gone = [path for path in failed if not self._folder.has(path)]
         if gone:
-            with self._lake.transaction(self._connection, "forget event files that are gone"):
+            with self._lake.transaction(self._connection, "clear failures of files that are gone"):
                 event_ledger.note_failures(self._connection, {}, gone, gone)
 
     def _wait(self) -> None:

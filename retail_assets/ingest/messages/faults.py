@@ -54,7 +54,7 @@ def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[i
                 raise error
         found[first] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
         logger.error(
-            "Line %d of %s is given up, and becomes a dead letter (%s): %s",
+            "Line %d of %s becomes a dead letter (%s): %s",
             *(lines["position"][first].as_py(), sources["source_name"][0], found[first], error),
         )
     return found if len(found) <= MAX_LINES else {}

@@ -117,7 +117,7 @@ def redrive(
         RetailAssetsError: if there is no such letter, or the mended payload is not valid.
     """
     if payload is not None and len(ids) != 1:
-        raise UsageError("A payload mends one dead letter: name one.")
+        raise UsageError("A payload corrects one dead letter: name one.")
     letters = {letter["id"]: letter for letter in find(connection, ids=ids)}
     missing = [name for name in ids if name not in letters]
     if missing:

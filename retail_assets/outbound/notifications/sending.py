@@ -177,7 +177,7 @@ def _give_up_unknown(
     row = connection.execute(f"SELECT count(*) FROM lake.notifications {where}", which).fetchone()
     if not row or not row[0]:
         return 0
-    with lake.transaction(connection, "give up notifications to services that are gone"):
+    with lake.transaction(connection, "abandon notifications to services that are gone"):
         connection.execute(
             f"UPDATE lake.notifications SET given_up_at = ?, problem = ? {where}",
             [clock.now(), "RETAIL_NOTIFY_URLS does not have this service.", *which],

@@ -271,7 +271,7 @@ def test_a_letter_that_is_not_there_is_named(taken):
 
 
 def test_a_payload_is_for_one_letter(taken):
-    with pytest.raises(UsageError, match="A payload mends one dead letter: name one"):
+    with pytest.raises(UsageError, match="A payload corrects one dead letter: name one"):
         redrive(taken, DEAR, NEGATIVE, payload=event(3))
 
 
