@@ -84,5 +84,5 @@ def _assemble(settings: Settings) -> dg.Definitions:
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """What `dagster` loads: the platform for the settings in the environment."""
+    """The platform for the settings in the environment, as `dagster` loads it."""
     return build_definitions(load_settings())

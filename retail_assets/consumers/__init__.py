@@ -1,1 +1,1 @@
-"""What follows from events, each from an offset of its own."""
+"""Tables that follow from events, each consumer from an offset of its own."""

@@ -85,7 +85,7 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Consumed:
-    """What a round has done.
+    """The outcome of a round.
 
     `snapshot` is the new offset, `keys` the first of the `key_count` keys that were recomputed,
     `inserted` and `deleted` the rows that came and went by table, `failed` the keys that were set

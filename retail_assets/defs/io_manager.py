@@ -30,7 +30,7 @@ MASKED = "•••"
 
 @dataclass(frozen=True)
 class Draft:
-    """What an asset returns when its rows need more than the checks of `tables/`.
+    """The result of an asset whose rows need more than the checks of `tables/`.
 
     `audit` and `only_days` are those of `publish_days`; `describe` returns more metadata, for the
     newest day of the run, from what is then published; `before_swap` is that of `publish_table`.
@@ -174,7 +174,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
 
 
 def _attempt(context: dg.InputContext | dg.OutputContext) -> str:
-    """What tells this attempt at a step from earlier ones, whose snapshot and errors are past."""
+    """The key of this attempt at a step; earlier attempts had other snapshots and errors."""
     step = context.step_context
     return f"{step.step.key}:{step.previous_attempt_count}"
 

@@ -23,7 +23,7 @@ REQUIRED = (
 """The columns that every order export has, in any order."""
 
 BLANKS = "' \t\r\n\u00a0'"
-"""What is trimmed from fields. An empty field, quoted or not, is null from the start."""
+"""Characters trimmed from fields. An empty field, quoted or not, is null from the start."""
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
 MAX_LINE_BYTES = 2_000_000
@@ -35,7 +35,7 @@ READ_ERRORS = (
     duckdb.IOException,
     duckdb.OutOfMemoryException,
 )
-"""What DuckDB raises for a file that it cannot read."""
+"""DuckDB's errors for a file that it cannot read."""
 
 SEPARATOR = "\x1f"
 """The control character Unit Separator, between the fields in `raw`."""

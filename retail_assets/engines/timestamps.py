@@ -14,10 +14,10 @@ CLOCK = rf"{MINUTE}:[0-5]\d(\.\d{{1,9}})?"
 OFFSET = r"([Zz]|[+-](0\d|1[0-4])(:?[0-5]\d)?)"
 
 LOCAL_TIME = rf"{DAY}([T ]({CLOCK}|{MINUTE}))?"
-"""What DuckDB casts to TIMESTAMP as it is."""
+"""Texts that DuckDB casts to TIMESTAMP as they are."""
 
 OFFSET_TIME = rf"{DAY}[T ]{CLOCK}{OFFSET}"
-"""What DuckDB casts to TIMESTAMPTZ as it is, but for a small z."""
+"""Texts that DuckDB casts to TIMESTAMPTZ as they are, but for a small z."""
 
 _OTHER_TIME = (
     rf"^(?i)({DAY})[T ](\d\d?)(:[0-5]\d)(:[0-5]\d(?:[.,]\d{{1,9}})?)?(?: ?([AP])\.?M\.?)?"

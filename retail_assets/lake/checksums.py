@@ -1,4 +1,4 @@
-"""What the files of the lake had in them when they were written, to find later what has changed.
+"""Checksums of the lake's files as they were written, to find later which have changed.
 
 Parquet as DuckDB writes it has no checksums: every second flipped bit reads as another value. So
 each file's SHA-256 (of a bucket's object its ETag) is noted soon after the commit that made it: by
@@ -136,7 +136,7 @@ def forget_others(notes: sqlite3.Connection, before: datetime) -> None:
 
 
 def checksum(opened: IO[bytes]) -> str:
-    """What tells whether a file has changed: the ETag of an object, or else the SHA-256."""
+    """The mark of a file's content: the ETag of an object, or else the SHA-256."""
     found = tag(opened)
     if found is not None:
         return found
@@ -157,7 +157,7 @@ def enter(notes: sqlite3.Connection, done: Verification) -> None:
 
 
 def last_verification(lake: Lake) -> Verification | None:
-    """What the last verification of the lake found, if there was one on this machine.
+    """The outcome of the last verification of the lake, if there was one on this machine.
 
     Raises:
         RetailAssetsError: if the notes cannot be read.

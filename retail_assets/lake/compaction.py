@@ -79,7 +79,7 @@ TIERS = (Tier(32_000, 160_000), Tier(200_000, 1_600_000), Tier(1_600_000, 5_000_
 
 @dataclass(frozen=True)
 class Step:
-    """What one hold of the write lock did.
+    """The work of one hold of the write lock.
 
     `action` is `merge`, `flush`, `rewrite`, `expire` or `delete`; `count` the files merged,
     rewritten or deleted, rows flushed or snapshots expired; `seconds` how long the lock was held.
@@ -97,7 +97,7 @@ LOOK = Step("look", 0, 0.0)
 
 @dataclass(frozen=True)
 class Compacted:
-    """What a compaction did, counted, and the longest time that it held the write lock at once."""
+    """Counts of a compaction, and the longest time that it held the write lock at once."""
 
     files_merged: int
     rows_flushed: int

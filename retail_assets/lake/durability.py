@@ -1,4 +1,4 @@
-"""What a commit names is on the disk before it: the lake's file system is synced once, just before.
+"""Files are on the disk before the commit that names them: one sync of the file system.
 
 DuckDB writes Parquet files without syncing them or their folders, while SQLite and PostgreSQL sync
 the catalog with each commit: a power cut left a catalog that named empty files. One sync for all

@@ -24,7 +24,7 @@ _OVER_VALUES = (
     TypeError,
     ValueError,
 )
-"""What is raised over values. All else is about files, memory, the network or the catalog.
+"""Errors over values. All others are about files, memory, the network or the catalog.
 
 So are the errors of psycopg and sqlite3: no value of an event goes through these."""
 

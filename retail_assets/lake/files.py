@@ -153,7 +153,7 @@ class FileStore:
 
 
 def tag(opened: Any) -> str | None:
-    """What a bucket says of the content of an opened file: its ETag, which is free."""
+    """The ETag of an opened file in a bucket, which costs nothing."""
     details = getattr(opened, "details", None)
     found = details.get("ETag") if isinstance(details, dict) else None
     return f"etag:{found.strip(chr(34))}" if found else None

@@ -89,7 +89,7 @@ def _myself() -> dict[str, str | int]:
 
 
 def _read_holder(path: Path) -> str:
-    """Who has the lock, as they said when they got it; never synced, and left behind by the last.
+    """The holder of the lock, as it wrote on getting it; never synced, and left behind by the last.
 
     The lock itself decides who holds it: this is for people.
     """

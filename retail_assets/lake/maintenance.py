@@ -43,7 +43,7 @@ _MADE_AT = re.compile(r"ducklake-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-")
 
 @dataclass(frozen=True)
 class Maintained:
-    """What was done, counted.
+    """Counts of what was done.
 
     `files_before` and `files_after` are the data files that the newest snapshot reads,
     `files_to_trash` those that the catalog did not know.

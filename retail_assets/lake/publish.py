@@ -29,7 +29,7 @@ SHOWN_ROWS = 3
 
 @dataclass(frozen=True)
 class Publication:
-    """What came of publishing days of a table.
+    """The outcome of publishing days of a table.
 
     `rows` has the row count of each published day, `measures` the sums of the table's measures,
     `failed` the problem of each day that was not published, and `snapshot` the id of the commit

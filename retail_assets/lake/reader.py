@@ -44,7 +44,7 @@ OTHER_FUNCTIONS = frozenset(("getenv", "set_config", "write_log"))
 """Functions of values that do more than compute."""
 
 HIDDEN = frozenset(("duckdb_databases", "pragma_database_list"))
-"""What would show the catalog's connection string, password and all."""
+"""Relations that would show the catalog's connection string, with its password."""
 
 _INSTEAD = {
     "COPY": "`retail-assets query --output FILE` writes rows to a CSV, Parquet or Excel file",
@@ -62,7 +62,7 @@ _INSTEAD = {
     "PREPARE": "connect().execute(sql, [value]) binds values",
     "EXECUTE": "connect().execute(sql, [value]) binds values",
 }
-"""What to use instead of a statement, by DuckDB's name of its kind."""
+"""The alternative to a refused statement, by DuckDB's name of its kind."""
 
 _CHANGES = "the lake is changed by `backfill`, `ingest-events`, `replay` and `maintain` alone"
 
@@ -74,7 +74,7 @@ _RESULTS = (
     *("fetch_record_batch", "fetchall", "fetchdf", "fetchmany", "fetchnumpy", "fetchone", "pl"),
     *("interrupt", "register", "rowcount", "to_arrow_table", "torch", "tf", "unregister"),
 )
-"""What a reader passes on to its connection: results, and frames of the caller's own to join."""
+"""Members that a reader passes on to its connection: results, and frames to join."""
 
 
 def open_reader(lake: Lake, at: int | datetime | None = None) -> "LakeReader":

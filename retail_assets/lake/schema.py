@@ -57,7 +57,7 @@ def _statements(connection: "duckdb.DuckDBPyConnection") -> list[str]:
 
 
 def _amend(table: tables.Table, column: tables.Column, found: str | None) -> list[str]:
-    """What makes a column of a table of the lake, which may lack it, as it is described."""
+    """Statements that make a column of a table, which may lack it, as it is described."""
     if found is None:
         return [
             f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}"

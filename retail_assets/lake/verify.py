@@ -57,7 +57,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification found; `noted` files had no checksum and have one now."""
+    """The outcome of a verification; `noted` files had no checksum and have one now."""
 
     summary: Verification
     noted: int
@@ -244,7 +244,7 @@ class _Run:
         return sum(int(size or 0) for size in sizes)
 
     def _look(self, known: dict[str, str], file: LakeFile) -> tuple[str | None, str | None]:
-        """What is wrong with a file, and its checksum if that was found out."""
+        """The fault of a file, if any, and its checksum if that was computed."""
         expected = known.get(file.path)
         try:
             with self._store.open(file) as opened:
@@ -265,7 +265,7 @@ class _Run:
 
 
 def _shape_problem(opened: IO[bytes], file: LakeFile) -> str | None:
-    """What is wrong with the size or the Parquet footer of a file, if anything."""
+    """The fault of a file's size or Parquet footer, if any."""
     size = opened.seek(0, 2)
     if size != file.size_bytes:
         return f"has {size:,} bytes instead of {file.size_bytes:,}"

@@ -1,1 +1,1 @@
-"""What leaves the platform: messages to Kafka, and notifications to people."""
+"""Outgoing data: messages to Kafka, and notifications to people."""

@@ -35,7 +35,7 @@ MOST_SNAPSHOTS = 1_000
 """How many commits of the lake a round looks at; the next one goes on from there."""
 
 QUEUE_KILOBYTES = 64 << 10
-"""What the client may hold; a gigabyte by default."""
+"""Memory that the client may hold; a gigabyte by default."""
 
 ROWS = 2_000
 """How many rows are fetched from the lake at a time."""
@@ -72,7 +72,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class Published:
-    """What a round has done.
+    """The outcome of a round.
 
     `snapshot` is the new offset, `rows` and `tombstones` the messages that the broker has, `whole`
     whether all rows were sent, and `complete` whether the round came as far as the lake had come
@@ -92,7 +92,7 @@ class PublishError(RetailAssetsError):
 
 
 def publications(settings: Settings) -> list[Publication]:
-    """What the settings ask for; there may be nothing.
+    """The topics that the settings name; there may be none.
 
     Raises:
         UsageError: if there is a topic but no broker.
@@ -324,7 +324,7 @@ class Publisher:
 
 @dataclass(frozen=True)
 class Portion:
-    """What a round looks at: the changes after a snapshot (None: all rows) up to another.
+    """The rows of a round: the changes after a snapshot (None: all rows) up to another.
 
     `newest` is the snapshot that the lake was at.
     """
@@ -346,7 +346,7 @@ class Row:
 
 @dataclass
 class Delivery:
-    """What was handed to the client in a round, and what the broker said to it."""
+    """The messages that the client got in a round, and the broker's answers."""
 
     rows: int = 0
     tombstones: int = 0

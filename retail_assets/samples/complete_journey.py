@@ -88,7 +88,7 @@ GROUP BY household_id
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What was written: every day from `first_day` to `last_day` has an export, empty ones too.
+    """The files that were written: every day from `first_day` to `last_day` has an export.
 
     `revenue_pence` is the sum over the orders of positive value; the others are exported, counted
     here, and rejected by the platform's rules.

@@ -95,7 +95,7 @@ class EventPlan:
 
 @dataclass
 class EventCounts:
-    """What all event files so far hold: lines by kind, late and unidentified ones of the valid."""
+    """Counts of all event files so far: lines by kind, late and unidentified ones of the valid."""
 
     by_kind: Counter[str] = field(default_factory=Counter)
     late: int = 0
@@ -283,7 +283,7 @@ def _with_duplicates_and_bad(
 
 
 def _identities(orders: DayOrders, events: DayEvents, chosen: Integers) -> list[str]:
-    """What the chosen lines begin with: their event id, or nothing."""
+    """The beginning of the chosen lines: their event id, or nothing."""
     identities = [
         f'"event_id": "EV-{order_id}-{step + 1}", '
         for order_id, step in zip(

@@ -101,7 +101,7 @@ class ExtraRows:
 
 @dataclass
 class ExportCounts:
-    """What all exports so far hold; an order is counted once, however often it was exported."""
+    """Counts of all exports so far; an order is counted once, however often it was exported."""
 
     orders: int = 0
     rows: int = 0

@@ -43,7 +43,7 @@ DAY_NOISE = 0.05
 
 @dataclass(frozen=True)
 class GenerateSummary:
-    """What was written.
+    """The files that were written.
 
     `orders` are good orders, each counted once; `export_rows` all data rows of the exports: good
     orders, corrections (an order exported again) and bad rows. `events_by_kind` counts every event

@@ -44,7 +44,7 @@ DEFECTS: Mapping[str, str] = {
         " RETAIL_MEMORY_LIMIT, then redrive it."
     ),
 }
-"""What can be wrong with a line, file or message as such, before any rule reads it."""
+"""Faults of a line, file or message as such, before any rule reads it."""
 
 REASONS: Mapping[str, str] = {
     **DEFECTS,
@@ -128,7 +128,7 @@ _Rule = tuple[nw.Expr, str | nw.Expr, str | nw.Expr | None]
 
 
 def _rules() -> Iterator[_Rule]:
-    """What makes an event invalid, the reason code, and the field."""
+    """Conditions that make an event invalid, each with the reason code and the field."""
     col, value = nw.col, nw.col("order_value_gbp")
     yield ~col("defect").is_null(), col("defect"), None
     yield col("form") == "empty", "empty_line", None

@@ -7,7 +7,7 @@ from retail_assets.transforms.orders import COMPLETED
 RETURNED = "returned"
 
 UNITS = 1
-"""What an order takes that does not say how many."""
+"""Units of an order that does not name a quantity."""
 
 EVENT_ORDER = ("effective_at", "received_at", "position", "event_id")
 """Which event of an order is later; never by the name of a file, topic or source."""

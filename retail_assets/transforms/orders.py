@@ -12,7 +12,7 @@ NOT_COUNTED = ("pending", "cancelled", "returned", "refunded")
 STATUSES = (COMPLETED, *NOT_COUNTED)
 
 UNKNOWN = "unknown"
-"""What stands for an attribute of a product or customer that the reference data do not have."""
+"""The value of an attribute that the reference data do not have for a product or customer."""
 
 RULES_VERSION = 2
 """Goes up with every change of the rules of export rows: exports are ingested again then."""
@@ -21,7 +21,7 @@ NO_ID = (
     *("null", "(null)", "<null>", "\\n", "nil", "none", "nan", "<na>", "n/a", "undefined"),
     *("#n/a", "#null!", "#value!", "#ref!", "#name?", "#num!", "#div/0!"),
 )
-"""What programs and spreadsheets write where there is no id, in lower case."""
+"""Texts that programs and spreadsheets write for a missing id, in lower case."""
 
 LONGEST_NO_ID = max(map(len, NO_ID))
 

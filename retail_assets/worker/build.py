@@ -33,7 +33,7 @@ LAG_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Options:
-    """What a worker is to do: `http` is host and port, `kafka` the brokers."""
+    """The options of a worker: `http` is host and port, `kafka` the brokers."""
 
     files: bool = True
     kafka: str | None = None

@@ -7,10 +7,10 @@ from collections import deque
 from retail_assets.ingest.messages.load import Received
 
 MAX_BYTES = 128 << 20
-"""What may wait; beyond that sources wait instead."""
+"""Bytes that may wait; beyond that sources wait instead."""
 
 OVERHEAD_BYTES = 100
-"""What an event costs besides its payload."""
+"""Bytes that an event costs besides its payload."""
 
 
 class Inbox:
@@ -42,7 +42,7 @@ class Inbox:
 
     @property
     def bytes(self) -> int:
-        """What they weigh."""
+        """The bytes that wait."""
         return self._bytes
 
     def put(self, *received: Received, timeout: float | None = None) -> bool:

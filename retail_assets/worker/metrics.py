@@ -1,4 +1,4 @@
-"""What the worker counts and measures, for its heartbeat, `status` and Prometheus alike."""
+"""The worker's counts and measures, for its heartbeat, `status` and Prometheus alike."""
 
 import threading
 import time
@@ -21,12 +21,12 @@ FILE_GAUGES = (
     "event_files_left_alone",
     "event_files_not_read",
 )
-"""What a worker knows of the events folder, since it last looked through it."""
+"""Metrics of the events folder, from the worker's last scan."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a micro-batch came to; `seconds` is from when its oldest event was offered to visible.
+    """The outcome of a micro-batch; `seconds` is from when its oldest event was offered to visible.
 
     `seconds` is None where nobody knows when the events were offered.
     """

@@ -44,7 +44,7 @@ COLLECTED_AFTER = 20_000
 again through what is being received."""
 
 DRAIN_SHARE = 0.6
-"""Of the time that a worker has to end, how much what waits may take to be committed."""
+"""Share of the time that a worker has to end in which it may commit what waits."""
 
 
 class Worker:

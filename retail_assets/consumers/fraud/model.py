@@ -33,7 +33,7 @@ FEATURES = (
     "cards_in_window",
     "addresses_in_window",
 )
-"""What the model looks at; values, ratios, counts of earlier orders and minutes by logarithm."""
+"""The features of the model; values, ratios, counts of earlier orders and minutes by logarithm."""
 
 COLUMNS = (
     "pence",
@@ -52,7 +52,7 @@ COLUMNS = (
 TREES, ORDERS_PER_TREE, SEED = 64, 256, 20_261_005
 
 NOON, MONTH_OF_MINUTES = 12.0, 30 * 24 * 60.0
-"""What stands for an hour that is not known, and for the time since an order that was not."""
+"""The value of an unknown hour, and of the time since an order that was not."""
 
 SHARE_STEPS = 1_000
 
@@ -72,7 +72,7 @@ class Model:
     quantiles: "Numbers"
 
     def shares(self, features: "Numbers") -> "Numbers":
-        """Of each row the share of the training orders that are less unusual, in thousandths."""
+        """The share of training orders less unusual than each row, in thousandths."""
         import numpy as np
 
         if not len(features):
@@ -128,7 +128,7 @@ def train(rows: "Numbers") -> Model:
 
 
 def library() -> str:
-    """What trains and reads models here: scikit-learn with its version.
+    """The library that trains and reads models: scikit-learn with its version.
 
     Raises:
         ModelError: if it is not installed, which it need not be.

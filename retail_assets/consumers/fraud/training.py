@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
 MOST_ORDERS = 200_000
-"""Of more orders a part is taken, the same each time: each tree looks at a few hundred anyway."""
+"""More orders are sampled, the same each time: each tree looks at a few hundred anyway."""
 
 HELD_OUT = 0.2
 """The last part of the orders, by time, that the evaluation keeps from the model."""
@@ -29,7 +29,7 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class Training:
-    """What became of the training for a day.
+    """The outcome of the training for a day.
 
     `version` is None where there is no model, and `problem` then says why. `changed` says whether
     the lake has another model of the day now than before, and `rebuilt` whether orders had been

@@ -1,1 +1,1 @@
-"""What an instance of Dagster is made of: its event log and its run launcher."""
+"""The parts of a Dagster instance: its event log and its run launcher."""

@@ -11,7 +11,7 @@ import hashlib
 from typing_extensions import Self
 
 CHUNK_BYTES = 256 << 10
-"""What has to be read again of a file that grew: its first chunk, and its last one or two."""
+"""The parts of a grown file that are read again: its first chunk, and its last one or two."""
 
 
 class ContentHash:

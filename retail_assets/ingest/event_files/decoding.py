@@ -1,4 +1,4 @@
-"""What a file says, whatever it is wrapped in: compressed files, and text that is not UTF-8.
+"""The text of a file, however it is encoded: compressed files, and text that is not UTF-8.
 
 What a file is, is told by its first bytes; by its name only that it has to be compressed.
 """
@@ -50,7 +50,7 @@ _JSON = re.compile(rb"(\xef\xbb\xbf)?\s*[\[{]")
 
 
 class Stream(Protocol):
-    """What bytes are read from."""
+    """The interface of a file of bytes."""
 
     def read(self, size: int, /) -> bytes:
         """At most so many bytes; none at the end."""

@@ -20,7 +20,7 @@ HEAD_BYTES = 64 << 10
 
 _BLANKS = b" \t\r\n"
 _AROUND = len(b"\r")
-"""What may end an element and is none of it."""
+"""Bytes that may follow an element and are no part of it."""
 
 _NEARBY_LINES = 8
 

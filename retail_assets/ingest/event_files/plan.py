@@ -28,7 +28,7 @@ stay, or are retracted."""
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of one file.
+    """The outcome of one file.
 
     `outcome` is `new`, `grown`, `changed`, `replaced`, `copy` or `unchanged`; the counts are of the
     lines that were ingested now. Of a file that is `changed` or `replaced`, `events_before` and
@@ -159,7 +159,7 @@ def state_of(entry: Entry | None) -> tuple[int, Progress, bool] | None:
 
 
 class Plan:
-    """What happens to each version of the files concerned; none of it is done here.
+    """The changes of each version of the files concerned; none is made here.
 
     Args:
         waiting: the portions of the transaction.
@@ -280,7 +280,7 @@ class Plan:
         return set(self._before)
 
     def taken(self, changes: Mapping[Key, "Delta"]) -> list[Taken]:
-        """What came of each file of the transaction."""
+        """The outcome of each file of the transaction."""
         return [self._taken(item, changes.get(key)) for key, item in self._waiting.items()]
 
     def _taken(self, item: Waiting, delta: "Delta | None") -> Taken:

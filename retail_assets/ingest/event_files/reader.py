@@ -38,7 +38,7 @@ LARGE_BYTES = 1 << 20
 """If more than that has to be read again, what is new waits until nobody writes to the file."""
 
 _AROUND = len(BOM) + len(b"\r")
-"""What may belong to a line's bytes and is none of it."""
+"""Bytes that may stand with a line and are no part of it."""
 
 
 # Several times faster than `in`.

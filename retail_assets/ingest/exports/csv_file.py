@@ -34,7 +34,7 @@ FOLDED_BYTES = 10_000
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may be, so that reading it takes a bounded amount of memory.
+    """The limits of a file, so that reading it takes bounded memory.
 
     The reader holds a batch of rows column by column: about 60 KB for each column.
     """
@@ -49,7 +49,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What the rows of a kind of file have: their columns, and a value that shows it is a row."""
+    """The rows of a kind of file: their columns, and a value that shows it is a row."""
 
     required: tuple[str, ...]
     telling: re.Pattern[str]
@@ -159,7 +159,7 @@ OTHER_FORMATS = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"%PDF": "a PDF document",
 }
-"""What files begin with that are no text."""
+"""The first bytes of files that are no text."""
 
 
 def _header(path: Path, head: bytes, required: Collection[str], limits: Limits) -> tuple[str, ...]:
@@ -224,7 +224,7 @@ DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def _advice(header: str) -> str:
-    """What to do about a header that lacks columns: its delimiter may be to blame."""
+    """Advice on a header that lacks columns: its delimiter may be to blame."""
     found = max(DELIMITERS, key=header.count)
     if header.count(found) > header.count(","):
         return (

@@ -17,7 +17,7 @@ ROWS = RowFormat(REQUIRED, re.compile(rf"({'|'.join(STATUSES)})\Z|{DATE}"))
 """A row of an export has a status or a date."""
 
 GZIP_RATIO = 8
-"""What a byte of a compressed export is reckoned to hold."""
+"""Bytes that a byte of a compressed export is assumed to hold."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,7 +211,7 @@ _RAW = """
 _CONTENT = ", ".join(
     name for name in tables.RAW_ORDERS.column_names if name not in ("source_file", "row_number")
 )
-"""What makes two versions of an order differ; where it stood in a file does not."""
+"""Columns in which two versions of an order may differ; the position in a file is none."""
 
 
 @dataclass(frozen=True)

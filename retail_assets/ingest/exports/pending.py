@@ -27,7 +27,7 @@ class PendingFile:
 
     @property
     def content(self) -> str:
-        """What tells this state of the file from an earlier or a later one."""
+        """The mark of this state of the file, which an earlier or later one does not share."""
         return f"{self.path.name}:{self.size_bytes}:{self.modified_ns}"
 
 

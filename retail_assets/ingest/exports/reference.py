@@ -105,7 +105,7 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
 def before_swap(
     table: Table, *, max_shrink: float
 ) -> Callable[[duckdb.DuckDBPyConnection, str], None]:
-    """What is done before the staged rows of a reference file take the place of the old ones.
+    """Work before the staged rows of a reference file replace the old ones.
 
     Args:
         table: `products` or `customers`.

@@ -1,4 +1,4 @@
-"""What was rejected of order exports, for people: how much of each day, why, and an example."""
+"""Rejected rows of order exports, for people: how many of each day, why, and an example."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ def too_late(
     first: date | None = None,
     last: date | None = None,
 ) -> str | None:
-    """What to do about rows that were rejected as too late, if there are any.
+    """Advice on rows that were rejected as too late, if there are any.
 
     Args:
         connection: a connection to the lake.

@@ -153,7 +153,7 @@ def _behind(connection: duckdb.DuckDBPyConnection) -> set[date]:
 def _differences(
     connection: duckdb.DuckDBPyConnection, days: Collection[date] | None
 ) -> list[tuple[date, int, Decimal]]:
-    """What revenue lacks on these days; None: on all."""
+    """Orders that revenue lacks on these days; None: on all."""
     if days is not None and not days:
         return []
     columns = "order_id, order_date, export_date, status, order_value_gbp"

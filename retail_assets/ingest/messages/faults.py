@@ -61,7 +61,7 @@ def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[i
 
 
 def _error(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> Exception | None:
-    """What the transaction of some lines fails with; nothing, if they are not at fault."""
+    """The error of a transaction of some lines; None if these lines do not cause it."""
     for _ in range(ATTEMPTS if lines.num_rows == 1 else 1):
         try:
             _try(lake, lines, sources)

@@ -27,7 +27,7 @@ TOMBSTONE = "tombstone"
 UTF16 = "utf16"
 
 FRAME_BYTES = 5
-"""What a schema registry's clients write before the value: a zero byte and the schema's number."""
+"""Bytes that a schema registry's clients write before the value: zero, and the schema's number."""
 
 _MAY_BE_SEVERAL = r"^\s*\[|\}\s*\{"
 """An event has this only within a text."""

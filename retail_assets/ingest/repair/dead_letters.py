@@ -44,7 +44,7 @@ _LETTERS = f"""
 
 @dataclass(frozen=True)
 class Redriven:
-    """What came of redriving a dead letter: `accepted`, `duplicate`, or why nothing was done."""
+    """The outcome of redriving a dead letter: `accepted`, `duplicate`, or why nothing was done."""
 
     id: str
     outcome: str

@@ -20,7 +20,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Difference:
-    """What a replay of a day would change in a table: rows that go and come, some by place."""
+    """Rows that a replay of a day would delete and insert in a table, with some examples."""
 
     day: date
     table: str

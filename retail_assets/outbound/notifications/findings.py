@@ -1,4 +1,4 @@
-"""What there is to tell people of, as the lake has it now: failures that last, and new alerts.
+"""Findings to notify people of, from the lake: failures that last, and new alerts.
 
 A failure holds for a while and is over some time later; an alert is there once and for all.
 Messages leave the machine: nothing personal is in them.
@@ -160,7 +160,7 @@ def recent_alerts(alert: AlertKind, settings: Settings) -> str | None:
 
 
 def oldest(settings: Settings, now: datetime) -> datetime:
-    """Of alerts about what happened before, nobody is told."""
+    """The time before which events are too old for an alert about them."""
     return now - timedelta(hours=settings.notify_max_age_hours)
 
 

@@ -83,7 +83,7 @@ def collect(
 def _about_failures(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
 ) -> list[Draft]:
-    """What began to hold and what is over, one message of each kind."""
+    """New findings and resolved ones, one message for each kind."""
     known: dict[str, list[str]] = {kind: [] for kind in FAILURES}
     for kind, subject in connection.execute(
         "SELECT kind, subject FROM lake.notified WHERE resolved_at IS NULL ORDER BY ALL"

@@ -27,7 +27,7 @@ _OPEN = "sent_at IS NULL AND given_up_at IS NULL"
 
 @dataclass(frozen=True)
 class Sent:
-    """What came of it: messages sent, tried in vain, given up, and how many still wait.
+    """The outcome: messages sent, failed, abandoned, and waiting.
 
     `problem` is the newest, or None.
     """

@@ -29,7 +29,7 @@ PROBLEM_LENGTH = 500
 
 @dataclass(frozen=True)
 class Message:
-    """What is sent: one line of title, a body of plain text, and a key that identifies it."""
+    """A message: one line of title, a body of plain text, and a key that identifies it."""
 
     key: str
     severity: Severity
@@ -45,12 +45,12 @@ class Service:
 
     @property
     def scheme(self) -> str:
-        """What stands before `://`, in lower case."""
+        """The scheme, in lower case."""
         return self.url.partition("://")[0].lower() if "://" in self.url else "none"
 
     @property
     def name(self) -> str:
-        """What it is called where its URL must not be seen."""
+        """Its name, from which the URL cannot be told."""
         return f"{self.scheme}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
 
 

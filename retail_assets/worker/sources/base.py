@@ -1,4 +1,4 @@
-"""What the worker needs to know of a source, whatever it is."""
+"""The interface of a source of events."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -29,4 +29,4 @@ class Source(Protocol):
         """Figures by name, such as `kafka_lag`."""
 
     def problem(self) -> str | None:
-        """What is wrong right now, if anything is."""
+        """The current problem, if there is one."""

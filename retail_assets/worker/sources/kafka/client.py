@@ -23,7 +23,7 @@ ID_SECONDS = 2
 """How long to wait for the id of a topic, which not every broker tells."""
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
-"""What Kafka allows. Beyond that, a name that starts with ^ would be a pattern of many topics."""
+"""Names that Kafka allows. A name that starts with ^ would be a pattern of many topics."""
 
 _OURS = {
     "enable.auto.commit": "false",
@@ -190,7 +190,7 @@ class Topic:
         return f"No Kafka broker answers at {self.bootstrap}: start it, or correct the address."
 
     def sentence(self, error: "KafkaError") -> str:
-        """What a client's error means here, and what to do."""
+        """A sentence for a client's error, with what to do."""
         where, away = f"at {self.bootstrap}", self.away
         absent = f"There is no Kafka topic {self.topic} {where}: create it, or correct its name."
         login = (

@@ -1,4 +1,4 @@
-"""What came of a Kafka partition and is not in the lake yet, in the order of its offsets.
+"""Messages of a Kafka partition that are not in the lake yet, in the order of offsets.
 
 Only one portion of a partition is under way at a time. The ledger moves to behind the last offset
 that a transaction takes in: were a portion refused while the next one is taken, it would be lost.
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 PORTION_EVENTS = 200_000
 PORTION_BYTES = 64 << 20
-"""What is taken in at once of one partition."""
+"""Events of one partition that are ingested at once."""
 
 _A_DAY = 86_400_000
 
 EVENT_BYTES = 100
-"""What an event costs in memory besides its payload."""
+"""Bytes of memory that an event costs besides its payload."""
 
 
 def payload_of(message: "Message") -> bytes:

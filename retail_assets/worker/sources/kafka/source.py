@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KAFKA = "kafka"
-"""What the source is called in the lake."""
+"""The name of the source in the lake."""
 
 WAITING_BYTES = 256 << 20
-"""What may wait for the inbox or be in it; then reading pauses."""
+"""Bytes that may wait for the inbox or be in it; then reading pauses."""
 
 READ_AT_ONCE = 10_000
 IDLE_SECONDS, BUSY_SECONDS = 0.1, 0.001
@@ -188,7 +188,7 @@ class KafkaSource:
             self._sort(self._read(consumer))
 
     def _read(self, consumer: "Consumer") -> "list[Message]":
-        """What came; waits for the first message alone, and never long."""
+        """New messages; waits for the first one alone, and never long."""
         busy = any(queue.waits for queue in self._queues.values())
         messages = consumer.consume(1, BUSY_SECONDS if busy else IDLE_SECONDS)
         if messages:
@@ -269,7 +269,7 @@ class KafkaSource:
         return True
 
     def _waiting_bytes(self) -> int:
-        """What was read and is not in the lake yet."""
+        """Bytes that were read and are not in the lake yet."""
         return sum(queue.weight for queue in tuple(self._queues.values()))
 
     def _place(self, consumer: "Consumer") -> None:

@@ -96,7 +96,7 @@ class Beginnings:
         return self._identity.has_changed()
 
     def source_name(self, number: int) -> str:
-        """What a partition is called in the lake."""
+        """The name of a partition in the lake."""
         return f"{self._identity.prefix}{number}"
 
     def find(self, consumer: "Consumer", numbers: Sequence[int]) -> Places:

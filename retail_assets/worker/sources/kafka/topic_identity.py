@@ -41,7 +41,7 @@ class Identity:
 
     @property
     def prefix(self) -> str:
-        """What the parts of this topic are called in the lake, up to the number."""
+        """The names of this topic's parts in the lake, up to the number."""
         return _prefix(self._topic.topic, self._now)
 
     def find(self, partitions: int) -> bool:

@@ -273,7 +273,7 @@ def _failed(loop: asyncio.AbstractEventLoop, stored: "asyncio.Future[bool]", rea
 
 
 def _reader(request: Request) -> Callable[[bytes], list[bytes]]:
-    """What finds the events in the body of this type."""
+    """The function that finds the events in a body of this type."""
     headers = request.headers
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise HTTPException(
