@@ -2,9 +2,11 @@
 
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from retail_assets.lake import checksums
 from retail_assets.lake import verify as work
 from retail_assets.lake.checksums import last_verification, note_new_files, opened_notes
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.files import LakeFile, files_after
+from retail_assets.lake.files import FileStore, LakeFile, files_after
 from retail_assets.lake.maintenance import maintain
 from retail_assets.lake.verify import verify
 from retail_assets.settings import Settings
@@ -170,18 +172,22 @@ def test_the_days_of_a_damaged_file_are_named(whole: Lake) -> None:
 
 
 def test_a_checksum_is_noted_for_each_new_file_and_only_for_those(
-    whole: Lake, settings: Settings
+    whole: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = len(named(whole))
+    opened: list[int] = []
+    open_file = FileStore.open
+    monkeypatch.setattr(
+        FileStore, "open", lambda store, file: opened.append(file.id) or open_file(store, file)
+    )
     with EventIntake.open(settings) as intake:
         intake.write(f"{EVENT_DAY}/b.jsonl", [event(n) for n in range(10, 40)])
         intake.take()
         fresh = len(named(whole)) - known
         assert fresh > 0
-        for path in files_of(whole, "raw_orders"):
-            # It would be read if the cost followed the lake.
-            path.unlink()
         note_new_files(whole, intake.connection)
+    # Others would be read if the cost followed the lake.
+    assert opened == sorted(file.id for file in named(whole))[-fresh:]
     with opened_notes(whole) as notes:
         assert notes.execute("SELECT count(*) FROM file").fetchone() == (known + fresh,)
         assert notes.execute("SELECT max(last_file_id) FROM noted").fetchone() == (
@@ -280,7 +286,7 @@ def test_damage_to_a_file_that_upkeep_has_replaced_meanwhile_is_none(
     assert verify(whole, deep=False).damages == ()
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "junk", "page"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "junk", "page", "unread page"])
 def test_a_damaged_catalog_is_one_sentence(whole: Lake, command: Command, kind: str) -> None:
     count = len(named(whole))
     catalog = Path(whole.catalog)
@@ -289,11 +295,19 @@ def test_a_damaged_catalog_is_one_sentence(whole: Lake, command: Command, kind: 
         catalog.unlink()
     else:
         page = len(content) // 4096 // 2 * 4096
+        with closing(sqlite3.connect(catalog)) as opened:
+            # Only upkeep reads this table.
+            (number,) = opened.execute(
+                "SELECT rootpage FROM sqlite_master"
+                " WHERE name = 'ducklake_files_scheduled_for_deletion'"
+            ).fetchone()
+        unread = (number - 1) * 4096
         catalog.write_bytes(
             {
                 "empty": b"",
                 "junk": b"x" * len(content),
                 "page": content[:page] + b"\xff" * 8192 + content[page + 8192 :],
+                "unread page": content[:unread] + b"\xff" * 4096 + content[unread + 4096 :],
             }[kind]
         )
     code, out, err = command("verify")

@@ -196,6 +196,11 @@ JSON = st.recursive(
 )
 
 
+def test_a_name_that_stands_again_leaves_the_others_theirs() -> None:
+    assert strict('{"b":1,"b":2,"b#2":3}') == '{"b":1,"b#3":2,"b#2":3}'
+    assert strict('{"b#2":1,"b":2,"b":3}') == '{"b#2":1,"b":2,"b#3":3}'
+
+
 @given(JSON)
 def test_strict_json_leaves_nothing_out_and_changes_nothing_that_is_strict(text: str) -> None:
     def leaves(value: Any) -> list[str]:
