@@ -93,6 +93,7 @@ def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
     """
     found = {}
     with Lake.from_settings(settings).connect(read_only=True) as connection:
+        connection.execute("BEGIN")
         for table in tables.ALL:
             columns = [
                 _COMPARED.get(name, name).format(folder=settings.data_dir)

@@ -1,10 +1,11 @@
 """Commit boundaries: before BEGIN, before COMMIT, during COMMIT, after COMMIT of each transaction.
 
-A process counts the ones that it passes, or kills itself at one of them with SIGKILL, which leaves
-no time for any tidying up.
+A process counts the ones that it passes, and kills itself at one of them with SIGKILL, which leaves
+no time for any tidying up; or copies its data folder at each.
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -30,11 +31,14 @@ def _kill() -> None:
 class Boundaries:
     """The boundaries passed so far; the process ends at number `kill_at`.
 
-    With `delay` it ends that many seconds into the COMMIT of that number instead.
+    With `delay` it ends that many seconds into the COMMIT of that number instead. With `keep` the
+    data folder `data_dir` is copied at each of them to a folder of that number in `keep`.
     """
 
     kill_at: int | None = None
     delay: float | None = None
+    data_dir: Path | None = None
+    keep: Path | None = None
     passed: list[str] = field(default_factory=list)
 
     def watch(self) -> None:
@@ -71,6 +75,8 @@ class Boundaries:
                 _kill()
             else:
                 threading.Thread(target=self._kill_later, daemon=True).start()
+        if self.data_dir is not None and self.keep is not None:
+            shutil.copytree(self.data_dir, self.keep / str(len(self.passed)))
         self.passed.append(name)
 
     def _kill_later(self) -> None:
@@ -86,11 +92,13 @@ def run_watched(
     report: str | None = None,
     kill_at: int | None = None,
     delay: float | None = None,
+    keep: str | None = None,
 ) -> None:
     """Do some work with these settings; write the names of the boundaries to a file, or die."""
-    boundaries = Boundaries(kill_at, delay)
+    settings = Settings(**values)
+    boundaries = Boundaries(kill_at, delay, settings.data_dir, Path(keep) if keep else None)
     boundaries.watch()
-    work(Settings(**values), *arguments)
+    work(settings, *arguments)
     if report is not None:
         Path(report).write_text("\n".join(boundaries.passed))
     if kill_at is not None:

@@ -1,18 +1,20 @@
-"""Work that is killed at a commit boundary, done again, and compared with work left in peace."""
+"""Work that is killed at a commit boundary, done again, and compared with undisturbed work."""
 
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from retail_assets.settings import Settings
 from retail_assets_tests.faults.batch import contents
 from retail_assets_tests.faults.boundaries import run_undisturbed, run_watched
-from retail_assets_tests.processes import finish, start
+from retail_assets_tests.processes import CONTEXT, finish, start
 
 SIDE_BY_SIDE = min(4, os.cpu_count() or 1)
 INTO_COMMIT_SECONDS = (0.002, 0.005, 0.010)
@@ -32,40 +34,101 @@ def do(work: Callable[..., None], settings: Settings, *arguments: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Harness:
-    """Kills some work on copies of a data folder; all copies lie in `folder`."""
+class Walk:
+    """Some work, undisturbed: its commit boundaries and the tables that it gives.
+
+    `states` has a data folder for each boundary, copied while the work stood there: the bytes that
+    SIGKILL at this boundary leaves, since the kernel keeps what a process has written.
+    """
 
     work: Callable[..., None]
     arguments: Sequence[Any]
     settings: Settings
-    folder: Path
+    boundaries: Sequence[str]
+    states: Sequence[Path]
+    expected: Rows
 
-    def undisturbed(self) -> tuple[list[str], Rows]:
-        """The boundaries of an undisturbed run, and the tables that it gives."""
-        calm = copy(self.settings, self.folder / "calm")
-        report = self.folder / "boundaries"
-        values = calm.model_dump()
-        assert finish([start(run_watched, self.work, values, self.arguments, str(report))]) == [0]
-        return report.read_text().splitlines(), contents(calm)
+    @classmethod
+    def of(
+        cls,
+        work: Callable[..., None],
+        arguments: Sequence[Any],
+        settings: Settings,
+        folder: Path,
+    ) -> "Walk":
+        """Do some work on a copy of a data folder; all copies lie in `folder`."""
+        calm = copy(settings, folder / "calm")
+        values, report, kept = calm.model_dump(), folder / "boundaries", folder / "states"
+        walking = start(run_watched, work, values, arguments, str(report), keep=str(kept))
+        assert finish([walking]) == [0]
+        boundaries = report.read_text().splitlines()
+        states = [kept / str(number) for number in range(len(boundaries))]
+        return cls(work, arguments, settings, boundaries, states, contents(calm))
 
-    def kill_everywhere(
-        self, kills: Iterable[Sequence[float]], expected: Rows
-    ) -> dict[Sequence[float], list[str]]:
-        """Kill a run for each of `kills`, run again; what differs in the end, where any does."""
+    def commits(self) -> list[str]:
+        """What the commits are for, in their order."""
+        found = [name.partition("after COMMIT of ")[2] for name in self.boundaries]
+        return [name for name in found if name]
 
-        def attempt(kill: Sequence[float]) -> tuple[Sequence[float], list[str]]:
-            return kill, self._differences(kill, expected)
+    def wrong_after_a_kill_at_a_boundary(self) -> dict[str, list[str]]:
+        """The tables that differ when the work is done again from the state at a boundary.
 
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            return {kill: wrong for kill, wrong in pool.map(attempt, kills) if wrong}
+        Equal states, as after a COMMIT and before the next BEGIN, are tried once.
+        """
+        different = {_fingerprint(state): state for state in self.states}
+        wrong = self._wrong_after_doing_again(different.values())
+        return {self.boundaries[int(state.name)]: tables for state, tables in wrong.items()}
 
-    def _differences(self, kill: Sequence[float], expected: Rows) -> list[str]:
-        killed = copy(self.settings, self.folder / f"killed {kill}")
-        values = killed.model_dump()
-        first = finish([start(run_watched, self.work, values, self.arguments, None, *kill)])
-        second = finish([start(run_undisturbed, self.work, values, self.arguments)])
-        if (first, second) != ([-signal.SIGKILL], [0]):
-            return [f"exit codes {first} and {second}"]
-        found = contents(killed)
-        shutil.rmtree(killed.data_dir)
-        return [name for name in expected if found[name] != expected[name]]
+    def wrong_after_a_kill_in_a_commit(self, folder: Path) -> dict[str, list[str]]:
+        """The tables that differ when a process is killed within a COMMIT and the work done again.
+
+        The process goes on from the state before that transaction.
+        """
+        begins = [
+            state
+            for state, name in zip(self.states, self.boundaries, strict=True)
+            if name.startswith("before BEGIN")
+        ]
+        killed = [folder / state.name for state in begins]
+        for before, data_dir, delay in zip(begins, killed, cycle(INTO_COMMIT_SECONDS)):
+            shutil.copytree(before, data_dir)
+            values = self._values(data_dir)
+            process = start(run_watched, self.work, values, self.arguments, kill_at=0, delay=delay)
+            assert finish([process]) == [-signal.SIGKILL]
+        wrong = self._wrong_after_doing_again(killed)
+        return {self.boundaries[int(state.name)]: tables for state, tables in wrong.items()}
+
+    def _wrong_after_doing_again(self, states: Iterable[Path]) -> dict[Path, list[str]]:
+        again = partial(_do_again, self.work, self.arguments)
+        states = list(states)
+        with ProcessPoolExecutor(SIDE_BY_SIDE, mp_context=CONTEXT) as pool:
+            found = list(pool.map(again, map(self._values, states)))
+        wrong = {
+            state: [name for name, rows in self.expected.items() if tables[name] != rows]
+            for state, tables in zip(states, found, strict=True)
+        }
+        return {state: tables for state, tables in wrong.items() if tables}
+
+    def _values(self, data_dir: Path) -> dict[str, Any]:
+        return self.settings.model_dump() | {"data_dir": data_dir}
+
+
+def _do_again(
+    work: Callable[..., None], arguments: Sequence[Any], values: dict[str, Any]
+) -> dict[str, list[tuple[Any, ...]]]:
+    """Do the work on a copy of a state, which others may need as it is; returns all tables."""
+    before = Path(values["data_dir"])
+    copied = copy(Settings(**values), before.with_name(f"{before.name} again"))
+    work(copied, *arguments)
+    found = contents(copied)
+    shutil.rmtree(copied.data_dir)
+    return found
+
+
+def _fingerprint(folder: Path) -> frozenset[tuple[str, bytes]]:
+    """All files with their content, but for SQLite's index of its log, which is made again."""
+    return frozenset(
+        (str(path.relative_to(folder)), path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith("-shm")
+    )

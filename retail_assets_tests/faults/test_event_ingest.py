@@ -1,7 +1,6 @@
 """Event files taken in exactly once: killed anywhere, by several at once, in any order."""
 
 import random
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.faults.batch import contents
 from retail_assets_tests.faults.boundaries import run_undisturbed, run_watched
 from retail_assets_tests.faults.ingestion import BLOCK, one_by_one, race, take_in
-from retail_assets_tests.faults.kill import INTO_COMMIT_SECONDS, Harness, copy, do
+from retail_assets_tests.faults.kill import Walk, copy, do
 from retail_assets_tests.processes import finish, start
 
 RACERS = 3
@@ -117,26 +116,22 @@ def assert_balanced(settings: Settings) -> None:
     assert twins == 0
 
 
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory, next_day) -> Walk:
+    return Walk.of(take_in, (), next_day, tmp_path_factory.mktemp("walk"))
+
+
 @pytest.mark.slow
-def test_killed_at_any_commit_boundary_the_next_ingest_gives_the_same_tables(next_day, tmp_path):
-    harness = Harness(take_in, (), next_day, tmp_path)
-    boundaries, expected = harness.undisturbed()
-    commits = [name.removeprefix("after COMMIT of ") for name in boundaries if "after" in name]
+def test_killed_at_any_commit_boundary_the_next_ingest_gives_the_same_tables(walk):
     followed = ["publish live_orders", "publish live_revenue"]
-    assert commits == [*["ingest event files"] * 6, *followed]
-    assert len(boundaries) == 3 * len(commits)
-    kills = [(number,) for number in range(len(boundaries))]
-    wrong = harness.kill_everywhere(kills, expected)
-    assert {boundaries[number]: found for (number,), found in wrong.items()} == {}
+    assert walk.commits() == [*["ingest event files"] * 6, *followed]
+    assert len(walk.boundaries) == 3 * len(walk.commits())
+    assert walk.wrong_after_a_kill_at_a_boundary() == {}
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_a_commit_the_next_ingest_gives_the_same_tables(next_day, tmp_path):
-    harness = Harness(take_in, (), next_day, tmp_path)
-    boundaries, expected = harness.undisturbed()
-    commits = len(boundaries) // 3
-    kills = [(number, delay) for number, delay in zip(range(commits), cycle(INTO_COMMIT_SECONDS))]
-    assert harness.kill_everywhere(kills, expected) == {}
+def test_killed_in_the_middle_of_a_commit_the_next_ingest_gives_the_same_tables(walk, tmp_path):
+    assert walk.wrong_after_a_kill_in_a_commit(tmp_path) == {}
 
 
 def test_a_second_ingest_commits_nothing_but_that_a_file_still_cannot_be_read(next_day, tmp_path):

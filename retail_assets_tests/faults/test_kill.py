@@ -1,14 +1,14 @@
 """A process killed at any commit boundary, and started again, ends with the same tables.
 
-The boundaries are found by running undisturbed once; then for each of them a process runs until
-there and gets SIGKILL, another runs to the end, and all tables are compared.
+One undisturbed run leaves a copy of its data folder at each boundary: what SIGKILL there leaves.
+From each copy the work is done again to the end, and all tables are compared. Within each COMMIT a
+process really gets SIGKILL.
 """
 
 import os
 import signal
 from collections.abc import Sequence
 from datetime import date
-from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from retail_assets.settings import Settings
 from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.faults.batch import contents, run_batch
 from retail_assets_tests.faults.boundaries import make_lake, run_backfill, run_watched
-from retail_assets_tests.faults.kill import INTO_COMMIT_SECONDS, Harness, copy, do
+from retail_assets_tests.faults.kill import Walk, copy, do
 from retail_assets_tests.platform import CUSTOMERS, PRODUCTS, write_reference
 from retail_assets_tests.processes import finish, start
 
@@ -104,12 +104,14 @@ def next_day(tmp_path_factory, first_day) -> Settings:
     return settings
 
 
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory, next_day) -> Walk:
+    return Walk.of(run_batch, (DAYS,), next_day, tmp_path_factory.mktemp("walk"))
+
+
 @pytest.mark.slow
-def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(next_day, tmp_path):
-    harness = Harness(run_batch, (DAYS,), next_day, tmp_path)
-    boundaries, expected = harness.undisturbed()
-    commits = [name.removeprefix("after COMMIT of ") for name in boundaries if "after" in name]
-    assert commits == [
+def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(walk):
+    assert walk.commits() == [
         "publish products",
         "publish customers",
         "note exports without new content",
@@ -118,19 +120,13 @@ def test_killed_at_any_commit_boundary_a_second_run_gives_the_same_tables(next_d
         "publish daily_revenue",
         "publish daily_revenue_by_category",
     ]
-    assert len(boundaries) == 3 * len(commits)
-    kills = [(number,) for number in range(len(boundaries))]
-    wrong = harness.kill_everywhere(kills, expected)
-    assert {boundaries[number]: found for (number,), found in wrong.items()} == {}
+    assert len(walk.boundaries) == 3 * len(walk.commits())
+    assert walk.wrong_after_a_kill_at_a_boundary() == {}
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_a_commit_a_second_run_gives_the_same_tables(next_day, tmp_path):
-    harness = Harness(run_batch, (DAYS,), next_day, tmp_path)
-    boundaries, expected = harness.undisturbed()
-    commits = len(boundaries) // 3
-    kills = [(number, delay) for number, delay in zip(range(commits), cycle(INTO_COMMIT_SECONDS))]
-    assert harness.kill_everywhere(kills, expected) == {}
+def test_killed_in_the_middle_of_a_commit_a_second_run_gives_the_same_tables(walk, tmp_path):
+    assert walk.wrong_after_a_kill_in_a_commit(tmp_path) == {}
 
 
 @pytest.mark.slow
