@@ -176,6 +176,12 @@ class Intake:
         self._figures.problem(NAME, f"events wait, the lake cannot be written to: {told(error)}")
         return self._recover(connection)
 
+    def _succeeded(self) -> None:
+        """Note that the lake can be written to; what failed with it is tried again at once."""
+        if NAME in self._figures.problems:
+            self._upkeep_at = time.monotonic()
+        self._figures.problem(NAME, None)
+
     def _commit(self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]) -> None:
         beat = self._beat_is_due()
         taken = take(
@@ -184,7 +190,7 @@ class Intake:
             batch,
             also=lambda: self._beat(connection) if beat else None,
         )
-        self._figures.problem(NAME, None)
+        self._succeeded()
         self._busy = sum(found.lines for found in taken.values()) > SMALL
         self._count(batch, taken)
         for received in batch:
@@ -266,7 +272,7 @@ class Intake:
                 self._beat(connection)
         except Exception as error:  # noqa: BLE001  # tried again at the next beat
             return self._failed(connection, error)
-        self._figures.problem(NAME, None)
+        self._succeeded()
         return connection
 
 

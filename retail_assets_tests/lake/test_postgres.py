@@ -290,7 +290,7 @@ def test_a_worker_whose_catalog_is_away_says_so_in_sentences_without_the_passwor
                 [database],
             )
             answer = _until(worker, log, port, lambda answer: answer["problem"] is not None)
-            time.sleep(5)  # for more to fail, and to be logged
+            _until(worker, log, port, lambda answer: "events wait" in answer["problem"])
             admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
             _until(worker, log, port, lambda answer: answer["problem"] is None)
         finally:
@@ -312,7 +312,8 @@ def _until(worker, log, port, condition):
             with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
                 found = json.loads(answer.read())
         except HTTPError as error:
-            found = json.loads(error.read())
+            with error:
+                found = json.loads(error.read())
         except OSError:
             found = None
         if found is not None and condition(found):
