@@ -20,10 +20,12 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.exports import reference
 from retail_assets.ingest.exports.stale_days import RESTATED
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.publish import publish_table
 from retail_assets.settings import Settings
-from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.conftest import NewLake, order_row, write_export_to
 from retail_assets_tests.event_files import event
 from retail_assets_tests.platform import INSTANCE, write_reference
 from tools.broker import free_port
@@ -44,7 +46,12 @@ BATCH = [table.name for table in (tables.RAW_ORDERS, tables.REJECTED_ORDERS, *RE
 EARLY = {date(2026, 10, 12): "10.00", date(2026, 10, 13): "7.25"}
 """The days whose exports lie there before the start, with their revenue."""
 
-BACKFILLED = [date(2026, 10, 20) + timedelta(days=n) for n in range(4)]
+BACKFILLED = [date(2026, 10, 14) + timedelta(days=n) for n in range(4)]
+"""Right after these, so that the sensor starts one run for all."""
+
+LANDING = max(BACKFILLED) + timedelta(days=1)
+LATE = min(EARLY)
+EVENTS_DAY, EVENT_FILES = date(2026, 11, 2), 5
 
 T = TypeVar("T")
 
@@ -134,15 +141,27 @@ def processes_of(home: Path) -> list[str]:
     return found
 
 
+def publish_reference(lake: Lake, elsewhere: Settings) -> None:
+    """Have products and customers in a lake, and no files that a run is started for."""
+    write_reference(elsewhere)
+    with lake.connect() as connection:
+        for table in (tables.PRODUCTS, tables.CUSTOMERS):
+            publish_table(
+                lake, connection, table, reference.read_reference(elsewhere.reference_dir, table)
+            )
+
+
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def services(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Iterator[Services]:
     folder = tmp_path_factory.mktemp("services")
     home = folder / "dagster"
     home.mkdir()
     shutil.copy(INSTANCE, home)
     settings = Settings(data_dir=folder, threads=1)
-    write_reference(settings)
+    publish_reference(new_lake(folder), Settings(data_dir=tmp_path_factory.mktemp("reference")))
     running = Services(settings, free_port())
+    for day in BACKFILLED:
+        running.drop(day, order_row(f"B{day.day}", day))
     for day, value in EARLY.items():
         running.drop(day, order_row(f"E{day.day}", day, order_value_gbp=value))
     settings_given = {"RETAIL_DATA_DIR": str(folder), "RETAIL_THREADS": "1"}
@@ -175,8 +194,6 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 @pytest.fixture(scope="module", autouse=True)
 def launched(services: Services) -> str:
     """The id of a backfill, launched before all tests because it takes the daemon a minute."""
-    for day in BACKFILLED:
-        services.drop(day, order_row(f"B{day.day}", day))
     answer = services.ask(
         "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams:"
         " $params) { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }"
@@ -187,7 +204,21 @@ def launched(services: Services) -> str:
         },
     )["launchPartitionBackfill"]
     assert "backfillId" in answer, answer
+    for n in range(EVENT_FILES):
+        lines = [event(10 * n + k, order_value_gbp=2) for k in range(4)]
+        lines += [event(0, order_value_gbp=2), "no json"]
+        services.drop_events(EVENTS_DAY, f"{n}.jsonl", *lines)
     return str(answer["backfillId"])
+
+
+@pytest.fixture(scope="module")
+def landed(services: Services) -> None:
+    """An export with a late order lands once that order's day is published.
+
+    The runs that follow take their time beside the tests of events.
+    """
+    eventually(services.revenue, lambda found: LATE in found)
+    services.drop(LANDING, order_row("N", LANDING), order_row("LATE", LATE))
 
 
 def answers(services: Services) -> bool:
@@ -215,40 +246,11 @@ def test_exports_that_are_there_at_the_start_are_published_without_anybody_askin
         assert keys <= shown, asset
 
 
-def test_an_export_that_lands_is_published_and_a_late_order_in_it_restates_its_day(
-    services: Services,
-) -> None:
-    day = max(EARLY) + timedelta(days=1)
-    late = min(EARLY)
-    services.drop(day, order_row("N", day), order_row("LATE", late))
-    expected = EARLY | {day: "10.00", late: "20.00"}
-    found = eventually(services.revenue, lambda found: found.items() >= expected.items())
-    assert {day: found.get(day) for day in expected} == expected
-
-
-def test_a_backfill_launched_in_the_ui_is_one_run(services: Services, launched: str) -> None:
-    def backfill() -> Any:
-        return services.ask(
-            "query($id: String!) { partitionBackfillOrError(backfillId: $id) {"
-            " ... on PartitionBackfill { status runs { status } } } }",
-            id=launched,
-        )["partitionBackfillOrError"]
-
-    assert eventually(backfill, lambda found: found["status"] != "REQUESTED") == {
-        "status": "COMPLETED_SUCCESS",
-        "runs": [{"status": "SUCCESS"}],
-    }
-    revenue = services.revenue()
-    assert {day: revenue.get(day) for day in BACKFILLED} == dict.fromkeys(BACKFILLED, "10.00")
-
-
+@pytest.mark.usefixtures("landed")
 def test_event_files_that_land_are_rows_and_materializations_and_live_revenue_follows(
     services: Services,
 ) -> None:
-    day, files = date(2026, 11, 2), 5
-    for n in range(files):
-        lines = [event(10 * n + k, order_value_gbp=2) for k in range(4)]
-        services.drop_events(day, f"{n}.jsonl", *lines, event(0, order_value_gbp=2), "no json")
+    day, files = EVENTS_DAY, EVENT_FILES
     expected = [(str(day), 4 * files)]
     rows = "SELECT received_date::VARCHAR, count(*) FROM enriched_events GROUP BY 1"
     assert eventually(lambda: services.query(rows), lambda found: found == expected) == expected
@@ -291,3 +293,27 @@ def test_a_worker_is_seen_and_when_it_is_killed_the_sensor_takes_over(services: 
     services.drop_events(day, "of-the-sensor.jsonl", event(102))
     rows = eventually(lambda: services.query(there), lambda found: len(found) > 1)
     assert rows == [("E101",), ("E102",)]
+
+
+def test_a_backfill_launched_in_the_ui_is_one_run(services: Services, launched: str) -> None:
+    def backfill() -> Any:
+        return services.ask(
+            "query($id: String!) { partitionBackfillOrError(backfillId: $id) {"
+            " ... on PartitionBackfill { status runs { status } } } }",
+            id=launched,
+        )["partitionBackfillOrError"]
+
+    assert eventually(backfill, lambda found: found["status"] != "REQUESTED") == {
+        "status": "COMPLETED_SUCCESS",
+        "runs": [{"status": "SUCCESS"}],
+    }
+    revenue = services.revenue()
+    assert {day: revenue.get(day) for day in BACKFILLED} == dict.fromkeys(BACKFILLED, "10.00")
+
+
+def test_an_export_that_lands_is_published_and_a_late_order_in_it_restates_its_day(
+    services: Services,
+) -> None:
+    expected = EARLY | {LANDING: "10.00", LATE: "20.00"}
+    found = eventually(services.revenue, lambda found: found.items() >= expected.items())
+    assert {day: found.get(day) for day in expected} == expected
