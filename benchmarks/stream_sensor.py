@@ -75,7 +75,7 @@ defs = dg.Definitions(
 def stock_sensor_latency(folder: Path, drops: int, events: int = 10) -> list[float]:
     """Seconds from a file's rename to its rows in the stock project, for each drop.
 
-    The folder is made anew. A first drop waits for everything to start, and is not counted.
+    The folder is made again. A first drop waits for everything to start, and is not counted.
 
     Raises:
         RuntimeError: The rows of a file do not appear, or `dagster dev` ended.

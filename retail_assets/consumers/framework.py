@@ -45,7 +45,7 @@ To move it is a commit. But were its snapshot forgotten, everything would be rec
 PIECE_ROWS = 200_000
 """Of how many rows of the sources keys are computed at a time, which bounds the memory that it
 takes: what a worker comes back to after a break may concern all of history. Only where all keys are
-computed anew they are computed together, in one pass over the sources."""
+computed again they are computed together, in one pass over the sources."""
 
 SHOWN_KEYS = 1_000
 """How many of the keys of a round its report names."""

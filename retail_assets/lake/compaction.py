@@ -42,8 +42,8 @@ FOLLOWED = frozenset(table.name for table in tables.ALL if table.followed)
 updated, and whoever follows the table would send it on again, or have all of it to compute.
 
 Rows of these are deleted now and then only. Other tables that consumers follow, `live_orders` and
-`products`, are rewritten, lest deleted rows pile up; the consumers compute the rows anew that way,
-and find that nothing differs.
+`products`, are rewritten, so that deleted rows do not pile up; consumers then compute these rows
+again, and find that nothing differs.
 """
 
 MIN_FILES = 8

@@ -1,6 +1,6 @@
 """Sparing everybody who opens an SQLite catalog a wait of a whole second.
 
-DuckDB opens the catalog anew for each transaction, and closes it after it. Who finds nobody else
+DuckDB opens the catalog again for each transaction, and closes it after it. Who finds nobody else
 connected throws the WAL's index away and rebuilds it; who closes asks for the whole file for a
 moment, to remove the WAL. If another one opens the catalog in that moment it has to wait, and the
 SQLite within DuckDB's extension can only wait in whole seconds. With ten commits a second and a few

@@ -303,7 +303,7 @@ class Publisher:
     def _nothing(
         self, lake: Lake, connection: duckdb.DuckDBPyConnection, offset: int | None, seen: int
     ) -> None:
-        """Remember what was looked at in vain, and now and then in the lake, too."""
+        """Note the snapshot up to which nothing was to send; now and then in the lake, too."""
         self._looked = (offset, seen)
         minutes = (time.monotonic() - self._moved_at) / 60
         behind = seen - (offset or 0)

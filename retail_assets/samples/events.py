@@ -238,7 +238,7 @@ def _valid_events(orders: DayOrders, plan: EventPlan) -> DayEvents:
     happened, back = orders.instant[order], orders.days_back[order] * DAY_SECONDS
     left = np.maximum(orders.end - 1 - back - happened, 0)
     instant = happened + left * step // (times[order] + 1)
-    # an order that comes days late is heard of at its time of day; some others hours late
+    # an order that comes days late is received at its time of day; some others hours late
     delay = np.where((orders.first + order + step) % DELAYED_EVERY == 0, (2 + order % 5) * 3600, 0)
     received = np.clip(instant + back + delay, orders.start, orders.end - 1)
     status = _statuses(orders.status[order], times[order] - step)
@@ -294,7 +294,7 @@ def _identities(orders: DayOrders, events: DayEvents, chosen: Integers) -> list[
         identities[at] = ""
     for at in np.flatnonzero(events.kind[chosen] >= _FIRST_BAD).tolist():
         kind, turn = EVENT_KINDS[events.kind[chosen[at]]], events.turn[chosen[at]]
-        # an id of its own: whoever mends the line must not meet the good event of that id
+        # an id of its own: a corrected line must not meet the good event of that id
         identities[at] = identities[at].replace('", ', f'-{kind}-{turn + 1}", ')
     return identities
 

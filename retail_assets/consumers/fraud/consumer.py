@@ -197,7 +197,7 @@ class Scorer:
     _scores: dict[tuple[str, bytes], float] = field(default_factory=dict)
 
     def score(self, connection: duckdb.DuckDBPyConnection, orders: "pa.Table") -> "pa.Table":
-        """Score orders, each with the model of the day on which it was first heard of.
+        """Score orders, each with the model of the day on which it was first seen.
 
         Args:
             connection: a connection to the lake.

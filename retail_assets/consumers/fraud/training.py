@@ -33,7 +33,7 @@ class Training:
 
     `version` is None where there is no model, and `problem` then says why. `changed` says whether
     the lake has another model of the day now than before, and `rebuilt` whether orders had been
-    judged without it that it must score, so that all alerts are computed anew.
+    judged without it that it must score, so that all alerts are computed again.
     """
 
     trained_to: date
@@ -159,7 +159,7 @@ def _intact(connection: duckdb.DuckDBPyConnection, day: date) -> str | None:
 
 
 def _rebuild(connection: duckdb.DuckDBPyConnection, day: date) -> bool:
-    """Have all alerts computed anew if some were without the model of this day, or with it."""
+    """Have all alerts computed again if some were without the model of this day, or with it."""
     too_late = connection.execute(
         "SELECT 1 FROM lake.enriched_events WHERE received_date >= ? LIMIT 1",
         [fraud.first_scored(day)],

@@ -53,7 +53,7 @@ MAX_ATTEMPTS = 3
 """How often a file that cannot be read, or fails its transaction, is tried as it is."""
 
 AGAIN_SECONDS = 3600
-"""After these attempts it is tried so often: a disk or a network may be mended by then."""
+"""After these attempts it is tried so often: a disk or a network may be back by then."""
 
 NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
 """Met by a transaction, these say that the lake cannot be written to, or not now."""
@@ -203,8 +203,8 @@ def ingest(
         paths: the files, relative to the events folder.
         progress: called with the number of files done.
         unknown: files that the ledger will not have: it is not asked before they are read. Of one
-            that it has all the same, nothing is taken in.
-        forget_gone: also forget failures of files that are not there any more: nobody can mend
+            that it has in spite of that, nothing is ingested.
+        forget_gone: also forget failures of files that are not there any more: nobody can correct
             them.
         stop: asked after each portion whether to leave what is left for another time.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FALSE_POSITIVES = 0.001
-"""For so many of the identities that are new the lake is asked all the same."""
+"""Share of new identities that a filter does not rule out: for these the lake is queried."""
 
 LEAST_EVENTS = 1_000_000
 """What a filter has room for at least: 1.8 MB."""
@@ -311,7 +311,7 @@ class EventMemory:
         self._copied.discard(name)
         if rows <= MOST_ROWS:
             forget_plans(connection)
-            # A table that is made anew leaves nothing of the old one in memory, unlike TRUNCATE.
+            # A table that is made again leaves nothing of the old one in memory, unlike TRUNCATE.
             execute(f"CREATE OR REPLACE TEMP TABLE all_{name} AS SELECT * FROM lake.{name}")
             self._copied.add(name)
 

@@ -2,7 +2,7 @@
 
 To plan the judgement takes several times longer than to judge a hundred lines. So the text of the
 statements is made once a process, and they are prepared once a connection, over tables that stay:
-a table that is made anew would have them planned anew, and so would `now()` in a statement, with
+a table that is made again would have them planned again, and so would `now()` in a statement, with
 every execution.
 """
 
@@ -137,7 +137,7 @@ def clear(connection: duckdb.DuckDBPyConnection, *, rows: int, plain: bool) -> N
         for name in _PLAIN if plain else names:
             connection.execute(f"TRUNCATE temp.main.{name}")
     else:
-        # First: whatever is left after a failure is made anew.
+        # First: tables that a failure left are made again.
         del _used_rows[connection]
         for name in names:
             connection.execute(f"DROP TABLE temp.main.{name}")
@@ -166,7 +166,7 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
 def forget_plans(connection: duckdb.DuckDBPyConnection) -> None:
     """The temporary catalog changes, if only by a registered table.
 
-    Statements that were prepared before would be planned anew with every execution.
+    Statements that were prepared before would be planned again with every execution.
     """
     _planned.discard(connection)
 

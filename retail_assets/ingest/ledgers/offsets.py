@@ -154,7 +154,7 @@ def move_consumer(connection: duckdb.DuckDBPyConnection, name: str, snapshot: in
 
 
 def rewind_consumer(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Have a consumer begin anew."""
+    """Have a consumer begin again."""
     # An offset that there never was: a round that is under way must notice.
     _replace(connection, CONSUMER, [Offset(name, "", -current_snapshot(connection) - 1)])
 

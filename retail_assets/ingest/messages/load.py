@@ -158,7 +158,7 @@ def warn_of_new_fields(fields: Sequence[tuple[str, str]]) -> None:
 def warm_up(connection: duckdb.DuckDBPyConnection) -> None:
     """Get a connection ready to take in one batch after the other, of few events each.
 
-    It is given a memory, and judges a made-up event, lest the first real one wait for that.
+    It gets a cache, and validates a made-up event, so that the first real one need not wait.
     """
     remember(connection)
     with EventBatch(connection) as events:

@@ -1,4 +1,4 @@
-"""Dead letters: look at them, and redrive them as they are or mended.
+"""Dead letters: look at them, and redrive them as they are or corrected.
 
 A dead letter is known by its id, `source:source_name:position`, or of a later version of an event
 file `source:source_name@version:position`. It stays where it is for ever: a redrive is a raw event
@@ -102,7 +102,7 @@ def redrive(
     *,
     payload: str | None = None,
 ) -> list[Redriven]:
-    """Judge dead letters anew, as they are or with a mended payload, and take in the valid ones.
+    """Validate dead letters again, as they are or with a corrected payload; ingest the valid ones.
 
     Args:
         lake: the lake that the connection is to.
@@ -114,7 +114,7 @@ def redrive(
         What came of each letter, in the order of their ids.
 
     Raises:
-        RetailAssetsError: if there is no such letter, or the mended payload is not valid.
+        RetailAssetsError: if there is no such letter, or the corrected payload is not valid.
     """
     if payload is not None and len(ids) != 1:
         raise UsageError("A payload corrects one dead letter: name one.")
@@ -159,7 +159,7 @@ def _take_in(
         # What came over the command line and is no UTF-8 is judged as such.
         payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
         .append_column("source_no", numbers)
-        # What is mended keeps its place in time.
+        # A corrected event keeps its time of receipt.
         .append_column("position", pa.array([each["position"] for each in letters], pa.int64()))
         .append_column(
             "received_us", pa.array([each["received_us"] for each in letters], pa.int64())

@@ -148,7 +148,7 @@ def _mark(
     problem: str | None,
     now: datetime,
 ) -> int:
-    """Enter what came of an attempt; returns 1 if it was the last in vain, otherwise 0."""
+    """Enter the outcome of an attempt; returns 1 if it was the last and failed, otherwise 0."""
     last = problem is not None and letter.attempts + 1 >= settings.notify_attempts
     with lake.transaction(connection, "note what came of a notification"):
         connection.execute(

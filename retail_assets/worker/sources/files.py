@@ -274,7 +274,7 @@ class FileLane:
     def _again_and_again(
         self, name: str, work: "Callable[[duckdb.DuckDBPyConnection], float]", *, read_only: bool
     ) -> None:
-        """Do some work until the end, with a connection that is made anew after a failure."""
+        """Do some work until the end, with a connection that is made again after a failure."""
         while not self._stop.is_set():
             try:
                 lake = replace(self._lake, threads=1) if read_only else self._lake

@@ -105,7 +105,7 @@ class Topic:
         return len(self._leaders(consumer, timeout or ANSWER_SECONDS))
 
     def without_leader(self, consumer: "Consumer") -> set[int]:
-        """The partitions that no broker serves now; to ask for their ends would be to wait in vain.
+        """The partitions that no broker serves now; asking for their ends would only wait.
 
         Raises:
             RetailAssetsError: as `partitions`.

@@ -45,7 +45,7 @@ MANY, MANY_SECONDS = 20_000, 0.25
 before they are taken in, or for so long: large batches cost less."""
 
 HANDOVER_SECONDS = 5
-"""How long a partition is kept for what is under way, lest the next member reads that as well."""
+"""How long a partition is kept for batches under way: the next member need not read them."""
 
 PATIENCE_SECONDS = 0.5
 """How long to wait for room before the partitions are paused, which drops what was fetched."""
@@ -210,7 +210,7 @@ class KafkaSource:
                 queue.extend(some)
 
     def _offer(self, inbox: "Inbox") -> None:
-        """Put what waits into the inbox, of all partitions together, lest each be a batch."""
+        """Put what waits into the inbox, of all partitions together: each would be a batch."""
         if any(queue.under_way for queue in self._queues.values()):
             return
         found: list[tuple[PartitionQueue, Received]] = []

@@ -26,7 +26,7 @@ class OtherTopicError(RetailAssetsError):
 
 
 class PartitionAwayError(RetailAssetsError):
-    """Where a partition begins and ends cannot be found out now: others may answer all the same."""
+    """Where a partition begins and ends cannot be found out now: others may still answer."""
 
 
 @dataclass(frozen=True)

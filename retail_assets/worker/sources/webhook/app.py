@@ -65,7 +65,7 @@ class TokenBucket:
 class EventsEndpoint:
     """`POST /events`: the events of a request into the inbox, and 202 once they are durable.
 
-    Where the answer is 503 after the events were read, they may be durable all the same: to send
+    Where the answer is 503 after the events were read, they may still be durable: to send
     them again is harmless, because an event counts once by its identity.
     """
 
