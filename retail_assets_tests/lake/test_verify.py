@@ -271,7 +271,7 @@ def test_nothing_is_taken_out_whose_export_is_gone(whole: Lake, settings: Settin
     damages = verify(whole, deep=False).damages
     with (
         whole.connect() as connection,
-        pytest.raises(RetailAssetsError, match=f"The export of {DAYS[1]} is not in"),
+        pytest.raises(RetailAssetsError, match=f"The export of {DAYS[1]} is no longer in"),
     ):
         recovery.quarantine(settings, whole, connection, damages)
     assert [file.newest for file in named(whole)] == [True] * count
