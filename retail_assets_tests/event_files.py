@@ -83,7 +83,7 @@ class EventIntake:
     def take(self, paths: Sequence[str] | None = None, **options: Any) -> Ingested:
         """Take in some files, by default all that are pending."""
         if paths is None:
-            paths = list(pending_event_files(self.settings).files)
+            paths = list(pending_event_files(self.settings, self.connection).files)
         return ingest(self.lake, self.connection, self.settings, paths, **options)
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:

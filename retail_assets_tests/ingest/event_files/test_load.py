@@ -68,7 +68,7 @@ class Events:
         return replace(self, settings=settings)
 
     def pending(self) -> Pending:
-        return pending_event_files(self.settings)
+        return pending_event_files(self.settings, self.connection)
 
     def take(self, *paths: str) -> Ingested:
         """Take in these files, or all that are pending; the ledger must balance after it."""

@@ -223,13 +223,13 @@ class Events(RuleBasedStateMachine):
     @precondition(lambda self: not self.ingested)
     @rule()
     def take_in(self) -> None:
-        pending = pending_event_files(self.settings)
+        pending = pending_event_files(self.settings, self.connection)
         assert pending.left_alone == {}
         came = ingest(self.lake, self.connection, self.settings, pending.files)
         assert came.failed == {}
         for file in came.files.values():
             assert min(file.lines, file.accepted, file.dead_lettered, file.duplicate) >= 0, file
-        assert pending_event_files(self.settings).files == {}
+        assert pending_event_files(self.settings, self.connection).files == {}
         for path, file in self.on_disk.items():
             after = taken_now(path, file, self.taken.get(path))
             if after is not None:
@@ -264,7 +264,7 @@ class Events(RuleBasedStateMachine):
             if passed > at:
                 raise Killed
 
-        pending = pending_event_files(self.settings)
+        pending = pending_event_files(self.settings, self.connection)
         with pytest.MonkeyPatch.context() as patch, suppress(Killed):
             patch.setattr(lake_connection, "commit", killed)
             ingest(self.lake, self.connection, self.settings, pending.files)

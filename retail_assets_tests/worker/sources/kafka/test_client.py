@@ -47,8 +47,12 @@ def test_a_topic_that_is_not_there(broker: Broker, settings: Settings) -> None:
 
 
 def test_credentials_that_the_broker_does_not_take(
-    broker: Broker, settings: Settings, caplog: pytest.LogCaptureFixture
+    broker: Broker,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(kafka_client, "ANSWER_SECONDS", 1)
     caplog.set_level(logging.CRITICAL)
     topic = topic_of(broker, "closed")
     login = with_options(

@@ -24,9 +24,9 @@ from retail_assets_tests.worker.sources.kafka.kafka_topics import (
     reading,
     rows,
     run_member,
-    taken,
     topic_of,
     wait_until,
+    wait_until_taken,
 )
 from tools.broker import Broker, durable_broker, running_broker
 
@@ -57,6 +57,7 @@ def test_messages_come_with_their_offsets_in_the_order_of_their_partition(
         ]
 
 
+@pytest.mark.usefixtures("alone")
 def test_what_is_received_is_of_kafka_and_was_offered_when_it_was_sent(
     broker: Broker, settings: Settings
 ) -> None:
@@ -69,6 +70,7 @@ def test_what_is_received_is_of_kafka_and_was_offered_when_it_was_sent(
     assert (received.source, received.offered_at) == ("kafka", 1_700_000_000)
 
 
+@pytest.mark.usefixtures("alone")
 def test_every_message_is_in_the_lake_whole_and_what_is_no_event_is_one_letter(
     broker: Broker, settings: Settings, lake: Lake
 ) -> None:
@@ -85,7 +87,7 @@ def test_every_message_is_in_the_lake_whole_and_what_is_no_event_is_one_letter(
     topic.send([None], key=b"O1")
 
     with member(topic.source(settings), settings):
-        wait_until(lambda: taken(settings) == 8)
+        wait_until_taken(settings, 8)
 
     assert rows(settings, "SELECT event_id FROM enriched_events ORDER BY ALL") == [("E1",), ("E5",)]
     letters = rows(settings, "SELECT reason, payload FROM dead_letter_events ORDER BY position")
@@ -102,7 +104,7 @@ def test_a_source_goes_on_where_the_ledger_is_whatever_its_group(
     topic = topic_of(broker, "resumed")
     topic.send(numbered(0, 100))
     with member(topic.source(settings, group="first"), settings):
-        wait_until(lambda: taken(settings) == 100)
+        wait_until_taken(settings, 100)
     topic.send(numbered(100, 103))
 
     with reading(topic.source(settings, group="second")) as read:
@@ -111,6 +113,7 @@ def test_a_source_goes_on_where_the_ledger_is_whatever_its_group(
     assert [position for _, position, _ in messages] == [100, 101, 102]
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_days_of_messages_do_not_depend_on_where_a_worker_was_restarted(
     broker: Broker, settings: Settings, lake: Lake
 ) -> None:
@@ -133,7 +136,7 @@ def test_the_days_of_messages_do_not_depend_on_where_a_worker_was_restarted(
                 topic.send([event(number)], partition=1, timestamp=milliseconds)
             lines = before * len(moments) + end
             with member(topic.source(dated, group=name), dated):
-                wait_until(lambda lines=lines: taken(settings) == lines)
+                wait_until_taken(settings, lines)
 
     days = [
         rows(
@@ -147,6 +150,7 @@ def test_the_days_of_messages_do_not_depend_on_where_a_worker_was_restarted(
     assert days[1] == days[0]
 
 
+@pytest.mark.usefixtures("alone")
 def test_what_was_not_durable_is_read_again(broker: Broker, settings: Settings, lake: Lake) -> None:
     topic = topic_of(broker, "again")
     topic.send(["one", "two"])
@@ -157,6 +161,7 @@ def test_what_was_not_durable_is_read_again(broker: Broker, settings: Settings, 
         assert read.next() == before
 
 
+@pytest.mark.usefixtures("alone")
 def test_one_portion_of_a_partition_is_under_way_at_a_time_until_it_is_durable(
     broker: Broker, settings: Settings
 ) -> None:
@@ -180,6 +185,7 @@ def test_one_portion_of_a_partition_is_under_way_at_a_time_until_it_is_durable(
         wait_until(lambda: read.source.problem() is None)
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_partitions_are_put_in_together_lest_each_be_a_batch(
     broker: Broker, settings: Settings
 ) -> None:
@@ -206,23 +212,24 @@ def test_a_full_inbox_stops_reading_and_nothing_is_lost(
     monkeypatch.setattr(kafka, "READ_AT_ONCE", 100)
     topic = topic_of(broker, "full", partitions=2)
     for number in range(2):
-        topic.send([b"x" * 1000] * 2000, partition=number)
-    may_be_silent = settings.model_copy(update={"kafka_options": {"max.poll.interval.ms": 1500}})
+        topic.send([b"x" * 1000] * 300, partition=number)
+    may_be_silent = settings.model_copy(update={"kafka_options": {"max.poll.interval.ms": 1000}})
 
     with reading(topic.source(may_be_silent), Inbox(max_bytes=1)) as read:
         wait_until(lambda: read.source._paused)
         # A member that did not poll meanwhile would lose its partitions, and read them twice.
-        threading.Event().wait(3)
+        threading.Event().wait(2)
         waiting = sum(queue.weight for queue in read.source._queues.values())
-        messages = read.messages(4000)
+        messages = read.messages(600)
 
     assert waiting < 100_000 + 100 * 1200
     for number in range(2):
         assert [offset for name, offset, _ in messages if name == f"full:{number}"] == list(
-            range(2000)
+            range(300)
         )
 
 
+@pytest.mark.usefixtures("alone")
 def test_poison_is_dead_letters_and_the_events_around_it_count(
     broker: Broker, settings: Settings, lake: Lake
 ) -> None:
@@ -241,7 +248,7 @@ def test_poison_is_dead_letters_and_the_events_around_it_count(
     )
 
     with member(topic.source(settings), settings):
-        wait_until(lambda: taken(settings) == 8)
+        wait_until_taken(settings, 8)
 
     found = rows(
         settings, "SELECT position, reason, length(payload) FROM dead_letter_events ORDER BY 1"
@@ -258,7 +265,7 @@ def test_the_brokers_own_tools_are_told_how_far_the_lake_has_come(
     topic = topic_of(broker, "told")
     topic.send(numbered(0, 7))
     with member(topic.source(settings, group="told"), settings):
-        wait_until(lambda: taken(settings) == 7)
+        wait_until_taken(settings, 7)
 
     reader = topic.source(settings, group="told")._topic.consumer()
     committed = reader.committed([TopicPartition("told", 0)], timeout=10)
@@ -267,6 +274,7 @@ def test_the_brokers_own_tools_are_told_how_far_the_lake_has_come(
     assert [place.offset for place in committed] == [7]
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_lag_is_what_is_not_in_the_lake_yet(broker: Broker, settings: Settings) -> None:
     topic = topic_of(broker, "lag", partitions=2)
     topic.send(["a"] * 5, partition=0)
@@ -300,7 +308,7 @@ def test_members_share_the_partitions_and_one_that_leaves_is_taken_over(
         wait_until(lambda: staying.metrics()["kafka_partitions"] == 4)
         for number in range(4):
             topic.send(numbered(1000 * number + 800, 1000 * number + 900), partition=number)
-        wait_until(lambda: taken(settings) == 3600)
+        wait_until_taken(settings, 3600)
 
     assert_each_once(settings, "shared", 900)
 
@@ -337,7 +345,7 @@ def test_a_broker_that_was_away_is_taken_up_again(
         topic.send(numbered(0, 100))
         source = topic.source(settings)
         with member(source, settings):
-            wait_until(lambda: taken(settings) == 100)
+            wait_until_taken(settings, 100)
             own.kill()
             wait_until(source.problem)
             assert source.problem() == (
@@ -346,7 +354,7 @@ def test_a_broker_that_was_away_is_taken_up_again(
             own.start()
             topic.send(numbered(1000, 1100), partition=1)
             topic.send(numbered(100, 200))
-            wait_until(lambda: taken(settings) == 300)
+            wait_until_taken(settings, 300)
             wait_until(lambda: source.problem() is None)
 
     assert rows(settings, "SELECT source_name, position FROM raw_events ORDER BY ALL") == [

@@ -9,29 +9,34 @@ from typing import Any
 
 import confluent_kafka
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import ClusterMetadata
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.ledgers.offsets import Offset, append
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
+from retail_assets.worker.sources.kafka import client as kafka_client
+from retail_assets.worker.sources.kafka import source as kafka_source
 from retail_assets.worker.sources.kafka import start_offsets as kafka_begin
 from retail_assets.worker.sources.kafka import topic_identity as kafka_identity
 from retail_assets.worker.sources.kafka.client import Topic as KafkaTopic
 from retail_assets.worker.sources.kafka.start_offsets import Beginnings
 from retail_assets_tests.event_files import event
 from retail_assets_tests.worker.sources.kafka.kafka_topics import (
+    Alone,
     Topic,
     forgetful_topic,
     member,
     reading,
     rows,
-    taken,
     topic_of,
     wait_until,
+    wait_until_taken,
 )
 from tools.broker import Broker, running_broker
+
+RETRY_SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +45,26 @@ def broker() -> Iterator[Broker]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def quick(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that join no group, and try again soon."""
+    monkeypatch.setattr(kafka_source, "RETRY_SECONDS", RETRY_SECONDS)
+    monkeypatch.setattr(kafka_source, "TROUBLE_SECONDS", 2 * RETRY_SECONDS)
+
+
 @pytest.fixture
-def forgetful() -> Iterator[Topic]:
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
+    # It never tells an id.
+    monkeypatch.setattr(kafka_client, "ID_SECONDS", 0.1)
     with forgetful_topic("short") as topic:
         yield topic
 
 
-def enter(lake: Lake, part: str, position: int) -> None:
-    """Let the ledger be at a position."""
+def enter(lake: Lake, position: int, *parts: str) -> None:
+    """Let the ledger of some partitions be at a position."""
     with lake.connect() as connection, lake.transaction(connection, "test"):
-        connection.execute("DELETE FROM stream_offsets WHERE part = ?", [part])
-        append(connection, [Offset("kafka", part, position)])
+        connection.execute("DELETE FROM stream_offsets WHERE list_contains(?, part)", [list(parts)])
+        append(connection, [Offset("kafka", part, position) for part in parts])
 
 
 def topics(settings: Settings, name: str) -> list[tuple[str, int, bool]]:
@@ -65,7 +79,7 @@ def topics(settings: Settings, name: str) -> list[tuple[str, int, bool]]:
 def ingest_all(topic: Topic, settings: Settings, lines: int) -> None:
     """Ingest from where the lake is until it has so many lines of Kafka."""
     with member(topic.source(settings), settings):
-        wait_until(lambda: taken(settings) >= lines)
+        wait_until_taken(settings, lines)
 
 
 def names(settings: Settings) -> list[tuple[str, int]]:
@@ -178,7 +192,7 @@ def test_a_topic_that_has_fewer_partitions_than_the_ledger_is_another_one(
 ) -> None:
     topic = topic_of(broker, "fewer", partitions=2)
     topic.send(["a"])
-    enter(lake, "fewer:2", 1)
+    enter(lake, 1, "fewer:2")
 
     with reading(topic.source(settings)) as read:
         assert read.messages(1) == [("fewer@2:0", 0, b"a")]
@@ -191,7 +205,7 @@ def test_the_same_topic_that_ends_before_the_ledger_is_refused(
     topic.send(["a", "b", "c"], partition=1)
     with reading(topic.source(settings)) as read:
         read.messages(3)
-    enter(lake, "set_back:1", 1000)
+    enter(lake, 1000, "set_back:1")
 
     with pytest.raises(RetailAssetsError) as refused, reading(topic.source(settings)):
         pass
@@ -209,7 +223,7 @@ def test_the_ledger_of_another_topic_does_not_matter(
 ) -> None:
     topic = topic_of(broker, "mine")
     topic.send(["a"])
-    enter(lake, "mine.too:0", 1000)
+    enter(lake, 1000, "mine.too:0")
 
     with reading(topic.source(settings)) as read:
         assert read.messages(1) == [("mine:0", 0, b"a")]
@@ -219,7 +233,7 @@ def test_a_topic_without_id_that_ends_before_the_ledger_is_another_one(
     forgetful: Topic, settings: Settings, lake: Lake
 ) -> None:
     forgetful.send(["a"] * 5)
-    enter(lake, "short:0", 6)
+    enter(lake, 6, "short:0")
 
     with reading(forgetful.source(settings)) as read:
         assert read.next().source_name == "short@2:0"
@@ -235,7 +249,7 @@ def test_a_partition_whose_ledger_went_ahead_is_refused_and_the_others_go_on(
 
     with reading(source) as read:
         read.messages(2)
-        enter(lake, "ahead:0", 6)
+        enter(lake, 6, "ahead:0")
         # As after a rebalance.
         source._out_of_range.add(0)
         wait_until(source.problem)
@@ -247,7 +261,7 @@ def test_a_partition_whose_ledger_went_ahead_is_refused_and_the_others_go_on(
     assert problem.startswith("Partition 0 of the Kafka topic ahead")
 
 
-class WithoutLeader(Consumer):
+class WithoutLeader(Alone):
     """A client of a cluster in which the brokers of some partitions are away."""
 
     away: frozenset[int] = frozenset()
@@ -303,8 +317,7 @@ def test_a_partition_without_a_leader_waits_and_the_others_are_read(
     for number in range(3):
         topic.send(["a"], partition=number)
         topic.send(["b"], partition=number)
-    for number in range(2):
-        enter(lake, f"{topic.name}:{number}", 1)
+    enter(lake, 1, *(f"{topic.name}:{number}" for number in range(2)))
     some_away(0, is_known=is_known)
 
     with reading(topic.source(settings)) as read:
@@ -313,7 +326,7 @@ def test_a_partition_without_a_leader_waits_and_the_others_are_read(
         problem = read.source.problem()
         for letter in "cd":
             # It is tried again meanwhile.
-            threading.Event().wait(1.2)
+            threading.Event().wait(1.2 * RETRY_SECONDS)
             topic.send([letter], partition=1)
             assert read.messages(1)[0][2] == letter.encode()
         some_away()
@@ -339,8 +352,7 @@ def test_partitions_that_do_not_answer_keep_the_others_waiting_no_longer_than_on
 ) -> None:
     name = "slow"
     source = topic_of(broker, name, partitions=6).source(settings)
-    for number in range(6):
-        enter(lake, f"{name}:{number}", 0)
+    enter(lake, 0, *(f"{name}:{number}" for number in range(6)))
     some_away(0, 1, 2, 3, is_known=False)
     beginnings, consumer = Beginnings(lake, source._topic), source._topic.consumer()
 
@@ -375,7 +387,7 @@ def test_while_the_lake_cannot_be_read_what_has_its_place_is_read(
         for letter in "bc":
             topic.send([letter], partition=1)
             assert read.messages(1)[0][2] == letter.encode()
-            threading.Event().wait(1.2)
+            threading.Event().wait(1.2 * RETRY_SECONDS)
         assert read.source.problem()
 
         sound.replace(catalog)
@@ -388,7 +400,7 @@ def test_messages_that_were_removed_before_they_were_read_are_counted_and_told(
     forgetful: Topic, settings: Settings, lake: Lake, caplog: pytest.LogCaptureFixture
 ) -> None:
     forgetful.send([b"%02d" % number + b"x" * 500_000 for number in range(30)])
-    enter(lake, "short:0", 3)
+    enter(lake, 3, "short:0")
 
     with caplog.at_level(logging.ERROR), reading(forgetful.source(settings)) as read:
         received = read.next()
