@@ -1,7 +1,10 @@
 """Work in processes of their own, forked from a server that has imported what is slow to import."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 HANG_SECONDS = 240  # never reached unless something is broken: a red test instead of a stuck one
@@ -14,6 +17,13 @@ CONTEXT.set_forkserver_preload(
         "matplotlib.figure",
         "pandas",
         "pyarrow.compute",
+        "retail_assets.cli.app",
+        "retail_assets.consumers.registry",
+        "retail_assets.outbound.kafka",
+        "retail_assets.worker.build",
+        "retail_assets.worker.sources.kafka.source",
+        "retail_assets.worker.sources.webhook.server",
+        "retail_assets.worker.sources.webhook.source",
         "retail_assets_tests.warm",
     ]
 )
@@ -34,3 +44,16 @@ def finish(processes: Sequence[Any]) -> list[int | None]:
             process.kill()
             process.join()
     return [process.exitcode for process in processes]
+
+
+def run_command(arguments: Sequence[str], environment: Mapping[str, str], said: Path) -> None:
+    """Run `retail-assets` in this process as it is run from a shell; `said` becomes its stderr."""
+    from retail_assets.cli import app
+
+    os.environ.clear()
+    os.environ.update(environment)
+    with said.open("wb") as output:
+        os.dup2(output.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.argv = ["retail-assets", *arguments]
+    app.run()

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.lake.lock import write_lock
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import event, write_events
+from retail_assets_tests.processes import run_command, start
 from retail_assets_tests.receiver import running_receiver
 from retail_assets_tests.worker.sources.kafka.kafka_topics import Topic
 from tools.broker import Broker, free_port, running_broker
@@ -32,21 +31,36 @@ TOKEN = "a-long-random-text"  # noqa: S105  # of this test alone
 HANG_SECONDS = 120
 
 
+class Running:
+    """A worker in a process of its own."""
+
+    def __init__(self, process: Any, said: Path) -> None:
+        self._process = process
+        self._said = said
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait for its end; returns its exit code, and what it wrote to stderr."""
+        self._process.join(HANG_SECONDS)
+        return self._process.exitcode, self._said.read_text()
+
+
 @contextmanager
-def worker(settings: Settings, *options: str, **changed: str) -> Iterator[subprocess.Popen[str]]:
-    """`retail-assets stream` in a process of its own."""
+def worker(settings: Settings, *options: str, **changed: str) -> Iterator[Running]:
+    """`retail-assets stream`, forked from a process that has imported what it needs."""
     environment = os.environ | {"RETAIL_WEBHOOK_TOKEN": TOKEN, "RETAIL_THREADS": "1"} | changed
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retail_assets", "stream", *options],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    said = settings.data_dir / "said"
+    process = Running(start(run_command, ["stream", *options], environment, said), said)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
 
 
 def until(what: Callable[[], object]) -> None:
@@ -118,8 +132,8 @@ def test_files_webhook_and_kafka_together_then_an_orderly_end(settings: Settings
                 r"^retail_assets_live_orders_lag_seconds [0-9.]+$", metrics, re.MULTILINE
             )
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=HANG_SECONDS)
-        assert process.returncode == 0, said
+            code, said = process.end()
+        assert code == 0, said
     with lake.connect(read_only=True) as connection:
         (beat,) = heartbeats(connection)
         assert (beat.state, beat.sources) == ("stopped", ("files", "kafka", "webhook"))
@@ -164,7 +178,6 @@ def test_a_worker_that_is_killed_at_work_loses_nothing_and_doubles_nothing(
         with worker(settings) as process, writing(settings, names) as written:
             until(lambda: len(identities(settings)) > before)  # noqa: B023  # asked at once
             process.kill()
-            process.wait()
         expected += len(written)
         assert before < len(identities(settings)) < expected, "it was killed at work"
     with worker(settings):
@@ -204,10 +217,10 @@ def test_a_worker_that_is_told_to_stop_commits_what_it_has_received(settings: Se
             process.send_signal(signal.SIGTERM)
             until(lambda: health() is None)
             assert answers == [], "nothing is durable yet"
-        _, said = process.communicate(timeout=HANG_SECONDS)
+        code, said = process.end()
         for client in clients:
             client.join()
-    assert process.returncode == 0, said
+    assert code == 0, said
     assert answers == [httpx.codes.ACCEPTED] * 20
     assert len(identities(settings)) == 20
     with lake.connect(read_only=True) as connection:
@@ -222,14 +235,18 @@ def test_a_worker_that_hangs_ends_in_time_and_what_it_had_is_read_again(
         broker.create_topic("orders")
         topic = Topic(broker.bootstrap, "orders")
         options = ("--no-files", "--kafka", broker.bootstrap, "--topic", "orders")
-        with worker(settings, *options, RETAIL_STOP_SECONDS="2") as process:
+        # Its partition is another's once it has been silent for so long.
+        soon = '{"session.timeout.ms": "1500", "heartbeat.interval.ms": "300"}'
+        with worker(
+            settings, *options, RETAIL_STOP_SECONDS="2", RETAIL_KAFKA_OPTIONS=soon
+        ) as process:
             until(lambda: runs(settings))
             with write_lock(lake.catalog):
                 # From here on whoever writes to the lake hangs.
                 topic.send([event(1)])
                 process.send_signal(signal.SIGTERM)
-                _, said = process.communicate(timeout=HANG_SECONDS)
-        assert process.returncode == 1
+                code, said = process.end()
+        assert code == 1
         assert "The worker did not end within 2 s of being told to, it ends now" in said
         assert "(still at work: MainThread" in said
         with worker(settings, *options):
@@ -261,8 +278,8 @@ def test_alerts_are_notified_and_published_on_with_the_events(
             assert read(broker, "alerts-out", 1)
             assert alert[0] in sent
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=HANG_SECONDS)
-        assert process.returncode == 0, said
+            code, said = process.end()
+        assert code == 0, said
     figures = query(settings, "SELECT figures FROM stream_workers")[0][0]
     assert json.loads(figures)["notifications_waiting"] == 0
 
@@ -307,8 +324,8 @@ def test_a_bad_configuration_ends_at_the_start_with_one_sentence(
     settings: Settings, lake: Lake, options: list[str], changed: dict[str, str], sentence: str
 ):
     with worker(settings, *options, **changed) as process:
-        _, said = process.communicate(timeout=HANG_SECONDS)
-    assert process.returncode in (1, 2)
+        code, said = process.end()
+    assert code in (1, 2)
     assert sentence in said
     assert "Traceback" not in said
     assert not runs(settings)
@@ -319,7 +336,7 @@ def test_the_heartbeat_carries_the_figures(settings: Settings, lake: Lake):
     with worker(settings) as process:
         until(lambda: identities(settings))
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=HANG_SECONDS)
+        process.end()
     [(figures,)] = query(settings, "SELECT figures FROM stream_workers")
     assert json.loads(figures)["late_seconds"] == 0
     assert json.loads(figures)["sources"]["files"] == {
