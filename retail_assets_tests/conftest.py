@@ -76,6 +76,7 @@ def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
         copy.lake_dir.mkdir(parents=True)
         shutil.copyfile(model.catalog, copy.catalog)
         with closing(sqlite3.connect(copy.catalog)) as catalog, catalog:
+            catalog.execute("PRAGMA synchronous = OFF")
             catalog.execute(
                 "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
                 [copy.data_path + "/"],
