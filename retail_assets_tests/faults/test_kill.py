@@ -134,19 +134,12 @@ def test_a_backfill_of_dagsters_that_is_killed_is_completed_by_the_next_one(
     next_day, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    report = tmp_path / "boundaries"
-
-    def backfill(settings: Settings, kill_at: int | None) -> list[int | None]:
-        values, days = settings.model_dump(), (DAYS[0], DAYS[-1])
-        return finish([start(run_watched, run_backfill, values, days, str(report), kill_at)])
-
-    calm = copy(next_day, tmp_path / "calm")
-    assert backfill(calm, None) == [0]
-    boundary = report.read_text().splitlines().index("before COMMIT of publish daily_revenue")
-    killed = copy(next_day, tmp_path / "killed")
-    assert backfill(killed, boundary) == [-signal.SIGKILL]
-    assert backfill(killed, None) == [0]
-    assert contents(killed) == contents(calm)
+    days = (DAYS[0], DAYS[-1])
+    backfill = Walk.of(run_backfill, days, next_day, tmp_path)
+    boundary = backfill.boundaries.index("before COMMIT of publish daily_revenue")
+    killed = next_day.model_copy(update={"data_dir": backfill.states[boundary]})
+    do(run_backfill, killed, *days)
+    assert contents(killed) == backfill.expected
 
 
 def test_a_second_run_commits_nothing(next_day, tmp_path):
