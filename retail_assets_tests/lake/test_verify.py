@@ -107,6 +107,11 @@ def test_a_whole_lake_is_verified_and_status_says_so(whole: Lake, command: Comma
     code, out, err = command("status", "--format", "csv")
     assert f'"last verified, checksums",{count}\n' in out
     assert "files damaged,0\n" in out
+    files_of(whole, "products")[0].unlink()
+    command("verify")
+    code, out, err = command("status", "--format", "csv")
+    assert '"last verified, checksums",not compared\n' in out
+    assert "files damaged,1\n" in out
 
 
 KINDS: dict[str, Callable[[bytes, int], bytes | None]] = {

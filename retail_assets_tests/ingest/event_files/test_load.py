@@ -479,15 +479,15 @@ def test_a_file_that_is_packed_otherwise_is_unchanged(events: Events) -> None:
     assert outcomes(events.take()) == {"a.jsonl.gz": ("unchanged", 0, 0, 0)}
 
 
-def test_late_files_and_files_of_one_time_are_all_new(events: Events) -> None:
+def test_late_files_and_files_of_one_time_are_all_new_the_newest_day_first(events: Events) -> None:
     """Neither a clock nor a cursor decides."""
     now = 1_791_800_000 * 10**9
     write_events(events.settings, "m.jsonl", [event(1)], modified_ns=now)
     events.take()
     write_events(events.settings, "a.jsonl", [event(2)], modified_ns=now)
     write_events(events.settings, "z.jsonl", [event(3)], modified_ns=now)
-    write_events(events.settings, "b.jsonl", [event(4)], modified_ns=now - 10**15)
-    assert sorted(events.pending().files) == ["a.jsonl", "b.jsonl", "z.jsonl"]
+    write_events(events.settings, "b.jsonl", [event(4)], modified_ns=now - 5 * 86_400 * 10**9)
+    assert list(events.pending().files) == ["a.jsonl", "z.jsonl", "b.jsonl"]
     events.take()
     assert len(events.accepted()) == 4
 

@@ -131,9 +131,11 @@ def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monk
             " DATE '2020-01-01' AS joined_on"
         )
         publish_table(lake, connection, tables.CUSTOMERS, nw.from_native(customer))
-    accepted(intake, batch(0, event(1)))
+    # The first batch finds that the table has changed, the second might have a copy of it.
+    for number in (0, 1):
+        accepted(intake, batch(number, event(number)))
     assert not memory(intake).holds(tables.CUSTOMERS.name)
-    assert intake.events("customer_segment") == [("Loyal",)]
+    assert intake.events("customer_segment") == [("Loyal",), ("Loyal",)]
 
 
 def test_a_history_that_was_forgotten_is_read_anew(intakes):

@@ -12,9 +12,10 @@ from itertools import islice, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from retail_assets.ingest.exports import csv_records
 from retail_assets.ingest.exports.load import ingest
 from retail_assets.ingest.exports.record_count import RecordCount
 from retail_assets_tests.conftest import HEADER, NewLake, WriteExport, order_row, write_export_to
@@ -339,3 +340,16 @@ def test_lines_are_counted_wherever_a_chunk_ends(text: str, sizes: list[int]) ->
     elif any(end in quoted for quoted in text.split('"')[1::2] for end in "\r\n"):
         records = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
         assert count.records == sum(1 for fields in records if fields)
+
+
+@settings(max_examples=500)
+@given(text=st.lists(pieces, max_size=14).map("".join))
+@example('a",\n"q\nq"\n')
+def test_records_are_found_in_a_file_as_pythons_reader_ends_them(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    content = f"header\n{text}".encode()
+    path = tmp_path_factory.getbasetemp() / "records.csv"
+    path.write_bytes(content)
+    found = {record.number: record.text for record in csv_records.records(path)}
+    assert found == {1: "header"} | records(content)
