@@ -263,13 +263,15 @@ def test_status_names_the_files_in_exports_that_are_not_taken(
     settings: Settings, command: Command, write_export: WriteExport
 ) -> None:
     write_export(settings.start_date - timedelta(days=1), [])
-    for name in ("orders-2026-10-07.csv", ".hidden", "2026/10/orders_2026_10_09.csv"):
+    named = ("orders-2026-10-07.csv", "orders_2999_01_01.csv", "2026/10/orders_2026_10_09.csv")
+    for name in (*named, ".hidden"):
         path = settings.exports_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     _, out, _ = command("status", "--format", "json")
     figures = {row["figure"]: row["value"] for row in json.loads(out)}
-    assert figures["exports not taken"] == 3
+    assert figures["exports not taken"] == 4
+    assert figures["not taken: orders_2999_01_01.csv"] == "is dated in the future"
     assert "is not called orders_" in figures["not taken: orders-2026-10-07.csv"]
     assert "in exports/ itself" in figures["not taken: 2026/10/orders_2026_10_09.csv"]
     assert "RETAIL_START_DATE=2026-10-05" in figures["not taken: orders_2026_10_04.csv"]

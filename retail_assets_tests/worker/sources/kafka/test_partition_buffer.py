@@ -1,5 +1,6 @@
 """On which day messages were received, and the portions that they are taken in by."""
 
+import time
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -71,6 +72,21 @@ def test_no_message_is_of_an_earlier_day_than_the_one_before_it(dates: ReceivedD
         found.append(day.day)
 
     assert found == [1, 2, 2, 3]
+
+
+def test_a_message_was_received_when_the_broker_says_unless_nobody_can_have(
+    dates: ReceivedDates,
+) -> None:
+    queue = PartitionQueue("orders:0", dates)
+    then, never = (milliseconds(f"{year}-02-01T12:00+00:00") for year in (2024, 2999))
+    before = time.time_ns() // 1_000_000
+    for offset, timestamp in enumerate((then, then + 1, -1, never)):
+        queue.add(offset, b"x", timestamp)
+    portion = queue.first()
+    assert portion is not None
+    recorded = [moment // 1000 for moment in portion.recorded_us]
+    assert recorded[:2] == [then, then + 1]
+    assert all(before <= moment <= time.time_ns() // 1_000_000 for moment in recorded[2:])
 
 
 def drain(queue: PartitionQueue) -> list[tuple[date, list[int]]]:
