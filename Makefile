@@ -14,7 +14,7 @@ SAMPLE_END := 2026-11-01
 FUZZ ?= exports events
 MINUTES ?= 30
 
-.PHONY: run ui test fuzz lint format lock bench docs setup
+.PHONY: run ui test test-fast fuzz lint format lock bench docs setup
 
 run: setup ## Set up, run the batch job on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
@@ -24,6 +24,10 @@ ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon a
 
 test: setup ## Set up and run all tests
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-fast: setup ## The tests that start no process and no server, but for the slow ones
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		-m "not processes and not servers and not slow"
 
 fuzz: setup ## Fuzz the readers, MINUTES each (FUZZ=exports or events: one alone); what breaks one is left in .fuzz/
 	@# Rounds of five minutes: atheris never frees what a comparison of arrays gave.

@@ -19,6 +19,7 @@ from retail_assets import business_days
 from retail_assets.ingest.events import staging as event_workspace
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
+from retail_assets_tests import outside
 
 # The outcome of a build depends on the code alone; `--hypothesis-profile explore` goes further.
 _any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,6 +31,18 @@ HEADER = "order_id,customer_id,product_id,region,status,order_value_gbp,order_ti
 
 NewLake: TypeAlias = Callable[[Path], Lake]
 WriteExport: TypeAlias = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch that a run which leaves out what starts processes and servers starts none."""
+    if "not processes" in config.getoption("markexpr"):
+        config.pluginmanager.register(outside.Watch())
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by these marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes or servers, and the slow ones."""
+    outside.mark(items)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The platform on a data folder of a test: its definitions and a real Dagster instance."""
 
+import atexit
 import shutil
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from datetime import date, timedelta
 from functools import cache
@@ -40,6 +42,13 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 INSTANCE = Path(__file__).parent.parent / "deploy" / "dagster" / "dagster.yaml"
 
+NO_OUTPUT = """
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
+"""What a step prints is not kept: that would take two processes for each step."""
+
 FIRST = date(2026, 10, 12)
 """The first day of what `published_platform` has published."""
 
@@ -51,12 +60,29 @@ DAYS = [FIRST + timedelta(days=n) for n in range(4)]
 def open_platform(settings: Settings) -> Iterator["Platform"]:
     """The platform on the test's data folder, with a Dagster instance as the project has it."""
     home = settings.data_dir / "dagster"
-    home.mkdir(exist_ok=True)
-    shutil.copy(INSTANCE, home)
+    new_home(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(home))
         with dg.DagsterInstance.get() as instance:
             yield Platform(settings, instance)
+
+
+def new_home(home: Path) -> None:
+    """Make a DAGSTER_HOME as the project has it, if there is none; a copy, with its databases."""
+    if not home.exists():
+        shutil.copytree(_home(), home)
+
+
+@cache
+def _home() -> Path:
+    home = Path(tempfile.mkdtemp(prefix="dagster-home-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    (home / "dagster.yaml").write_text(INSTANCE.read_text() + NO_OUTPUT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(home))
+        with dg.DagsterInstance.get() as instance:
+            instance.get_runs()
+    return home
 
 
 @contextmanager
@@ -116,8 +142,8 @@ class Platform:
     ) -> dg.ExecuteInProcessResult:
         """Run a job, over a range of days if one is given; without its checks unless asked."""
         definition = self.definitions.resolve_job_def(job)
-        if not checks and "asset_selection" not in options:
-            options["asset_selection"] = list(definition.asset_layer.executable_asset_keys)
+        if not checks:
+            definition = without_checks(definition, options.pop("asset_selection", None))
         tags = {}
         if first is not None:
             tags = {
@@ -175,6 +201,18 @@ class Platform:
     def materialized(self, asset: str) -> set[str]:
         """The partitions of an asset that Dagster shows as materialized."""
         return self.instance.get_materialized_partitions(dg.AssetKey(asset))
+
+
+def without_checks(
+    job: dg.JobDefinition, assets: Collection[dg.AssetKey] | None = None
+) -> dg.JobDefinition:
+    """A job with the assets that are named, or all of its own, and none of their checks.
+
+    Dagster adds the checks of the assets that are selected unless it is given an empty selection;
+    they take more than half of a small run.
+    """
+    selected = job.asset_layer.executable_asset_keys if assets is None else assets
+    return job.get_subset(asset_selection=set(selected), asset_check_selection=set())
 
 
 def request_days(request: dg.RunRequest) -> tuple[date, date] | None:

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 EVENT_BATCH_SIZE = "500"
 """How many of Dagster's events are written together, where the environment says nothing."""
 
+NO_OUTPUT = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
+"""What steps print goes to the terminal: keeping it takes two processes for each step."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -114,7 +120,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
     with TemporaryDirectory() as folder:
         storage_there = storage | {"config": {"base_dir": str(Path(folder, "history", "runs"))}}
         with dg.DagsterInstance.local_temp(
-            folder, {"event_log_storage": storage_there}
+            folder, {"event_log_storage": storage_there, "compute_logs": NO_OUTPUT}
         ) as instance:
             yield instance
 

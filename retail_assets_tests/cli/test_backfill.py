@@ -1,7 +1,6 @@
 """A backfill from the command line: what is due, what failed, and how it is entered in Dagster."""
 
 import os
-import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from retail_assets.errors import UsageError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import WriteExport, order_row
-from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, INSTANCE, write_reference
+from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, new_home, write_reference
 
 pytestmark = DAGSTER_CALLS_ITSELF
 
@@ -29,8 +28,7 @@ def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Reference data, and a Dagster instance of the test's own."""
     write_reference(settings)
     home = settings.data_dir / "dagster"
-    home.mkdir()
-    shutil.copy(INSTANCE, home)
+    new_home(home)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     return settings.model_copy(update={"threads": 1})
 
