@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 SLOW = Path(__file__).with_name("slow_tests.txt")
-"""The tests of more than half a second, on a quiet machine of two cores; docs/testing.md says how."""
+"""The tests of more than half a second, on two quiet cores; docs/testing.md says how."""
 
 STARTERS = {
     "processes": ("subprocess", "multiprocessing", "retail_assets_tests.processes", "tools.broker"),
@@ -128,11 +128,11 @@ class Watch:
             self.item = None
 
     @pytest.hookimpl(trylast=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+    def pytest_runtest_teardown(self) -> None:
         """Fail the test."""
         if self.found:
             pytest.fail(
-                f"It does {self.found[0]}, but has no such mark: give it, or its module,"
+                f"It does {self.found[0]}, in a run without these: give it, or its module,"
                 " pytest.mark.processes or pytest.mark.servers.",
                 pytrace=False,
             )

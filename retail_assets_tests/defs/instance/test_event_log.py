@@ -1,7 +1,6 @@
 """The pooled event log must differ from Dagster's stock one in speed alone."""
 
 import logging
-import multiprocessing
 import os
 import queue
 import sqlite3
@@ -30,6 +29,7 @@ from dagster_shared.record import replace
 
 from retail_assets.defs.instance import event_log
 from retail_assets.defs.instance.event_log import MAX_OPEN_SHARDS, PooledSqliteEventLogStorage
+from retail_assets_tests import processes
 
 # Deprecated, but what the UI of this version still asks.
 pytestmark = [
@@ -245,7 +245,7 @@ def days_in(log: SqliteEventLogStorage, asset: str = "daily") -> set[str]:
     return log.get_materialized_partitions(dg.AssetKey(asset))
 
 
-# --- work for other processes: module level, so that spawn finds it -----------------------------
+# --- work for other processes: module level, so that these find it -----------------------------
 
 
 def write_days(base_dir: str, class_: str, run_id: str, asset: str, days: Sequence[str]) -> None:
@@ -268,16 +268,8 @@ def answer_what_is_seen(base_dir: str, run_id: str, asked: Connection) -> None:
     log.dispose()
 
 
-def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def finish(*processes: BaseProcess) -> None:
-    for process in processes:
-        process.join(HANG_SECONDS)
-        assert process.exitcode == 0
+def finish(*started: BaseProcess) -> None:
+    assert processes.finish(started) == [0] * len(started)
 
 
 # --- equal to the stock class -------------------------------------------------------------------
@@ -392,8 +384,8 @@ def test_two_processes_write_one_run_at_once_and_no_event_is_lost(
     days = [f"{2000 + i}-01-01" for i in range(60)]
     base_dir = storage._base_dir
     finish(
-        start(write_days, base_dir, "PooledSqliteEventLogStorage", run_id, "left", days),
-        start(write_days, base_dir, neighbour, run_id, "right", days),
+        processes.start(write_days, base_dir, "PooledSqliteEventLogStorage", run_id, "left", days),
+        processes.start(write_days, base_dir, neighbour, run_id, "right", days),
     )
 
     assert len(storage.get_records_for_run(run_id).records) == 2 * len(days)
@@ -411,8 +403,8 @@ def test_a_reader_in_another_process_sees_each_event_as_soon_as_it_is_stored(
     storage: PooledSqliteEventLogStorage,
 ) -> None:
     run_id = make_new_run_id()
-    ask, asked = multiprocessing.get_context("spawn").Pipe()
-    reader = start(answer_what_is_seen, storage._base_dir, run_id, asked)
+    ask, asked = processes.CONTEXT.Pipe()
+    reader = processes.start(answer_what_is_seen, storage._base_dir, run_id, asked)
 
     for count, day in enumerate(DAYS, start=1):
         storage.store_event_batch([materialization(run_id, "daily", day)])
@@ -537,7 +529,7 @@ def test_events_stored_after_another_process_wiped_the_files_are_not_lost(
 ) -> None:
     run_id = make_new_run_id()
     storage.store_event(materialization(run_id, "daily", DAYS[0]))
-    finish(start(wipe, storage._base_dir))
+    finish(processes.start(wipe, storage._base_dir))
     assert storage.get_records_for_run(run_id).records == []
 
     storage.store_event_batch([materialization(run_id, "daily", day) for day in DAYS[1:3]])
