@@ -322,6 +322,7 @@ pieces = st.sampled_from(
 
 @settings(max_examples=500)
 @given(text=st.lists(pieces, max_size=14).map("".join), sizes=st.lists(st.integers(1, 5)))
+@example(text='a"\n"', sizes=[1])
 def test_lines_are_counted_wherever_a_chunk_ends(text: str, sizes: list[int]) -> None:
     count, content = RecordCount(6), text.encode()
     for size in [*sizes, len(content)]:
