@@ -25,7 +25,7 @@ from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.old_lake.make import MODIFIED, NAME
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF
 
-pytestmark = DAGSTER_CALLS_ITSELF
+pytestmark = [DAGSTER_CALLS_ITSELF, pytest.mark.processes]  # Dagster keeps what steps print
 
 DAYS = [date(2026, 10, day) for day in (12, 13, 14)]
 RANGE = ("--start", str(DAYS[0]), "--end", str(DAYS[-1]))
