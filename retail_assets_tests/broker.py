@@ -1,0 +1,5 @@
+"""The old place of `tools.broker`."""
+
+from tools.broker import Broker, running_broker
+
+__all__ = ["Broker", "running_broker"]
