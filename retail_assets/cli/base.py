@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 
 from retail_assets.cli.printing import (
@@ -25,8 +24,6 @@ from retail_assets.settings import Settings
 
 out = Console()
 err = Console(stderr=True)
-
-Day = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"])]
 
 
 class Format(str, Enum):

@@ -7,6 +7,7 @@ from typing_extensions import Self
 class SnapshotRead:
     """What a connection reads comes from one snapshot of the lake, from `begin` until `end`.
 
+    As a context manager it begins, and ends, or aborts after an error.
     Temporary tables that are made meanwhile stay after `end`, and go with `abort`. DuckDB ends the
     use of a snapshot with the first error: after one, `abort`, and `begin` again if need be.
     """
@@ -19,8 +20,11 @@ class SnapshotRead:
         self.begin()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.abort()
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            self.end()
+        else:
+            self.abort()
 
     def begin(self) -> None:
         """Stay on the snapshot that is the newest now; nothing changes where it reads already."""

@@ -23,6 +23,7 @@ from functools import cache
 import duckdb
 
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.snapshot_read import SnapshotRead
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +53,15 @@ def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
     if lake.on_postgres:
         return False
     # While it reads, the index of the WAL is there and valid.
-    connection.execute("BEGIN")
-    try:
+    with SnapshotRead(connection):
         connection.execute("FROM lake.current_snapshot()").fetchall()
-        return _hold(lake.catalog)
-    except OSError as error:
-        logger.warning("Others may wait a second for the catalog, it cannot be locked: %s", error)
-        return False
-    finally:
-        connection.execute("COMMIT")
+        try:
+            return _hold(lake.catalog)
+        except OSError as error:
+            logger.warning(
+                "Others may wait a second for the catalog, it cannot be locked: %s", error
+            )
+            return False
 
 
 @cache

@@ -52,8 +52,6 @@ BUSY_STEP_SECONDS = 10.0
 
 NAME = "intake"
 
-Beat = Callable[[duckdb.DuckDBPyConnection], None]
-
 
 class Intake:
     """Takes what waits in the inbox into the lake, until it is told to stop and the inbox is empty.
