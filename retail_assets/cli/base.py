@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,6 +21,9 @@ from retail_assets.cli.printing import (
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.explain import explain_text
 from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 out = Console()
 err = Console(stderr=True)
@@ -61,14 +64,14 @@ def usage_errors() -> Iterator[None]:
         raise RetailAssetsError(reason) from error
 
 
-def progress_bar() -> Any:
-    """A progress bar on standard error, if that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+def progress_bar(*, of_bytes: bool = False) -> "Progress":
+    """A progress bar on standard error, if that is a terminal; it counts items, or bytes."""
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if of_bytes else MofNCompleteColumn(),
         console=err,
         transient=True,
         disable=not err.is_terminal,

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from retail_assets.cli.base import out, progress_bar
 from retail_assets.cli.printing import print_message
 from retail_assets.errors import RetailAssetsError
 from retail_assets.settings import Settings, load_settings
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.verify import Damage, Report
-
-out = Console()
-err = Console(stderr=True)
 
 MOST_SHOWN = 100
 """How many damaged files are listed one by one."""
@@ -54,18 +51,9 @@ def verify(
 
 
 def _verified(lake: "Lake", *, deep: bool) -> "Report":
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
     from retail_assets.lake import verify as work
 
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
+    with progress_bar(of_bytes=True) as progress:
         task = progress.add_task("Verify", total=None)
         return work.verify(
             lake,
