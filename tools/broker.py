@@ -2,8 +2,8 @@
 
 `running_broker()` keeps its messages in memory, and a restart loses topics, messages and offsets.
 `durable_broker()` keeps them in a bucket of a local object store: a restart, also after a kill,
-finds them again. Members of a group of consumers want a short `session.timeout.ms`, as
-`QUICK_GROUP` has it: the broker lets the first member of a group wait for half of it.
+finds them again. The broker lets the first member of a group wait for a second, whatever its
+`session.timeout.ms` is; `QUICK_GROUP` has others take its partitions soon once it is gone.
 
 The broker gives the end of a partition with every fetch (`get_watermark_offsets(…, cached=True)`).
 Asked for it, it names the start of the last batch and one more: right after a batch of one message.
