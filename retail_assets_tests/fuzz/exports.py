@@ -61,6 +61,7 @@ TEXTS = (
     "\r\n".join([HEADER, ROW, *ROWS]),
     "\r".join([HEADER, ROW, *ROWS, ""]),
     f"{HEADER}\n{ROW}\r\n" + "\r".join(ROWS),
+    f"{HEADER}\n{ROW.rpartition(',')[0]},\r\nA1,C1\n{ROWS[0]}\n",
     f"\ufeff{HEADER}\n\n{ROW}\n\n",
     "\n".join([HEADER, "A1,C1,P1", ROW + ",more", ROW]),
     "\n".join([HEADER, row('"North, ""or"" South"'), ""]),

@@ -60,7 +60,8 @@ class CsvFile:
     """A file as it lies in its folder.
 
     `records` counts its records, header and blank lines left out: as its quotes open and close in
-    turn, or exactly where `surveyed`. `blank` says whether it has blank lines.
+    turn, or exactly where `surveyed`. `uneven` says whether it has blank lines or line ends of
+    several kinds: DuckDB gives the malformed records of such a file wrong numbers.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class CsvFile:
     header: tuple[str, ...] = ()
     records: int = 0
     surveyed: bool = False
-    blank: bool = False
+    uneven: bool = False
 
 
 File = TypeVar("File", bound=CsvFile)
@@ -106,7 +107,7 @@ def inspect(file: File, limits: Limits = LIMITS) -> File:
         content_hash=digest.hexdigest(),
         header=_header(file.path, head, file.row_format.required, limits),
         records=count.records - 1,
-        blank=count.has_blank_lines or count.suspicious,
+        uneven=count.uneven,
     )
     return survey(file, limits) if count.suspicious else file
 
@@ -268,13 +269,16 @@ def survey(file: File, limits: Limits = LIMITS) -> File:
         RetailAssetsError: if a quote takes other records into its field: it names the line.
     """
     count, next_line, blank = 0, 1, False
+    ends: set[str] = set()
     for record in records(file.path, limits.line_bytes):
         count = record.number
         blank |= record.line > next_line
         next_line = record.line + len(record.lines)
+        ends |= {line[len(line.rstrip("\r\n")) :] for line in record.lines}
         if len(record.lines) > 1 and count > 1:
             _check_folded(file, record)
-    return replace(file, records=count - 1, surveyed=True, blank=file.blank and blank)
+    uneven = blank or len(ends - {""}) > 1
+    return replace(file, records=count - 1, surveyed=True, uneven=uneven)
 
 
 _FIELD = r' *"[^"]*(?:""[^"]*)*" *|(?! *")[^,\r\n]*'
@@ -321,7 +325,7 @@ def tidied(file: File, folder: Path) -> File:
         RetailAssetsError: if the file cannot be read, or has a field that is too long.
         OSError: if the copy cannot be written.
     """
-    copy = replace(file, path=folder / file.path.name, blank=False)
+    copy = replace(file, path=folder / file.path.name, uneven=False)
     with open_text(copy.path, "wb") as target:
         for record in records(file.path):
             target.writelines((*record.lines[:-1], record.lines[-1].rstrip("\r\n"), "\n"))

@@ -285,7 +285,7 @@ class _Batch:
             try:
                 with TemporaryDirectory(dir=self.lake.spill_dir) as folder:
                     self._read_group([tidied(file, Path(folder))])
-                failed = self._incomplete([replace(file, blank=False)])
+                failed = self._incomplete([replace(file, uneven=False)])
             except (*engine.READ_ERRORS, OSError, RetailAssetsError):
                 pass
             if failed:
@@ -316,7 +316,7 @@ class _Batch:
         """Why a file is not complete of which so many records were found, if it is not."""
         try:
             check_complete(file, found)
-            kept = 0 if file.blank or not malformed else self._keep_texts(file)
+            kept = 0 if file.uneven or not malformed else self._keep_texts(file)
         except RetailAssetsError as error:
             return str(error)
         if kept == malformed:

@@ -19,6 +19,7 @@ class RecordCount:
 
     def __init__(self, fewest_commas: int) -> None:
         self.line_feeds = 0
+        self._returns, self._pairs, self._ends_in_return = 0, 0, False
         self._fewest_commas = fewest_commas
         self._ends, self._all_ends = 0, 0
         self._inside, self._at_end, self._at_return = np.uint8(0), True, False
@@ -32,8 +33,13 @@ class RecordCount:
         feeds = found == LINE_FEED
         self.line_feeds += int(np.count_nonzero(feeds))
         ends = feeds
+        self._pairs += bool(self._ends_in_return and feeds[0])
+        self._ends_in_return = chunk[-1] == CARRIAGE_RETURN
         if b"\r" in chunk:
-            ends = feeds | (found == CARRIAGE_RETURN)
+            returns = found == CARRIAGE_RETURN
+            self._returns += int(np.count_nonzero(returns))
+            self._pairs += int(np.count_nonzero(feeds[1:] & returns[:-1]))
+            ends = feeds | returns
         if self._inside or self._begun_inside or b'"' in chunk:
             inside = np.bitwise_xor.accumulate((found == QUOTE).view(np.uint8)) ^ self._inside
             self._inside = inside[-1]
@@ -100,6 +106,8 @@ class RecordCount:
         return self._ends + (not self._at_end)
 
     @property
-    def has_blank_lines(self) -> bool:
-        """Whether there are more line ends outside quotes than lines."""
-        return self._all_ends > self._ends
+    def uneven(self) -> bool:
+        """Whether there are blank lines, or line ends of several kinds, in quotes or not."""
+        pairs = self._pairs
+        kinds = sum(count > 0 for count in (self.line_feeds - pairs, self._returns - pairs, pairs))
+        return kinds > 1 or self._all_ends > self._ends
