@@ -1,13 +1,18 @@
-"""Whose fault a failed transaction is: that of the data in it, or of what it runs on.
+"""Why a transaction failed: because of the data in it, or of what it runs on.
 
-Data at fault fails again however often it is tried; with anything else nothing is known of the
-data, which has to be tried again. The type of the error decides. Its text may quote a payload, so
-only how it begins is looked at, which is the library's own.
+Failing data fails again however often it is tried; any other error says nothing about the data,
+which has to be tried again. The type of the error decides. Its text may quote a payload, so only
+its beginning is read, which is the library's own.
 """
 
 import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import duckdb
+
+T = TypeVar("T")
+E = TypeVar("E")
 
 _OVER_VALUES = (
     duckdb.DataError,
@@ -39,7 +44,7 @@ _NO_THREAD = "can't start new thread"
 
 
 def is_of_the_data(error: BaseException) -> bool:
-    """Whether an error of a transaction may be due to its rows; of any doubt the answer is no."""
+    """Whether an error of a transaction may be due to its rows; no, if in doubt."""
     return (
         isinstance(error, _OVER_VALUES)
         # Some errors of the operating system are a ValueError as well.
@@ -52,3 +57,29 @@ def is_of_the_data(error: BaseException) -> bool:
 def is_of_the_size(error: BaseException) -> bool:
     """Whether less data at once might go through."""
     return isinstance(error, (duckdb.OutOfMemoryException, MemoryError))
+
+
+def bisect(items: Sequence[T], attempt: Callable[[Sequence[T]], E | None]) -> Iterator[tuple[T, E]]:
+    """Find the items that fail alone: try all together, then the halves of whatever fails.
+
+    Parts are tried in the order of the items, and none twice. Each item that does not fail alone
+    is in exactly one part that succeeds, so `attempt` may commit the part.
+
+    Args:
+        items: what failed, or may fail, together.
+        attempt: tries a part of them, a slice; returns the error if they fail, None if not.
+
+    Yields:
+        Each item that fails alone, with its error, before the items after it are tried.
+    """
+    parts = [items] if items else []
+    while parts:
+        part = parts.pop()
+        error = attempt(part)
+        if error is None:
+            continue
+        if len(part) == 1:
+            yield part[0], error
+        else:
+            middle = len(part) // 2
+            parts += [part[middle:], part[:middle]]

@@ -9,6 +9,7 @@ import duckdb
 import narwhals as nw
 
 from retail_assets.errors import AuditError
+from retail_assets.lake.failures import bisect
 from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.tables import Table
 
@@ -24,14 +25,14 @@ def stage_days(
     """Stage the rows of a frame; returns the problem of each day whose values cannot be computed.
 
     A value that does not fit its type fails a whole statement, and the transaction that keeps the
-    reads on one snapshot. So the days at fault are found first, and the others staged afterwards.
+    reads on one snapshot. So the failing days are found first, and the others staged afterwards.
     """
     connection = read.connection
     try:
         stage(connection, table, frame, days if only_days else None)
     except duckdb.DataError as error:
         read.abort()
-        failed = _days_at_fault(connection, table, frame, days)
+        failed = _failing_days(connection, table, frame, days)
         if not failed:
             raise unpublished(table, error) from error
     else:
@@ -45,22 +46,20 @@ def stage_days(
     return {day: not_published(table, day, text) for day, text in failed.items()}
 
 
-def _days_at_fault(
+def _failing_days(
     connection: duckdb.DuckDBPyConnection, table: Table, frame: Any, days: Sequence[date]
 ) -> dict[date, str]:
-    """The days whose rows alone cannot be computed, and why, by halving; in no transaction."""
-    try:
-        stage(connection, table, frame, days)
-    except duckdb.DataError as error:
-        if len(days) <= 1:
-            return dict.fromkeys(days, _reason(error))
-    else:
+    """The days whose rows alone cannot be computed, and why; in no transaction."""
+
+    def attempt(some: Sequence[date]) -> duckdb.DataError | None:
+        try:
+            stage(connection, table, frame, some)
+        except duckdb.DataError as error:
+            return error
         connection.execute(f"DROP TABLE temp.main.staged_{table.name}")
-        return {}
-    half = len(days) // 2
-    return _days_at_fault(connection, table, frame, days[:half]) | _days_at_fault(
-        connection, table, frame, days[half:]
-    )
+        return None
+
+    return {day: _reason(error) for day, error in bisect(days, attempt)}
 
 
 def stage(

@@ -17,7 +17,7 @@ from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.ingest.messages.load import Received, Taken, can_take, take, warm_up
 from retail_assets.lake.compaction import LOOK, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
-from retail_assets.lake.failures import is_of_the_data, is_of_the_size
+from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 from retail_assets.worker.inbox import Inbox
 from retail_assets.worker.metrics import Batch, Figures
 
@@ -72,6 +72,7 @@ class Intake:
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._lake = lake
+        self._connection: duckdb.DuckDBPyConnection
         self._inbox = inbox
         self._figures = figures
         self._beat = beat
@@ -84,9 +85,9 @@ class Intake:
 
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
-        connection = self._lake.open()
+        self._connection = self._lake.open()
         try:
-            warm_up(connection)
+            warm_up(self._connection)
             while not give_up.is_set():
                 batch = self._inbox.take(
                     max_events=MAX_EVENTS,
@@ -94,85 +95,78 @@ class Intake:
                     timeout_seconds=IDLE_SECONDS,
                 )
                 if batch:
-                    connection = self._take(connection, batch, give_up)
+                    self._take(batch, give_up)
                 elif draining.is_set():
                     return
                 elif self._beat_is_due():
-                    connection = self._beat_alone(connection)
+                    self._beat_alone()
                 self._busy = self._busy and bool(batch)
-                connection = self._keep_up(connection)
+                self._keep_up()
         finally:
-            connection.close()
+            self._connection.close()
 
-    def _take(
-        self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received], give_up: "Event"
-    ) -> duckdb.DuckDBPyConnection:
-        """Take a batch in, whatever happens; returns the connection to go on with."""
+    def _take(self, batch: Sequence[Received], give_up: "Event") -> None:
+        """Ingest a batch, whatever happens."""
         for attempt in range(ATTEMPTS):
             try:
-                self._commit(connection, batch)
+                self._commit(batch)
             except Exception as error:  # noqa: BLE001  # whatever it is, the stream goes on
-                connection = self._failed(connection, error)
+                self._failed(error)
                 if give_up.wait(BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]):
                     break
             else:
-                return connection
-        return self._take_parts(connection, list(batch), give_up)
+                return
+        self._commit_parts(batch, give_up)
 
-    def _take_parts(
-        self, connection: duckdb.DuckDBPyConnection, batch: list[Received], give_up: "Event"
-    ) -> duckdb.DuckDBPyConnection:
-        """Take the halves of a batch in, and of these the halves, in their order."""
-        waiting = [batch]
-        failures = shortages = 0
-        while waiting:
-            if give_up.is_set():
-                for received in (received for part in waiting for received in part):
-                    received.failed("the worker was stopped before the lake could be written to")
-                return connection
-            part = waiting.pop(0)
-            try:
-                self._commit(connection, part)
-            except Exception as error:  # noqa: BLE001  # as above
-                connection = self._failed(connection, error)
-                shortages = shortages + 1 if is_of_the_size(error) else 0
-                smaller = self._smaller(connection, part, error, shortages)
-                waiting[:0] = smaller or [part]
-                if not smaller:
-                    give_up.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
-                    failures += 1
-                    continue
-            failures = shortages = 0
-        return connection
+    def _commit_parts(self, batch: Sequence[Received], give_up: "Event") -> None:
+        """Commit a batch that fails as a whole; events that fail alone become dead letters.
 
-    def _smaller(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        part: list[Received],
-        error: Exception,
-        shortages: int,
-    ) -> list[list[Received]]:
-        """What to try in place of a part that failed; nothing: the same again, it has no fault.
-
-        Memory has failed it `shortages` times in a row.
+        Only what fails alone is split: what came together is in one transaction otherwise.
         """
-        halves = _halves(part)
-        if shortages and halves:
-            return halves
-        # A lake that cannot be written to says so in many ways.
-        at_fault = shortages >= ATTEMPTS or is_of_the_data(error)
-        if not at_fault or not self._can_write(connection):
-            return []
-        if halves or part[0].defect:
-            return halves
-        return [[_refused(part[0], error)]]
 
-    def _failed(
-        self, connection: duckdb.DuckDBPyConnection, error: Exception
-    ) -> duckdb.DuckDBPyConnection:
+        def attempt(part: Sequence[Received]) -> Exception | None:
+            return self._error(part, give_up)
+
+        for received, error in bisect(batch, attempt):
+            if len(received.payloads) > 1:
+                self._commit_parts(_events(received), give_up)
+            else:
+                attempt([_refused(received, error)])
+
+    def _error(self, part: Sequence[Received], give_up: "Event") -> Exception | None:
+        """Commit a part, as soon as the lake can be written to.
+
+        Returns:
+            Why it cannot be committed, if that may be due to its events; None once it is
+            committed, or given up.
+        """
+        single = len(part) == len(part[0].payloads) == 1
+        refused = single and part[0].defect is not None
+        failures = shortages = 0
+        while not give_up.is_set():
+            try:
+                self._commit(part)
+            except Exception as error:  # noqa: BLE001  # as above
+                self._failed(error)
+                shortages = shortages + 1 if is_of_the_size(error) else 0
+                if shortages and not single:
+                    return error
+                # A lake that cannot be written to says so in many ways.
+                of_its_events = shortages >= ATTEMPTS or is_of_the_data(error)
+                if of_its_events and not refused and self._can_write():
+                    return error
+                give_up.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+                failures += 1
+            else:
+                return None
+        for received in part:
+            received.failed("the worker was stopped before the lake could be written to")
+        return None
+
+    def _failed(self, error: Exception) -> None:
         logger.warning("Events could not be ingested, they are tried again: %s", told(error))
         self._figures.problem(NAME, f"events wait, the lake cannot be written to: {told(error)}")
-        return self._recover(connection)
+        self._recover()
 
     def _succeeded(self) -> None:
         """Note that the lake can be written to; what failed with it is tried again at once."""
@@ -180,13 +174,10 @@ class Intake:
             self._upkeep_at = time.monotonic()
         self._figures.problem(NAME, None)
 
-    def _commit(self, connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]) -> None:
-        beat = self._beat_is_due()
+    def _commit(self, batch: Sequence[Received]) -> None:
+        connection, beat = self._connection, self._beat_is_due()
         taken = take(
-            self._lake,
-            connection,
-            batch,
-            also=lambda: self._beat(connection) if beat else None,
+            self._lake, connection, batch, also=lambda: self._beat(connection) if beat else None
         )
         self._succeeded()
         self._busy = sum(found.lines for found in taken.values()) > SMALL
@@ -204,7 +195,7 @@ class Intake:
                 Batch(source, found.lines, found.accepted, found.dead_lettered, waited)
             )
 
-    def _recover(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    def _recover(self) -> None:
         """After a failure nothing is known of the connection: go on with another one."""
         self._upkeep = None
         fresh = None
@@ -215,21 +206,21 @@ class Intake:
             logger.exception("The lake cannot be opened")
             if fresh is not None:
                 fresh.close()
-            return connection
-        forget(connection)
-        connection.close()
-        return fresh
+            return
+        forget(self._connection)
+        self._connection.close()
+        self._connection = fresh
 
-    def _can_write(self, connection: duckdb.DuckDBPyConnection) -> bool:
+    def _can_write(self) -> bool:
         try:
-            with self._lake.transaction(connection, "heartbeat"):
-                self._beat(connection)
+            with self._lake.transaction(self._connection, "heartbeat"):
+                self._beat(self._connection)
         except Exception:
             logger.exception("The lake cannot be written to")
             return False
-        return can_take(self._lake, connection)
+        return can_take(self._lake, self._connection)
 
-    def _keep_up(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    def _keep_up(self) -> None:
         """Take a step of the lake's upkeep, if it is time.
 
         In this thread, between two batches: with an SQLite catalog, a second one that writes makes
@@ -237,15 +228,16 @@ class Intake:
         """
         now = time.monotonic()
         if now < self._upkeep_at or (self._busy and now < self._stepped_at + BUSY_STEP_SECONDS):
-            return connection
-        self._upkeep = self._upkeep or self._steps(connection)
+            return
+        self._upkeep = self._upkeep or self._steps(self._connection)
         try:
             step = next(self._upkeep, None)
         except Exception as error:  # noqa: BLE001  # it is begun again later
             logger.warning("The upkeep of the lake failed: %s", told(error))
             self._figures.problem("upkeep", f"the lake is not compacted: {told(error)}")
             self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
-            return self._recover(connection)
+            self._recover()
+            return
         if step is None:
             self._figures.problem("upkeep", None)
             self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
@@ -253,7 +245,6 @@ class Intake:
             self._stepped_at = now
             self._figures.gauge({"upkeep_hold_seconds": round(step.seconds, 3)})
             self._upkeep_at = time.monotonic() + STEP_SECONDS
-        return connection
 
     def _steps(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
         for ledger in (offsets, heartbeat):
@@ -264,14 +255,14 @@ class Intake:
                     ledger.fold(connection)
         yield from steps(self._lake, connection)
 
-    def _beat_alone(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    def _beat_alone(self) -> None:
         try:
-            with self._lake.transaction(connection, "heartbeat"):
-                self._beat(connection)
+            with self._lake.transaction(self._connection, "heartbeat"):
+                self._beat(self._connection)
         except Exception as error:  # noqa: BLE001  # tried again at the next beat
-            return self._failed(connection, error)
-        self._succeeded()
-        return connection
+            self._failed(error)
+        else:
+            self._succeeded()
 
 
 def _refused(received: Received, error: Exception) -> Received:
@@ -284,28 +275,20 @@ def _refused(received: Received, error: Exception) -> Received:
     return replace(received, defect=defect)
 
 
-def _halves(batch: list[Received]) -> list[list[Received]]:
-    """Two halves of a batch, in order; none of a single event."""
-    if len(batch) > 1:
-        middle = len(batch) // 2
-        return [batch[:middle], batch[middle:]]
-    received = batch[0]
-    middle = len(received.payloads) // 2
-    if not middle:
-        return []
-    first = replace(
-        received,
-        positions=received.positions[:middle],
-        payloads=received.payloads[:middle],
-        recorded_us=received.recorded_us[:middle],
-        # Whoever offered them is told once all of them are durable.
-        done=lambda: None,
-        failed=lambda _: None,
-    )
-    second = replace(
-        received,
-        positions=received.positions[middle:],
-        payloads=received.payloads[middle:],
-        recorded_us=received.recorded_us[middle:],
-    )
-    return [[first], [second]]
+def _events(received: Received) -> list[Received]:
+    """Events that came together, each alone; whoever offered them is told with the last."""
+    events = [
+        replace(
+            received,
+            positions=[position],
+            payloads=[payload],
+            recorded_us=received.recorded_us[number : number + 1],
+            done=lambda: None,
+            failed=lambda _: None,
+        )
+        for number, (position, payload) in enumerate(
+            zip(received.positions, received.payloads, strict=True)
+        )
+    ]
+    events[-1] = replace(events[-1], done=received.done, failed=received.failed)
+    return events

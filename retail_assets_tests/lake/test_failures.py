@@ -1,6 +1,6 @@
 """Whose fault an error is: whatever a payload says that an error quotes, it changes nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import duckdb
 import psycopg
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.lake.failures import is_of_the_data
+from retail_assets.lake.failures import bisect, is_of_the_data
 
 SIGNS = (
     "No space left on device",
@@ -117,3 +117,40 @@ def test_a_payload_that_is_no_unicode_is_at_fault_and_a_lack_of_threads_is_not(c
         connection.execute("SELECT ?", ["\ud800 can't start new thread"])
     assert is_of_the_data(failed.value)
     assert not is_of_the_data(RuntimeError("can't start new thread"))
+
+
+@given(st.integers(0, 40), st.data())
+def test_a_bisection_finds_exactly_what_fails_alone_and_tries_the_rest_once_in_order(count, data):
+    items = range(count)
+    poison = data.draw(st.sets(st.sampled_from(items))) if items else set()
+    log: list[int] = []
+    attempts: list[Sequence[int]] = []
+
+    def attempt(part: Sequence[int]) -> str | None:
+        attempts.append(part)
+        bad = [item for item in part if item in poison]
+        if not bad:
+            log.extend(part)
+        return f"{bad} failed" if bad else None
+
+    for item, error in bisect(items, attempt):
+        assert error == f"[{item}] failed"
+        assert item in poison
+        log.append(item)
+    assert log == list(items)
+    assert len(set(attempts)) == len(attempts)
+    # The path to each item that fails, and what lies beside it.
+    assert len(attempts) <= 1 + 2 * len(poison) * count.bit_length()
+
+
+def test_items_that_fail_only_together_are_tried_apart_and_none_is_found():
+    good: list[Sequence[int]] = []
+
+    def attempt(part: Sequence[int]) -> str | None:
+        if len(part) > 3:
+            return "too many at once"
+        good.append(part)
+        return None
+
+    assert list(bisect(range(10), attempt)) == []
+    assert [list(part) for part in good] == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]

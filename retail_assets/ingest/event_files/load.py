@@ -40,7 +40,7 @@ from retail_assets.ingest.ledgers.event_files import (
 )
 from retail_assets.ingest.messages.faults import lines_at_fault
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.failures import is_of_the_data, is_of_the_size
+from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -354,56 +354,55 @@ class _Intake:
             self._take_parts(waiting, unreadable)
 
     def _take_parts(self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]) -> None:
-        """Take in what failed, then its halves, and of these the halves.
+        """Ingest what failed but for the files that fail alone; these are named.
 
-        A file that fails alone is taken in without its lines at fault, or is at fault itself.
-        Unless the disk, the network or the catalog is: such an error is raised once the others had
-        their turn, and the file is tried again.
+        An error that no file causes is raised once the others had their turn.
         """
         failed = dict(unreadable)
         of_the_lake: Exception | None = None
-        parts = [waiting] if waiting else []
-        while parts:
-            part = parts.pop(0)
+        for item, error in bisect(waiting, self._error):
             try:
-                parts[:0] = self._take_part(part, failed)
+                problem = self._without_failing_lines(item, error)
             except NO_FILES_FAULT:
                 raise
-            except Exception as error:  # noqa: BLE001  # as above
-                of_the_lake = error
+            except Exception as other:  # noqa: BLE001  # as above
+                of_the_lake = other
+            else:
+                if problem:
+                    failed[item.file] = f"{item.path} cannot be ingested: {problem}"
         if failed:
             with self._lake.connect() as connection:
                 self._transact(connection, [], None, failed)
         if of_the_lake:
             raise of_the_lake
 
-    def _take_part(
-        self, part: Sequence[Waiting], failed: dict[FoundFile, str]
-    ) -> list[Sequence[Waiting]]:
-        """Take a part in; returns what to try in place of one that failed.
-
-        Raises:
-            Exception: if it is no file's fault.
-        """
+    def _error(self, part: Sequence[Waiting]) -> Exception | None:
+        """Ingest some portions; returns why they fail together, if they do."""
         try:
             # After a failure nothing is known of a connection.
             with self._lake.connect() as connection:
                 self._transact(connection, part, _arrow(part), {})
         except NO_FILES_FAULT:
             raise
-        except Exception as error:
-            middle = len(part) // 2
-            if middle:
-                return [part[:middle], part[middle:]]
-            if not (is_of_the_data(error) or is_of_the_size(error)):
-                raise
-            [item] = part
-            staged = None if item.refused else _arrow(part)
-            refused = lines_at_fault(self._lake, *staged) if staged else {}
-            if refused:
-                return [[replace(item, refused=refused)]]
-            failed[item.file] = f"{item.path} cannot be ingested: {error}"
-        return []
+        except Exception as error:  # noqa: BLE001  # as above
+            return error
+        return None
+
+    def _without_failing_lines(self, item: Waiting, error: Exception) -> Exception | None:
+        """Ingest what fails alone without the lines that do; returns why the rest fails, if so.
+
+        Raises:
+            Exception: if the file does not cause it.
+        """
+        if not (is_of_the_data(error) or is_of_the_size(error)):
+            raise error
+        staged = None if item.refused else _arrow([item])
+        refused = lines_at_fault(self._lake, *staged) if staged else {}
+        if not refused:
+            return error
+        rest = replace(item, refused=refused)
+        again = self._error([rest])
+        return self._without_failing_lines(rest, again) if again else None
 
     def _transact(
         self,

@@ -11,7 +11,7 @@ from retail_assets.ingest.events.batch import AbortError, EventBatch
 from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
 from retail_assets.ingest.messages.load import can_take
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.failures import is_of_the_data, is_of_the_size
+from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,24 +40,21 @@ def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[i
         Exception: whatever is no fault of a line.
     """
     found: dict[int, str] = {}
-    parts = _halves(0, lines.num_rows)
-    while parts and len(found) <= MAX_LINES:
-        first, count = parts.pop(0)
-        error = _error(lake, lines.slice(first, count), sources)
-        if error is None:
-            continue
-        if count > 1:
-            parts[:0] = _halves(first, count)
-            continue
+    rows = range(lines.num_rows)
+    for row, error in bisect(
+        rows, lambda some: _error(lake, lines.slice(some[0], len(some)), sources)
+    ):
+        if len(found) == MAX_LINES:
+            return {}
         with lake.connect() as connection:
             if not can_take(lake, connection):
                 raise error
-        found[first] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
+        found[row] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
         logger.error(
             "Line %d of %s becomes a dead letter (%s): %s",
-            *(lines["position"][first].as_py(), sources["source_name"][0], found[first], error),
+            *(lines["position"][row].as_py(), sources["source_name"][0], found[row], error),
         )
-    return found if len(found) <= MAX_LINES else {}
+    return found
 
 
 def _error(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> Exception | None:
@@ -83,9 +80,3 @@ def _try(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> None:
     ):
         batch.settle()
         raise AbortError
-
-
-def _halves(first: int, count: int) -> list[tuple[int, int]]:
-    """Two halves of so many rows; the one, if it is alone."""
-    middle = count // 2
-    return [(first, middle), (first + middle, count - middle)] if middle else [(first, count)]
