@@ -1,12 +1,13 @@
 """Asset checks: the audits of before publishing, run on the published tables, and more.
 
 One factory makes the checks of every table from its entry in `tables/`. A run's checks look at
-the days of that run; a check that is run by itself looks at the whole table.
+the days of that run; a check that is run by itself looks at the whole table. The rules are in
+`transforms`: a check calls one and names what is wrong.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -16,18 +17,14 @@ import narwhals as nw
 from retail_assets import business_days, tables
 from retail_assets.consumers import live_revenue
 from retail_assets.defs import partitions
+from retail_assets.defs.assets.events import EVENT_TABLES
 from retail_assets.defs.io_manager import describe_failures
 from retail_assets.defs.resource import LakeResource
 from retail_assets.ingest.exports import rejects
 from retail_assets.ingest.exports import stale_days as stale
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.settings import Settings
-from retail_assets.transforms import orders, revenue
-
-UNUSUAL_RATIO = 0.5
-"""How far a day's orders may be from the mean of the same weekday before, as a share of it."""
-
-WEEKS_COMPARED = 4
+from retail_assets.transforms import orders, reconciliation, revenue
 
 SHOWN = 20
 """How many failing days, orders or files a check names."""
@@ -43,15 +40,27 @@ class Scope:
     last: date | None
     settings: Settings
 
-    def rows(self, table: tables.Table, *, open_end: bool = False) -> Any:
-        """The rows of a table in these days, as a relation."""
+    def rows(self, table: tables.Table, *, open_end: bool = False, day: str | None = None) -> Any:
+        """The rows of a table in these days, as a relation; `day` is the column of a ledger."""
         relation = self.connection.table(f"lake.{table.name}")
-        if self.first is None or table.day is None:
+        column = day or table.day
+        if self.first is None or column is None:
             return relation
-        window = f"{table.day} >= DATE '{self.first}'"
+        window = f"{column} >= DATE '{self.first}'"
         return relation.filter(
-            window if open_end else f"{window} AND {table.day} <= DATE '{self.last}'"
+            window if open_end else f"{window} AND {column} <= DATE '{self.last}'"
         )
+
+    def frame(
+        self, table: tables.Table, *, open_end: bool = False, day: str | None = None
+    ) -> nw.LazyFrame:
+        """The rows of a table in these days, as the rules take them."""
+        frame: nw.LazyFrame[Any] = nw.from_native(self.rows(table, open_end=open_end, day=day))
+        return frame
+
+    def whole(self) -> "Scope":
+        """All rows, whatever the days of the run."""
+        return replace(self, first=None, last=None)
 
     def days(self) -> list[date]:
         """The days, where there are some."""
@@ -107,24 +116,26 @@ def required_values_are_there(scope: Scope) -> dg.AssetCheckResult:
 
 def rows_add_up(scope: Scope) -> dg.AssetCheckResult:
     """Rows in each export = raw + rejected."""
-    where, parameters = "", []
-    if scope.first is not None:
-        where, parameters = "WHERE e.export_date BETWEEN ? AND ?", [scope.first, scope.last]
-    found = scope.connection.execute(
-        "SELECT e.export_date, rows_in, coalesce(r.n, 0) AS raw, coalesce(j.n, 0) AS rejected"
-        " FROM lake.export_files AS e LEFT JOIN (SELECT export_date, count(*) AS n FROM"
-        " lake.raw_orders GROUP BY ALL) AS r USING (export_date) LEFT JOIN (SELECT export_date,"
-        f" count(*) AS n FROM lake.rejected_orders GROUP BY ALL) AS j USING (export_date) {where}",
-        parameters,
-    ).fetchall()
-    wrong = [row for row in found if row[1] != row[2] + row[3]]
+    exports = reconciliation.export_rows(
+        scope.frame(tables.EXPORT_FILES, day="export_date"),
+        scope.frame(tables.RAW_ORDERS),
+        scope.frame(tables.REJECTED_ORDERS),
+    )
+    rows_in, raw, rejected, wrong = (
+        exports.to_native()
+        .aggregate(
+            "coalesce(sum(rows_in), 0), coalesce(sum(raw), 0), coalesce(sum(rejected), 0),"
+            " list(export_date ORDER BY export_date) FILTER (NOT adds_up)"
+        )
+        .fetchone()
+    )
     return dg.AssetCheckResult(
         passed=not wrong,
         metadata={
-            "rows_in": sum(row[1] for row in found),
-            "raw": sum(row[2] for row in found),
-            "rejected": sum(row[3] for row in found),
-            "days_at_fault": str([str(row[0]) for row in wrong]),
+            "rows_in": int(rows_in),
+            "raw": int(raw),
+            "rejected": int(rejected),
+            "days_at_fault": str([str(day) for day in wrong or ()]),
         },
     )
 
@@ -145,22 +156,15 @@ def volume_is_usual(scope: Scope) -> dg.AssetCheckResult:
     found = dict(
         scope.connection.execute(
             "SELECT export_date, raw_rows FROM lake.export_files WHERE ?::DATE IS NULL OR"
-            f" export_date BETWEEN ?::DATE - {7 * WEEKS_COMPARED} AND ?::DATE",
-            [scope.first, scope.first, scope.last],
+            " export_date BETWEEN ?::DATE - ?::INTEGER AND ?::DATE",
+            [scope.first, scope.first, 7 * reconciliation.WEEKS_COMPARED, scope.last],
         ).fetchall()
     )
-    unusual: dict[str, str] = {}
-    for day, count in sorted(found.items()):
-        before = [
-            found[earlier]
-            for week in range(1, WEEKS_COMPARED + 1)
-            if (earlier := day - timedelta(weeks=week)) in found
-        ]
-        if (scope.first is not None and day < scope.first) or not before:
-            continue
-        usual = sum(before) / len(before)
-        if abs(count - usual) > UNUSUAL_RATIO * usual:
-            unusual[str(day)] = f"{count} orders, usually about {usual:.0f}"
+    unusual = {
+        str(day): f"{found[day]} orders, usually about {usual:.0f}"
+        for day, usual in reconciliation.unusual_days(found).items()
+        if scope.has(day)
+    }
     return dg.AssetCheckResult(
         passed=not unusual, severity=dg.AssetCheckSeverity.WARN, metadata={"unusual_days": unusual}
     )
@@ -168,8 +172,8 @@ def volume_is_usual(scope: Scope) -> dg.AssetCheckResult:
 
 def completed_reconcile_with_raw(scope: Scope) -> dg.AssetCheckResult:
     """Raw orders of each day = completed + excluded by reason, in number and in money."""
-    raw = nw.from_native(scope.rows(tables.RAW_ORDERS, open_end=True))
-    published = nw.from_native(scope.rows(tables.COMPLETED_ORDERS))
+    raw = scope.frame(tables.RAW_ORDERS, open_end=True)
+    published = scope.frame(tables.COMPLETED_ORDERS)
     behind = set(ledger.stale_days(scope.connection, tables.COMPLETED_ORDERS))
     days = {
         day
@@ -218,10 +222,7 @@ def references_are_known(scope: Scope) -> dg.AssetCheckResult:
 def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
     """Revenue and order count of each day = those of its completed orders."""
     wrong = (
-        revenue.unreconciled_days(
-            nw.from_native(scope.rows(scope.table)),
-            nw.from_native(scope.rows(tables.COMPLETED_ORDERS)),
-        )
+        revenue.unreconciled_days(scope.frame(scope.table), scope.frame(tables.COMPLETED_ORDERS))
         .to_native()
         .fetchall()
     )
@@ -264,26 +265,20 @@ def every_accepted_order_is_published(scope: Scope) -> dg.AssetCheckResult:
 def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
     """Lines of each version of an event file = accepted + dead-lettered + duplicate.
 
-    As the tables have them; of a version that was retracted they have the lines alone.
+    The tables have as many rows; of a version that was retracted they have the raw lines alone.
     """
-    window = "" if scope.first is None else f"WHERE received_date >= DATE '{scope.first}'"
-    place = "source, source_name, version"
-    lines, accepted, dead, wrong = scope.connection.execute(
-        "WITH held AS (SELECT source_name AS path, version, sum(raw) AS raw,"
-        " sum(accepted) AS accepted, sum(dead) AS dead FROM ("
-        f" SELECT {place}, 1 AS raw, 0 AS accepted, 0 AS dead FROM lake.raw_events"
-        f" {window} UNION ALL SELECT {place}, 0, 1, 0 FROM lake.enriched_events"
-        f" {window} UNION ALL SELECT {place}, 0, 0, 1 FROM lake.dead_letter_events"
-        f" {window}) WHERE source = 'file' GROUP BY ALL)"
-        " SELECT coalesce(sum(e.lines), 0), coalesce(sum(e.accepted), 0),"
-        " coalesce(sum(e.dead_lettered), 0), list(e.path ORDER BY e.path) FILTER ("
-        " e.lines <> e.accepted + e.dead_lettered + e.duplicate OR (e.copy_of IS NULL AND ("
-        " e.lines <> coalesce(h.raw, 0)"
-        " OR if(e.retracted_at IS NULL, e.accepted, 0) <> coalesce(h.accepted, 0)"
-        " OR if(e.retracted_at IS NULL, e.dead_lettered, 0) <> coalesce(h.dead, 0))))"
-        " FROM lake.event_files AS e LEFT JOIN held AS h USING (path, version)"
-        f" {window + ' AND' if window else 'WHERE'} e.version > 0"
-    ).fetchone() or (0, 0, 0, None)
+    files = reconciliation.file_lines(
+        scope.frame(tables.EVENT_FILES, open_end=True, day="received_date"),
+        *(scope.frame(table, open_end=True) for table in EVENT_TABLES),
+    )
+    lines, accepted, dead, wrong = (
+        files.to_native()
+        .aggregate(
+            "coalesce(sum(lines), 0), coalesce(sum(accepted), 0), coalesce(sum(dead_lettered), 0),"
+            " list(path ORDER BY path) FILTER (NOT adds_up)"
+        )
+        .fetchone()
+    )
     return dg.AssetCheckResult(
         passed=not wrong,
         metadata={
@@ -297,28 +292,17 @@ def lines_add_up(scope: Scope) -> dg.AssetCheckResult:
 
 def streams_add_up(scope: Scope) -> dg.AssetCheckResult:
     """Lines of each Kafka partition and webhook = accepted + dead-lettered + duplicate."""
-    held = " UNION ALL ".join(
-        f"SELECT source, source_name, {counts} FROM lake.{name} WHERE source NOT IN"
-        " ('file', 'redrive')"
-        for name, counts in (
-            ("raw_events", "1 AS raw, 0 AS accepted, 0 AS dead"),
-            ("enriched_events", "0, 1, 0"),
-            ("dead_letter_events", "0, 0, 1"),
+    parts, lines, wrong = (
+        reconciliation.stream_lines(
+            *(scope.whole().frame(table) for table in (tables.STREAM_OFFSETS, *EVENT_TABLES))
         )
+        .to_native()
+        .aggregate(
+            "count(*), coalesce(sum(lines), 0), list(concat_ws(':', name, part)"
+            " ORDER BY name, part) FILTER (NOT adds_up)"
+        )
+        .fetchone()
     )
-    parts, lines, wrong = scope.connection.execute(
-        "WITH held AS (SELECT source AS name, source_name AS part, sum(raw) AS raw,"
-        f" sum(accepted) AS accepted, sum(dead) AS dead FROM ({held}) GROUP BY ALL),"
-        " ledger AS (SELECT name, part, sum(lines) AS lines, sum(accepted) AS accepted,"
-        " sum(dead_lettered) AS dead_lettered, sum(duplicate) AS duplicate"
-        " FROM lake.stream_offsets WHERE kind = 'source' GROUP BY ALL)"
-        " SELECT count(*), coalesce(sum(o.lines), 0), list(concat_ws(':', name, part)"
-        " ORDER BY name, part) FILTER (o.lines IS NULL"
-        " OR o.lines <> o.accepted + o.dead_lettered + o.duplicate"
-        " OR o.lines <> coalesce(h.raw, 0) OR o.accepted <> coalesce(h.accepted, 0)"
-        " OR o.dead_lettered <> coalesce(h.dead, 0))"
-        " FROM ledger AS o FULL JOIN held AS h USING (name, part)"
-    ).fetchone() or (0, 0, None)
     return dg.AssetCheckResult(
         passed=not wrong,
         metadata={
@@ -364,28 +348,27 @@ def files_are_readable(scope: Scope) -> dg.AssetCheckResult:
 
 def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
     """Live revenue = batch revenue on days with both an export and events; names differences."""
+    whole = scope.whole()
     both = (
-        "SELECT order_date, region, total_revenue FROM lake.{} WHERE order_date IN"
-        " (SELECT order_date FROM lake.live_revenue) AND order_date IN"
-        f" ({tables.WHOLE_DAYS})"
+        f"order_date IN ({tables.WHOLE_DAYS})"
+        " AND order_date IN (SELECT order_date FROM lake.live_revenue)"
     )
-    days = scope.connection.execute(
-        "SELECT order_date, coalesce(sum(s.total_revenue), 0) - coalesce(sum(b.total_revenue), 0)"
-        f" FROM ({both.format('live_revenue')}) AS s FULL JOIN"
-        f" ({both.format('daily_revenue')}) AS b USING (order_date, region)"
-        " GROUP BY order_date HAVING count(*) FILTER (s.total_revenue IS DISTINCT FROM"
-        " b.total_revenue) > 0 ORDER BY ALL"
-    ).fetchall()
+    live, batch = (
+        nw.from_native(whole.rows(table).filter(both))
+        for table in (tables.LIVE_REVENUE, tables.DAILY_REVENUE)
+    )
+    days = sorted(reconciliation.revenue_differences(live, batch).to_native().fetchall())
     listed = [day for day, _ in days][-SHOWN:]
-    live = live_revenue.live_orders(scope.connection, listed).to_native().sql_query()
-    orders_behind = scope.connection.execute(
-        "SELECT order_date, order_id, s.order_value_gbp AS stream_gbp, b.order_value_gbp AS"
-        f" batch_gbp FROM ({live}) AS s FULL JOIN lake.completed_orders AS b"
-        " USING (order_date, order_id, region) WHERE order_date IN (SELECT unnest(?::DATE[]))"
-        " AND s.order_value_gbp IS DISTINCT FROM b.order_value_gbp"
-        f" ORDER BY order_date DESC, order_id LIMIT {SHOWN}",
-        [listed],
-    ).fetchall()
+    differing = (
+        reconciliation.order_differences(
+            live_revenue.live_orders(scope.connection, listed),
+            whole.frame(tables.COMPLETED_ORDERS).filter(nw.col("order_date").is_in(listed)),
+        )
+        .to_native()
+        .order("order_date DESC, order_id")
+        .limit(SHOWN)
+        .fetchall()
+    )
     return dg.AssetCheckResult(
         passed=not days,
         severity=dg.AssetCheckSeverity.WARN,
@@ -394,7 +377,7 @@ def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
             "stream_minus_batch_gbp": {str(day): float(value) for day, value in days[-SHOWN:]},
             "orders": [
                 f"{day} {order}: stream {stream}, batch {batch}"
-                for day, order, stream, batch in orders_behind
+                for day, order, _, stream, batch in differing
             ],
         },
     )
