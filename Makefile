@@ -27,7 +27,7 @@ test: setup ## Set up and run all tests
 
 test-fast: setup ## The tests that start no process and no server, but for the slow ones
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		-m "not processes and not servers and not slow"
+		-m "not processes and not slow"
 
 fuzz: setup ## Fuzz the readers, MINUTES each (FUZZ=exports or events: one alone); what breaks one is left in .fuzz/
 	@# Rounds of five minutes: atheris never frees what a comparison of arrays gave.

@@ -34,15 +34,15 @@ WriteExport: TypeAlias = Callable[..., Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch that a run which leaves out what starts processes and servers starts none."""
+    """Watch that a run which leaves out tests that start processes or servers starts none."""
     if "not processes" in config.getoption("markexpr"):
         config.pluginmanager.register(outside.Watch())
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` selects by these marks
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by this mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes or servers, and the slow ones."""
-    outside.mark(items)
+    """Mark the slow tests."""
+    outside.mark_slow(items)
 
 
 @pytest.fixture

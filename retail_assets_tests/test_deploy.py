@@ -81,6 +81,7 @@ def test_every_setting_that_is_named_exists() -> None:
     assert {name.removeprefix("RETAIL_").lower() for name in named} <= set(Settings.model_fields)
 
 
+@pytest.mark.processes
 def test_the_health_check_asks_where_the_worker_of_the_image_answers(settings: Settings) -> None:
     program, *check = instruction("HEALTHCHECK")
     assert program == str(BIN / "python")
@@ -112,6 +113,7 @@ def test_the_health_check_asks_where_the_worker_of_the_image_answers(settings: S
         worker.wait()
 
 
+@pytest.mark.processes
 def test_wrong_usage_is_not_started_again(settings: Settings) -> None:
     # There is no token.
     done = subprocess.run(

@@ -102,6 +102,7 @@ def test_an_unusable_dagster_home(
     assert str(home) in found
 
 
+@pytest.mark.processes
 def test_the_services_do_not_start_on_a_damaged_history(lake: Lake, home: Path) -> None:
     (home / "history/runs.db").write_bytes(b"junk" * 4096)
     done = subprocess.run(
@@ -144,6 +145,7 @@ def tiny_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arguments", [("maintain",), ("generate", "--days", "2"), BACKFILL])
 def test_a_full_disk(
     published: Path,
@@ -167,6 +169,7 @@ def test_a_full_disk(
     assert "The disk is full" in said or "The disk failed to read or write" in said
 
 
+@pytest.mark.processes
 def test_a_file_that_may_not_grow(published: Path, settings: Settings) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "retail_assets", "maintain"],

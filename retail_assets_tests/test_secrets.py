@@ -175,6 +175,7 @@ threading.Thread(target=connect, daemon=True).start()
 """Says all that it knows, as soon as the worker has a log."""
 
 
+@pytest.mark.processes
 def test_a_worker_whose_outside_is_away_writes_no_secret_anywhere(
     lake: Lake, settings: Settings, tmp_path: Path
 ) -> None:

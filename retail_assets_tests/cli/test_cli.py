@@ -69,12 +69,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return Command(monkeypatch, capfd)
 
 
+@pytest.mark.processes
 def test_the_installed_command_shows_all_that_there_is(settings: Settings) -> None:
     executable = Path(sys.executable).with_name("retail-assets")
     done = subprocess.run([executable, "--help"], capture_output=True, text=True, check=True)
     assert [name for name in COMMANDS if name in done.stdout] == COMMANDS
 
 
+@pytest.mark.processes
 def test_an_error_is_one_sentence_without_a_traceback(settings: Settings) -> None:
     executable = Path(sys.executable).with_name("retail-assets")
     done = subprocess.run(
@@ -86,6 +88,7 @@ def test_an_error_is_one_sentence_without_a_traceback(settings: Settings) -> Non
     )
 
 
+@pytest.mark.processes
 def test_debug_shows_the_traceback(settings: Settings) -> None:
     executable = Path(sys.executable).with_name("retail-assets")
     done = subprocess.run(

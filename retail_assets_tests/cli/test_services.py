@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 HANG_SECONDS = 60  # never reached unless something is broken: a red test instead of a stuck one
 
 SUPERVISOR = """

@@ -57,6 +57,7 @@ def definitions(settings: Settings) -> dg.Definitions:
     return build_definitions(settings)
 
 
+@pytest.mark.processes
 def test_they_load_in_a_fresh_interpreter_without_heavy_libraries(settings: Settings) -> None:
     heavy = {"pandas", "pyarrow", "matplotlib", "dagster_webserver"}
     code = (
@@ -72,6 +73,7 @@ def test_they_load_in_a_fresh_interpreter_without_heavy_libraries(settings: Sett
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
+@pytest.mark.processes
 def test_dagster_finds_the_workspace_valid(settings: Settings, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],

@@ -36,6 +36,7 @@ pytestmark = [
         not Path("/proc/self/environ").exists(),
         reason="finds the processes that are left through /proc, which is Linux",
     ),
+    pytest.mark.processes,
 ]
 
 HANG_SECONDS = 240  # never reached unless something is broken: a red test instead of a stuck one

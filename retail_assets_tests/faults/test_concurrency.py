@@ -22,6 +22,7 @@ DAYS = [date(2026, 10, day) for day in range(5, 9)]
 TIMES = 6
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_four_processes_write_different_days_and_two_read_all_the_time(lake, settings):
     values = settings.model_dump() | {"threads": 1}
@@ -57,6 +58,7 @@ def without_versions(settings: Settings) -> dict[str, list[tuple[object, ...]]]:
     return found
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_exports_of_different_days_taken_in_at_once_give_the_tables_of_one_after_the_other(
     tmp_path, new_lake

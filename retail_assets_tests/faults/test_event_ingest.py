@@ -15,6 +15,8 @@ from retail_assets_tests.faults.ingestion import BLOCK, one_by_one, race, take_i
 from retail_assets_tests.faults.kill import Walk, copy, do
 from retail_assets_tests.processes import finish, start
 
+pytestmark = pytest.mark.processes
+
 RACERS = 3
 BAD = ("", "null", "{", event(0, order_value_gbp=-1), event(0, region=None), "\x00")
 

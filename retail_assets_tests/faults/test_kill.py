@@ -21,6 +21,8 @@ from retail_assets_tests.faults.kill import Walk, copy, do
 from retail_assets_tests.platform import CUSTOMERS, PRODUCTS, write_reference
 from retail_assets_tests.processes import finish, start
 
+pytestmark = pytest.mark.processes
+
 DAYS = [date(2026, 10, day) for day in range(5, 10)]
 
 

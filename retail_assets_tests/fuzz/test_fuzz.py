@@ -10,6 +10,8 @@ import pytest
 
 from retail_assets_tests.processes import HANG_SECONDS
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 SHOWN_LINES = 60
 

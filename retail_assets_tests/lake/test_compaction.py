@@ -173,6 +173,7 @@ def begin_a_long_result(connection):
     return None, result.fetchall
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("read", [begin, begin_a_long_result])
 def test_an_open_reader_keeps_its_files_however_long_they_were_merged_away(written, eager, read):
     with written.connect() as connection, written.connect(read_only=True) as reader:
@@ -192,6 +193,7 @@ def test_an_open_reader_keeps_its_files_however_long_they_were_merged_away(writt
         assert rows_of(reader) == rows_of(connection) == now
 
 
+@pytest.mark.processes
 def test_after_two_days_files_go_whoever_reads(written, eager):
     with written.connect() as connection, written.connect(read_only=True) as reader:
         begin(reader)
@@ -200,6 +202,7 @@ def test_after_two_days_files_go_whoever_reads(written, eager):
         assert compact(written, connection).files_deleted == 17
 
 
+@pytest.mark.processes
 def test_files_that_were_just_merged_away_stay(written, eager):
     with written.connect() as connection:
         before = files(written)
@@ -228,6 +231,7 @@ def snapshots(connection) -> list[int]:
     return [snapshot for (snapshot,) in found]
 
 
+@pytest.mark.processes
 def test_a_long_history_is_thinned_to_minutes_and_hours_and_then_forgotten(written, monkeypatch):
     monkeypatch.setattr(compaction, "MAX_SNAPSHOTS", 6)
     monkeypatch.setattr(compaction, "EXPIRED_SNAPSHOTS", 4)
@@ -271,6 +275,7 @@ def test_a_long_history_is_thinned_to_minutes_and_hours_and_then_forgotten(writt
             changes(connection, first + 5, top)
 
 
+@pytest.mark.processes
 def test_a_short_history_is_kept_whole(written):
     with written.connect() as connection:
         top = current_snapshot(connection)
@@ -407,6 +412,7 @@ def compact_and_die(data_dir: str, text: str, when: str) -> None:
         compact(lake, Doomed(connection, text, when))  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("text", "when"),
     [
@@ -439,6 +445,7 @@ def test_a_kill_in_the_middle_leaves_the_lake_whole(written, eager, monkeypatch,
         assert len(rows_of(connection)) == len(before) + ROWS
 
 
+@pytest.mark.processes
 def test_writers_and_a_compaction_at_once_end_with_every_row_once(written, eager):
     data_dir = str(Path(written.catalog).parent.parent)
     with written.connect(read_only=True) as connection:

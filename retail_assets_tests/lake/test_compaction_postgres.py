@@ -18,6 +18,8 @@ from retail_assets_tests.lake.test_compaction import (
 )
 from retail_assets_tests.lake.test_postgres import lake, server, settings
 
+pytestmark = pytest.mark.processes
+
 __all__ = ["lake", "server", "settings"]
 
 

@@ -224,6 +224,7 @@ def test_relative_settings_do_not_depend_on_where_a_process_is_started(tmp_path,
     assert Settings(lake_catalog="postgres:dbname=x").catalog == "postgres:dbname=x"
 
 
+@pytest.mark.processes
 def test_extensions_come_from_wheels_and_nothing_is_written_to_the_home_directory(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -257,6 +258,7 @@ def test_a_missing_extension_is_named_with_the_wheel_to_install():
         extension_path("no_such")
 
 
+@pytest.mark.processes
 def test_processes_that_open_a_new_lake_at_once_make_it_once(settings):
     processes = [start(work.open_and_write, str(settings.data_dir), name) for name in "abcd"]
     assert finish(processes) == [0, 0, 0, 0]
@@ -288,6 +290,7 @@ def lock_is_free(lake: Lake) -> bool:
     return free.wait(10)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_whatever_is_raised_in_a_transaction_nothing_of_it_stays(lake, error):
     with lake.connect() as connection:
@@ -301,6 +304,7 @@ def test_whatever_is_raised_in_a_transaction_nothing_of_it_stays(lake, error):
     assert problems(lake) == ["whole"]
 
 
+@pytest.mark.processes
 def test_a_statement_that_fails_is_what_the_caller_sees(lake):
     with lake.connect() as connection:
         with (
@@ -366,6 +370,7 @@ def test_a_group_may_be_let_read_and_who_only_reads_changes_nothing_of_its_proce
     assert Path(lake.spill_dir).stat().st_mode & 0o777 == 0o750
 
 
+@pytest.mark.processes
 def test_a_commit_that_fails_leaves_no_transaction_and_no_lock(lake, monkeypatch):
     def fail(connection):
         message = "the disk is full"
@@ -386,6 +391,7 @@ def test_a_commit_that_fails_leaves_no_transaction_and_no_lock(lake, monkeypatch
     assert problems(lake) == ["whole"]
 
 
+@pytest.mark.processes
 def test_a_commit_that_conflicts_says_so_and_not_that_there_is_nothing_to_roll_back(lake):
     publish(lake, [(FIRST, f"r{n}", "1.00") for n in range(30)], [FIRST])
     with lake.connect() as connection, lake.connect() as somebody:
@@ -403,6 +409,7 @@ def test_a_commit_that_conflicts_says_so_and_not_that_there_is_nothing_to_roll_b
     assert problems(lake) == ["whole"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("same_connection", [True, False])
 def test_a_nested_transaction_is_refused_at_once_and_spoils_nothing(lake, same_connection):
     with lake.connect() as connection, lake.connect() as another:
@@ -427,6 +434,7 @@ def test_each_commit_says_what_it_was_for(lake):
     assert found == [("retail_assets", "try it")]
 
 
+@pytest.mark.processes
 def test_transactions_of_several_processes_wait_for_each_other_and_readers_for_nobody(lake):
     with lake.connect() as connection, lake.transaction(connection, "start"):
         connection.execute(

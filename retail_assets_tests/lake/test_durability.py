@@ -112,6 +112,7 @@ write_on_every_path(lake_in(sys.argv[1]))
 """
 
 
+@pytest.mark.processes
 def test_the_kernel_sees_a_sync_between_each_file_and_the_catalog_that_names_it(lake, tmp_path):
     trace = tmp_path / "trace"
     strace = shutil.which("strace")
@@ -148,6 +149,7 @@ def mounted(image: Path, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True, capture_output=True)
 
 
+@pytest.mark.processes
 def test_a_machine_that_loses_power_has_all_that_was_committed(tmp_path, new_lake):
     """The image of a mounted file system, copied as it is, is what a power cut leaves."""
     disk, after = tmp_path / "disk.img", tmp_path / "after.img"

@@ -160,6 +160,7 @@ def test_files_are_deleted_once_nothing_has_needed_them_for_some_minutes(worked)
     assert {Path(path) for (path,) in listed} <= files(worked)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12", "Europe/London"])
 def test_files_stay_and_go_by_the_minute_whatever_the_time_zone_of_a_machine(worked, zone):
     """DuckLake writes the machine's local time into an SQLite catalog, and compares it as text."""
@@ -270,6 +271,7 @@ def test_files_in_use_are_not_taken_for_orphans_by_another_spelling_of_the_path(
     assert read(worked) == NOW
 
 
+@pytest.mark.processes
 def test_writers_go_on_while_the_lake_is_maintained(worked):
     data_dir = str(Path(worked.catalog).parent.parent)
     writer = start(work.publish_values, data_dir, FIRST, 8)

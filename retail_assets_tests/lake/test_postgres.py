@@ -40,6 +40,8 @@ from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read, rows_
 from retail_assets_tests.platform import write_reference
 from retail_assets_tests.processes import finish, start
 
+pytestmark = pytest.mark.processes
+
 PASSWORD = "not a secret's"  # noqa: S105 - of a server that lives for these tests
 
 

@@ -20,6 +20,8 @@ from retail_assets.lake.verify import verify
 from retail_assets.settings import Settings
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read
 
+pytestmark = pytest.mark.processes
+
 SERVER = """
 import sys
 import boto3

@@ -64,6 +64,7 @@ def can_be_had(path: str, byte: int) -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.processes
 def test_nobody_can_have_the_catalog_for_himself_while_somebody_stays_connected(settings, lake):
     assert can_be_had(lake.catalog, guard.PENDING_BYTE)
     with somebody_connected(settings):
@@ -72,6 +73,7 @@ def test_nobody_can_have_the_catalog_for_himself_while_somebody_stays_connected(
     assert can_be_had(lake.catalog, guard.PENDING_BYTE)
 
 
+@pytest.mark.processes
 def test_reading_writing_and_checkpoints_go_on(settings, lake: Lake):
     with somebody_connected(settings):
         with lake.connect() as connection, lake.transaction(connection, "a test"):
@@ -120,6 +122,7 @@ def catalog(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "byte"),
     [("catalog", guard.PENDING_BYTE), ("catalog-shm", guard.DEAD_MAN_SWITCH)],

@@ -343,6 +343,7 @@ def back_up(settings: Settings, copy: Path, meanwhile: Callable[[], None]) -> No
     shutil.copytree(lake / "files", backup / "files", dirs_exist_ok=True)
 
 
+@pytest.mark.processes
 def test_a_backup_that_is_restored_elsewhere_goes_on_where_it_was(
     whole: Lake, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

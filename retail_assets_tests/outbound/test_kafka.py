@@ -22,6 +22,8 @@ from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
 from tools.broker import Broker, durable_broker, running_broker
 
+pytestmark = pytest.mark.processes
+
 TOPIC = "enriched"
 ALERTS = "alerts"
 DAY = "2026-10-12"

@@ -27,6 +27,8 @@ from retail_assets_tests.receiver import running_receiver
 from retail_assets_tests.worker.sources.kafka.kafka_topics import Topic
 from tools.broker import Broker, free_port, running_broker
 
+pytestmark = pytest.mark.processes
+
 TOKEN = "a-long-random-text"  # noqa: S105  # of this test alone
 HANG_SECONDS = 120
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-import skops.io
 
 from retail_assets.consumers.fraud import model as fraud_model
 from retail_assets.consumers.fraud.model import COLUMNS, FEATURES, Model, ModelError
@@ -85,6 +84,7 @@ def test_the_score_is_the_share_of_the_training_orders_that_are_less_unusual(
     assert model.shares(np.zeros((1, len(FEATURES))))[0] < 0.2
 
 
+@pytest.mark.processes
 def test_the_same_rows_give_the_same_model_in_any_process(rows: Numbers) -> None:
     code = (
         "import hashlib, numpy as np\n"
@@ -114,24 +114,31 @@ def load(blob: bytes, **changed: str) -> Model:
     return fraud_model.load(blob, **about)
 
 
+def dumps(stored: Any) -> bytes:
+    import skops.io  # takes seconds, which each process that only collects tests would wait for
+
+    blob: bytes = skops.io.dumps(stored)
+    return blob
+
+
 def test_a_model_that_was_stored_scores_as_before(model: Model, rows: Numbers) -> None:
     found = load(fraud_model.dump(model))
     assert (found.shares(rows) == model.shares(rows)).all()
 
 
 @pytest.mark.parametrize(
-    ("blob", "said"),
+    ("stored", "said"),
     [
         (b"", "cannot be read"),
         (b"PK\x03\x04", "cannot be read"),
         (pickle.dumps({"forest": 1}), "cannot be read"),
-        (skops.io.dumps({"quantiles": np.zeros(3)}), "is no isolation forest"),
-        (skops.io.dumps([1]), "is no isolation forest"),
+        ({"quantiles": np.zeros(3)}, "is no isolation forest"),
+        ([1], "is no isolation forest"),
     ],
 )
-def test_what_is_no_model_is_not_read_as_one(blob: bytes, said: str) -> None:
+def test_what_is_no_model_is_not_read_as_one(stored: Any, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        load(blob)
+        load(stored if isinstance(stored, bytes) else dumps(stored))
 
 
 class Untrusted:
@@ -142,7 +149,7 @@ class Untrusted:
 def test_types_that_a_model_does_not_need_are_not_loaded(model: Model) -> None:
     stored = {"forest": model.forest, "quantiles": model.quantiles, "more": Untrusted()}
     with pytest.raises(ModelError, match="Untrusted types"):
-        load(skops.io.dumps(stored))
+        load(dumps(stored))
 
 
 @pytest.mark.parametrize(

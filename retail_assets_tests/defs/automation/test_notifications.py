@@ -28,10 +28,13 @@ from retail_assets.settings import Settings, load_settings
 from retail_assets_tests import processes
 from retail_assets_tests.receiver import Receiver, running_receiver
 
-pytestmark = pytest.mark.filterwarnings(
-    # apprise asks for a module of Python's that goes with 3.13.
-    "ignore:'imghdr' is deprecated:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        # apprise asks for a module of Python's that goes with 3.13.
+        "ignore:'imghdr' is deprecated:DeprecationWarning"
+    ),
+    pytest.mark.processes,
+]
 
 NOW = datetime(2026, 10, 14, 12, 0, tzinfo=timezone.utc)
 DAY = date(2026, 10, 12)

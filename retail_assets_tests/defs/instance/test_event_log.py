@@ -376,6 +376,7 @@ def test_another_minor_version_of_dagster_gets_the_stock_class_and_a_warning(
 # --- several processes and threads --------------------------------------------------------------
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("neighbour", ["SqliteEventLogStorage", "PooledSqliteEventLogStorage"])
 def test_two_processes_write_one_run_at_once_and_no_event_is_lost(
     storage: PooledSqliteEventLogStorage, neighbour: str
@@ -399,6 +400,7 @@ def test_two_processes_write_one_run_at_once_and_no_event_is_lost(
     assert tagged == ids
 
 
+@pytest.mark.processes
 def test_a_reader_in_another_process_sees_each_event_as_soon_as_it_is_stored(
     storage: PooledSqliteEventLogStorage,
 ) -> None:
@@ -435,6 +437,7 @@ def test_threads_share_the_storage(storage: PooledSqliteEventLogStorage) -> None
         assert days_in(storage, run_id) == set(DAYS)
 
 
+@pytest.mark.processes
 @needs_fork
 @needs_proc
 def test_a_forked_child_inherits_no_open_shard_and_both_go_on_writing(tmp_path: Path) -> None:
@@ -524,6 +527,7 @@ def open_files(base_dir: str) -> set[str]:
     return names
 
 
+@pytest.mark.processes
 def test_events_stored_after_another_process_wiped_the_files_are_not_lost(
     storage: PooledSqliteEventLogStorage,
 ) -> None:

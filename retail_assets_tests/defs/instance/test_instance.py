@@ -56,7 +56,7 @@ def health(instance: dg.DagsterInstance, server: dict[str, object] | None) -> Wo
     return instance.run_launcher.check_run_worker_health(run).status
 
 
-@pytest.mark.servers  # the code server of Dagster
+@pytest.mark.processes  # the code server of Dagster
 def test_a_run_is_alive_while_its_code_server_is_there(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
 from retail_assets_tests.lake.test_s3 import KEYS, endpoint  # noqa: F401  # a fixture
 
+pytestmark = pytest.mark.processes
+
 DAY = "2026-10-12"
 
 

@@ -221,6 +221,7 @@ def _die_at_commit(values: dict, after: bool) -> None:
         take(lake, connection, [received(0, event(1), BAD, event(2))])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("after", [False, True])
 def test_a_worker_killed_at_its_commit_loses_and_doubles_nothing(settings, lake, after):
     assert finish([start(_die_at_commit, settings.model_dump(), after)]) == [-signal.SIGKILL]

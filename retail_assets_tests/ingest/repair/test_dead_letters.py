@@ -189,6 +189,7 @@ def test_a_letter_that_is_named_twice_is_redriven_once(taken):
     assert taken.events() == [("E1",), ("E2",)]
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_several_that_mend_a_letter_at_once_in_different_ways_give_one_event(taken, tmp_path):
     started = tmp_path / "started"

@@ -31,6 +31,7 @@ def with_options(settings: Settings, **options: Any) -> Settings:
     return settings.model_copy(update={"kafka_options": dotted})
 
 
+@pytest.mark.processes
 def test_a_broker_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_client, "ANSWER_SECONDS", 1)
     address = f"127.0.0.1:{free_port()}"
@@ -40,12 +41,14 @@ def test_a_broker_that_is_not_there(settings: Settings, monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.processes
 def test_a_topic_that_is_not_there(broker: Broker, settings: Settings) -> None:
     assert refusal(Topic(broker.bootstrap, "absent"), settings) == (
         f"There is no Kafka topic absent at {broker.bootstrap}: create it, or correct its name."
     )
 
 
+@pytest.mark.processes
 def test_credentials_that_the_broker_does_not_take(
     broker: Broker,
     settings: Settings,
@@ -82,6 +85,7 @@ def test_options_that_the_worker_depends_on_cannot_be_set(settings: Settings) ->
         )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "value"), [("sasl.pasword", "hunter2"), ("security.protocol", "hunter2")]
 )

@@ -30,6 +30,8 @@ from retail_assets_tests.worker.sources.kafka.kafka_topics import (
 )
 from tools.broker import Broker, durable_broker, running_broker
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:

@@ -36,6 +36,8 @@ from retail_assets_tests.worker.sources.kafka.kafka_topics import (
 )
 from tools.broker import Broker, running_broker
 
+pytestmark = pytest.mark.processes
+
 RETRY_SECONDS = 0.2
 
 

@@ -43,7 +43,7 @@ from retail_assets_tests.worker.sources.webhook.webhooks import (
     send_for_ever,
 )
 
-pytestmark = [pytest.mark.usefixtures("settings"), pytest.mark.servers]
+pytestmark = [pytest.mark.usefixtures("settings"), pytest.mark.processes]
 
 
 @pytest.fixture(scope="module")
