@@ -24,6 +24,7 @@ with atheris.instrument_imports(
         "retail_assets.ingest.exports.csv_records",
         "retail_assets.ingest.exports.record_count",
         "retail_assets.ingest.exports.load",
+        "retail_assets.ingest.exports.staging",
     ]
 ):
     import duckdb

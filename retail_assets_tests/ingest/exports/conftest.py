@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from retail_assets.ingest.exports.load import Ingested, ingest
+from retail_assets.ingest.exports.load import ExportResult, ingest
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -22,7 +22,7 @@ class Intake:
     connection: duckdb.DuckDBPyConnection
     exports_dir: Path
 
-    def take(self, *days: date, late_days: int = 7) -> Ingested:
+    def take(self, *days: date, late_days: int = 7) -> ExportResult:
         return ingest(self.lake, self.connection, self.exports_dir, days, late_days=late_days)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:

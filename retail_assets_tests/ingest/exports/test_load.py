@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retail_assets import tables
-from retail_assets.ingest.exports.load import Ingested, ingest
+from retail_assets.ingest.exports.load import ExportResult, ingest
 from retail_assets.ingest.exports.pending import pending_exports
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
@@ -663,7 +663,7 @@ def test_an_order_of_implausible_value_fails_its_day_alone_and_by_name(
     for day, value in zip(days, ("1000.00", "9999999999.99", "1.00"), strict=True):
         write_export(day, [order_row("A", day), order_row("B", day, order_value_gbp=value)])
 
-    def take(limit: float | None) -> Ingested:
+    def take(limit: float | None) -> ExportResult:
         return ingest(
             *(intake.lake, intake.connection, intake.exports_dir, days),
             late_days=7,
