@@ -97,6 +97,7 @@ def platform(data: Path, out: Path) -> Work:
     """(d) This platform: all of its event tables and ledgers, durable."""
     from retail_assets import tables
     from retail_assets.ingest.event_files import load as event_files
+    from retail_assets.ingest.event_files.pending import pending_event_files
     from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.publish import publish_table
@@ -115,7 +116,7 @@ def platform(data: Path, out: Path) -> Work:
             publish_table(lake, connection, table, frame)
 
     def run() -> Counts:
-        pending = event_files.pending_event_files(settings)
+        pending = pending_event_files(settings)
         with lake.connect() as connection:
             found = event_files.ingest(lake, connection, settings, pending.files)
         taken = found.files.values()

@@ -201,7 +201,7 @@ def _run(python: str, case: str, data: Path, work: Path) -> dict[str, float]:
 def _ticks(data: Path) -> dict[str, float]:
     """Seconds of what the sensor does in a tick."""
     from retail_assets.defs.automation.events import batches
-    from retail_assets.ingest.event_files.load import pending_event_files
+    from retail_assets.ingest.event_files.pending import pending_event_files
     from retail_assets.settings import Settings
 
     settings = Settings(data_dir=data, event_settle_seconds=0)

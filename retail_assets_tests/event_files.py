@@ -11,7 +11,8 @@ from typing import Any
 
 import duckdb
 
-from retail_assets.ingest.event_files.load import Ingested, ingest, pending_event_files
+from retail_assets.ingest.event_files.load import Ingested, ingest
+from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.repair import dead_letters
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings

@@ -17,7 +17,8 @@ from retail_assets.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from retail_assets.ingest.event_files.load import Ingested, Pending
+    from retail_assets.ingest.event_files.load import Ingested
+    from retail_assets.ingest.event_files.pending import Pending
     from retail_assets.ingest.event_files.plan import Taken
 
 
@@ -25,6 +26,7 @@ def ingest_events() -> None:
     """Ingest all pending event files now, as the sensor's runs would, and refresh live revenue."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest.event_files import load as event_files
+    from retail_assets.ingest.event_files.pending import pending_event_files
     from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
 
@@ -42,9 +44,9 @@ def ingest_events() -> None:
                 progress=lambda done: progress.update(task, completed=done),
             )
 
-        pending = event_files.pending_event_files(settings, connection)
+        pending = pending_event_files(settings, connection)
         found = take(pending.files)
-        later = event_files.pending_event_files(settings, connection)
+        later = pending_event_files(settings, connection)
         if later.unsettled:
             # Somebody may still be writing to them: wait, because all files were asked for.
             waiting = progress.add_task(
@@ -52,7 +54,7 @@ def ingest_events() -> None:
             )
             time.sleep(settings.event_settle_seconds)
             progress.remove_task(waiting)
-            later = event_files.pending_event_files(settings, connection)
+            later = pending_event_files(settings, connection)
         if left := [path for path in later.files if path not in found.failed]:
             found.add(take(left))
         live_revenue.refresh(lake, connection)

@@ -10,7 +10,7 @@ from retail_assets import tables
 from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.event_files.load import pending_event_files
+from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.exports import rejects
 from retail_assets.ingest.exports.other_files import other_exports
 from retail_assets.ingest.exports.pending import pending_exports

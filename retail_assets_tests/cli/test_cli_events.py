@@ -15,6 +15,7 @@ import pytest
 
 from retail_assets.consumers import live_orders, registry
 from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.event_files.pending import MAX_ATTEMPTS
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
@@ -126,7 +127,7 @@ def test_a_file_that_cannot_be_read_fails_by_name_and_the_others_are_taken_in(
 ) -> None:
     write_events(settings, f"{DAY}/good.jsonl", [event(1)])
     write_events(settings, f"{DAY}/bad.jsonl.gz", b"\x1f\x8b\x08")
-    for attempt in range(event_files.MAX_ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         code, out, err = command("ingest-events")
         assert code == 1
         assert cells(out)[-1][0] == ("1 files" if attempt == 0 else "0 files")
@@ -209,7 +210,7 @@ def test_status_tells_of_pending_event_files_and_of_dead_letters(
 ) -> None:
     file = write_events(settings, f"{DAY}/c.jsonl", [event(5)])
     write_events(settings, f"{DAY}/bad.jsonl.gz", b"\x1f\x8b\x08")
-    for _ in range(event_files.MAX_ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         event_files.ingest(intake.lake, intake.connection, settings, [f"{DAY}/bad.jsonl.gz"])
     code, out, _ = command("status", *JSON)
     assert code == 0

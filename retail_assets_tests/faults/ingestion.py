@@ -7,6 +7,7 @@ from pathlib import Path
 from retail_assets.consumers import live_revenue
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.event_files import reader as event_reader
+from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -17,7 +18,7 @@ PORTION = 800
 
 def take_in(settings: Settings, *files: str) -> None:
     """Take in some event files, by default all that are pending, and bring live revenue up."""
-    _take_in(settings, [files or list(event_files.pending_event_files(settings).files)])
+    _take_in(settings, [files or list(pending_event_files(settings).files)])
 
 
 def one_by_one(settings: Settings, *files: str) -> None:
@@ -38,7 +39,7 @@ def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
 
 def race(settings: Settings, started: str, name: int, racers: int) -> None:
     """Take in what is pending at the same time as others do."""
-    pending = list(event_files.pending_event_files(settings).files)
+    pending = list(pending_event_files(settings).files)
     barrier = Path(started)
     (barrier / str(name)).touch()
     while len(list(barrier.iterdir())) < racers:

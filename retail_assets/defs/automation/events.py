@@ -22,7 +22,7 @@ from dagster._core.storage.tags import PARTITION_NAME_TAG
 from retail_assets.defs.assets.events import EVENT_TABLES, INGEST
 from retail_assets.defs.automation.batch import IN_PROGRESS, MAX_ATTEMPTS
 from retail_assets.ingest.event_files.folder import landing_day
-from retail_assets.ingest.event_files.load import Pending, pending_event_files
+from retail_assets.ingest.event_files.pending import Pending, pending_event_files
 from retail_assets.ingest.ledgers.event_files import FoundFile, LakeState
 from retail_assets.settings import Settings
 

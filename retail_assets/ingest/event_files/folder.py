@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from retail_assets.errors import RetailAssetsError, UsageError
@@ -17,6 +17,9 @@ from retail_assets.ingest.event_files.regular_files import (
     stat_regular,
 )
 from retail_assets.ingest.ledgers.event_files import FoundFile
+
+if TYPE_CHECKING:
+    from retail_assets.settings import Settings
 
 PACKED = (".gz", ".zst")
 """How the names of compressed files end, in any case."""
@@ -243,3 +246,8 @@ def _remote_file(path: str, info: dict[str, Any]) -> FoundFile:
     if isinstance(modified, datetime):
         modified = modified.astimezone(timezone.utc).timestamp()
     return FoundFile(path, int(info["size"]), int(float(modified) * 1e9))
+
+
+def event_folder(settings: "Settings") -> EventFolder:
+    """The folder or bucket of the settings."""
+    return EventFolder(settings.events_location)

@@ -22,7 +22,7 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.content_hash import CHUNK_BYTES
-from retail_assets.ingest.event_files.folder import EventFolder, is_packed, landing_day
+from retail_assets.ingest.event_files.folder import event_folder, is_packed, landing_day
 from retail_assets.ingest.event_files.plan import COPY, Plan, Taken, Waiting, content_of, state_of
 from retail_assets.ingest.event_files.reader import PORTION_BYTES, Portion, plain_hash, read_new
 from retail_assets.ingest.events.batch import EventBatch, Settled
@@ -30,11 +30,9 @@ from retail_assets.ingest.events.lines import to_arrow
 from retail_assets.ingest.ledgers import event_files as event_ledger
 from retail_assets.ingest.ledgers.event_files import (
     FILE,
-    OPEN,
     Entry,
     FoundFile,
     Key,
-    LakeState,
     Progress,
     apply_deltas,
 )
@@ -49,12 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3
-"""How often a file that cannot be read, or fails its transaction, is tried as it is."""
-
-AGAIN_SECONDS = 3600
-"""After these attempts it is tried so often: a disk or a network may be back by then."""
-
 NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
 """Met by a transaction, these say that the lake cannot be written to, or not now."""
 
@@ -63,9 +55,6 @@ CHUNK_LINES = 20_480
 
 LINE_BYTES = 100
 """What a line takes in memory beside its bytes, about."""
-
-SHOWN = 5
-"""How many of the files that are not read are named."""
 
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
@@ -86,101 +75,6 @@ class Ingested:
             self.files[path] = one if before is None else before.plus(one)
         self.failed |= later.failed
         self.new_fields += later.new_fields
-
-
-@dataclass(frozen=True)
-class Pending:
-    """The files that have something new, those of the newest days first.
-
-    And those that are `unsettled`: somebody may still be writing to them; those that are left
-    alone, with the reason; those whose ending is none of event files; and what the lake has of all
-    files.
-    """
-
-    files: dict[str, FoundFile]
-    unsettled: tuple[str, ...]
-    left_alone: dict[str, str]
-    not_read: tuple[str, ...] = ()
-    lake: LakeState = field(default_factory=LakeState, compare=False)
-
-    def names_not_read(self) -> str:
-        """The first of the files that are not read."""
-        more = ", …" if len(self.not_read) > SHOWN else ""
-        return ", ".join(self.not_read[:SHOWN]) + more
-
-    def about_not_read(self) -> str:
-        """A sentence about the files that are not read; empty if there are none."""
-        if not self.not_read:
-            return ""
-        return (
-            f"{len(self.not_read)} files are not read, since their names do not end in .jsonl,"
-            f" .ndjson or .json (or these with .gz or .zst): {self.names_not_read()}"
-        )
-
-
-def event_folder(settings: "Settings") -> EventFolder:
-    """The folder or bucket of the settings."""
-    return EventFolder(settings.events_location)
-
-
-def pending_event_files(
-    settings: "Settings", connection: duckdb.DuckDBPyConnection | None = None
-) -> Pending:
-    """Compare what lies in the folder with the ledger, by name, size and time alone.
-
-    Args:
-        settings: where the files and the lake lie.
-        connection: a connection to the lake; by default one is opened for this.
-
-    Raises:
-        RetailAssetsError: if a bucket cannot be reached.
-    """
-    listing = event_folder(settings).list()
-    left_alone = dict(listing.left_alone)
-    lake = LakeState.of_settings(settings) if connection is None else LakeState.read(connection)
-    now = time.time_ns()
-    files: dict[str, FoundFile] = {}
-    unsettled: list[str] = []
-    for path, file in listing.files.items():
-        state = lake.taken.get(path)
-        seen = state is not None and state[:2] == (file.size_bytes, file.modified_ns)
-        seen_ns = state[5] if state is not None and seen else None
-        still = file.is_still(now, settings.event_settle_seconds, seen_ns)
-        if state is not None and seen:
-            new = state[4] == OPEN and still
-            if state[4] == OPEN and not still:
-                unsettled.append(path)
-        else:
-            # One of the future is entered in the ledger, which then tells how long it is still.
-            new = still or not is_packed(file.path) or file.modified_ns > now
-            if not new:
-                unsettled.append(path)
-        if not new:
-            continue
-        fault = lake.failed.get(path)
-        if (
-            fault is not None
-            and fault[:2] == (file.size_bytes, file.modified_ns)
-            and fault[3] >= MAX_ATTEMPTS
-            and now - fault[4] < AGAIN_SECONDS * 10**9
-        ):
-            left_alone[path] = f"failed {fault[3]} times: {fault[2]}"
-        else:
-            files[path] = file
-    return Pending(
-        _newest_first(settings, files), tuple(unsettled), left_alone, listing.not_read, lake
-    )
-
-
-def _newest_first(settings: "Settings", files: Mapping[str, FoundFile]) -> dict[str, FoundFile]:
-    """Files by landing day, the newest before a backlog; those of a day by name."""
-    today = datetime.now(ZoneInfo(settings.timezone)).date()
-
-    def key(path: str) -> tuple[int, str]:
-        day = landing_day(files[path], settings.timezone, settings.start_date, today)
-        return -day.toordinal(), path
-
-    return {path: files[path] for path in sorted(files, key=key)}
 
 
 def ingest(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest.event_files.load import apply, event_folder
+from retail_assets.ingest.event_files.folder import event_folder
+from retail_assets.ingest.event_files.load import apply
 from retail_assets.ingest.event_files.plan import Plan, content_of
 from retail_assets.ingest.events.batch import EventBatch
 from retail_assets.ingest.ledgers import event_files as event_ledger

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from retail_assets.explain import told
 from retail_assets.ingest.event_files import load as event_files
-from retail_assets.ingest.event_files.folder import is_event_file, is_packed
+from retail_assets.ingest.event_files import pending as event_pending
+from retail_assets.ingest.event_files.folder import event_folder, is_event_file, is_packed
 from retail_assets.ingest.messages.load import warm_up, warn_of_new_fields
 from retail_assets.lake.connection import Lake
 from retail_assets.worker.metrics import Batch, Figures
@@ -72,7 +73,7 @@ class FileLane:
         self._lake = lake
         self._figures = figures
         self._on_commit = on_commit
-        self._folder = event_files.event_folder(settings)
+        self._folder = event_folder(settings)
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._noticed: dict[str, float] = {}
@@ -160,7 +161,7 @@ class FileLane:
     def _scan_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
         """Look at the whole folder; returns how long to rest then."""
         began = time.monotonic()
-        pending = event_files.pending_event_files(self._settings, connection)
+        pending = event_pending.pending_event_files(self._settings, connection)
         with self._changed:
             self._known = (self._known or set()) | pending.lake.taken.keys()
             self._pending = dict(pending.files)

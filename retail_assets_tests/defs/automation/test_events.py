@@ -21,7 +21,7 @@ from retail_assets.defs.assets import consumers as consumer_assets
 from retail_assets.defs.assets.events import INGEST
 from retail_assets.defs.automation import events as event_automation
 from retail_assets.defs.automation.events import EVENTS
-from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.event_files import pending as event_files
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake

@@ -9,7 +9,8 @@ import pytest
 import s3fs
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.event_files.load import ingest, pending_event_files
+from retail_assets.ingest.event_files.load import ingest
+from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
 from retail_assets_tests.lake.test_s3 import KEYS, endpoint  # noqa: F401  # a fixture

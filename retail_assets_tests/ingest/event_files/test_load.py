@@ -24,12 +24,10 @@ from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.ingest.event_files.folder import EventFolder
 from retail_assets.ingest.event_files.load import (
-    MAX_ATTEMPTS,
     Ingested,
-    Pending,
     ingest,
-    pending_event_files,
 )
+from retail_assets.ingest.event_files.pending import MAX_ATTEMPTS, Pending, pending_event_files
 from retail_assets.ingest.event_files.plan import Taken
 from retail_assets.ingest.event_files.retraction import Retracted, retract
 from retail_assets.ingest.events.batch import EventBatch, Settled

@@ -28,7 +28,8 @@ from hypothesis.stateful import (
 
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.event_files import reader as event_reader
-from retail_assets.ingest.event_files.load import ingest, pending_event_files
+from retail_assets.ingest.event_files.load import ingest
+from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.repair.replay import check_day
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake

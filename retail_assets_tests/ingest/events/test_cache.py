@@ -14,7 +14,7 @@ import narwhals as nw
 import pytest
 
 from retail_assets import tables
-from retail_assets.ingest.event_files.load import pending_event_files
+from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.events import cache as event_memory
 from retail_assets.ingest.events.cache import EventMemory, memory_of
 from retail_assets.ingest.ledgers import event_files as event_ledger

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 import watchfiles
 
-from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.event_files import pending as event_pending
 from retail_assets.ingest.event_files.folder import EventFolder
 from retail_assets.ingest.events.batch import EventBatch, Settled
 from retail_assets.lake.connection import Lake
@@ -142,7 +142,7 @@ def test_a_last_line_without_newline_arrives_once_its_file_is_still(seen, start_
     ("name", "owner", "attribute"),
     [
         (NAME, Lake, "transaction"),
-        (SCAN, event_files, "pending_event_files"),
+        (SCAN, event_pending, "pending_event_files"),
         (WATCH, watchfiles, "watch"),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
     until(lambda: figures.gauges["event_files_left_alone"] == 1)
     [(path, attempts)] = seen.rows("SELECT path, attempts FROM failed_event_files")
     # A scan may have been on its way when it failed for the last time.
-    assert (path, attempts >= event_files.MAX_ATTEMPTS) == ("odd.jsonl", True)
+    assert (path, attempts >= event_pending.MAX_ATTEMPTS) == ("odd.jsonl", True)
     assert "odd.jsonl cannot be ingested: it met something odd" in caplog.text
     assert figures.problems == {}
 
