@@ -1,6 +1,7 @@
 """Reading event lines with DuckDB: JSON text in, typed fields out, nothing raised per line.
 
 What cannot be read becomes null here; whether that matters is decided in `transforms.events`.
+`parsed` is long because it is one statement of SQL: each level needs the columns of the one below.
 """
 
 from retail_assets.engines.duckdb import BLANKS

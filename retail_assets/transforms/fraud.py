@@ -127,9 +127,36 @@ def with_history(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
             for when, n in (("previous", 1), ("next", -1))
         },
     )
-    # An order enters the window at its moment and leaves it a window later: the running sum of
-    # entries and exits is what is within. A card enters with the first of its orders that are
-    # within, and leaves with the last.
+    counts = {
+        "orders_in_window": "orders_change",
+        "cards_in_window": "card_change",
+        "addresses_in_window": "address_change",
+    }
+    changes = ("at", "entry", "order_id")
+    return (
+        _window_changes(known, window)
+        .with_columns(
+            col(change).cum_sum().over(customer, order_by=changes).cast(nw.Int64).alias(count)
+            for count, change in counts.items()
+        )
+        .filter(col("entry") == 1)
+        .select(
+            *_ORDER,
+            *("event_id", "event_timestamp", "hour", "moment", "order_date", "received_date"),
+            *("region", "home_region", "order_value_gbp", "is_fraud", "pence"),
+            *("earlier_orders", "earlier_pence", "previous_moment"),
+            *counts,
+        )
+    )
+
+
+def _window_changes(known: nw.LazyFrame, window: int) -> nw.LazyFrame:
+    """Each order twice: as it enters the window, at its moment, and leaves it, a window later.
+
+    The running sum of the changes is what is within. A card or address enters with the first of
+    its orders that are within, and leaves with the last.
+    """
+    col = nw.col
     entries = known.with_columns(
         entry=nw.lit(1),
         orders_change=nw.lit(1),
@@ -157,27 +184,7 @@ def with_history(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
             for name in _VALUES
         },
     )
-    counts = {
-        "orders_in_window": "orders_change",
-        "cards_in_window": "card_change",
-        "addresses_in_window": "address_change",
-    }
-    changes = ("at", "entry", "order_id")
-    return (
-        nw.concat([entries, exits])
-        .with_columns(
-            col(change).cum_sum().over(customer, order_by=changes).cast(nw.Int64).alias(count)
-            for count, change in counts.items()
-        )
-        .filter(col("entry") == 1)
-        .select(
-            *_ORDER,
-            *("event_id", "event_timestamp", "hour", "moment", "order_date", "received_date"),
-            *("region", "home_region", "order_value_gbp", "is_fraud", "pence"),
-            *("earlier_orders", "earlier_pence", "previous_moment"),
-            *counts,
-        )
-    )
+    return nw.concat([entries, exits])
 
 
 def judge(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:

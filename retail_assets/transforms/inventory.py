@@ -55,6 +55,25 @@ def stock_alerts(
         The columns of `stock_alerts`, except `updated_at`.
     """
     col = nw.col
+    moved = _movements(orders)
+    days = _days_around(moved, products, low_stock_units)
+    stock = col("opened") + col("moved")
+    followed = (
+        moved.join(days, on=["product_id", "day"])
+        .with_columns(
+            moved=col("change")
+            .cum_sum()
+            .over("product_id", "day", order_by=("crossed_at", "is_sale", "order_id"))
+        )
+        .with_columns(stock=stock)
+    )
+    fell = (col("stock") < low_stock_units) & (col("stock") - col("change") >= low_stock_units)
+    return followed.filter(fell).select("product_id", "event_id", "order_id", "crossed_at", "stock")
+
+
+def _movements(orders: nw.LazyFrame) -> nw.LazyFrame:
+    """Each sale and return as a change of a product's stock."""
+    col = nw.col
     sold = orders.filter(col("sold") > 0).select(
         "product_id",
         "order_id",
@@ -77,10 +96,16 @@ def stock_alerts(
         back=col("returned"),
         is_sale=nw.lit(0),
     )
-    moved = nw.concat([sold, returned])
-    # To follow all sales takes many times longer than to add them up. So only those of days are
-    # followed that may have seen the stock on both sides, whatever came first.
-    days = (
+    return nw.concat([sold, returned])
+
+
+def _days_around(moved: nw.LazyFrame, products: nw.LazyFrame, low_stock_units: int) -> nw.LazyFrame:
+    """The days on which the stock may have been on both sides of a threshold, whatever came first.
+
+    To follow all sales takes many times longer than to add them up: only those days are followed.
+    """
+    col = nw.col
+    return (
         moved.group_by("product_id", "day")
         .agg(col("change").sum(), col("taken").sum(), col("back").sum())
         .with_columns(closed=col("change").cum_sum().over("product_id", order_by="day"))
@@ -92,18 +117,6 @@ def stock_alerts(
         )
         .select("product_id", "day", "opened")
     )
-    stock = col("opened") + col("moved")
-    followed = (
-        moved.join(days, on=["product_id", "day"])
-        .with_columns(
-            moved=col("change")
-            .cum_sum()
-            .over("product_id", "day", order_by=("crossed_at", "is_sale", "order_id"))
-        )
-        .with_columns(stock=stock)
-    )
-    fell = (col("stock") < low_stock_units) & (col("stock") - col("change") >= low_stock_units)
-    return followed.filter(fell).select("product_id", "event_id", "order_id", "crossed_at", "stock")
 
 
 def _either(first: nw.Expr, second: nw.Expr) -> nw.Expr:
