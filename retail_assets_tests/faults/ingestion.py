@@ -6,13 +6,12 @@ from pathlib import Path
 
 from retail_assets.consumers import live_revenue
 from retail_assets.ingest.event_files import load as event_files
-from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.ingest.event_files.pending import pending_event_files
+from retail_assets.ingest.event_files.reader import ReadLimits
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
-BLOCK = 400
-PORTION = 800
+SMALL = ReadLimits(block_bytes=400, portion_bytes=800, line_bytes=0)
 """Bytes: three lines, and six."""
 
 
@@ -27,13 +26,10 @@ def one_by_one(settings: Settings, *files: str) -> None:
 
 
 def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
-    event_reader.BLOCK_BYTES = BLOCK
-    event_reader.PORTION_BYTES = event_files.PORTION_BYTES = PORTION
-    event_files.LINE_BYTES = 0
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         for files in batches:
-            event_files.ingest(lake, connection, settings, files)
+            event_files.ingest(lake, connection, settings, files, limits=SMALL)
         live_revenue.refresh(lake, connection)
 
 

@@ -37,7 +37,7 @@ with atheris.instrument_imports(
     from retail_assets.ingest.event_files import content_hash, json_documents
     from retail_assets.ingest.event_files import decoding as event_content
     from retail_assets.ingest.event_files import reader as event_reader
-    from retail_assets.ingest.event_files.reader import Portion
+    from retail_assets.ingest.event_files.reader import Portion, ReadLimits
     from retail_assets.ingest.events import lines as event_lines
     from retail_assets.ingest.events.lines import BOM
     from retail_assets.ingest.ledgers.event_files import DOCUMENTS, OPEN, VALUES, Progress
@@ -202,22 +202,22 @@ class Judge:
 def check_file(content: bytes, ways: bytes) -> pa.Table:
     """Read a file at once and in other ways; all come to the same lines, which hold all of it."""
     packed = bool(ways[0] & 1)
-    set_sizes(4096, 1000)
-    whole = lines_of(content, Progress(), packed=packed)
-    set_sizes(BLOCKS[ways[0] >> 1 & 7], PORTION_LINES[ways[0] >> 4 & 3])
-    assert same(whole, lines_of(content, Progress(), packed=packed))
+    limits = sized(4096, 1000)
+    whole = lines_of(content, Progress(), limits, packed=packed)
+    limits = sized(BLOCKS[ways[0] >> 1 & 7], PORTION_LINES[ways[0] >> 4 & 3])
+    assert same(whole, lines_of(content, Progress(), limits, packed=packed))
     if whole is None:
         return to_arrow([])
     lines, portions = whole
     check_complete(content, lines, portions, packed=packed)
-    twice = lines_of(content, portions[-1].progress, packed=packed)
+    twice = lines_of(content, portions[-1].progress, limits, packed=packed)
     assert twice is not None
     assert twice[0].num_rows == 0, "reading twice gives nothing more"
     # What is there at first may be any part of it, and somebody is writing to it.
     first_size = int.from_bytes(ways[1:3], "big") % (len(content) + 1)
-    before = lines_of(content[:first_size], Progress(), packed=packed, still=False)
+    before = lines_of(content[:first_size], Progress(), limits, packed=packed, still=False)
     if before is not None:
-        after = lines_of(content, before[1][-1].progress, packed=packed)
+        after = lines_of(content, before[1][-1].progress, limits, packed=packed)
         assert after is not None
         if any(portion.restarted for portion in after[1]):
             assert same(after, whole)
@@ -227,21 +227,23 @@ def check_file(content: bytes, ways: bytes) -> pa.Table:
     return lines
 
 
-def set_sizes(block: int, lines: int) -> None:
-    event_reader.BLOCK_BYTES = json_documents.BLOCK_BYTES = block
-    event_reader.PORTION_LINES = lines
+def sized(block: int, lines: int) -> ReadLimits:
+    """Limits of the reader; sets those of what unpacks a file."""
     event_content.BLOCK_BYTES = max(block, 16)
+    return ReadLimits(block_bytes=block, document_block_bytes=block, portion_lines=lines)
 
 
 Read = tuple[pa.Table, list[Portion]]
 
 
-def lines_of(content: bytes, known: Progress, *, packed: bool, still: bool = True) -> Read | None:
+def lines_of(
+    content: bytes, known: Progress, limits: ReadLimits, *, packed: bool, still: bool = True
+) -> Read | None:
     """The lines that are read of a file; None if it is refused."""
     try:
         portions = list(
             event_reader.read_new(
-                lambda: io.BytesIO(content), packed=packed, known=known, still=still
+                lambda: io.BytesIO(content), packed=packed, known=known, still=still, limits=limits
             )
         )
     except RetailAssetsError:

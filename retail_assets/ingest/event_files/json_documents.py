@@ -13,8 +13,6 @@ import numpy as np
 
 from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, MAX_LINE_BYTES
 
-BLOCK_BYTES = 256 << 10
-
 HEAD_BYTES = 64 << 10
 """How much of a file is looked at to tell what it is, unless its first line is longer."""
 

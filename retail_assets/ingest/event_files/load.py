@@ -24,7 +24,13 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.content_hash import CHUNK_BYTES
 from retail_assets.ingest.event_files.folder import event_folder, is_packed, landing_day
 from retail_assets.ingest.event_files.plan import COPY, Plan, Taken, Waiting, content_of, state_of
-from retail_assets.ingest.event_files.reader import PORTION_BYTES, Portion, plain_hash, read_new
+from retail_assets.ingest.event_files.reader import (
+    LIMITS,
+    Portion,
+    ReadLimits,
+    plain_hash,
+    read_new,
+)
 from retail_assets.ingest.events.batch import EventBatch, Settled
 from retail_assets.ingest.events.lines import to_arrow
 from retail_assets.ingest.ledgers import event_files as event_ledger
@@ -52,9 +58,6 @@ NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
 
 CHUNK_LINES = 20_480
 """How many lines a core judges at a time."""
-
-LINE_BYTES = 100
-"""What a line takes in memory beside its bytes, about."""
 
 PORTION_FILES = 5_000
 """How many files are taken in together at most."""
@@ -87,6 +90,7 @@ def ingest(
     unknown: Collection[str] = (),
     forget_gone: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    limits: ReadLimits = LIMITS,
 ) -> Ingested:
     """Take in what is new of some event files; a bad file fails alone, by name.
 
@@ -101,6 +105,7 @@ def ingest(
         forget_gone: also forget failures of files that are not there any more: nobody can correct
             them.
         stop: asked after each portion whether to leave what is left for another time.
+        limits: how much is read and committed at once.
 
     Returns:
         What came of each file. Problems of files are in the ledger as well.
@@ -108,7 +113,7 @@ def ingest(
     Raises:
         Exception: whatever says that the lake cannot be written to; no file is blamed for it.
     """
-    intake = _Intake(lake, connection, settings, progress, stop)
+    intake = _Intake(lake, connection, settings, progress, stop, limits)
     found = intake.run(list(paths), unknown)
     if forget_gone and not stop():
         intake.forget_gone()
@@ -125,12 +130,14 @@ class _Intake:
         settings: "Settings",
         progress: Callable[[int], None],
         stop: Callable[[], bool],
+        limits: ReadLimits,
     ) -> None:
         self._lake = lake
         self._connection = connection
         self._settings = settings
         self._progress = progress
         self._stop = stop
+        self._limits = limits
         self._folder = event_folder(settings)
         self._waiting: list[Waiting] = []
         self._weight = 0
@@ -195,8 +202,8 @@ class _Intake:
                 return
             waiting = Waiting(file, entry, portion, self._day(file))
             self._waiting.append(waiting)
-            self._weight += len(portion.data) + LINE_BYTES * portion.lines
-            if self._weight >= PORTION_BYTES or not portion.last:
+            self._weight += len(portion.data) + self._limits.line_bytes * portion.lines
+            if self._weight >= self._limits.portion_bytes or not portion.last:
                 self._commit()
             if self._stop():
                 return
@@ -215,6 +222,7 @@ class _Intake:
                 packed=is_packed(file.path),
                 known=entry.progress if entry and entry.retracted_us is None else Progress(),
                 still=file.is_still(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
+                limits=self._limits,
             ):
                 yield file, portion
         except (OSError, RetailAssetsError) as error:

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.event_files import content_hash, json_documents
+from retail_assets.ingest.event_files import content_hash
 from retail_assets.ingest.event_files import decoding as event_content
 from retail_assets.ingest.event_files.content_hash import ContentHash
 from retail_assets.ingest.event_files.decoding import Content
@@ -28,15 +28,6 @@ from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, MAX_LINE_BYTES
 from retail_assets.ingest.ledgers.event_files import DOCUMENTS, OPEN, TAKEN, VALUES, WHOLE, Progress
 from retail_assets.ingest.messages.bodies import event_places
 
-BLOCK_BYTES = 4 << 20
-PORTION_BYTES = 64 << 20
-PORTION_LINES = 200_000
-"""What is ingested of a file at once, and committed: more would be held in memory. Short lines take
-many times their bytes there."""
-
-LARGE_BYTES = 1 << 20
-"""If more than that has to be read again, what is new waits until nobody writes to the file."""
-
 _AROUND = len(BOM) + len(b"\r")
 """Bytes that may stand with a line and are no part of it."""
 
@@ -44,6 +35,27 @@ _AROUND = len(BOM) + len(b"\r")
 # Several times faster than `in`.
 _array_line = re.compile(rb"\n\[").search
 _end_to_end = re.compile(rb"\}\{").search
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How much of a file is read and ingested at once.
+
+    A portion ends with the block of `block_bytes`, or of JSON documents `document_block_bytes`,
+    that brings it to `portion_bytes`, and has `portion_lines` at most: in memory a line takes about
+    `line_bytes` besides its own. If more than `reread_bytes` have to be read again, new lines wait
+    until nobody writes to the file.
+    """
+
+    block_bytes: int = 4 << 20
+    document_block_bytes: int = 256 << 10
+    portion_bytes: int = 64 << 20
+    portion_lines: int = 200_000
+    line_bytes: int = 100
+    reread_bytes: int = 1 << 20
+
+
+LIMITS = ReadLimits()
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,12 @@ class Portion:
 
 
 def read_new(
-    open_file: Callable[[], IO[bytes]], *, packed: bool, known: Progress, still: bool
+    open_file: Callable[[], IO[bytes]],
+    *,
+    packed: bool,
+    known: Progress,
+    still: bool,
+    limits: ReadLimits = LIMITS,
 ) -> Iterator[Portion]:
     """Read what is new of a file.
 
@@ -77,6 +94,7 @@ def read_new(
         packed: whether its name says that it is compressed.
         known: how far it was ingested before.
         still: whether nobody writes to it any more, so that a last line without newline is whole.
+        limits: how much is read and given at once.
 
     Returns:
         At least one portion; the last may have no lines. Of a file that cannot be read yet, because
@@ -96,7 +114,7 @@ def read_new(
         with opened() as content:
             digest = _same_ends(content, known, known.checkpoint) if content else None
             if content and digest:
-                yield from _following(content, "", digest, known, still=still)
+                yield from _following(content, "", digest, known, limits, still=still)
                 return
     restarted = resumed = False
     if known.bytes_taken:
@@ -104,7 +122,7 @@ def read_new(
             if content is None:
                 yield _left(known)
                 return
-            found, resumed = _continued(content, known, still=still)
+            found, resumed = _continued(content, known, limits, still=still)
             if found is not None:
                 yield from found
                 return
@@ -119,6 +137,7 @@ def read_new(
                 kind,
                 ContentHash(),
                 Progress(),
+                limits,
                 still=still,
                 restarted=restarted,
                 resumed=resumed,
@@ -130,6 +149,7 @@ def _following(
     kind: str,
     digest: ContentHash,
     known: Progress,
+    limits: ReadLimits,
     *,
     still: bool,
     splitter: DocumentSplitter | None = None,
@@ -139,9 +159,9 @@ def _following(
     """Read what follows on what the digest has."""
     if not kind:
         resumable = content.plain is not None
-        return _Reader(digest, known, still, restarted, resumed, resumable).read(content)
+        return _Reader(digest, known, limits, still, restarted, resumed, resumable).read(content)
     splitter = splitter or DocumentSplitter(whole_arrays=kind == VALUES)
-    return _DocumentReader(digest, known, still, restarted, resumed, splitter).read(content)
+    return _DocumentReader(digest, known, limits, still, restarted, resumed, splitter).read(content)
 
 
 def _kind(content: Content, *, still: bool) -> str | None:
@@ -184,7 +204,7 @@ def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHas
 
 
 def _continued(
-    content: Content, known: Progress, *, still: bool
+    content: Content, known: Progress, limits: ReadLimits, *, still: bool
 ) -> tuple[Iterator[Portion] | None, bool]:
     """What follows on what was ingested before, and whether the content begins with that.
 
@@ -194,28 +214,28 @@ def _continued(
     kind = known.checkpoint if known.checkpoint in (DOCUMENTS, VALUES) else ""
     now = kind or _kind(content, still=still)
     reread = kind or content.plain is None
-    if now is None or (reread and not still and known.bytes_taken > LARGE_BYTES):
+    if now is None or (reread and not still and known.bytes_taken > limits.reread_bytes):
         return iter([_left(known)]), True
     splitter = DocumentSplitter(whole_arrays=kind == VALUES)
     digest = None
     if now == kind:
-        digest = _same_beginning(content, known, splitter if kind else None)
+        digest = _same_beginning(content, known, limits, splitter if kind else None)
     more = content.peek(1)
     if digest is None or (more and known.last_line == TAKEN):
         return None, digest is not None
     if kind and known.last_line == TAKEN:
         return iter([_no_lines(known)]), True
-    return _following(content, kind, digest, known, still=still, splitter=splitter), True
+    return _following(content, kind, digest, known, limits, still=still, splitter=splitter), True
 
 
 def _same_beginning(
-    content: Content, known: Progress, splitter: DocumentSplitter | None
+    content: Content, known: Progress, limits: ReadLimits, splitter: DocumentSplitter | None
 ) -> ContentHash | None:
     """Read what was ingested before; its hash, ready to go on, or None if it is another."""
     digest = ContentHash()
     # Until there were checkpoints all hashes were such.
     plain = hashlib.sha256() if known.bytes_taken > content_hash.CHUNK_BYTES else None
-    size = BLOCK_BYTES if splitter is None else json_documents.BLOCK_BYTES
+    size = limits.document_block_bytes if splitter else limits.block_bytes
     left = known.bytes_taken
     while left and (block := content.read(min(size, left))):
         digest.update(block)
@@ -239,7 +259,7 @@ def plain_hash(open_file: Callable[[], IO[bytes]], *, packed: bool, size: int) -
     """
     digest = hashlib.sha256()
     with event_content.opened(open_file, packed=packed, still=True) as content:
-        while content and size and (block := content.read(min(size, BLOCK_BYTES))):
+        while content and size and (block := content.read(min(size, LIMITS.block_bytes))):
             digest.update(block)
             size -= len(block)
     return digest.hexdigest()
@@ -251,6 +271,7 @@ class _Gatherer:
 
     digest: ContentHash
     known: Progress
+    limits: ReadLimits
     still: bool
     restarted: bool = False
     resumed: bool = False
@@ -276,7 +297,7 @@ class _Gatherer:
 
     @property
     def _is_full(self) -> bool:
-        return self._lines >= PORTION_LINES or self._size >= PORTION_BYTES
+        return self._lines >= self.limits.portion_lines or self._size >= self.limits.portion_bytes
 
     def _portion(self, last_line: str, *, last: bool) -> Portion:
         self._before += self._lines
@@ -311,7 +332,7 @@ class _Reader(_Gatherer):
     def read(self, content: Content) -> Iterator[Portion]:
         """Yield portions; what follows the last newline is kept back until its line ends."""
         open_line = bytearray()
-        block = content.read(BLOCK_BYTES)
+        block = content.read(self.limits.block_bytes)
         # Of a line that is too long only the beginning is kept, but all of it is hashed.
         open_digest, open_bytes = self.digest.copy(), 0
         while block:
@@ -323,7 +344,7 @@ class _Reader(_Gatherer):
                 self.digest = open_digest
                 open_line, open_digest, open_bytes = bytearray(), open_digest.copy(), 0
                 start = end
-                if self._lines >= PORTION_LINES:
+                if self._lines >= self.limits.portion_lines:
                     # Whoever finds this in the ledger has to go on, even from between two lines.
                     yield self._portion(OPEN, last=False)
             rest = block[start:]
@@ -331,9 +352,9 @@ class _Reader(_Gatherer):
             open_bytes += len(rest)
             if len(open_line) <= MAX_LINE_BYTES + _AROUND:
                 open_line += rest
-            if self._size >= PORTION_BYTES:
+            if self._size >= self.limits.portion_bytes:
                 yield self._portion(OPEN, last=False)
-            block = content.read(BLOCK_BYTES)
+            block = content.read(self.limits.block_bytes)
         # It stays so: if anything followed, the file would be read from its beginning.
         last_line = TAKEN if self.known.last_line == TAKEN else WHOLE
         if open_bytes:
@@ -347,10 +368,11 @@ class _Reader(_Gatherer):
     def _ends(self, block: bytes) -> list[int]:
         """Where lines of a block end: all of them, or so many as the portion has room for."""
         ends = []
-        room = PORTION_LINES - self._lines
+        most = self.limits.portion_lines
+        room = most - self._lines
         if block.count(b"\n") > room:
             newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-            ends = (newlines[room - 1 : -1 : PORTION_LINES] + 1).tolist()
+            ends = (newlines[room - 1 : -1 : most] + 1).tolist()
         last = block.rfind(b"\n") + 1
         return [*ends, last] if last else ends
 
@@ -401,7 +423,7 @@ class _DocumentReader(_Gatherer):
             RetailAssetsError: if nobody writes to it any more, and a bracket is not closed.
         """
         open_digest = self.digest.copy()
-        while block := content.read(json_documents.BLOCK_BYTES):
+        while block := content.read(self.limits.document_block_bytes):
             self._split(block)
             complete = self.splitter.complete
             if complete:

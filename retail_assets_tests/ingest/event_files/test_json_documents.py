@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files import json_documents
 from retail_assets.ingest.event_files import reader as event_reader
-from retail_assets.ingest.event_files.reader import Portion, read_new
+from retail_assets.ingest.event_files.reader import LIMITS, Portion, ReadLimits, read_new
 from retail_assets.ingest.events import lines as event_lines
 from retail_assets.ingest.events.lines import BOM, MAX_LINE_BYTES, to_arrow
 from retail_assets.ingest.ledgers.event_files import OPEN, TAKEN, WHOLE, Progress
@@ -26,8 +26,13 @@ OBJECTS = [
 ]
 
 
-def portions(content: bytes, known: Progress = NOTHING, *, still: bool = True) -> list[Portion]:
-    return list(read_new(lambda: io.BytesIO(content), packed=False, known=known, still=still))
+def portions(
+    content: bytes, known: Progress = NOTHING, *, still: bool = True, limits: ReadLimits = LIMITS
+) -> list[Portion]:
+    new = read_new(
+        lambda: io.BytesIO(content), packed=False, known=known, still=still, limits=limits
+    )
+    return list(new)
 
 
 def payloads(found: list[Portion]) -> list[str]:
@@ -152,15 +157,13 @@ def test_an_array_that_is_written_again_starts_again_unless_it_is_the_same() -> 
     assert (appended.lines, appended.restarted, appended.progress.lines) == (1, False, 3)
 
 
-def test_what_is_new_of_a_large_array_waits_until_nobody_writes_to_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(event_reader, "LARGE_BYTES", 10)
+def test_what_is_new_of_a_large_array_waits_until_nobody_writes_to_it() -> None:
+    limits = ReadLimits(reread_bytes=10)
     content = encode(OBJECTS)
     (before,) = portions(content[:-10], still=False)
-    (waiting,) = portions(content, before.progress, still=False)
+    (waiting,) = portions(content, before.progress, still=False, limits=limits)
     assert (waiting.lines, waiting.restarted, waiting.progress) == (0, False, before.progress)
-    (portion,) = portions(content, before.progress)
+    (portion,) = portions(content, before.progress, limits=limits)
     assert (portion.lines, portion.restarted) == (1, False)
 
 
@@ -198,17 +201,15 @@ def test_an_array_gives_its_elements_whatever_the_blocks_are(
     found: list[Any], indent: int | None, ascii_only: bool, block: int, portion: int, stop: int
 ) -> None:
     content = json.dumps(found, indent=indent, ensure_ascii=ascii_only).encode()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_documents, "BLOCK_BYTES", block)
-        patch.setattr(event_reader, "PORTION_BYTES", portion)
-        parts = portions(content)
-        assert [json.loads(text) for text in payloads(parts)] == found
-        assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
-        stopped = parts[min(stop, len(parts) - 1)]
-        rest = portions(content, stopped.progress)
-        assert not rest[0].restarted
-        assert [json.loads(text) for text in payloads(rest)] == found[stopped.progress.lines :]
-        assert rest[-1].progress == parts[-1].progress
+    limits = ReadLimits(document_block_bytes=block, portion_bytes=portion)
+    parts = portions(content, limits=limits)
+    assert [json.loads(text) for text in payloads(parts)] == found
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    stopped = parts[min(stop, len(parts) - 1)]
+    rest = portions(content, stopped.progress, limits=limits)
+    assert not rest[0].restarted
+    assert [json.loads(text) for text in payloads(rest)] == found[stopped.progress.lines :]
+    assert rest[-1].progress == parts[-1].progress
 
 
 @given(content=st.lists(st.sampled_from(list('{}[],:"\\\n a1')), max_size=40).map("".join))
@@ -251,24 +252,21 @@ def test_whatever_a_file_is_it_is_read_or_named_and_may_go_on(
         found: list[Portion] = []
         try:
             for part in read_new(
-                lambda: io.BytesIO(content), packed=packed, known=known, still=still
+                lambda: io.BytesIO(content), packed=packed, known=known, still=still, limits=limits
             ):
                 found.append(part)  # noqa: PERF402  # what came before an error counts
         except RetailAssetsError:
             return found, True
         return found, False
 
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (json_documents, event_reader):
-            patch.setattr(module, "BLOCK_BYTES", block)
-        patch.setattr(event_reader, "PORTION_BYTES", portion)
-        state, held = NOTHING, []
-        for now, still in ((content, False), (content + more, False), (content + more, True)):
-            found, failed = look(now, state, still=still)
-            for part in found:
-                held = payloads([part]) if part.restarted else held + payloads([part])
-                state = part.progress
-        whole, failed_at_once = look(content + more, NOTHING, still=True)
+    limits = ReadLimits(block_bytes=block, document_block_bytes=block, portion_bytes=portion)
+    state, held = NOTHING, []
+    for now, still in ((content, False), (content + more, False), (content + more, True)):
+        found, failed = look(now, state, still=still)
+        for part in found:
+            held = payloads([part]) if part.restarted else held + payloads([part])
+            state = part.progress
+    whole, failed_at_once = look(content + more, NOTHING, still=True)
     assert failed == failed_at_once
     if not failed:
         assert held == payloads(whole)
@@ -283,8 +281,8 @@ def test_an_element_that_is_too_long_is_cut_and_the_others_are_not(
         monkeypatch.setattr(module, "KEPT_BYTES", 10)
     long = {"id": "x" * 200}
     for block in (7, 64, 1000):
-        monkeypatch.setattr(json_documents, "BLOCK_BYTES", block)
-        (portion,) = portions(encode([{"a": 1}, long, {"b": 2}, long]))
+        content = encode([{"a": 1}, long, {"b": 2}, long])
+        (portion,) = portions(content, limits=ReadLimits(document_block_bytes=block))
         assert to_arrow(portion.data, portion.cut).to_pylist() == [
             {"payload": '{"a": 1}', "defect": None},
             {"payload": '{"id": "xx', "defect": "line_too_long"},
@@ -328,9 +326,8 @@ def test_where_its_blocks_end_changes_nothing_of_a_file(
     content = beginning + b'{"a":1}' + rest
 
     def read(block: int) -> tuple[list[Any], Progress] | str:
-        patch.setattr(json_documents, "BLOCK_BYTES", block)
         try:
-            found = portions(content)
+            found = portions(content, limits=ReadLimits(document_block_bytes=block))
         except RetailAssetsError as error:
             return str(error)
         lines = [row for part in found for row in to_arrow(part.data, part.cut).to_pylist()]
@@ -384,4 +381,4 @@ def test_a_large_array_is_read_in_bounded_memory() -> None:
     finally:
         tracemalloc.stop()
     assert lines == 200_000
-    assert peak < 4 * event_reader.PORTION_BYTES
+    assert peak < 4 * LIMITS.portion_bytes

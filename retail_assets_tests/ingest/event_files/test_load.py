@@ -20,8 +20,6 @@ from typing_extensions import Self
 
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_files import json_documents, regular_files
-from retail_assets.ingest.event_files import load as event_files
-from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.ingest.event_files.folder import EventFolder
 from retail_assets.ingest.event_files.load import (
     Ingested,
@@ -29,6 +27,7 @@ from retail_assets.ingest.event_files.load import (
 )
 from retail_assets.ingest.event_files.pending import MAX_ATTEMPTS, Pending, pending_event_files
 from retail_assets.ingest.event_files.plan import Taken
+from retail_assets.ingest.event_files.reader import LIMITS, ReadLimits
 from retail_assets.ingest.event_files.retraction import Retracted, retract
 from retail_assets.ingest.events.batch import EventBatch, Settled
 from retail_assets.ingest.messages import faults as event_faults
@@ -51,6 +50,7 @@ class Events:
     lake: Lake
     connection: duckdb.DuckDBPyConnection
     settings: Settings
+    limits: ReadLimits = LIMITS
 
     @property
     def folder(self) -> Path:
@@ -65,13 +65,17 @@ class Events:
         settings = self.settings.model_copy(update={"changed_event_files": "replace"})
         return replace(self, settings=settings)
 
+    def limited(self, **limits: int) -> "Events":
+        """The same, with other limits of what is read and committed at once."""
+        return replace(self, limits=ReadLimits(**limits))
+
     def pending(self) -> Pending:
         return pending_event_files(self.settings, self.connection)
 
     def take(self, *paths: str) -> Ingested:
         """Take in these files, or all that are pending; the ledger must balance after it."""
         files = paths or tuple(self.pending().files)
-        came = ingest(self.lake, self.connection, self.settings, files)
+        came = ingest(self.lake, self.connection, self.settings, files, limits=self.limits)
         self.must_balance()
         return came
 
@@ -856,12 +860,7 @@ def test_a_document_that_breaks_off_keeps_what_is_whole_and_is_left_alone_in_the
     assert outcomes(events.take()) == {"a.json": ("grown", 1, 0, 0)}
 
 
-def test_a_run_that_is_stopped_leaves_the_rest_for_another(
-    events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_files, "PORTION_BYTES", 300)
-    monkeypatch.setattr(event_reader, "PORTION_BYTES", 300)
-    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 300)
+def test_a_run_that_is_stopped_leaves_the_rest_for_another(events: Events) -> None:
     for path in ("a.jsonl", "b.jsonl"):
         events.write(path, *(event(n) for n in range(20)))
     asked = iter([False, False, True])
@@ -871,6 +870,7 @@ def test_a_run_that_is_stopped_leaves_the_rest_for_another(
         events.settings,
         ["a.jsonl", "b.jsonl"],
         stop=lambda: next(asked, True),
+        limits=ReadLimits(block_bytes=300, portion_bytes=300),
     )
     assert came.files.keys() == {"a.jsonl"}
     assert 0 < came.files["a.jsonl"].lines < 20
@@ -881,9 +881,9 @@ def test_a_run_that_is_stopped_leaves_the_rest_for_another(
 
 
 def test_counts_are_those_at_the_end_though_a_later_transaction_took_events_away(
-    events: Events, monkeypatch: pytest.MonkeyPatch
+    events: Events,
 ) -> None:
-    monkeypatch.setattr(event_files, "PORTION_BYTES", 100)
+    events = events.limited(portion_bytes=100)
     for number, (path, lines) in enumerate(
         {
             "a.jsonl": [event(1), event(2), BAD],
@@ -1052,13 +1052,9 @@ def test_two_files_that_change_places_are_counted_as_they_are(
     assert events.dead() == [("a.jsonl", 2, "not_an_object"), ("b.jsonl", 2, "not_json")]
 
 
-def test_the_copy_of_a_file_of_many_portions_is_one(
-    events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_copy_of_a_file_of_many_portions_is_one(events: Events) -> None:
     lines = [text for n in range(5) for text in (event(n), BAD)]
-    for module in (event_files, event_reader):
-        monkeypatch.setattr(module, "PORTION_BYTES", 300)
-    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 100)
+    events = events.limited(block_bytes=100, portion_bytes=300)
     events.write("b.jsonl", *lines)
     assert outcomes(events.take()) == {"b.jsonl": ("new", 5, 5, 0)}
     assert len(events.rows("FROM ducklake_snapshots('lake')")) > 3
@@ -1081,9 +1077,9 @@ def commits(events: Events) -> int:
 
 
 def test_of_short_lines_so_many_are_taken_in_at_once_and_keep_their_numbers(
-    events: Events, monkeypatch: pytest.MonkeyPatch
+    events: Events,
 ) -> None:
-    monkeypatch.setattr(event_reader, "PORTION_LINES", 4)
+    events = events.limited(portion_lines=4)
     lines = [event(1), *[""] * 8, event(2), event(3)]
     file = events.write("a.jsonl", *lines)
     assert outcomes(events.take()) == {"a.jsonl": ("new", 3, 8, 0)}
@@ -1097,10 +1093,8 @@ def test_of_short_lines_so_many_are_taken_in_at_once_and_keep_their_numbers(
     assert [line for _, line, _ in events.dead()] == [*range(2, 10), *range(12, 17)]
 
 
-def test_short_lines_of_many_files_weigh_more_than_their_bytes(
-    events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_files, "PORTION_BYTES", 1000)
+def test_short_lines_of_many_files_weigh_more_than_their_bytes(events: Events) -> None:
+    events = events.limited(portion_bytes=1000)
     for number in range(30):
         events.write(f"{number:02}.jsonl", str(number))
     events.take()
@@ -1184,9 +1178,7 @@ def test_a_file_that_cannot_be_read_is_forgotten_once_it_is_gone(
 def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (event_files, event_reader):
-        monkeypatch.setattr(module, "PORTION_BYTES", 300)
-    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 300)
+    events = events.limited(block_bytes=300, portion_bytes=300)
     monkeypatch.setattr(json_documents, "HEAD_BYTES", 300)
     events.write("a.jsonl", *(event(n) for n in range(10)))
     opened = EventFolder.open
@@ -1221,9 +1213,7 @@ def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
 def test_that_the_lake_is_busy_is_no_fault_of_a_file(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (event_files, event_reader):
-        monkeypatch.setattr(module, "PORTION_BYTES", 100)
-    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 100)
+    events = events.limited(block_bytes=100, portion_bytes=100)
     for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
         events.write(path, *(event(n) for n in range(3)))
 
@@ -1314,9 +1304,9 @@ def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
 
 
 def test_a_line_that_fails_every_transaction_is_refused_alone_and_kept_whole(
-    events: Events, poison: list[Exception], monkeypatch: pytest.MonkeyPatch
+    events: Events, poison: list[Exception]
 ) -> None:
-    monkeypatch.setattr(event_reader, "PORTION_LINES", 4)
+    events = events.limited(portion_lines=4)
     poison[:] = [duckdb.ConversionException("Could not convert 'no space left on device, timeout'")]
     notes = ["", "", "venom", "", "venom", "sound venom", "", "", "", ""]
     lines = [event(n, note=note) for n, note in enumerate(notes)]
@@ -1380,9 +1370,9 @@ def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(
 
 
 def test_of_a_file_that_fails_a_transaction_what_was_before_is_kept_and_the_rest_left(
-    events: Events, poison: list[Exception], monkeypatch: pytest.MonkeyPatch
+    events: Events, poison: list[Exception]
 ) -> None:
-    monkeypatch.setattr(event_reader, "PORTION_LINES", 2)
+    events = events.limited(portion_lines=2)
     notes = ["", "", "", "poison", *[""] * 16]
     events.write("a.jsonl", *(event(n, note=note) for n, note in enumerate(notes)))
     events.write("b.jsonl", event(30))

@@ -26,10 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from retail_assets.ingest.event_files import load as event_files
-from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.ingest.event_files.load import ingest
 from retail_assets.ingest.event_files.pending import pending_event_files
+from retail_assets.ingest.event_files.reader import LIMITS, ReadLimits
 from retail_assets.ingest.repair.replay import check_day
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
@@ -127,8 +126,9 @@ class Killed(BaseException):
 class Events(RuleBasedStateMachine):
     """Files land, grow, are replaced, renamed, deleted and sent again, and are taken in."""
 
-    def __init__(self, new_lake: NewLake, changed: str) -> None:
+    def __init__(self, new_lake: NewLake, changed: str, limits: ReadLimits = LIMITS) -> None:
         super().__init__()
+        self.limits = limits
         self.replacing = changed == "replace"
         self.stack = ExitStack()
         folder = self.stack.enter_context(tempfile.TemporaryDirectory())
@@ -226,7 +226,7 @@ class Events(RuleBasedStateMachine):
     def take_in(self) -> None:
         pending = pending_event_files(self.settings, self.connection)
         assert pending.left_alone == {}
-        came = ingest(self.lake, self.connection, self.settings, pending.files)
+        came = ingest(self.lake, self.connection, self.settings, pending.files, limits=self.limits)
         assert came.failed == {}
         for file in came.files.values():
             assert min(file.lines, file.accepted, file.dead_lettered, file.duplicate) >= 0, file
@@ -268,7 +268,7 @@ class Events(RuleBasedStateMachine):
         pending = pending_event_files(self.settings, self.connection)
         with pytest.MonkeyPatch.context() as patch, suppress(Killed):
             patch.setattr(lake_connection, "commit", killed)
-            ingest(self.lake, self.connection, self.settings, pending.files)
+            ingest(self.lake, self.connection, self.settings, pending.files, limits=self.limits)
         # What the process had staged is gone with it.
         self.connection.close()
         self.connection = self.stack.enter_context(self.lake.connect())
@@ -279,7 +279,9 @@ class Events(RuleBasedStateMachine):
     def take_in_again(self) -> None:
         ledger = "SELECT * EXCLUDE (ingested_at) FROM lake.event_files ORDER BY ALL"
         before = self.rows(ledger)
-        came = ingest(self.lake, self.connection, self.settings, sorted(self.on_disk))
+        came = ingest(
+            self.lake, self.connection, self.settings, sorted(self.on_disk), limits=self.limits
+        )
         assert {file.outcome for file in came.files.values()} <= {"unchanged"}
         assert self.rows(ledger) == before
 
@@ -368,10 +370,6 @@ def test_the_tables_follow_from_what_was_taken_of_each_file(
 
 
 @pytest.mark.slow
-def test_the_tables_are_the_same_when_files_are_taken_in_portions(
-    new_lake: NewLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (event_files, event_reader):
-        monkeypatch.setattr(module, "PORTION_BYTES", 100)
-    monkeypatch.setattr(event_reader, "BLOCK_BYTES", 64)
-    run(lambda: Events(new_lake, "keep"), examples=3)
+def test_the_tables_are_the_same_when_files_are_taken_in_portions(new_lake: NewLake) -> None:
+    limits = ReadLimits(block_bytes=64, portion_bytes=100)
+    run(lambda: Events(new_lake, "keep", limits), examples=3)

@@ -15,22 +15,30 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.event_files import content_hash, json_documents
+from retail_assets.ingest.event_files import content_hash
 from retail_assets.ingest.event_files import decoding as event_content
 from retail_assets.ingest.event_files import reader as event_reader
 from retail_assets.ingest.event_files.content_hash import ContentHash
-from retail_assets.ingest.event_files.reader import Portion, read_new
+from retail_assets.ingest.event_files.reader import LIMITS, Portion, ReadLimits, read_new
 from retail_assets.ingest.events import lines as event_lines
-from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, MAX_LINE_BYTES, to_arrow
+from retail_assets.ingest.events.lines import BOM, KEPT_BYTES, to_arrow
 from retail_assets.ingest.ledgers.event_files import OPEN, TAKEN, WHOLE, Progress
 
 NOTHING = Progress()
 
 
 def portions(
-    content: bytes, known: Progress = NOTHING, *, still: bool = True, packed: bool = False
+    content: bytes,
+    known: Progress = NOTHING,
+    *,
+    still: bool = True,
+    packed: bool = False,
+    limits: ReadLimits = LIMITS,
 ) -> list[Portion]:
-    return list(read_new(lambda: io.BytesIO(content), packed=packed, known=known, still=still))
+    new = read_new(
+        lambda: io.BytesIO(content), packed=packed, known=known, still=still, limits=limits
+    )
+    return list(new)
 
 
 def read(
@@ -203,44 +211,31 @@ def test_every_file_that_is_opened_is_closed() -> None:
 # Portions
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Portions of a few bytes."""
-    return shrink(monkeypatch, block=4, portion=8)
+def small(block: int, portion: int, lines: int = LIMITS.portion_lines) -> ReadLimits:
+    return ReadLimits(block_bytes=block, portion_bytes=portion, portion_lines=lines)
 
 
-def shrink(
-    patch: pytest.MonkeyPatch,
-    *,
-    block: int,
-    portion: int,
-    lines: int = event_reader.PORTION_LINES,
-    line: int = MAX_LINE_BYTES,
-) -> pytest.MonkeyPatch:
-    patch.setattr(event_reader, "BLOCK_BYTES", block)
-    patch.setattr(event_reader, "PORTION_BYTES", portion)
-    patch.setattr(event_reader, "PORTION_LINES", lines)
+def shorten(patch: pytest.MonkeyPatch, line: int) -> None:
+    """Have no event be longer than so many bytes."""
     for module in (event_reader, event_lines):
         patch.setattr(module, "MAX_LINE_BYTES", line)
         patch.setattr(module, "KEPT_BYTES", min(line, KEPT_BYTES))
-    return patch
 
 
-def test_a_large_file_comes_in_portions_and_the_next_may_go_on_from_any(
-    small: pytest.MonkeyPatch,
-) -> None:
+def test_a_large_file_comes_in_portions_and_the_next_may_go_on_from_any() -> None:
+    limits = small(block=4, portion=8)
     content = b"".join(b"%d\n" % n for n in range(40))
-    found = portions(content)
+    found = portions(content, limits=limits)
     assert len(found) > 5
     assert [portion.last for portion in found] == [False] * (len(found) - 1) + [True]
     assert not any(portion.restarted for portion in found)
-    again = portions(content, known(b"0\n2\n"))
+    again = portions(content, known(b"0\n2\n"), limits=limits)
     assert [portion.restarted for portion in again] == [True] + [False] * (len(again) - 1)
     assert b"".join(portion.data for portion in found) == content
     for number, portion in enumerate(found):
         so_far = content[: portion.progress.bytes_taken]
         assert portion.progress == progress(so_far, so_far.count(b"\n"), portion.progress.last_line)
-        rest = portions(content, portion.progress)
+        rest = portions(content, portion.progress, limits=limits)
         assert not rest[0].restarted
         assert b"".join(part.data for part in rest) == content[portion.progress.bytes_taken :]
         assert rest[-1].progress == found[-1].progress, number
@@ -252,11 +247,8 @@ def test_a_large_file_comes_in_portions_and_the_next_may_go_on_from_any(
     [b"\n" * 20, b"a\n" * 12, b"a\n" * 12 + b"b", b"\n\n\nabcdefghijklmnopqrstuvwxyz\n\n\n\n\n\nz"],
     ids=["blank", "whole portions", "open", "uneven"],
 )
-def test_a_portion_has_so_many_lines_at_most_wherever_they_lie(
-    content: bytes, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shrink(monkeypatch, block=block, portion=1000, lines=4)
-    found = portions(content, still=False)
+def test_a_portion_has_so_many_lines_at_most_wherever_they_lie(content: bytes, block: int) -> None:
+    found = portions(content, still=False, limits=small(block, 1000, 4))
     whole = content[: content.rfind(b"\n") + 1]
     assert b"".join(portion.data for portion in found) == whole
     lines = whole.count(b"\n")
@@ -295,14 +287,12 @@ hostile = hostile.filter(lambda content: not content.startswith((b"\xff\xfe", b"
     ],
 )
 @pytest.mark.parametrize("block", [3, 1000])
-def test_an_array_of_values_over_several_lines_is_one_fault(
-    content: bytes, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(json_documents, "BLOCK_BYTES", block)
-    [(payload, defect)] = whole = table(portions(content))
+def test_an_array_of_values_over_several_lines_is_one_fault(content: bytes, block: int) -> None:
+    limits = ReadLimits(document_block_bytes=block)
+    [(payload, defect)] = whole = table(portions(content, limits=limits))
     assert defect is None
     assert json.loads(payload) == json.loads(content.removeprefix(BOM))
-    assert table(portions(content, still=False)) == whole
+    assert table(portions(content, still=False, limits=limits)) == whole
     before = known(content)
     assert read(content, before).lines == 0
     grown = portions(content + b'\n{"a":\n1}\n', before)
@@ -384,16 +374,16 @@ def test_batches_are_split_alike_however_their_file_is_read(
         b"[%s]\n%s\n" % (b",".join(values), b"".join(values)) for values in lines
     )
     with pytest.MonkeyPatch.context() as patch:
-        shrink(patch, block=1 << 20, portion=1 << 20, line=line)
+        shorten(patch, line)
         [whole] = portions(content)
         expected = table([whole])
-        shrink(patch, block=block, portion=portion, lines=portion_lines, line=line)
-        found = portions(content)
+        limits = small(block, portion, portion_lines)
+        found = portions(content, limits=limits)
         assert table(found) == expected
         assert found[-1].progress == whole.progress
         assert sum(part.lines for part in found) == len(expected)
         stopped = found[len(found) // 2]
-        rest = portions(content, stopped.progress)
+        rest = portions(content, stopped.progress, limits=limits)
         assert table(found[: len(found) // 2 + 1]) + table(rest) == expected
 
 
@@ -418,19 +408,19 @@ def test_portions_hold_the_lines_that_one_large_portion_holds(
     file = gzip.compress(content) if packed else content
     still = still or packed
     with pytest.MonkeyPatch.context() as patch:
-        shrink(patch, block=1 << 20, portion=1 << 20, line=line)
+        shorten(patch, line)
         whole = portions(file, still=still, packed=packed)
         assert len(whole) == 1
         expected = table(whole)
-        shrink(patch, block=block, portion=portion, lines=lines, line=line)
-        found = portions(file, still=still, packed=packed)
+        limits = small(block, portion, lines)
+        found = portions(file, still=still, packed=packed, limits=limits)
         assert table(found) == expected
         assert found[-1].progress == whole[-1].progress
         for part in found:
             assert part.lines == to_arrow(part.data, part.cut).num_rows <= lines
         # Whoever stops after any of them, goes on with what is left.
         stopped = found[len(found) // 2]
-        rest = portions(file, stopped.progress, still=still, packed=packed)
+        rest = portions(file, stopped.progress, still=still, packed=packed, limits=limits)
         assert table(found[: len(found) // 2 + 1]) + table(rest) == expected
         assert rest[-1].progress.lines == whole[-1].progress.lines
 
@@ -447,19 +437,18 @@ def test_whatever_a_file_was_before_its_lines_are_those_of_its_content(
 ) -> None:
     """Versions follow each other, or each goes on where the one before ended."""
     state, content, held = NOTHING, b"", []
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch, block=block, portion=portion, lines=lines)
-        for more, goes_on, still in versions:
-            content = content + more if goes_on else more
-            for part in portions(content, state, still=still):
-                held = table([part]) if part.restarted else held + table([part])
-                state = part.progress
-            fresh = portions(content, still=still)
-            if still or state.last_line != TAKEN:
-                assert held == table(fresh)
-                assert state.bytes_taken == fresh[-1].progress.bytes_taken
-            assert state.content_hash == hashlib.sha256(content[: state.bytes_taken]).hexdigest()
-            assert state.lines == len(held)
+    limits = small(block, portion, lines)
+    for more, goes_on, still in versions:
+        content = content + more if goes_on else more
+        for part in portions(content, state, still=still, limits=limits):
+            held = table([part]) if part.restarted else held + table([part])
+            state = part.progress
+        fresh = portions(content, still=still, limits=limits)
+        if still or state.last_line != TAKEN:
+            assert held == table(fresh)
+            assert state.bytes_taken == fresh[-1].progress.bytes_taken
+        assert state.content_hash == hashlib.sha256(content[: state.bytes_taken]).hexdigest()
+        assert state.lines == len(held)
 
 
 # Long lines
@@ -553,24 +542,23 @@ def test_a_file_that_grew_has_the_lines_of_one_that_was_there_at_once(
 ) -> None:
     """Unless it was changed where it is not read again, which is neither its beginning nor end."""
     state, held, content = NOTHING, [], b""
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch, block=block, portion=portion)
-        for length in lengths:
-            content = NUMBERS[: length * 4]
-            for part in portions(content, state, still=False):
-                held = table([part]) if part.restarted else held + table([part])
-                state = part.progress
-        assert held == table(portions(content))
-        assert state == portions(content)[-1].progress
-        if edit is None:
-            return
-        taken = len(content)
-        edited = bytearray(NUMBERS)
-        edited[edit] ^= 1
-        found = portions(bytes(edited), state, still=False)
-        seen = edit < CHUNK or edit >= taken - CHUNK or taken == len(NUMBERS)
-        if edit < taken and seen:
-            assert found[0].restarted
+    limits = small(block, portion)
+    for length in lengths:
+        content = NUMBERS[: length * 4]
+        for part in portions(content, state, still=False, limits=limits):
+            held = table([part]) if part.restarted else held + table([part])
+            state = part.progress
+    assert held == table(portions(content, limits=limits))
+    assert state == portions(content, limits=limits)[-1].progress
+    if edit is None:
+        return
+    taken = len(content)
+    edited = bytearray(NUMBERS)
+    edited[edit] ^= 1
+    found = portions(bytes(edited), state, still=False, limits=limits)
+    seen = edit < CHUNK or edit >= taken - CHUNK or taken == len(NUMBERS)
+    if edit < taken and seen:
+        assert found[0].restarted
 
 
 @pytest.mark.usefixtures("chunks")
@@ -646,13 +634,17 @@ def test_a_compressed_file_is_known_by_its_first_bytes(
 
 
 @pytest.mark.parametrize("cut", [4, 10, -3])
-def test_of_a_zstd_file_that_is_not_whole_nothing_is_taken(
-    monkeypatch: pytest.MonkeyPatch, cut: int
-) -> None:
+def test_of_a_zstd_file_that_is_not_whole_nothing_is_taken(cut: int) -> None:
     # Its first portions could be read.
-    shrink(monkeypatch, block=1000, portion=1000)
+    limits = small(1000, 1000)
     for content in (zstd(b"a\nb\n" * 100_000)[:cut], zstd(b"a\n" * 1000) + b"rubbish"):
-        new = read_new(lambda of=content: io.BytesIO(of), packed=True, known=NOTHING, still=True)
+        new = read_new(
+            lambda of=content: io.BytesIO(of),
+            packed=True,
+            known=NOTHING,
+            still=True,
+            limits=limits,
+        )
         with pytest.raises(RetailAssetsError, match="no whole zstd file"):
             next(new)
 
