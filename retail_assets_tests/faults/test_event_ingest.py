@@ -11,7 +11,7 @@ from retail_assets.settings import Settings
 from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.faults.batch import contents
 from retail_assets_tests.faults.boundaries import run_undisturbed, run_watched
-from retail_assets_tests.faults.ingestion import BLOCK, one_by_one, race, take_in
+from retail_assets_tests.faults.ingestion import SMALL, one_by_one, race, take_in
 from retail_assets_tests.faults.kill import Walk, copy, do
 from retail_assets_tests.processes import finish, start
 
@@ -60,7 +60,7 @@ def later_files(settings: Settings) -> None:
 
 def half_a_block(number: int) -> str:
     """A line so long that portions end with a line: then none is left open to tell of the rest."""
-    length = BLOCK // 2 - 1
+    length = SMALL.block_bytes // 2 - 1
     return event(number, note="").replace('""', f'"{"x" * (length - len(event(number, note="")))}"')
 
 
