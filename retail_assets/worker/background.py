@@ -1,4 +1,4 @@
-"""Work that follows the ingest, in threads of its own: one that fails holds nobody else up."""
+"""Work that follows the ingest, in threads of its own: one that fails does not block others."""
 
 import logging
 import threading
@@ -15,33 +15,32 @@ from retail_assets.worker.metrics import Figures
 
 logger = logging.getLogger(__name__)
 
-Turn: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
-"""One turn of some work: with a connection that can write, and how many turns failed just before.
-"""
+Iteration: TypeAlias = Callable[[duckdb.DuckDBPyConnection, int], None]
+"""One iteration of some work: takes a connection that can write, and how many iterations have
+failed in a row."""
 
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
-REST, MOST_REST_SECONDS = 3, 1.0
-"""After a turn nobody has one for so many times as long as it took, but no longer than that."""
+COOLDOWN_RATIO, MAX_COOLDOWN_SECONDS = 3, 1.0
+"""A cooldown is this many times as long as the iteration before it, and never longer than that."""
 
-LONG_SECONDS = 2.0
-"""A turn that took longer is interrupted where it can be, for the others to have theirs."""
+LONG_ITERATION_SECONDS = 2.0
+"""An iteration that takes longer yields to the others where it can be interrupted."""
 
-GIVE_WAY_SECONDS = 0.01
+YIELD_SECONDS = 0.01
 
 
-class Turns:
-    """Turns of some threads, one at a time, with a rest after each while events come in.
+class CooldownLock:
+    """A lock for iterations of several threads, with a cooldown after each while events come in.
 
-    So all of them together leave the machine to the ingest for three quarters of the time, if it
-    has something to do.
+    So all of them together leave the machine to the ingest for three quarters of the time.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._began = 0.0
         self._events_came = False
-        self._no_rest = threading.Event()
+        self._cooled_down = threading.Event()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -50,32 +49,32 @@ class Turns:
     def __exit__(self, *_: object) -> None:
         if self._events_came:
             took = time.monotonic() - self._began
-            self._no_rest.wait(min(REST * took, MOST_REST_SECONDS))
+            self._cooled_down.wait(min(COOLDOWN_RATIO * took, MAX_COOLDOWN_SECONDS))
         self._lock.release()
 
-    def taken_in(self) -> None:
-        """Note that events came in: after a turn in which some did there is a rest."""
+    def note_events(self) -> None:
+        """Note that events came in: a cooldown follows the iteration."""
         self._events_came = True
 
-    def give_way(self) -> None:
-        """In the middle of a turn that is long, rest, let others have theirs, and go on."""
-        if time.monotonic() - self._began < LONG_SECONDS:
+    def yield_to_others(self) -> None:
+        """In the middle of a long iteration, let the cooldown pass and others have the lock."""
+        if time.monotonic() - self._began < LONG_ITERATION_SECONDS:
             return
         self.__exit__()
-        # A lock that is asked for again at once is had by the same thread again.
-        time.sleep(GIVE_WAY_SECONDS)
+        # A thread that acquires a lock again at once gets it before the others.
+        time.sleep(YIELD_SECONDS)
         self.__enter__()
 
-    def stop_resting(self) -> None:
-        """Have whoever rests go on at once, now and from now on."""
-        self._no_rest.set()
+    def end_cooldowns(self) -> None:
+        """End the cooldown, now and from now on."""
+        self._cooled_down.set()
 
 
 class Loop:
     """Does some work again and again, every `seconds`, and sooner when woken.
 
-    Those that share `turns` take one after the other. `at_end` is called once the last turn is
-    over.
+    Of the loops that share a `lock`, one iterates at a time. `at_end` is called after the last
+    iteration.
     """
 
     def __init__(
@@ -83,21 +82,21 @@ class Loop:
         name: str,
         lake: Lake,
         figures: Figures,
-        turn: Turn,
+        iterate: Iteration,
         *,
         seconds: float,
         on_wake: bool,
-        turns: Turns | None = None,
+        lock: CooldownLock | None = None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._lake = lake
         self._figures = figures
-        self._turn = turn
+        self._iterate = iterate
         self._seconds = seconds
         self._on_wake = on_wake
         self._at_end = at_end
-        self._turns = turns or nullcontext()
+        self._lock = lock or nullcontext()
         self._stop = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
@@ -112,12 +111,12 @@ class Loop:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something has changed: take a turn as soon as it is time."""
+        """Iterate as soon as it is time: something has changed."""
         if self._on_wake:
             self._wanted.set()
 
     def stop(self) -> None:
-        """Take a last turn and end."""
+        """Iterate a last time and end."""
         self._stop.set()
         self._wanted.set()
 
@@ -132,11 +131,11 @@ class Loop:
             last = self._stop.is_set()
             try:
                 connection = connection or self._lake.open()
-                with self._turns:
-                    self._turn(connection, failures)
+                with self._lock:
+                    self._iterate(connection, failures)
                 failures = 0
                 self._figures.problem(self.name, None)
-            except Exception as error:  # noqa: BLE001  # the loop goes on, whatever one turn met
+            except Exception as error:  # noqa: BLE001  # the loop goes on, whatever happened
                 failures += 1
                 logger.warning("%s failed and is tried again: %s", self.name, told(error))
                 self._figures.problem(self.name, f"{self.name}: {told(error)}")

@@ -1,4 +1,4 @@
-"""A worker as its options want it: which sources, and what follows what they bring."""
+"""Builds a worker from its options: its sources, and the loops that follow the events."""
 
 import logging
 import time
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import duckdb
 
     from retail_assets.consumers.framework import Consumer
-    from retail_assets.outbound.kafka import Publisher
+    from retail_assets.outbound.kafka import TopicProducer
     from retail_assets.settings import Settings
-    from retail_assets.worker.background import Turn
+    from retail_assets.worker.background import Iteration
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ CONSUMER_SECONDS = 1.0
 NOTIFY_SECONDS = 5.0
 
 CHECKSUM_SECONDS = 30.0
-"""How often checksums of new files are noted: small ones were merged into one by then."""
+"""How often checksums of new files are noted: by then, small files were merged."""
 
 LAG_SECONDS = 5.0
-"""How often it is measured how far consumers are behind."""
+"""How often the lag of consumers is measured."""
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,18 @@ def _address(text: str) -> tuple[str, int]:
 
 def _add_consumers(worker: Worker, settings: "Settings") -> None:
     from retail_assets.consumers.registry import all_consumers
-    from retail_assets.outbound.kafka import Publisher, publications
+    from retail_assets.outbound.kafka import TopicProducer, outbound_topics
 
     for consumer in all_consumers(settings):
         worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
-    for publication in publications(settings):
-        publisher = Publisher(settings, publication)
+    for topic in outbound_topics(settings):
+        producer = TopicProducer(settings, topic)
         worker.add_loop(
-            publication.name,
-            _publish(worker, publisher),
+            topic.name,
+            _produce(worker, producer),
             seconds=CONSUMER_SECONDS,
-            shares_turns=False,
-            at_end=publisher.close,
+            shares_lock=False,
+            at_end=producer.close,
         )
     if settings.notify_urls:
         from retail_assets.outbound.notifications.services import check_services
@@ -129,62 +129,66 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
             _notify(worker, settings),
             seconds=NOTIFY_SECONDS,
             on_wake=False,
-            shares_turns=False,
+            shares_lock=False,
         )
 
 
-def _consume(worker: Worker, consumer: "Consumer") -> "Turn":
-    from retail_assets.consumers.framework import consume, lag, set_aside
+def _consume(worker: Worker, consumer: "Consumer") -> "Iteration":
+    from retail_assets.consumers.framework import consume, lag, quarantined_keys
 
     measured = -LAG_SECONDS
 
-    def turn(connection: "duckdb.DuckDBPyConnection", failures: int) -> None:
+    def iterate(connection: "duckdb.DuckDBPyConnection", failures: int) -> None:
         nonlocal measured
         if time.monotonic() >= measured + LAG_SECONDS:
             measured = time.monotonic()
-            # Before the round: one that fails again and again falls behind.
+            # Before the round, which may fail again and again.
             worker.figures.gauge(
                 {
                     f"{consumer.name}{LAG}": round(lag(connection, consumer).seconds, 1),
-                    f"{consumer.name}_keys_set_aside": set_aside(connection, consumer),
+                    f"{consumer.name}_keys_set_aside": quarantined_keys(connection, consumer),
                 }
             )
         done = consume(
-            worker.lake, connection, consumer, failures=failures, between_pieces=worker.give_way
+            worker.lake,
+            connection,
+            consumer,
+            failures=failures,
+            between_pieces=worker.yield_to_others,
         )
         if done is not None:
             for key, problem in done.failed.items():
                 logger.warning("%s quarantined %s: %s", consumer.name, key, problem)
-            # Others may follow what this one keeps.
+            # Other consumers may follow these tables.
             worker.wake()
 
-    return turn
+    return iterate
 
 
-def _publish(worker: Worker, publisher: "Publisher") -> "Turn":
-    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+def _produce(worker: Worker, producer: "TopicProducer") -> "Iteration":
+    def iterate(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
         while True:
-            done = publisher.publish(worker.lake, connection, stop=lambda: worker.stopping)
+            done = producer.produce(worker.lake, connection, stop=lambda: worker.stopping)
             if done is None or done.complete or worker.stopping:
                 return
 
-    return turn
+    return iterate
 
 
-def _notify(worker: Worker, settings: "Settings") -> "Turn":
+def _notify(worker: Worker, settings: "Settings") -> "Iteration":
     from retail_assets.outbound.notifications.outbox import collect
     from retail_assets.outbound.notifications.sending import send
 
-    def turn(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+    def iterate(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
         collect(worker.lake, connection, settings)
         sent = send(worker.lake, connection, settings, stop=lambda: worker.stopping)
         worker.figures.gauge({"notifications_waiting": sent.waiting})
         if sent.problem:
-            # The service is at fault, not the worker: it is not late for that.
+            # A failing service does not make the worker lag.
             logger.warning("A notification could not be sent: %s", sent.problem)
-        if sent.given_up:
+        if sent.abandoned:
             logger.error(
-                "%s notifications are abandoned: see the table notifications", sent.given_up
+                "%s notifications are abandoned: see the table notifications", sent.abandoned
             )
 
-    return turn
+    return iterate

@@ -1,4 +1,4 @@
-"""A worker that is told to stop ends within a time, whatever hangs: a disk, a broker, a server."""
+"""A worker ends within a time after it was stopped, whatever hangs: disk, broker or server."""
 
 import logging
 import os
@@ -11,9 +11,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def ends_in_time(stop: threading.Event, seconds: float) -> Iterator[None]:
-    """End this process with exit code 1 if the block goes on for so long after `stop` was set.
+    """End this process with exit code 1 if the block is not over `seconds` after `stop` was set.
 
-    That is as safe as any crash: what was not committed is read, or sent, again.
+    That is as safe as any crash: events that were not committed are read, or sent, again.
     """
     ended = threading.Event()
 

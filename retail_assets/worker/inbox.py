@@ -1,4 +1,4 @@
-"""The inbox of the worker: what was received and waits for a transaction, bounded in bytes."""
+"""The inbox of the worker: received events that wait for a transaction, bounded in bytes."""
 
 import threading
 import time
@@ -7,14 +7,14 @@ from collections import deque
 from retail_assets.ingest.messages.load import Received
 
 MAX_BYTES = 128 << 20
-"""Bytes that may wait; beyond that sources wait instead."""
+"""Bytes that may wait; beyond that, sources have to wait."""
 
 OVERHEAD_BYTES = 100
 """Bytes that an event costs besides its payload."""
 
 
 class Inbox:
-    """A queue of what was received, from many threads to one."""
+    """A queue of received events, from many threads to one."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -32,7 +32,7 @@ class Inbox:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is taken any more."""
+        """Whether it refuses new events."""
         return self._closed
 
     @property
@@ -46,10 +46,10 @@ class Inbox:
         return self._bytes
 
     def put(self, *received: Received, timeout: float | None = None) -> bool:
-        """Put something in, all of it for one batch; waits while the inbox is full.
+        """Add events, all of them for one batch; waits while the inbox is full.
 
         Returns:
-            Whether it is in: not after the timeout in seconds, and not when the inbox is closed.
+            Whether they were added: not after the timeout in seconds, and not to a closed inbox.
         """
         with self._changed:
             room = self._changed.wait_for(lambda: self._closed or not self.is_full, timeout)
@@ -62,11 +62,11 @@ class Inbox:
             return True
 
     def offer(self, *received: Received) -> bool:
-        """Put something in, if that is possible at once."""
+        """Add events, if there is room now."""
         return self.put(*received, timeout=0)
 
     def close(self) -> None:
-        """Take nothing any more; who waits to put something in is told so."""
+        """Refuse new events; a `put` that waits returns False."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -80,11 +80,11 @@ class Inbox:
     def take(
         self, *, max_events: int, linger_seconds: float, timeout_seconds: float
     ) -> list[Received]:
-        """Take a micro-batch: what waits, and what comes within a moment after the first came.
+        """Take a micro-batch: the events that wait, and those that follow within a moment.
 
         Args:
-            max_events: the batch closes once it has so many.
-            linger_seconds: how long its first event waits for company, since it was received.
+            max_events: the batch closes once it has this many.
+            linger_seconds: how long its first event waits for others, since it was received.
             timeout_seconds: how long to wait for the first.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The figures of a worker as Prometheus reads them."""
+"""The metrics of a worker as Prometheus reads them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ PREFIX = "retail_assets"
 
 
 def metrics_text(figures: Figures) -> bytes:
-    """All figures in Prometheus' text format."""
+    """All metrics in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()

@@ -1,7 +1,7 @@
 """The resident worker: events from files, Kafka and a webhook into the lake within milliseconds.
 
-Threads: each source has its own; one takes what they received into the lake; files have a lane of
-their own, so that a large one holds nobody up; and each consumer follows at its own pace.
+Threads: each source has its own; one commits what they received; files have their own, so that a
+large one blocks nobody; and each consumer follows at its own pace.
 """
 
 import gc
@@ -21,7 +21,7 @@ from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.sqlite_locks import stay_connected
 from retail_assets.secrets import mask
-from retail_assets.worker.background import Loop, Turn, Turns
+from retail_assets.worker.background import CooldownLock, Iteration, Loop
 from retail_assets.worker.committer import Intake
 from retail_assets.worker.inbox import Inbox
 from retail_assets.worker.metrics import Figures
@@ -36,19 +36,19 @@ logger = logging.getLogger(__name__)
 LOG_SECONDS = 60.0
 
 SWITCH_SECONDS = 0.001
-"""How long a thread that computes in Python keeps the others waiting; by default it is 5 ms. The
-intake waits so long after each of its thirty statements, if another thread is busy then."""
+"""How long a thread that computes in Python keeps the others waiting; the default is 5 ms. The
+committer may wait that long after each of its thirty statements."""
 
 COLLECTED_AFTER = 20_000
-"""How many new objects Python's garbage collector waits for. With its 700 it would look again and
-again through what is being received."""
+"""How many new objects Python's garbage collector waits for. With its default of 700 it would scan
+the received events again and again."""
 
 DRAIN_SHARE = 0.6
-"""Share of the time that a worker has to end in which it may commit what waits."""
+"""Share of `stop_seconds` in which a worker that ends may commit what waits."""
 
 
 class Worker:
-    """Takes events in until it is told to stop; what it has said it has, is durable."""
+    """Ingests events until it is stopped; acknowledged events are durable."""
 
     def __init__(self, settings: "Settings", *, files: bool) -> None:
         self.settings = settings
@@ -58,7 +58,7 @@ class Worker:
         self.inbox = Inbox()
         self.sources: list[Source] = []
         self._loops: list[Loop] = []
-        self._turns = Turns()
+        self._lock = CooldownLock()
         self._files = (
             FileLane(settings, self.lake, self.figures, on_commit=self._taken_in) if files else None
         )
@@ -70,42 +70,42 @@ class Worker:
     def add_loop(
         self,
         name: str,
-        turn: Turn,
+        iterate: Iteration,
         *,
         seconds: float,
         on_wake: bool = True,
-        shares_turns: bool = True,
+        shares_lock: bool = True,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """Add work that follows: a turn whenever something was committed, or every so often.
+        """Add work that follows: an iteration after each commit, or every `seconds`.
 
-        What computes shares its turns with the others: one at a time, on one core, so that the
-        ingest has the other; in a long one, `give_way` lets others in between. What waits for
-        somebody outside does not share.
+        Loops that compute share a lock: one iterates at a time, on one core, so that the ingest has
+        the other. In a long iteration, `yield_to_others` lets others have the lock. Loops that wait
+        for other services do not share it.
         """
         self._loops.append(
             Loop(
                 name,
                 replace(self.lake, threads=1),
                 self.figures,
-                turn,
+                iterate,
                 seconds=seconds,
                 on_wake=on_wake,
-                turns=self._turns if shares_turns else None,
+                lock=self._lock if shares_lock else None,
                 at_end=at_end,
             )
         )
 
-    def give_way(self) -> None:
-        """In the middle of a turn that is shared, let others have theirs if it is a long one."""
-        self._turns.give_way()
+    def yield_to_others(self) -> None:
+        """In the middle of a long iteration that shares the lock, let others have it."""
+        self._lock.yield_to_others()
 
     def run(self, stop: threading.Event, *, say: Callable[[str], None] = lambda _: None) -> None:
         """Work until `stop` is set; then commit what was received and end.
 
         Raises:
             RetailAssetsError: if a source cannot start, or the lake cannot be opened; nothing is
-                taken in then.
+                ingested then.
         """
         with _tuned_python(), self.lake.connect() as connection:
             self._beat_in_transaction(connection)
@@ -128,7 +128,7 @@ class Worker:
                 self._wait(stop, intake)
                 say("Stopping: what was received is committed first.")
             finally:
-                # Also after a failure: from here on there is a deadline.
+                # Also after a failure: the deadline counts from here.
                 stop.set()
                 self.stopping = True
                 self._stop_sources(started)
@@ -143,14 +143,14 @@ class Worker:
                 self._beat_in_transaction(connection)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the worker does its work, and its figures."""
+        """Whether the worker is well, and its metrics."""
         self.measure()
         problem = self._problem()
         ok = problem is None and not self.stopping
         return ok, {"worker": self.name, "problem": problem, **self.figures.snapshot()}
 
     def measure(self) -> None:
-        """Bring the figures that go up and down up to date."""
+        """Update the gauges."""
         for source in self.sources:
             self.figures.gauge(source.metrics())
         now = time.monotonic()
@@ -192,9 +192,9 @@ class Worker:
     def _end(self, started: Sequence[Source]) -> None:
         for source in started:
             source.close()
-        self._turns.stop_resting()
+        self._lock.end_cooldowns()
         begun = [loop for loop in self._loops if loop.started]
-        # In their order: some follow what others keep.
+        # In their order: some follow the tables of others.
         for loop in begun:
             loop.stop()
             loop.join()
@@ -213,7 +213,7 @@ class Worker:
         return mask("; ".join(found)) or None
 
     def _beat(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """In a transaction, say that the worker lives."""
+        """Write a heartbeat, in the caller's transaction."""
         self._beat_at = time.monotonic()
         self.measure()
         heartbeat.beat(
@@ -231,11 +231,11 @@ class Worker:
             self._beat(connection)
 
     def _taken_in(self) -> None:
-        self._turns.taken_in()
+        self._lock.note_events()
         self.wake()
 
     def wake(self) -> None:
-        """Something was committed: let those that follow look at it."""
+        """Wake the loops that follow: something was committed."""
         for loop in self._loops:
             loop.wake()
 
@@ -245,7 +245,7 @@ def _tuned_python() -> Iterator[None]:
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(COLLECTED_AFTER, *thresholds[1:])
-    # All that was imported stays: no collection needs to look at it.
+    # Imported modules stay: no collection needs to scan them.
     gc.freeze()
     try:
         yield

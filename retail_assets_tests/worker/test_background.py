@@ -1,4 +1,4 @@
-"""Turns of what follows the ingest."""
+"""The loops that follow the ingest, and the lock that they share."""
 
 import threading
 import time
@@ -8,68 +8,68 @@ import pytest
 
 from retail_assets.lake.connection import Lake
 from retail_assets.worker import background as loops
-from retail_assets.worker.background import Loop, Turns
+from retail_assets.worker.background import CooldownLock, Loop
 from retail_assets.worker.metrics import Figures
 
 
 @pytest.mark.parametrize(
     ("long", "happens"), [(0, ["begins", "short", "ends"]), (60, ["begins", "ends", "short"])]
 )
-def test_one_turn_at_a_time_and_a_long_one_lets_others_in_between(
+def test_one_iteration_at_a_time_and_a_long_one_yields_to_others(
     long: float, happens: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loops, "LONG_SECONDS", long)
-    turns = Turns()
-    turns.stop_resting()
+    monkeypatch.setattr(loops, "LONG_ITERATION_SECONDS", long)
+    lock = CooldownLock()
+    lock.end_cooldowns()
     happened: list[str] = []
     waits = threading.Event()
 
     def short() -> None:
         waits.set()
-        with turns:
+        with lock:
             happened.append("short")
 
     other = threading.Thread(target=short)
-    with turns:
+    with lock:
         other.start()
         waits.wait()
         other.join(0.05)
         happened.append("begins")
         for _ in range(20):
-            turns.give_way()
+            lock.yield_to_others()
         happened.append("ends")
     other.join()
     assert happened == happens
 
 
-@pytest.mark.parametrize(("events", "rest"), [(True, 0.1), (False, 0)])
-def test_there_is_a_rest_after_a_turn_in_which_events_came_in(
-    events: bool, rest: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("events", "cooldown"), [(True, 0.1), (False, 0)])
+def test_a_cooldown_follows_an_iteration_in_which_events_came_in(
+    events: bool, cooldown: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = Turns()
-    rested: list[float] = []
-    monkeypatch.setattr(turns._no_rest, "wait", rested.append)
-    turns.taken_in()
-    with turns:
-        time.sleep(rest / loops.REST)
+    lock = CooldownLock()
+    cooldowns: list[float] = []
+    monkeypatch.setattr(lock._cooled_down, "wait", cooldowns.append)
+    lock.note_events()
+    with lock:
+        time.sleep(cooldown / loops.COOLDOWN_RATIO)
         if events:
-            turns.taken_in()
-    assert [seconds >= rest for seconds in rested] == [True] * events
+            lock.note_events()
+    assert [seconds >= cooldown for seconds in cooldowns] == [True] * events
 
 
-def test_a_turn_is_over_also_where_it_fails() -> None:
-    turns = Turns()
-    turns.stop_resting()
+def test_an_iteration_that_fails_releases_the_lock() -> None:
+    lock = CooldownLock()
+    lock.end_cooldowns()
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), turns:
+        with pytest.raises(ZeroDivisionError), lock:
             _ = 1 / 0
 
 
-def test_a_turn_that_fails_is_tried_again_while_others_go_on(
+def test_an_iteration_that_fails_is_tried_again_while_others_go_on(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "BACKOFF_SECONDS", (0.001,))
-    figures, turns = Figures(), Turns()
+    figures, lock = Figures(), CooldownLock()
     failures: list[int] = []
     connections: list[duckdb.DuckDBPyConnection] = []
     problems: list[str | None] = []
@@ -79,7 +79,7 @@ def test_a_turn_that_fails_is_tried_again_while_others_go_on(
         failures.append(failed)
         connections.append(connection)
         problems.append(figures.problems.get("bad"))
-        # The other one has its turns in between.
+        # The other one iterates in between.
         if len(failures) > 1:
             assert good.acquire(timeout=60)
         if len(failures) < 4:
@@ -88,9 +88,9 @@ def test_a_turn_that_fails_is_tried_again_while_others_go_on(
 
     work = {"bad": bad, "good": lambda *_: good.release()}
     started = [
-        Loop(name, lake, figures, turn, seconds=0.01, on_wake=False, turns=own)
-        # Whoever waits for the other must not have its turn meanwhile.
-        for (name, turn), own in zip(work.items(), (None, turns), strict=True)
+        Loop(name, lake, figures, iterate, seconds=0.01, on_wake=False, lock=own)
+        # The one that waits for the other must not hold the lock.
+        for (name, iterate), own in zip(work.items(), (None, lock), strict=True)
     ]
     for loop in started:
         loop.start()
@@ -106,14 +106,16 @@ def test_a_turn_that_fails_is_tried_again_while_others_go_on(
     assert figures.problems == {}
 
 
-def test_after_the_last_turn_there_is_nothing_to_wait_for(
+def test_the_loop_does_not_wait_after_its_last_iteration(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns: list[int] = []
+    iterations: list[int] = []
     waits: list[float] = []
-    loop = Loop("follows", lake, Figures(), lambda *_: turns.append(1), seconds=60, on_wake=False)
+    loop = Loop(
+        "follows", lake, Figures(), lambda *_: iterations.append(1), seconds=60, on_wake=False
+    )
     monkeypatch.setattr(loop._wanted, "wait", waits.append)
     loop.start()
     loop.stop()
     loop.join()
-    assert len(waits) == len(turns) - 1
+    assert len(waits) == len(iterations) - 1

@@ -20,13 +20,13 @@ class Source(Protocol):
         """
 
     def stop(self) -> None:
-        """Take nothing new; returns when no put is under way. What is in the inbox is committed."""
+        """Receive nothing new; returns when no put is under way. The inbox is still committed."""
 
     def close(self) -> None:
-        """Let go of everything, after the inbox was drained."""
+        """Release everything, after the inbox was drained."""
 
     def metrics(self) -> Mapping[str, float]:
-        """Figures by name, such as `kafka_lag`."""
+        """Metrics by name, such as `kafka_lag`."""
 
     def problem(self) -> str | None:
         """The current problem, if there is one."""

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5
-"""How long a broker may take for an answer before it counts as away."""
+"""How long a broker may take for an answer before it counts as unavailable."""
 
 ID_SECONDS = 2
-"""How long to wait for the id of a topic, which not every broker tells."""
+"""How long to wait for the id of a topic, which not every broker names."""
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 """Names that Kafka allows. A name that starts with ^ would be a pattern of many topics."""
@@ -28,7 +28,7 @@ TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _OURS = {
     "enable.auto.commit": "false",
     "enable.auto.offset.store": "false",
-    # The ledger says where to begin; what is not there any more must not be passed over silently.
+    # The ledger says where to begin; messages that were removed must not be skipped silently.
     "auto.offset.reset": "error",
     "partition.assignment.strategy": "cooperative-sticky",
 }
@@ -36,15 +36,15 @@ _DEFAULTS = {
     "client.id": "retail-assets",
     # How long the partitions of a worker that died stay with it; librdkafka waits 45 s.
     "session.timeout.ms": "10000",
-    # librdkafka waits up to 10 s before it tries again to reach a broker that was away.
+    # librdkafka waits up to 10 s before it tries to reach an unavailable broker again.
     "reconnect.backoff.max.ms": "1000",
     # How soon new partitions are seen; librdkafka looks every five minutes.
     "topic.metadata.refresh.interval.ms": "30000",
-    # A broker without news answers after this; not every broker answers at once when there is any.
+    # A broker without new messages answers after this; with new ones, some do not answer sooner.
     "fetch.wait.max.ms": "20",
-    # What waits in librdkafka is held in memory besides what waits here.
+    # Memory of librdkafka, besides the messages that wait in this process.
     "queued.max.messages.kbytes": "32768",
-    # For so long librdkafka asks for nothing once that much waits; the default is 1 s.
+    # How long librdkafka fetches nothing once that much waits; the default is 1 s.
     "fetch.queue.backoff.ms": "10",
 }
 _SECRET = re.compile(r"password|secret|token|\.pem|\.key|credential|oauthbearer", re.IGNORECASE)
@@ -78,7 +78,7 @@ class Topic:
             )
 
     def consumer(self, **more: Any) -> "Consumer":
-        """Make a consumer; it has asked no broker for anything yet.
+        """Make a consumer, which has not contacted a broker yet.
 
         Raises:
             UsageError: if librdkafka does not take an option; names it, but not its value.
@@ -137,7 +137,7 @@ class Topic:
         gone: set[int] = set()
         reader = self.consumer()
         try:
-            reader.assign([self.partition(*place) for place in offsets.items()])
+            reader.assign([self.partition(*start) for start in offsets.items()])
             until = time.monotonic() + ANSWER_SECONDS
             while (left := offsets.keys() - found.keys() - gone) and time.monotonic() < until:
                 for message in reader.consume(100, 0.05):
@@ -155,15 +155,15 @@ class Topic:
         return found
 
     def id(self) -> str | None:
-        """The id of the topic; None if the broker does not tell it, in time or at all."""
+        """The id of the topic; None if the broker does not name it in time."""
         from confluent_kafka import KafkaException, TopicCollection
 
-        asked = self._admin.describe_topics(
+        answer = self._admin.describe_topics(
             TopicCollection([self.topic]), request_timeout=ID_SECONDS
         )[self.topic]
         try:
-            # Always waited for: a client that goes while a question is open crashes the process.
-            given = asked.result().topic_id
+            # Always wait: a client that is closed during a request crashes the process.
+            given = answer.result().topic_id
         except KafkaException as error:
             logger.debug("The id of the Kafka topic %s is not known: %s", self.topic, error)
             return None
@@ -175,7 +175,7 @@ class Topic:
         from confluent_kafka.admin import AdminClient
 
         given = {name: _text(value) for name, value in self.options.items()}
-        # The consumer tells of what is wrong with the brokers.
+        # The consumer reports problems of the brokers.
         return AdminClient({**given, "bootstrap.servers": self.bootstrap, "log_level": 0})
 
     def partition(self, number: int, offset: int | None = None) -> "TopicPartition":
@@ -185,23 +185,23 @@ class Topic:
         return TopicPartition(self.topic, number, OFFSET_INVALID if offset is None else offset)
 
     @property
-    def away(self) -> str:
+    def no_broker(self) -> str:
         """The sentence for a broker that does not answer."""
         return f"No Kafka broker answers at {self.bootstrap}: start it, or correct the address."
 
     def sentence(self, error: "KafkaError") -> str:
         """A sentence for a client's error, with what to do."""
-        where, away = f"at {self.bootstrap}", self.away
+        where, no_broker = f"at {self.bootstrap}", self.no_broker
         absent = f"There is no Kafka topic {self.topic} {where}: create it, or correct its name."
         login = (
             f"The Kafka broker {where} does not accept this worker's credentials:"
             " correct RETAIL_KAFKA_OPTIONS."
         )
         known = {
-            "_ALL_BROKERS_DOWN": away,
-            "_TRANSPORT": away,
-            "_TIMED_OUT": away,
-            "_RESOLVE": away,
+            "_ALL_BROKERS_DOWN": no_broker,
+            "_TRANSPORT": no_broker,
+            "_TIMED_OUT": no_broker,
+            "_RESOLVE": no_broker,
             "_UNKNOWN_TOPIC": absent,
             "UNKNOWN_TOPIC_OR_PART": absent,
             "_AUTHENTICATION": login,
@@ -217,7 +217,7 @@ class Topic:
             f"Kafka {where}, topic {self.topic}: {self._without_secrets(error.str())}."
         )
 
-    def partition_away(self, number: int, reason: str) -> str:
+    def partition_unavailable(self, number: int, reason: str) -> str:
         """The sentence for a partition whose ends cannot be found out, while others may answer."""
         return (
             f"Partition {number} of the Kafka topic {self.topic} at {self.bootstrap} cannot be read"

@@ -1,7 +1,7 @@
 """Messages of a Kafka partition that are not in the lake yet, in the order of offsets.
 
-Only one portion of a partition is under way at a time. The ledger moves to behind the last offset
-that a transaction takes in: were a portion refused while the next one is taken, it would be lost.
+Only one chunk of a partition is under way at a time. The ledger moves past the last offset that a
+transaction ingests: if a chunk were refused while the next one is ingested, it would be lost.
 """
 
 import time
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-PORTION_EVENTS = 200_000
-PORTION_BYTES = 64 << 20
+CHUNK_EVENTS = 200_000
+CHUNK_BYTES = 64 << 20
 """Events of one partition that are ingested at once."""
 
 _A_DAY = 86_400_000
@@ -30,7 +30,7 @@ EVENT_BYTES = 100
 
 
 def payload_of(message: "Message") -> bytes:
-    """The payload of a message; one without a value says that its key is gone: no event."""
+    """The payload of a message; one without a value is a tombstone of its key, and no event."""
     value: bytes | None = message.value()
     return Tombstone.of(message.key()) if value is None else value
 
@@ -51,13 +51,13 @@ class ReceivedDates:
     def of(self, timestamp: int, before: date | None) -> date:
         """Return the day of a message.
 
-        A partition's messages were received one after the other, so none counts for an earlier day
-        than the one before it, whatever the clock of its producer said: two producers whose clocks
-        differ would make portions of a message each at midnight.
+        No message counts for an earlier day than the one before it in its partition, whatever the
+        clock of its producer says. Otherwise, two producers whose clocks differ would make chunks
+        of one message each at midnight.
 
         Args:
             timestamp: milliseconds since 1970; -1 for none.
-            before: the day of the message before it in its partition, if it is known.
+            before: the day of the message before it in its partition, if known.
         """
         if not self._from <= timestamp < self._to and not self._look_up(timestamp):
             return before or self.today()
@@ -84,7 +84,7 @@ class ReceivedDates:
 
 
 @dataclass
-class Portion:
+class Chunk:
     """Messages of one day that follow each other in a partition."""
 
     received_date: date
@@ -104,10 +104,9 @@ class Portion:
 class PartitionQueue:
     """The messages of a partition on their way into the lake.
 
-    `position` is the ledger's, if it has one; `day` is that of the last message, also of one that
-    another queue took in before: otherwise the days would depend on where a worker was restarted.
-    `failure` says why the first portion could not be taken in, so that it has to be put into the
-    inbox again, but not before `retry_at`.
+    `position` is the ledger's, if it has one. `day` is that of the last message, even if an earlier
+    queue ingested it: otherwise days would depend on where a worker was restarted. `failure` says
+    why the first chunk could not be ingested; it goes into the inbox again, not before `retry_at`.
     """
 
     source_name: str
@@ -118,23 +117,23 @@ class PartitionQueue:
     failure: str | None = None
     retry_at: float = 0
     weight: int = 0
-    _portions: deque[Portion] = field(default_factory=deque)
+    _chunks: deque[Chunk] = field(default_factory=deque)
     _next: int = 0
 
     @property
     def is_empty(self) -> bool:
         """Whether all that came is in the lake."""
-        return not self._portions
+        return not self._chunks
 
     @property
     def waits(self) -> bool:
-        """Whether something came that is not even under way."""
-        return len(self._portions) > self.under_way
+        """Whether messages came that are not under way."""
+        return len(self._chunks) > self.under_way
 
     def extend(self, messages: "Sequence[Message]") -> None:
-        """Take messages of the partition, in their order.
+        """Add messages of the partition, in their order.
 
-        Nearly always all of them go into the portion that is there, which is seen at once.
+        Nearly always all of them go into the open chunk, which is seen at once.
         """
         offsets: list[int] = list(map(methodcaller("offset"), messages))
         payloads: list[bytes] = list(map(methodcaller("value"), messages))
@@ -144,68 +143,68 @@ class PartitionQueue:
         times = [milliseconds if kind else -1 for kind, milliseconds in stamps]
         weight = sum(map(len, payloads)) + EVENT_BYTES * len(payloads)
         follows = offsets[0] >= self._next and all(map(lt, offsets, offsets[1:]))
-        portion = self._open(len(offsets), weight)
-        if portion and follows and self.dates.are_of(portion.received_date, times):
+        chunk = self._open(len(offsets), weight)
+        if chunk and follows and self.dates.are_of(chunk.received_date, times):
             self._next = offsets[-1] + 1
-            self._put(portion, offsets, payloads, times, weight)
+            self._put(chunk, offsets, payloads, times, weight)
             return
         for offset, payload, timestamp in zip(offsets, payloads, times, strict=True):
             self.add(offset, payload, timestamp)
 
     def add(self, offset: int, payload: bytes, timestamp: int) -> None:
-        """Take a message; `timestamp` in milliseconds since 1970, -1 for none."""
+        """Add a message; `timestamp` in milliseconds since 1970, -1 for none."""
         if offset < self._next:
             return
         self._next = offset + 1
         self.day = day = self.dates.of(timestamp, self.day)
-        portion = self._open(1, 0)
+        chunk = self._open(1, 0)
         now = time.time()
-        if portion is None or portion.received_date != day:
+        if chunk is None or chunk.received_date != day:
             offered_at = min(timestamp / 1000, now) if timestamp > 0 else now
-            portion = Portion(day, offered_at)
-            self._portions.append(portion)
-        # No broker has recorded a time that is not there yet, or before there was any.
+            chunk = Chunk(day, offered_at)
+            self._chunks.append(chunk)
+        # A time in the future, or none, was not recorded by the broker.
         recorded = timestamp if 0 < timestamp < now * 1000 + _A_DAY else int(now * 1000)
-        self._put(portion, [offset], [payload], [recorded], len(payload) + EVENT_BYTES)
+        self._put(chunk, [offset], [payload], [recorded], len(payload) + EVENT_BYTES)
 
     def _put(
         self,
-        portion: Portion,
+        chunk: Chunk,
         offsets: list[int],
         payloads: list[bytes],
         times: list[int],
         weight: int,
     ) -> None:
-        portion.positions += offsets
-        portion.payloads += payloads
-        portion.recorded_us += [1000 * milliseconds for milliseconds in times]
-        portion.weight += weight
+        chunk.positions += offsets
+        chunk.payloads += payloads
+        chunk.recorded_us += [1000 * milliseconds for milliseconds in times]
+        chunk.weight += weight
         self.weight += weight
 
-    def _open(self, events: int, weight: int) -> Portion | None:
-        """The last portion, if so much may still be added to it: not once it is under way."""
+    def _open(self, events: int, weight: int) -> Chunk | None:
+        """The last chunk, if it has room and is not under way."""
         if not self.waits:
             return None
-        last = self._portions[-1]
+        last = self._chunks[-1]
         has_room = (
-            len(last.positions) + events <= PORTION_EVENTS and last.weight + weight < PORTION_BYTES
+            len(last.positions) + events <= CHUNK_EVENTS and last.weight + weight < CHUNK_BYTES
         )
         return last if has_room else None
 
-    def first(self) -> Portion | None:
-        """Return the portion that is to be put into the inbox now, if there is one."""
-        if self.under_way or not self._portions or time.monotonic() < self.retry_at:
+    def first(self) -> Chunk | None:
+        """Return the chunk to put into the inbox now, if there is one."""
+        if self.under_way or not self._chunks or time.monotonic() < self.retry_at:
             return None
-        return self._portions[0]
+        return self._chunks[0]
 
     def is_durable(self) -> None:
-        """Let go of the portion under way: it is in the lake."""
-        portion = self._portions.popleft()
-        self.position = portion.positions[-1] + 1
-        self.weight -= portion.weight
+        """Drop the chunk under way: it is in the lake."""
+        chunk = self._chunks.popleft()
+        self.position = chunk.positions[-1] + 1
+        self.weight -= chunk.weight
         self.under_way, self.failure = False, None
 
     def has_failed(self, reason: str, retry_seconds: float) -> None:
-        """Keep the portion under way for another attempt: it is not in the lake."""
+        """Keep the chunk under way for another attempt: it is not in the lake."""
         self.under_way, self.failure = False, reason
         self.retry_at = time.monotonic() + retry_seconds

@@ -1,8 +1,8 @@
 """A Kafka topic as a source of the worker: its partitions, shared among the workers of a group.
 
-The lake says where each partition goes on. What a member of the group takes in after it lost a
-partition, and what two members read both, the ledger leaves out; so a rebalance needs no agreement
-among them, and offsets are committed to the broker for its tools alone.
+The lake says where each partition goes on. The ledger skips messages that two members read, or
+that a member ingests after it lost a partition. So a rebalance needs no agreement among members,
+and offsets are committed to the broker only for its tools.
 """
 
 import logging
@@ -18,7 +18,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.messages.load import Received
 from retail_assets.worker.sources.kafka.client import Topic
 from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue, ReceivedDates
-from retail_assets.worker.sources.kafka.start_offsets import Beginnings
+from retail_assets.worker.sources.kafka.start_offsets import StartOffsets
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -38,14 +38,14 @@ WAITING_BYTES = 256 << 20
 READ_AT_ONCE = 10_000
 IDLE_SECONDS, BUSY_SECONDS = 0.1, 0.001
 """How long to wait for a message: while nothing else is to be done, and while the next batch waits
-to hear that the one before is in the lake."""
+for the acknowledgement of the one before."""
 
 MANY, MANY_SECONDS = 20_000, 0.25
-"""While there is more to read than is read at once, so many messages of a partition are gathered
-before they are taken in, or for so long: large batches cost less."""
+"""While there is more to read than is read at once, messages of a partition are gathered up to this
+number or time before they are ingested: large batches cost less."""
 
 HANDOVER_SECONDS = 5
-"""How long a partition is kept for batches under way: the next member need not read them."""
+"""How long a revoked partition waits for batches under way: the next member need not read them."""
 
 PATIENCE_SECONDS = 0.5
 """How long to wait for room before the partitions are paused, which drops what was fetched."""
@@ -53,13 +53,13 @@ PATIENCE_SECONDS = 0.5
 RETRY_SECONDS = 1
 REPORT_SECONDS = 1
 TROUBLE_SECONDS = 2
-"""For so long after the last sign of it trouble is not over."""
+"""How long after its last sign trouble is over."""
 
 
 class KafkaSource:
-    """Reads a topic in a thread of its own; see `stream.source.Source`.
+    """Reads a topic in a thread of its own; see `worker.sources.base.Source`.
 
-    `lake` is only read: where each partition goes on.
+    `lake` is only read, to find where each partition goes on.
     """
 
     name = KAFKA
@@ -74,14 +74,14 @@ class KafkaSource:
         """
         self._topic = Topic(bootstrap, topic, group, settings.kafka_options)
         self._dates = ReceivedDates(settings.timezone, settings.start_date)
-        self._beginnings = Beginnings(lake, self._topic)
+        self._start_offsets = StartOffsets(lake, self._topic)
         self._outcomes: SimpleQueue[tuple[PartitionQueue, str | None]] = SimpleQueue()
         self._queues: dict[int, PartitionQueue] = {}
-        self._unplaced: set[int] = set()
+        self._unassigned: set[int] = set()
         self._out_of_range: set[int] = set()
         self._is_another = False
         self._refused: dict[int, str] = {}
-        self._away: dict[int, str] = {}
+        self._unavailable: dict[int, str] = {}
         self._committed: dict[int, int] = {}
         self._trouble: str | None = None
         self._trouble_at: float = 0
@@ -90,7 +90,7 @@ class KafkaSource:
         self._more = False
         self._full_since: float | None = None
         self._reported_at: float = 0
-        self._place_at: float = 0
+        self._assign_at: float = 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._consumer: Consumer | None = None
@@ -104,7 +104,7 @@ class KafkaSource:
         """
         consumer = self._topic.consumer(error_cb=self._client_error)
         try:
-            self._beginnings.check(consumer)
+            self._start_offsets.check(consumer)
             consumer.subscribe(
                 [self._topic.topic],
                 on_assign=self._assigned,
@@ -115,7 +115,7 @@ class KafkaSource:
             consumer.poll(0)
             consumer.close()
             if isinstance(error, RetailAssetsError) and self._trouble:
-                # What the client met while it waited for an answer is the reason for its absence.
+                # The client has reported why there was no answer.
                 raise RetailAssetsError(self._trouble) from None
             raise
         self._trouble = None
@@ -124,7 +124,7 @@ class KafkaSource:
         self._thread.start()
 
     def stop(self) -> None:
-        """Read nothing new; what is not in the inbox yet is left to the next reader."""
+        """Read nothing new; the next reader gets the messages that are not in the inbox yet."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -133,39 +133,38 @@ class KafkaSource:
         """Leave the group; another member takes over at once."""
         self.stop()
         if self._consumer is not None:
-            self._settle()
+            self._drain_acknowledgements()
             self._commit(self._consumer)
             self._consumer.close()
             self._consumer = None
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the figures of this member.
+        """Return the metrics of this member.
 
         `kafka_lag` counts the messages of its partitions that are not in the lake yet,
-        `kafka_waiting_bytes` is what those of them take that were read, `kafka_partitions` counts
-        its partitions, and `kafka_lost` the messages that the topic had removed before they were
-        read.
+        `kafka_waiting_bytes` is the memory of those that were read, `kafka_partitions` counts its
+        partitions, and `kafka_lost` the messages that the topic removed before they were read.
         """
         return {
             "kafka_lag": self._lag,
             "kafka_waiting_bytes": self._waiting_bytes(),
             "kafka_partitions": len(self._queues),
-            "kafka_lost": self._beginnings.lost,
+            "kafka_lost": self._start_offsets.lost,
         }
 
     def problem(self) -> str | None:
         """One sentence about what is wrong right now."""
         failures = (queue.failure for queue in tuple(self._queues.values()))
-        known = (*self._refused.values(), self._trouble, *self._away.values(), *failures)
+        known = (*self._refused.values(), self._trouble, *self._unavailable.values(), *failures)
         return next(filter(None, known), None)
 
     def _run(self, consumer: "Consumer", inbox: "Inbox") -> None:
         while not self._stopping.is_set():
-            if not self._goes_well(partial(self._turn, consumer, inbox)):
+            if not self._goes_well(partial(self._iterate, consumer, inbox)):
                 self._stopping.wait(RETRY_SECONDS)
 
     def _goes_well(self, step: Callable[[], None]) -> bool:
-        """Take a step, whatever happens: a thread that ends would leave its partitions unread."""
+        """Take a step, and keep its error: a thread that ends would leave its partitions unread."""
         try:
             step()
         except RetailAssetsError as error:
@@ -177,18 +176,18 @@ class KafkaSource:
             return False
         return True
 
-    def _turn(self, consumer: "Consumer", inbox: "Inbox") -> None:
-        self._settle()
+    def _iterate(self, consumer: "Consumer", inbox: "Inbox") -> None:
+        self._drain_acknowledgements()
         self._offer(inbox)
-        # What is placed already is read whatever comes of this: who does not poll leaves the group.
-        self._goes_well(partial(self._place, consumer))
+        # Read on even if this fails: a member that does not poll leaves the group.
+        self._goes_well(partial(self._assign, consumer))
         if time.monotonic() >= self._reported_at + REPORT_SECONDS:
             self._report(consumer)
         if self._has_room(consumer):
             self._sort(self._read(consumer))
 
     def _read(self, consumer: "Consumer") -> "list[Message]":
-        """New messages; waits for the first one alone, and never long."""
+        """New messages; waits only for the first one, and never long."""
         busy = any(queue.waits for queue in self._queues.values())
         messages = consumer.consume(1, BUSY_SECONDS if busy else IDLE_SECONDS)
         if messages:
@@ -210,23 +209,23 @@ class KafkaSource:
                 queue.extend(some)
 
     def _offer(self, inbox: "Inbox") -> None:
-        """Put what waits into the inbox, of all partitions together: each would be a batch."""
+        """Put waiting chunks of all partitions into the inbox together, as one batch."""
         if any(queue.under_way for queue in self._queues.values()):
             return
         found: list[tuple[PartitionQueue, Received]] = []
         for queue in self._queues.values():
-            portion = queue.first()
-            if portion is None or (self._more and not portion.is_much(MANY, MANY_SECONDS)):
+            chunk = queue.first()
+            if chunk is None or (self._more and not chunk.is_much(MANY, MANY_SECONDS)):
                 continue
             received = Received(
                 KAFKA,
                 queue.source_name,
-                portion.received_date,
-                portion.positions,
-                portion.payloads,
-                portion.offered_at,
-                recorded_us=portion.recorded_us,
-                received_at=portion.began,
+                chunk.received_date,
+                chunk.positions,
+                chunk.payloads,
+                chunk.offered_at,
+                recorded_us=chunk.recorded_us,
+                received_at=chunk.began,
                 done=partial(self._outcomes.put, (queue, None)),
                 failed=self._failed(queue),
             )
@@ -238,8 +237,8 @@ class KafkaSource:
     def _failed(self, queue: PartitionQueue) -> Callable[[str], None]:
         return lambda reason: self._outcomes.put((queue, reason))
 
-    def _settle(self, wait_seconds: float = 0) -> None:
-        """Hear what became of what was under way; waits so long for the first, if for any."""
+    def _drain_acknowledgements(self, wait_seconds: float = 0) -> None:
+        """Apply the outcomes of chunks under way; waits up to `wait_seconds` for the first one."""
         with suppress(Empty):
             outcome = self._outcomes.get(wait_seconds > 0, wait_seconds)
             while True:
@@ -252,7 +251,7 @@ class KafkaSource:
                 outcome = self._outcomes.get_nowait()
 
     def _has_room(self, consumer: "Consumer") -> bool:
-        """Whether to go on reading; while too much waits, reading only keeps the membership."""
+        """Whether to read; while partitions are paused, reading only keeps the membership."""
         if self._waiting_bytes() < WAITING_BYTES:
             self._full_since = None
             if self._paused:
@@ -262,7 +261,7 @@ class KafkaSource:
         if not self._paused:
             self._full_since = self._full_since or time.monotonic()
             if time.monotonic() < self._full_since + PATIENCE_SECONDS:
-                self._settle(BUSY_SECONDS)
+                self._drain_acknowledgements(BUSY_SECONDS)
                 return False
             consumer.pause(consumer.assignment())
             self._paused = True
@@ -272,54 +271,59 @@ class KafkaSource:
         """Bytes that were read and are not in the lake yet."""
         return sum(queue.weight for queue in tuple(self._queues.values()))
 
-    def _place(self, consumer: "Consumer") -> None:
-        """Begin with the partitions that are new here, and again with those out of range.
+    def _assign(self, consumer: "Consumer") -> None:
+        """Assign the partitions that are new here, and again those that are out of range.
 
-        With all of them if there is another topic: one made again is out of range, or long enough.
+        If the topic was made again, assign all of them: some may be out of range, others not.
         """
         gone = {number for number in self._out_of_range if self._queues[number].is_empty}
-        if self._beginnings.has_another_topic():
+        if self._start_offsets.has_another_topic():
             self._is_another = True
-        if not (gone or self._unplaced or self._is_another) or time.monotonic() < self._place_at:
+        if not (gone or self._unassigned or self._is_another) or time.monotonic() < self._assign_at:
             return
         try:
-            if (gone or self._is_another) and self._beginnings.identify(consumer):
+            if (gone or self._is_another) and self._start_offsets.identify(consumer):
                 gone = self._queues.keys() | self._refused.keys()
             self._is_another = False
             if gone:
                 self._drop(consumer, gone)
-                self._unplaced |= gone
+                self._unassigned |= gone
             self._begin(consumer)
         finally:
-            self._place_at = time.monotonic() + RETRY_SECONDS
+            self._assign_at = time.monotonic() + RETRY_SECONDS
 
     def _begin(self, consumer: "Consumer") -> None:
-        places = self._beginnings.find(consumer, sorted(self._unplaced))
+        assignment = self._start_offsets.find(consumer, sorted(self._unassigned))
         consumer.incremental_assign(
-            [self._topic.partition(number, place.offset) for number, place in places.placed.items()]
+            [
+                self._topic.partition(number, start.offset)
+                for number, start in assignment.found.items()
+            ]
         )
-        for number, place in places.placed.items():
-            name = self._beginnings.source_name(number)
-            self._queues[number] = PartitionQueue(name, self._dates, place.position, place.day)
-        self._refused.update(places.refused)
-        self._unplaced -= places.placed.keys() | places.refused.keys()
-        self._are_away(places.away)
+        for number, start in assignment.found.items():
+            name = self._start_offsets.source_name(number)
+            self._queues[number] = PartitionQueue(name, self._dates, start.position, start.day)
+        self._refused.update(assignment.refused)
+        self._unassigned -= assignment.found.keys() | assignment.refused.keys()
+        self._note_unavailable(assignment.unavailable)
         if self._paused:
             consumer.pause(consumer.assignment())
 
-    def _are_away(self, found: Mapping[int, str]) -> None:
-        """Keep what keeps partitions from being placed, until they are."""
+    def _note_unavailable(self, found: Mapping[int, str]) -> None:
+        """Keep why partitions cannot be read, until they are assigned."""
         for number, sentence in found.items():
-            if sentence != self._away.get(number):
+            if sentence != self._unavailable.get(number):
                 logger.warning("%s", sentence)
-        both = {**self._away, **found}
-        self._away = {number: both[number] for number in sorted(both.keys() & self._unplaced)}
+        both = {**self._unavailable, **found}
+        self._unavailable = {
+            number: both[number] for number in sorted(both.keys() & self._unassigned)
+        }
 
     def _assigned(self, consumer: "Consumer", partitions: "list[TopicPartition]") -> None:
-        # Where they begin is found out later: here an error would let them begin anywhere.
+        # Their start offsets are found later: an error here would let them begin anywhere.
         consumer.incremental_assign([])
-        self._unplaced |= {partition.partition for partition in partitions}
-        self._place_at = 0
+        self._unassigned |= {partition.partition for partition in partitions}
+        self._assign_at = 0
 
     def _revoked(self, consumer: "Consumer", partitions: "list[TopicPartition]") -> None:
         numbers = {partition.partition for partition in partitions}
@@ -329,7 +333,7 @@ class KafkaSource:
             and any(self._queues[number].under_way for number in numbers & self._queues.keys())
             and (left := until - time.monotonic()) > 0
         ):
-            self._settle(left)
+            self._drain_acknowledgements(left)
         self._commit(consumer)
         self._drop(consumer, numbers)
 
@@ -337,17 +341,17 @@ class KafkaSource:
         self._drop(consumer, {partition.partition for partition in partitions})
 
     def _drop(self, consumer: "Consumer", numbers: set[int]) -> None:
-        """Let go of partitions, with what came of them and is not in the inbox yet."""
-        placed = [self._topic.partition(number) for number in numbers if number in self._queues]
-        consumer.incremental_unassign(placed)
-        self._unplaced -= numbers
+        """Drop partitions, and their messages that are not in the inbox yet."""
+        assigned = [self._topic.partition(number) for number in numbers if number in self._queues]
+        consumer.incremental_unassign(assigned)
+        self._unassigned -= numbers
         self._out_of_range -= numbers
         for number in numbers:
-            for kept in (self._queues, self._refused, self._away, self._committed):
+            for kept in (self._queues, self._refused, self._unavailable, self._committed):
                 kept.pop(number, None)
 
     def _report(self, consumer: "Consumer") -> None:
-        """Once a second: what the broker and the metrics are told, and whether trouble is over."""
+        """Once a second: commit offsets, measure the lag, and see whether trouble is over."""
         self._reported_at = time.monotonic()
         self._commit(consumer)
         self._lag = sum(
@@ -360,12 +364,12 @@ class KafkaSource:
             self._trouble = None
 
     def _known_range(self, consumer: "Consumer", number: int) -> tuple[int, int]:
-        """The range of a partition's offsets as the last answer of the broker had it."""
+        """The first and next offset of a partition in the last answer of the broker."""
         low, high = consumer.get_watermark_offsets(self._topic.partition(number), cached=True)
         return low, high
 
     def _commit(self, consumer: "Consumer") -> None:
-        """Tell the broker how far the lake has come: nothing depends on it but its own tools."""
+        """Commit the positions of the lake to the broker, whose tools show them."""
         from confluent_kafka import KafkaException
 
         positions = {
@@ -374,16 +378,16 @@ class KafkaSource:
             if queue.position is not None and queue.position != self._committed.get(number)
         }
         if positions:
-            places = [self._topic.partition(*place) for place in positions.items()]
+            committed = [self._topic.partition(*entry) for entry in positions.items()]
             with suppress(KafkaException):
-                consumer.commit(offsets=places, asynchronous=True)
+                consumer.commit(offsets=committed, asynchronous=True)
             self._committed.update(positions)
 
     def _client_error(self, error: "KafkaError") -> None:
-        """Hear of trouble of the client as a whole; that of one broker among several is none."""
+        """Note trouble of the whole client; a single broker of several may be unavailable."""
         if error.name() in ("_TRANSPORT", "_RESOLVE", "_TIMED_OUT"):
             return
-        # That all brokers are away may be because they do not let this worker in.
+        # The brokers may be down for this worker because they do not let it in.
         if error.name() != "_ALL_BROKERS_DOWN" or not self._trouble:
             self._has_trouble(self._topic.sentence(error))
 

@@ -1,4 +1,4 @@
-"""Where each partition of a Kafka topic goes on: where the ledger says, if the topic has that."""
+"""Start offsets: where each partition of a Kafka topic goes on, by the ledger and the broker."""
 
 import logging
 import time
@@ -25,15 +25,15 @@ class OtherTopicError(RetailAssetsError):
     """The lake has more of a partition than there is, though the topic is the same."""
 
 
-class PartitionAwayError(RetailAssetsError):
-    """Where a partition begins and ends cannot be found out now: others may still answer."""
+class PartitionUnavailableError(RetailAssetsError):
+    """The range of a partition is unknown now: others may still answer."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where to read on (an offset of Kafka), and the next position of the ledger, if it has one.
+class StartOffset:
+    """The offset to read on from, and the next position of the ledger, if it has one.
 
-    `day` is the one that the message before it counts for, if one was taken in.
+    `day` is the day of the message before, if one was ingested.
     """
 
     offset: int
@@ -42,29 +42,29 @@ class Place:
 
 
 @dataclass
-class Places:
-    """Where partitions go on, by number, and why some of them cannot: for good, or for now."""
+class Assignment:
+    """The start of each partition, and why others are refused, or unavailable for now."""
 
-    placed: dict[int, Place] = field(default_factory=dict)
+    found: dict[int, StartOffset] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
-    away: dict[int, str] = field(default_factory=dict)
+    unavailable: dict[int, str] = field(default_factory=dict)
 
 
-class Beginnings:
-    """Finds the places; `lost` counts messages that were removed before they were read."""
+class StartOffsets:
+    """Finds start offsets; `lost` counts messages that were removed before they were read."""
 
     def __init__(self, lake: "Lake", topic: Topic) -> None:
         self._lake = lake
         self._topic = topic
         self._identity = Identity(lake, topic)
-        self._told: dict[int, int] = {}
-        self._away_at: dict[int, float] = {}
+        self._reported: dict[int, int] = {}
+        self._unavailable_at: dict[int, float] = {}
         self.lost = 0
 
     def check(self, consumer: "Consumer") -> None:
-        """Make sure that the topic is there, and has what was read of it before.
+        """Make sure that the topic is there, and has the messages that were ingested before.
 
-        That a partition is away is not looked upon as wrong: the others can be read.
+        Unavailable partitions are no error: the others can be read.
 
         Raises:
             RetailAssetsError: with what is wrong and what to do.
@@ -81,28 +81,28 @@ class Beginnings:
             raise OtherTopicError(next(iter(refused.values())))
 
     def identify(self, consumer: "Consumer") -> bool:
-        """Find out which topic of this name it is; returns whether it is another than before.
+        """Find which topic of this name it is; returns whether it is another one than before.
 
         Raises:
             RetailAssetsError: if no broker answers, or the lake cannot be read or written to.
         """
         is_another = self._identity.find(self._topic.partitions(consumer))
         if is_another:
-            self._told.clear()
+            self._reported.clear()
         return is_another
 
     def has_another_topic(self) -> bool:
-        """Whether there is another topic by now, as far as the broker tells."""
+        """Whether the topic was made again, as far as the broker tells."""
         return self._identity.has_changed()
 
     def source_name(self, number: int) -> str:
         """The name of a partition in the lake."""
         return f"{self._identity.prefix}{number}"
 
-    def find(self, consumer: "Consumer", numbers: Sequence[int]) -> Places:
+    def find(self, consumer: "Consumer", numbers: Sequence[int]) -> Assignment:
         """Find where some partitions go on: without an entry in the ledger, from the start.
 
-        Those that there was no time to ask are in none of the places.
+        Partitions that there was no time to check are left out.
 
         Raises:
             RetailAssetsError: if no broker answers, or the lake cannot be read.
@@ -112,40 +112,42 @@ class Beginnings:
         found = self._positions([self.source_name(number) for number in numbers])
         positions = {number: found.get(self.source_name(number)) for number in numbers}
         known = {number: position for number, position in positions.items() if position is not None}
-        places = self._look(consumer, known)
-        for sentence in places.refused.values():
+        assignment = self._look(consumer, known)
+        for sentence in assignment.refused.values():
             logger.error("%s", sentence)
-        days = self._days({number: known[number] for number in places.placed})
-        for number, place in places.placed.items():
-            self._count_lost(number, known[number], place.offset)
-            places.placed[number] = replace(place, day=days.get(number))
+        days = self._days({number: known[number] for number in assignment.found})
+        for number, start in assignment.found.items():
+            self._count_lost(number, known[number], start.offset)
+            assignment.found[number] = replace(start, day=days.get(number))
         for number in positions.keys() - known.keys():
-            places.placed[number] = Place(OFFSET_BEGINNING, None)
-        return places
+            assignment.found[number] = StartOffset(OFFSET_BEGINNING, None)
+        return assignment
 
-    def _look(self, consumer: "Consumer", positions: Mapping[int, int]) -> Places:
-        """Compare partitions with their positions in the ledger, for as long as one may take.
+    def _look(self, consumer: "Consumer", positions: Mapping[int, int]) -> Assignment:
+        """Compare partitions with their positions in the ledger, within `ANSWER_SECONDS`.
 
-        Nothing is read meanwhile. So those come last next time that kept the others waiting.
+        Nothing is read meanwhile. So partitions that kept the others waiting come last next time.
         """
-        places = Places()
+        assignment = Assignment()
         without_leader = self._topic.without_leader(consumer) if positions else set()
         until = time.monotonic() + ANSWER_SECONDS
-        for number in sorted(positions, key=lambda number: self._away_at.get(number, 0)):
+        for number in sorted(positions, key=lambda number: self._unavailable_at.get(number, 0)):
             if number in without_leader:
-                places.away[number] = self._topic.partition_away(number, "it has no leader")
+                assignment.unavailable[number] = self._topic.partition_unavailable(
+                    number, "it has no leader"
+                )
             elif time.monotonic() < until:
                 try:
-                    start = self._check_end(consumer, number, positions[number])
+                    first = self._check_end(consumer, number, positions[number])
                 except OtherTopicError as error:
-                    places.refused[number] = str(error)
-                except PartitionAwayError as error:
-                    places.away[number] = str(error)
-                    self._away_at[number] = time.monotonic()
+                    assignment.refused[number] = str(error)
+                except PartitionUnavailableError as error:
+                    assignment.unavailable[number] = str(error)
+                    self._unavailable_at[number] = time.monotonic()
                 else:
-                    place = Place(max(positions[number], start), positions[number])
-                    places.placed[number] = place
-        return places
+                    offset = max(positions[number], first)
+                    assignment.found[number] = StartOffset(offset, positions[number])
+        return assignment
 
     def _positions(self, source_names: Sequence[str] | None = None) -> dict[str, int]:
         try:
@@ -155,7 +157,7 @@ class Beginnings:
             return {}
 
     def _days(self, positions: Mapping[int, int]) -> dict[int, date]:
-        """The days that the last messages before some positions count for."""
+        """The days of the last messages before some positions."""
         if not positions:
             return {}
         names = [self.source_name(number) for number in positions]
@@ -177,7 +179,7 @@ class Beginnings:
 
         Raises:
             OtherTopicError: if it ends before a position.
-            PartitionAwayError: if it does not answer.
+            PartitionUnavailableError: if it does not answer.
         """
         from confluent_kafka import KafkaException
 
@@ -186,31 +188,31 @@ class Beginnings:
                 self._topic.partition(number), timeout=ANSWER_SECONDS
             )
         except KafkaException as error:
-            raise self._away(number, error.args[0].str()) from None
-        # A broker that has just become the leader may name an end that lags behind.
+            raise self._unavailable(number, error.args[0].str()) from None
+        # A new leader may name an end that lags behind.
         if position > end and not self._reaches(number, position):
             raise self._other_topic(number, position, end)
         return start
 
     def _reaches(self, number: int, position: int) -> bool:
-        """Whether a partition has all messages before a position, by trying to read on from it."""
-        place = self._topic.partition(number, position)
+        """Whether a partition has all messages before a position, by reading on from it."""
+        partition = self._topic.partition(number, position)
         reader = self._topic.consumer()
         try:
-            reader.assign([place])
+            reader.assign([partition])
             until = time.monotonic() + ANSWER_SECONDS
             while time.monotonic() < until:
                 for message in reader.consume(1, 0.05):
                     return message.error() is None
-                end = reader.get_watermark_offsets(place, cached=True)[1]
+                end = reader.get_watermark_offsets(partition, cached=True)[1]
                 if end >= 0:
                     return end >= position
         finally:
             reader.close()
-        raise self._away(number, "it does not answer")
+        raise self._unavailable(number, "it does not answer")
 
-    def _away(self, number: int, reason: str) -> PartitionAwayError:
-        return PartitionAwayError(self._topic.partition_away(number, reason))
+    def _unavailable(self, number: int, reason: str) -> PartitionUnavailableError:
+        return PartitionUnavailableError(self._topic.partition_unavailable(number, reason))
 
     def _other_topic(self, number: int, position: int, end: int) -> OtherTopicError:
         return OtherTopicError(
@@ -221,9 +223,9 @@ class Beginnings:
         )
 
     def _count_lost(self, number: int, position: int, start: int) -> None:
-        lost = start - max(position, self._told.get(number, 0))
+        lost = start - max(position, self._reported.get(number, 0))
         if lost > 0:
-            self._told[number] = start
+            self._reported[number] = start
             self.lost += lost
             logger.error(
                 "%d messages of partition %d of the Kafka topic %s are lost: the topic had removed"

@@ -2,8 +2,8 @@
 
 A topic that is deleted and made again, or one of another cluster, has the same name and offsets.
 The lake calls the first topic of a name `orders`, the next one `orders@2`, and so on: each has
-positions of its own, so that another one is read from its beginning. The broker tells the id of a
-topic (KIP-516); where it does not, the last messages that the lake has of it are compared.
+positions of its own, so that another one is read from its beginning. The broker names the id of a
+topic (KIP-516); where it does not, its messages are compared with the last ones in the lake.
 """
 
 import logging
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 30.0
-"""How often it is checked that the topic is still the same one."""
+"""How often the id of the topic is checked."""
 
 
 class Identity:
-    """Finds out which of the topics that the lake knows by this name is the one that is there."""
+    """Finds which of the topics that the lake knows by this name the broker has."""
 
     def __init__(self, lake: "Lake", topic: Topic) -> None:
         self._lake = lake
@@ -74,7 +74,7 @@ class Identity:
         return found.number != before.number
 
     def has_changed(self) -> bool:
-        """Whether the broker names another id by now; it is asked now and then."""
+        """Whether the broker names another id, as of the last check."""
         if not self._now.topic_id or time.monotonic() < self._asked_at + CHECK_SECONDS:
             return False
         self._asked_at = time.monotonic()
@@ -85,7 +85,7 @@ class Identity:
         try:
             with self._lake.connect(read_only=True) as connection:
                 known = offsets.known_topics(connection, self._topic.topic)
-                # A ledger from before topics were told apart has the first one unnamed.
+                # Older ledgers do not name the first topic.
                 if not any(topic.number == 1 for topic in known) and any(
                     part.startswith(_prefix(self._topic.topic, KnownTopic(1)))
                     for part in offsets.next_positions(connection, "kafka")
@@ -142,7 +142,7 @@ class Identity:
         return True if True in alike else None
 
     def _last_lines(self, topic: KnownTopic) -> dict[int, tuple[int, str | None]]:
-        """Offset and line of the last message of each partition; None: the lake lacks it."""
+        """Offset and line of the last message of each partition; None: no such line."""
         prefix = _prefix(self._topic.topic, topic)
         with self._lake.connect(read_only=True) as connection:
             positions = {
@@ -166,19 +166,19 @@ class Identity:
 
 
 def _prefix(name: str, topic: KnownTopic) -> str:
-    # No topic's name has an @.
+    # Kafka allows no @ in a topic's name.
     return f"{name}:" if topic.number == 1 else f"{name}@{topic.number}:"
 
 
 def _is_line(message: "Message | None", offset: int, line: str | None) -> bool | None:
-    """Whether a message is the one that a line was made of; None if nobody can say."""
+    """Whether a message is the one that a line was made of; None if unknown."""
     if message is None:
         return False
     if message.offset() != offset or line is None:
-        # It was removed since, from the topic or from the lake.
+        # The topic or the lake has removed it.
         return None
     [text] = payloads_to_arrow([payload_of(message)])["payload"].to_pylist()
-    # Older lakes have nothing of a message without value, and the start of one that is too long.
+    # Older lakes kept nothing of a message without value, and only the start of a long one.
     is_short = not line and message.value() is None
     is_cut = len(text) > MAX_LINE_BYTES and line != "" and text.startswith(line)
     return text == line or is_short or is_cut

@@ -1,4 +1,4 @@
-"""The webhook's HTTP interface: what each request is answered, and why."""
+"""The webhook's HTTP interface: the answer to each request, and why."""
 
 import asyncio
 import hmac
@@ -36,13 +36,13 @@ READERS: Mapping[str, Callable[[bytes], list[bytes]]] = {
     "application/ndjson": ndjson_events,
     "application/jsonl": ndjson_events,
 }
-"""How the events of a body are found, by its media type."""
+"""The function that finds the events of a body, by its media type."""
 
 _logger = logging.getLogger(__name__)
 
 
 class TokenBucket:
-    """A limit to events: so many a second, and so many at once after a quiet time."""
+    """A limit to events: a rate per second, and a burst after a quiet time."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._per_second = per_second
@@ -51,22 +51,22 @@ class TokenBucket:
         self._filled_at = time.monotonic()
 
     def seconds_until(self, count: int) -> float:
-        """How long to wait until so many may be taken, at most the burst."""
+        """How long to wait until `count` events, at most the burst, are allowed."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._filled_at) * self._per_second)
         self._filled_at = now
         return max(0.0, (count - self._left) / self._per_second)
 
     def take(self, count: int) -> None:
-        """Count events that were taken."""
+        """Count accepted events."""
         self._left -= count
 
 
 class EventsEndpoint:
     """`POST /events`: the events of a request into the inbox, and 202 once they are durable.
 
-    Where the answer is 503 after the events were read, they may still be durable: to send
-    them again is harmless, because an event counts once by its identity.
+    After a 503 the events may still be durable: to send them again is harmless, because an event
+    counts once by its identity.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class EventsEndpoint:
             self._stopped = True
 
     def release(self) -> None:
-        """Let go of the requests under way, which get 503; to be called in the event loop."""
+        """Answer the requests under way with 503; to be called in the event loop."""
         for scope in self._reading:
             scope.cancel()
         for stored in self._waiting:
@@ -177,7 +177,7 @@ class EventsEndpoint:
             )
 
     async def _body(self, request: Request) -> bytes:
-        """Read the body, as far as it may be long and take time."""
+        """Read the body, within the limits of size and time."""
         headers = request.headers
         if "content-length" in headers and "transfer-encoding" in headers:
             # Proxies may disagree about where such a request ends.
@@ -238,7 +238,7 @@ class EventsEndpoint:
 
 
 def _expect_size(events: list[bytes]) -> None:
-    """Refuse here what would be no event behind this door."""
+    """Refuse bodies with an event that is too large to be one."""
     for number, event in enumerate(events, start=1):
         if len(event) > MAX_LINE_BYTES:
             raise HTTPException(
@@ -264,11 +264,11 @@ def _resolve_in(
         loop.call_soon_threadsafe(partial(_resolve, stored, result=result))
     except RuntimeError:
         # The loop has ended, and with it whoever waited.
-        _logger.debug("The events of a request were settled after the webhook had closed.")
+        _logger.debug("The events of a request were committed after the webhook had closed.")
 
 
 def _failed(loop: asyncio.AbstractEventLoop, stored: "asyncio.Future[bool]", reason: str) -> None:
-    _logger.warning("Events of the webhook could not be stored, their sender is told: %s", reason)
+    _logger.warning("Events of the webhook could not be stored, the answer is 503: %s", reason)
     _resolve_in(loop, stored, result=False)
 
 
@@ -295,7 +295,7 @@ def build_app(
 ) -> Starlette:
     """Build the application: `/events`, and for monitors, without a token, `/healthz`, `/metrics`.
 
-    Whatever is wrong is answered by a JSON object with one sentence, `error`.
+    The answer to an error is a JSON object with one sentence, `error`.
     """
 
     def answer_health(_: Request) -> Response:

@@ -1,7 +1,7 @@
 """The HTTP server of the webhook: uvicorn in a thread of its own, with limits to what clients hold.
 
-A reverse proxy does all of this too; without one, nobody without the token can hold connections for
-long, or more of them than there may be.
+A reverse proxy does all of this too. Without one, clients without the token cannot hold connections
+for long, or more of them than the limit.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 4 << 20
-"""How much of a refused body is read and dropped: a connection closed earlier loses the answer."""
+"""How much of a refused body is read and dropped: closed earlier, the client loses the answer."""
 
 SHUTDOWN_SECONDS = 5
 
@@ -57,7 +57,7 @@ class Server:
             ws="none",
             lifespan="off",
             log_config=None,
-            # Anyone can send what is no HTTP; a fault of the application is an error.
+            # Not warnings: anyone can cause them, by invalid requests.
             log_level=logging.ERROR,
             access_log=False,
             proxy_headers=False,
@@ -77,7 +77,7 @@ class Server:
         """Listen, and serve from a thread.
 
         Returns:
-            The port, which the system has chosen where 0 was asked for.
+            The port, which the system chooses if it was 0.
 
         Raises:
             UsageError: if it cannot listen there.
@@ -93,7 +93,7 @@ class Server:
         return len(self._server.server_state.connections)
 
     def problem(self) -> str | None:
-        """Why it serves no more, unless it was closed."""
+        """Why it stopped serving, unless it was closed."""
         if self._server.should_exit or self._thread.is_alive():
             return None
         return f"the webhook's server has ended ({self._failure!r}): restart the worker"
@@ -103,7 +103,7 @@ class Server:
         self._looping.wait()
         if self._loop and self._thread.is_alive() and not self._server.should_exit:
             self._loop.call_soon_threadsafe(self._end)
-        # A monitor's question that hangs must not hold up the end of the worker.
+        # A request of a monitor that hangs must not delay the end of the worker.
         self._thread.join(2 * SHUTDOWN_SECONDS)
 
     def _end(self) -> None:
@@ -113,7 +113,7 @@ class Server:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001  # whatever it was, the worker has to say so
+        except BaseException as error:  # noqa: BLE001  # the worker reports it, whatever it is
             self._failure = error
         finally:
             self._looping.set()
@@ -145,8 +145,7 @@ def _cannot_listen(host: str, port: int, reason: object) -> UsageError:
 class _Connection(H11Protocol):
     """A connection that is closed if no whole head of a request comes in time.
 
-    uvicorn by itself waits for ever for the rest of a head, and has no limit to connections that
-    ask for nothing.
+    By itself, uvicorn waits forever for the rest of a head, and has no limit to idle connections.
     """
 
     max_connections: int
@@ -155,8 +154,8 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # asyncio does so only for sockets that name their protocol. Without it the end of an answer
-        # waits for the client's acknowledgement of its beginning: 40 ms.
+        # asyncio does this only for sockets that name their protocol. Without it, the end of an
+        # answer waits 40 ms for the client's acknowledgement of its beginning.
         with suppress(OSError):
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > 2 * self.max_connections:
@@ -171,7 +170,7 @@ class _Connection(H11Protocol):
         try:
             super().data_received(data)
         except h11.LocalProtocolError:
-            # uvicorn answers what is no HTTP with 400, even if the request has its answer already.
+            # uvicorn answers invalid HTTP with 400, even if the request was answered already.
             self.transport.abort()
         if self.conn.their_state is not h11.IDLE:
             self._forget_deadline()
@@ -203,8 +202,7 @@ async def too_many_connections(scope: "Scope", receive: "Receive", send: "Send")
 class CloseUnread:
     """Closes the connection after an answer to a request whose body was not read whole.
 
-    The answer goes out at once; then a little more is read, so that it is not lost with the
-    connection.
+    The answer goes out at once. Then a little more is read, so that the client gets the answer.
     """
 
     def __init__(self, app: "ASGIApp") -> None:

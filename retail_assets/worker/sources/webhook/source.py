@@ -1,4 +1,4 @@
-"""The webhook: a source of the worker that takes events by HTTP."""
+"""The webhook: a source of the worker that receives events by HTTP."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _VISIBLE = re.compile(r"[!-~]+")
 class WebhookSource:
     """Answers `POST /events` with 202 once the events are durable; see `EventsEndpoint`.
 
-    `worker` names this start of a worker and no other one: positions are counted from 1 in it.
+    `worker` names this start of a worker alone: its positions count from 1.
     """
 
     name = "webhook"
@@ -45,7 +45,7 @@ class WebhookSource:
         self._server: Server | None = None
 
     def start(self, inbox: "Inbox") -> None:
-        """Listen; `port` is the one in use, also where 0 was asked for.
+        """Listen; `port` is the one in use, even if it was 0 before.
 
         Raises:
             UsageError: if there is no token, or it cannot listen there.
@@ -74,18 +74,18 @@ class WebhookSource:
         self._events, self._server = events, server
 
     def stop(self) -> None:
-        """Take nothing new: requests get 503 from now on, save those that wait for the ingest."""
+        """Refuse new requests with 503; those that wait for the ingest are answered."""
         if self._events:
             self._events.stop()
 
     def close(self) -> None:
-        """Answer the requests under way and end; who still waits for the ingest gets 503."""
+        """Answer the requests under way and end; those that still wait for the ingest get 503."""
         self.stop()
         if self._server:
             self._server.close()
 
     def metrics(self) -> Mapping[str, float]:
-        """Figures by name: connections, requests that wait, events and requests answered so far."""
+        """Metrics: connections, requests that wait, events and requests answered so far."""
         if self._events is None or self._server is None:
             return {}
         answers = self._events.answers.copy()

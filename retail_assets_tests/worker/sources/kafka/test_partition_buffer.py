@@ -1,4 +1,4 @@
-"""On which day messages were received, and the portions that they are taken in by."""
+"""The day on which messages were received, and the chunks in which they are ingested."""
 
 import time
 from datetime import date, datetime, timedelta
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets.worker.sources.kafka import partition_buffer as kafka_queue
+from retail_assets.worker.sources.kafka import partition_buffer
 from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue, ReceivedDates
 
 LONDON = ZoneInfo("Europe/London")
@@ -82,23 +82,23 @@ def test_a_message_was_received_when_the_broker_says_unless_nobody_can_have(
     before = time.time_ns() // 1_000_000
     for offset, timestamp in enumerate((then, then + 1, -1, never)):
         queue.add(offset, b"x", timestamp)
-    portion = queue.first()
-    assert portion is not None
-    recorded = [moment // 1000 for moment in portion.recorded_us]
+    chunk = queue.first()
+    assert chunk is not None
+    recorded = [moment // 1000 for moment in chunk.recorded_us]
     assert recorded[:2] == [then, then + 1]
     assert all(before <= moment <= time.time_ns() // 1_000_000 for moment in recorded[2:])
 
 
 def drain(queue: PartitionQueue) -> list[tuple[date, list[int]]]:
     found = []
-    while (portion := queue.first()) is not None:
+    while (chunk := queue.first()) is not None:
         queue.under_way = True
-        found.append((portion.received_date, portion.positions))
+        found.append((chunk.received_date, chunk.positions))
         queue.is_durable()
     return found
 
 
-def test_a_portion_is_of_one_day(dates: ReceivedDates) -> None:
+def test_a_chunk_has_messages_of_one_day(dates: ReceivedDates) -> None:
     queue = PartitionQueue("orders:0", dates)
     for offset in range(6):
         moment = datetime(2024, 2, 1, 12, tzinfo=LONDON) + timedelta(days=offset // 2)
@@ -112,11 +112,11 @@ def test_a_portion_is_of_one_day(dates: ReceivedDates) -> None:
     assert (queue.position, queue.weight, queue.is_empty) == (6, 0, True)
 
 
-@pytest.mark.parametrize(("limit", "value"), [("PORTION_EVENTS", 2), ("PORTION_BYTES", 201)])
-def test_a_portion_is_bounded(
+@pytest.mark.parametrize(("limit", "value"), [("CHUNK_EVENTS", 2), ("CHUNK_BYTES", 201)])
+def test_a_chunk_is_bounded(
     limit: str, value: int, dates: ReceivedDates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_queue, limit, value)
+    monkeypatch.setattr(partition_buffer, limit, value)
     queue = PartitionQueue("orders:0", dates)
     for offset in (7, 8, 11, 12, 13):
         queue.add(offset, b"x", -1)
@@ -127,13 +127,13 @@ def test_a_portion_is_bounded(
 def test_what_is_under_way_stays_as_it_is(dates: ReceivedDates) -> None:
     queue = PartitionQueue("orders:0", dates)
     queue.add(0, b"x", -1)
-    portion = queue.first()
+    chunk = queue.first()
     queue.under_way = True
 
     queue.add(1, b"y", -1)
 
-    assert portion is not None
-    assert portion.positions == [0]
+    assert chunk is not None
+    assert chunk.positions == [0]
     assert queue.first() is None
 
 
@@ -176,7 +176,7 @@ class Sent(NamedTuple):
         return b"x"
 
 
-def test_nothing_is_added_to_a_portion_under_way_though_messages_come_again(
+def test_nothing_is_added_to_a_chunk_under_way_even_if_messages_come_again(
     dates: ReceivedDates,
 ) -> None:
     at = milliseconds("2024-05-05T12:00:00+00:00")
@@ -225,8 +225,8 @@ def test_messages_taken_together_come_to_the_same_as_one_after_the_other(
     alone = PartitionQueue("orders:0", ReceivedDates("Europe/London", FIRST))
     offset = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kafka_queue, "PORTION_EVENTS", 9)
-        patch.setattr(kafka_queue, "PORTION_BYTES", 1_200)
+        patch.setattr(partition_buffer, "CHUNK_EVENTS", 9)
+        patch.setattr(partition_buffer, "CHUNK_BYTES", 1_200)
         for group, moves in groups:
             messages = []
             for step, at, kind in group:

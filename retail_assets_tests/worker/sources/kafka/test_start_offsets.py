@@ -21,7 +21,7 @@ from retail_assets.worker.sources.kafka import source as kafka_source
 from retail_assets.worker.sources.kafka import start_offsets as kafka_begin
 from retail_assets.worker.sources.kafka import topic_identity as kafka_identity
 from retail_assets.worker.sources.kafka.client import Topic as KafkaTopic
-from retail_assets.worker.sources.kafka.start_offsets import Beginnings
+from retail_assets.worker.sources.kafka.start_offsets import StartOffsets
 from retail_assets_tests.event_files import event
 from retail_assets_tests.worker.sources.kafka.kafka_topics import (
     Alone,
@@ -264,24 +264,24 @@ def test_a_partition_whose_ledger_went_ahead_is_refused_and_the_others_go_on(
 
 
 class WithoutLeader(Alone):
-    """A client of a cluster in which the brokers of some partitions are away."""
+    """A client of a cluster in which the brokers of some partitions are unavailable."""
 
-    away: frozenset[int] = frozenset()
+    unavailable: frozenset[int] = frozenset()
     is_known = True
     """Whether the other brokers have noticed."""
 
     def list_topics(self, *arguments: Any, **options: Any) -> ClusterMetadata:
         found = super().list_topics(*arguments, **options)
         for topic in found.topics.values():
-            for number in self.away & topic.partitions.keys() if self.is_known else ():
+            for number in self.unavailable & topic.partitions.keys() if self.is_known else ():
                 topic.partitions[number].leader = -1
         return found
 
     def get_watermark_offsets(
         self, partition: TopicPartition, *, timeout: float = 0, cached: bool = False
     ) -> tuple[int, int]:
-        if partition.partition in self.away and not cached:
-            assert not self.is_known, "that would wait in vain"
+        if partition.partition in self.unavailable and not cached:
+            assert not self.is_known, "nothing should wait for a partition without a leader"
             time.sleep(timeout)
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         found: tuple[int, int] = super().get_watermark_offsets(
@@ -291,13 +291,13 @@ class WithoutLeader(Alone):
 
 
 @pytest.fixture
-def some_away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let partitions be away, from now on or again: none."""
+def unavailable_partitions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make partitions unavailable from now on; none: make all available again."""
     monkeypatch.setattr(confluent_kafka, "Consumer", WithoutLeader)
     monkeypatch.setattr(kafka_begin, "ANSWER_SECONDS", 0.2)
 
     def let(*numbers: int, is_known: bool = True) -> None:
-        monkeypatch.setattr(WithoutLeader, "away", frozenset(numbers))
+        monkeypatch.setattr(WithoutLeader, "unavailable", frozenset(numbers))
         monkeypatch.setattr(WithoutLeader, "is_known", is_known)
 
     return let
@@ -312,7 +312,7 @@ def test_a_partition_without_a_leader_waits_and_the_others_are_read(
     broker: Broker,
     settings: Settings,
     lake: Lake,
-    some_away: Callable[..., None],
+    unavailable_partitions: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     topic = topic_of(broker, f"leaderless_{is_known}", partitions=3)
@@ -320,7 +320,7 @@ def test_a_partition_without_a_leader_waits_and_the_others_are_read(
         topic.send(["a"], partition=number)
         topic.send(["b"], partition=number)
     enter(lake, 1, *(f"{topic.name}:{number}" for number in range(2)))
-    some_away(0, is_known=is_known)
+    unavailable_partitions(0, is_known=is_known)
 
     with reading(topic.source(settings)) as read:
         others = sorted(read.messages(3))
@@ -331,7 +331,7 @@ def test_a_partition_without_a_leader_waits_and_the_others_are_read(
             threading.Event().wait(1.2 * RETRY_SECONDS)
             topic.send([letter], partition=1)
             assert read.messages(1)[0][2] == letter.encode()
-        some_away()
+        unavailable_partitions()
         late = read.messages(1)
         wait_until(lambda: read.source.problem() is None)
 
@@ -349,19 +349,19 @@ def test_a_partition_without_a_leader_waits_and_the_others_are_read(
     assert [record.message for record in caplog.records].count(problem) == 1
 
 
-def test_partitions_that_do_not_answer_keep_the_others_waiting_no_longer_than_one_may_take(
-    broker: Broker, settings: Settings, lake: Lake, some_away: Callable[..., None]
+def test_partitions_that_do_not_answer_delay_the_others_no_longer_than_one_may_take(
+    broker: Broker, settings: Settings, lake: Lake, unavailable_partitions: Callable[..., None]
 ) -> None:
     name = "slow"
     source = topic_of(broker, name, partitions=6).source(settings)
     enter(lake, 0, *(f"{name}:{number}" for number in range(6)))
-    some_away(0, 1, 2, 3, is_known=False)
-    beginnings, consumer = Beginnings(lake, source._topic), source._topic.consumer()
+    unavailable_partitions(0, 1, 2, 3, is_known=False)
+    start_offsets, consumer = StartOffsets(lake, source._topic), source._topic.consumer()
 
-    found = [beginnings.find(consumer, range(6)) for _ in range(5)]
+    found = [start_offsets.find(consumer, range(6)) for _ in range(5)]
 
     consumer.close()
-    assert [(list(places.away), list(places.placed)) for places in found] == [
+    assert [(list(each.unavailable), list(each.found)) for each in found] == [
         ([0], []),
         ([1], []),
         ([2], []),
@@ -370,7 +370,7 @@ def test_partitions_that_do_not_answer_keep_the_others_waiting_no_longer_than_on
     ]
 
 
-def test_while_the_lake_cannot_be_read_what_has_its_place_is_read(
+def test_while_the_lake_cannot_be_read_assigned_partitions_are_read(
     broker: Broker, settings: Settings, lake: Lake, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
