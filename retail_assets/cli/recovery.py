@@ -1,4 +1,4 @@
-"""The command that brings the rows of a damaged file back, and making room for them."""
+"""Recovery of damaged files: the commands that bring their rows back, and the quarantine."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from retail_assets.ingest.ledgers.offsets import rewind_consumer
 from retail_assets.lake import verify as lake_verify
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.verify import Damage
-from retail_assets.outbound.kafka import publications
+from retail_assets.outbound.kafka import outbound_topics
 
 if TYPE_CHECKING:
     from datetime import date
@@ -25,7 +25,7 @@ _BATCH = tuple(table.name for table in tables.ALL if table.group in ("batch", "r
 
 
 def way_back(settings: "Settings", damage: Damage) -> str:
-    """The way to bring the rows of one file back: a command's name, or the backup."""
+    """How the rows of one file come back: by a command, or from the backup."""
     if not damage.newest:
         return "nothing to do: only the history reads it"
     if damage.table in _REPLAYED:
@@ -39,7 +39,7 @@ def way_back(settings: "Settings", damage: Damage) -> str:
 
 
 def is_recomputable(settings: "Settings", damage: Damage) -> bool:
-    """Whether other tables and files have everything to compute the rows again."""
+    """Whether the rows can be computed again from other tables and files."""
     return damage.newest and way_back(settings, damage) != "backup"
 
 
@@ -61,7 +61,7 @@ def commands(settings: "Settings", damages: Sequence[Damage]) -> list[str]:
 
 
 def _followers(settings: "Settings", names: set[str]) -> list[str]:
-    """The consumers and Kafka topics that keep or follow one of some tables."""
+    """The consumers and Kafka topics that write or follow one of some tables."""
     return [
         *(
             consumer.name
@@ -69,9 +69,9 @@ def _followers(settings: "Settings", names: set[str]) -> list[str]:
             if names & {table.name for table in (*consumer.tables, *consumer.sources)}
         ),
         *(
-            publication.name
-            for publication in publications(settings)
-            if names & {table.name for table in publication.tables}
+            topic.name
+            for topic in outbound_topics(settings)
+            if names & {table.name for table in topic.tables}
         ),
     ]
 
@@ -85,8 +85,8 @@ def quarantine(
     """Take the damaged files of tables that can be recomputed out of the newest snapshot.
 
     Exports whose rows are concerned count as changed afterwards. Consumers of these tables compute
-    everything again, and all rows are produced to Kafka again: the changes since their offset
-    cannot be read without the files.
+    everything again, and all rows are produced to Kafka again: without the files, the changes
+    since their offset cannot be read.
 
     Returns:
         How many files were taken out.
@@ -127,7 +127,7 @@ def _over_days(command: str, option: str, damages: Sequence[Damage], settings: "
 def _expect_again(
     settings: "Settings", connection: "duckdb.DuckDBPyConnection", damage: Damage
 ) -> None:
-    """Have the exports of a file's days count as changed, if all of them are there."""
+    """Mark the exports of a file's days as changed, if all of them are there."""
     days: list[date] = [
         day
         for (day,) in connection.execute(

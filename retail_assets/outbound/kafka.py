@@ -1,12 +1,12 @@
-"""Publishing on: what comes into some tables, or changes there, becomes messages of a Kafka topic.
+"""Produces rows of some tables to Kafka topics: new ones, changed ones and deleted ones.
 
-A message is a row as it is now. Its key is the row's identity and its value a strict JSON object of
-the columns, or null once the row is gone (a tombstone), so that a compacted topic is the table. The
-headers say what happened: `table`, `change` (`insert`, `update`, `delete`, or `snapshot` where the
-whole table is sent) and `snapshot`, the commit of the lake up to which it was looked at.
+A message is a row as it is now. Its key is the row's identity. Its value is a strict JSON object of
+the columns, or null once the row is deleted (a tombstone), so that a compacted topic is the table.
+The headers say what happened: `table`, `change` (`insert`, `update`, `delete`, or `snapshot` where
+the whole table is sent) and `snapshot`, the commit of the lake that the row was read at.
 
-At least once: the offset, a snapshot of the lake, moves when the broker has every message. A row
-that changed several times since then is sent once, as it is in the end.
+Messages are sent at least once: the offset, a snapshot of the lake, moves when the broker has every
+message. A row that changed several times since the offset is sent once, in its last state.
 """
 
 import logging
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
 MOST_SNAPSHOTS = 1_000
-"""How many commits of the lake a round looks at; the next one goes on from there."""
+"""How many commits of the lake a round reads at most; the next one goes on from there."""
 
 QUEUE_KILOBYTES = 64 << 10
-"""Memory that the client may hold; a gigabyte by default."""
+"""Memory of the client; its default is a gigabyte."""
 
 ROWS = 2_000
 """How many rows are fetched from the lake at a time."""
 
 PERSIST_AFTER = 100
-"""By how many snapshots an offset falls behind while nothing changes: moving it is a commit."""
+"""Snapshots that an offset falls behind while nothing changes: moving it is a commit."""
 
 PERSIST_MINUTES = 10
 """The same in minutes: the lake forgets single snapshots after some hours."""
@@ -53,17 +53,17 @@ MESSAGE_SECONDS = 30
 POLL_SECONDS = 0.1
 
 MESSAGE_BYTES = 16 << 20
-"""More than any event has: so the broker's own limit is the one that counts."""
+"""More than any event has: so the broker's own limit counts."""
 
 JSON_COLUMNS = frozenset({"extra"})
-"""Columns of text that are JSON: part of the value as such."""
+"""Columns of text that are JSON, and are objects in the value."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Publication:
-    """The tables that go to a topic. `name` is that of the offset."""
+class OutboundTopic:
+    """A topic, and the tables that are produced to it; `name` is that of the offset."""
 
     name: str
     topic: str
@@ -71,7 +71,7 @@ class Publication:
 
 
 @dataclass(frozen=True)
-class Published:
+class Produced:
     """The outcome of a round.
 
     `snapshot` is the new offset, `rows` and `tombstones` the messages that the broker has, `whole`
@@ -79,7 +79,7 @@ class Published:
     when it began.
     """
 
-    publication: str
+    target: str
     snapshot: int
     rows: int
     tombstones: int
@@ -87,11 +87,11 @@ class Published:
     complete: bool
 
 
-class PublishError(RetailAssetsError):
-    """A round that failed; the offset is as it was, and the next round sends the same again."""
+class ProduceError(RetailAssetsError):
+    """A round that failed: the offset is as before, and the next round sends the same again."""
 
 
-def publications(settings: Settings) -> list[Publication]:
+def outbound_topics(settings: Settings) -> list[OutboundTopic]:
     """The topics that the settings name; there may be none.
 
     Raises:
@@ -99,7 +99,7 @@ def publications(settings: Settings) -> list[Publication]:
     """
     alerts = [tables.BY_NAME[name] for name in ALERT_TABLES if name in tables.BY_NAME]
     found = [
-        Publication(name, topic, tuple(sources))
+        OutboundTopic(name, topic, tuple(sources))
         for name, topic, sources in (
             ("publish_events", settings.publish_events_topic, [tables.ENRICHED_EVENTS]),
             ("publish_alerts", settings.publish_alerts_topic, alerts),
@@ -114,47 +114,47 @@ def publications(settings: Settings) -> list[Publication]:
     return found
 
 
-class Publisher:
-    """Publishes on to one topic, round by round, from one thread."""
+class TopicProducer:
+    """Produces to one topic, round by round, from one thread."""
 
-    def __init__(self, settings: Settings, publication: Publication) -> None:
+    def __init__(self, settings: Settings, target: OutboundTopic) -> None:
         self.settings = settings
-        self.publication = publication
+        self.target = target
         self._producer: Producer | None = None
         self._looked: tuple[int | None, int] | None = None
         self._moved_at = time.monotonic()
 
-    def publish(
+    def produce(
         self,
         lake: Lake,
         connection: duckdb.DuckDBPyConnection,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Published | None:
+    ) -> Produced | None:
         """Send what is new since the offset, and move it once the broker has everything.
 
         Args:
             lake: the lake that the connection is to.
             connection: a connection that can write, in no transaction.
-            stop: asked now and then whether to leave the round to another time.
+            stop: called now and then; True ends the round.
 
         Returns:
-            What was sent; None if nothing was new, if another process of this machine is at it, or
-            if it was stopped.
+            The outcome; None if nothing was new, if another process of this machine produces to the
+            topic, or if the round was stopped.
 
         Raises:
-            PublishError: if the broker is away or did not take a message.
+            ProduceError: if the broker is unavailable or did not accept a message.
         """
         self.settings.lake_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.settings.lake_dir / f"{self.publication.name}.lock", timeout=0)
+        lock = FileLock(self.settings.lake_dir / f"{self.target.name}.lock", timeout=0)
         try:
-            # Two at once would send everything twice, and perhaps the older last.
+            # Two processes would send everything twice, and perhaps in the wrong order.
             with lock:
                 return self._round(lake, connection, stop)
         except Timeout:
             return None
 
     def close(self) -> None:
-        """Let go of the broker, and of what it does not have yet: the next round sends it."""
+        """Drop the client, and messages that the broker lacks: the next round sends them."""
         if self._producer is not None:
             self._producer.purge()
             self._producer.flush(POLL_SECONDS)
@@ -162,8 +162,8 @@ class Publisher:
 
     def _round(
         self, lake: Lake, connection: duckdb.DuckDBPyConnection, stop: Callable[[], bool]
-    ) -> Published | None:
-        offset = consumer_offset(connection, self.publication.name)
+    ) -> Produced | None:
+        offset = consumer_offset(connection, self.target.name)
         seen = current_snapshot(connection)
         if offset is None and self.settings.publish_from == "now":
             self._move(lake, connection, None, seen)
@@ -174,55 +174,55 @@ class Publisher:
         if after == seen:
             return None
         if after is not None:
-            portion = Portion(after, _portion_end(connection, after, seen), seen)
+            span = SnapshotRange(after, _range_end(connection, after, seen), seen)
             try:
                 if history.is_kept(connection, after):
-                    return self._send(lake, connection, offset, portion, stop)
+                    return self._send(lake, connection, offset, span, stop)
             except duckdb.Error as error:
                 if "No snapshot found" not in str(error):
                     raise
             logger.warning(
                 "The lake no longer has the changes since snapshot %s: %s sends all rows.",
-                *(after, self.publication.name),
+                *(after, self.target.name),
             )
-        return self._send(lake, connection, offset, Portion(None, seen, seen), stop)
+        return self._send(lake, connection, offset, SnapshotRange(None, seen, seen), stop)
 
     def _send(
         self,
         lake: Lake,
         connection: duckdb.DuckDBPyConnection,
         offset: int | None,
-        portion: "Portion",
+        span: "SnapshotRange",
         stop: Callable[[], bool],
-    ) -> Published | None:
+    ) -> Produced | None:
         delivery = Delivery()
         try:
-            for row in _rows(connection, self.publication, portion):
-                self._produce(row, portion, delivery, stop)
+            for row in _rows(connection, self.target, span):
+                self._send_row(row, span, delivery, stop)
             while delivery.open:
                 self._wait(delivery, stop)
         except _StoppedError:
             self.close()
             return None
         except BaseException:
-            # What is still under way must not arrive after what the next round sends.
+            # Messages under way must not arrive after those of the next round.
             self.close()
             raise
-        whole = portion.after is None
+        whole = span.after is None
         if not delivery.rows and not delivery.tombstones and not whole:
-            self._nothing(lake, connection, offset, portion.seen)
+            self._nothing(lake, connection, offset, span.seen)
             return None
-        self._move(lake, connection, offset, portion.seen)
-        name, complete = self.publication.name, portion.seen == portion.newest
-        return Published(name, portion.seen, delivery.rows, delivery.tombstones, whole, complete)
+        self._move(lake, connection, offset, span.seen)
+        name, complete = self.target.name, span.seen == span.newest
+        return Produced(name, span.seen, delivery.rows, delivery.tombstones, whole, complete)
 
-    def _produce(
-        self, row: "Row", portion: "Portion", delivery: "Delivery", stop: Callable[[], bool]
+    def _send_row(
+        self, row: "Row", span: "SnapshotRange", delivery: "Delivery", stop: Callable[[], bool]
     ) -> None:
         headers: list[tuple[str, str | bytes | None]] = [
             ("table", row.table.encode()),
             ("change", row.change.encode()),
-            ("snapshot", str(portion.seen).encode()),
+            ("snapshot", str(span.seen).encode()),
         ]
         from confluent_kafka import KafkaException
 
@@ -230,7 +230,7 @@ class Publisher:
         while True:
             try:
                 producer.produce(
-                    self.publication.topic,
+                    self.target.topic,
                     key=row.key.encode(),
                     value=None if row.value is None else row.value.encode(),
                     headers=headers,
@@ -250,10 +250,10 @@ class Publisher:
     def _wait(
         self, delivery: "Delivery", stop: Callable[[], bool], seconds: float = POLL_SECONDS
     ) -> None:
-        """Let the broker's answers come in.
+        """Wait for acknowledgements of the broker.
 
         Raises:
-            PublishError: if one of them says that a message was not taken.
+            ProduceError: if a message was not accepted.
         """
         self._connect().poll(seconds)
         if delivery.problem is not None:
@@ -268,11 +268,11 @@ class Publisher:
 
         try:
             producer = Producer(self._options(), logger=logger)
-            # All of them: to ask for one by name may create it.
+            # All topics: to ask for one by name may create it.
             topics = producer.list_topics(timeout=CONNECT_SECONDS).topics
         except KafkaException as error:
             raise self._error(str(error.args[0].str())) from None
-        if self.publication.topic not in topics:
+        if self.target.topic not in topics:
             raise self._error("there is no such topic; create it, or correct its name")
         self._producer = producer
         return producer
@@ -285,17 +285,17 @@ class Publisher:
             "queue.buffering.max.kbytes": QUEUE_KILOBYTES,
             **self.settings.kafka_options,
             "bootstrap.servers": self.settings.publish_bootstrap,
-            # The broker drops what the client sends again, and keeps the order.
+            # The broker drops messages that the client repeats, and keeps the order.
             "enable.idempotence": True,
             "acks": "all",
         }
 
-    def _error(self, problem: str) -> PublishError:
+    def _error(self, problem: str) -> ProduceError:
         for value in self.settings.kafka_options.values():
             if isinstance(value, str) and value:
                 problem = problem.replace(value, "•••")
-        return PublishError(
-            f"{self.publication.name} could not send to the topic {self.publication.topic} at"
+        return ProduceError(
+            f"{self.target.name} could not send to the topic {self.target.topic} at"
             f" {self.settings.publish_bootstrap}: {problem.rstrip('.')}. It goes on from there once"
             " this is corrected."
         )
@@ -303,7 +303,7 @@ class Publisher:
     def _nothing(
         self, lake: Lake, connection: duckdb.DuckDBPyConnection, offset: int | None, seen: int
     ) -> None:
-        """Note the snapshot up to which nothing was to send; now and then in the lake, too."""
+        """Note the snapshot up to which nothing was new; now and then in the lake, too."""
         self._looked = (offset, seen)
         minutes = (time.monotonic() - self._moved_at) / 60
         behind = seen - (offset or 0)
@@ -313,9 +313,9 @@ class Publisher:
     def _move(
         self, lake: Lake, connection: duckdb.DuckDBPyConnection, offset: int | None, seen: int
     ) -> None:
-        name = self.publication.name
+        name = self.target.name
         with lake.transaction(connection, f"move the offset of {name}"):
-            # Somebody may have set it meanwhile: then the next round goes on from there.
+            # If somebody has moved it meanwhile, the next round goes on from there.
             if consumer_offset(connection, name) == offset:
                 move_consumer(connection, name, seen)
         self._looked = None
@@ -323,7 +323,7 @@ class Publisher:
 
 
 @dataclass(frozen=True)
-class Portion:
+class SnapshotRange:
     """The rows of a round: the changes after a snapshot (None: all rows) up to another.
 
     `newest` is the snapshot that the lake was at.
@@ -346,7 +346,7 @@ class Row:
 
 @dataclass
 class Delivery:
-    """The messages that the client got in a round, and the broker's answers."""
+    """The messages of a round, and the broker's answers."""
 
     rows: int = 0
     tombstones: int = 0
@@ -354,7 +354,7 @@ class Delivery:
     problem: str | None = None
 
     def count(self, row: Row) -> None:
-        """Enter a message that was handed to the client."""
+        """Count a message that the client has accepted."""
         self.open += 1
         if row.value is None:
             self.tombstones += 1
@@ -362,7 +362,7 @@ class Delivery:
             self.rows += 1
 
     def report(self, error: "KafkaError | None", message: "Message") -> None:
-        """Enter what the broker said of a message."""
+        """Note the broker's answer to a message."""
         self.open -= 1
         if error is not None and self.problem is None:
             key = (message.key() or b"").decode()
@@ -370,11 +370,11 @@ class Delivery:
 
 
 class _StoppedError(Exception):
-    """The round is to be left to another time."""
+    """The caller has stopped the round."""
 
 
-def _portion_end(connection: duckdb.DuckDBPyConnection, after: int, seen: int) -> int:
-    """The snapshot up to which a round looks; changes can be read between two that exist."""
+def _range_end(connection: duckdb.DuckDBPyConnection, after: int, seen: int) -> int:
+    """The last snapshot of a round; changes can be read between two snapshots that exist."""
     if seen - after <= MOST_SNAPSHOTS:
         return seen
     found = history.last_kept(connection, after, after + MOST_SNAPSHOTS)
@@ -382,18 +382,18 @@ def _portion_end(connection: duckdb.DuckDBPyConnection, after: int, seen: int) -
 
 
 def _rows(
-    connection: duckdb.DuckDBPyConnection, publication: Publication, portion: Portion
+    connection: duckdb.DuckDBPyConnection, target: OutboundTopic, span: SnapshotRange
 ) -> Iterator[Row]:
-    for table in publication.tables:
-        name = table.name if len(publication.tables) > 1 else None
-        result = connection.execute(_query(table, name, portion))
+    for table in target.tables:
+        name = table.name if len(target.tables) > 1 else None
+        result = connection.execute(_query(table, name, span))
         while rows := result.fetchmany(ROWS):
             for key, change, value, is_odd in rows:
                 yield Row(table.name, key, change, strict(value) if value and is_odd else value)
 
 
-def _query(table: Table, prefix: str | None, portion: Portion) -> str:
-    """The messages of a table: key, what happened, the value, and whether it may not be strict."""
+def _query(table: Table, prefix: str | None, span: SnapshotRange) -> str:
+    """The messages of a table: key, change, value, and whether the value may not be strict JSON."""
     keys = ", ".join(table.key)
     text = f"concat_ws(':', {literal(prefix) + ', ' if prefix else ''}{keys})"
     fields = ", ".join(
@@ -408,13 +408,13 @@ def _query(table: Table, prefix: str | None, portion: Portion) -> str:
     is_odd = " OR ".join(odd) or "false"
     ordered = ("received_at", "source", "source_name", "version", "position")
     places = [name for name in ordered if name in table.types]
-    if portion.after is None:
+    if span.after is None:
         order = ", ".join(places or table.key)
         return (
             f"SELECT {text}, 'snapshot', {value}, {is_odd}"
-            f" FROM lake.{table.name} AT (VERSION => {portion.seen}) ORDER BY {order}"
+            f" FROM lake.{table.name} AT (VERSION => {span.seen}) ORDER BY {order}"
         )
-    changes = f"lake.table_changes('{table.name}', {portion.after + 1}, {portion.seen})"
+    changes = f"lake.table_changes('{table.name}', {span.after + 1}, {span.seen})"
     return (
         f"SELECT {text}, CASE WHEN NOT here THEN 'delete' WHEN went THEN 'update' ELSE 'insert'"
         f" END, CASE WHEN here THEN {value} END, {is_odd} FROM"

@@ -1,8 +1,7 @@
-"""JSON that every reader reads, and reads alike.
+"""Strict JSON, which every reader reads alike.
 
-DuckDB reads and writes NaN, infinities and names that stand twice in an object. In strict JSON a
-number that no double holds is the text of it (`"NaN"`, `"1e400"`), and a name that stands again
-gets a number (`b`, `b#2`): nothing is left out.
+DuckDB reads and writes NaN, infinities and repeated names in an object. Strict JSON has a number
+that no double holds as text (`"NaN"`, `"1e400"`), and a repeated name with a number (`b`, `b#2`).
 """
 
 import json
@@ -12,11 +11,11 @@ from typing import Any, NoReturn
 
 
 class _NotStrictError(ValueError):
-    """The JSON has something that not every reader takes."""
+    """The JSON is not strict."""
 
 
 def strict(text: str) -> str:
-    """Return JSON as strict JSON: the same text, if it is that already."""
+    """Return JSON as strict JSON: the same text, if it is strict already."""
     try:
         _check(text)
     except _NotStrictError:
@@ -60,7 +59,7 @@ def _renamed(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         name, times = first, 1
         while name in found:
             times += 1
-            # A name that is somebody else's already is passed over.
+            # Skip a name that the object has already.
             name = f"{first}#{times}" if f"{first}#{times}" not in names else name
         found[name] = value
     return found

@@ -16,7 +16,7 @@ from retail_assets.errors import UsageError
 from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.outbound import kafka as publishing
-from retail_assets.outbound.kafka import Published, Publisher, PublishError, publications
+from retail_assets.outbound.kafka import Produced, ProduceError, TopicProducer, outbound_topics
 from retail_assets.outbound.strict_json import strict
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
@@ -56,17 +56,17 @@ def from_beginning(settings: Settings, broker: Broker, **changed: Any) -> Settin
     return settings.model_copy(update=update | changed)
 
 
-def publisher(intake: EventIntake, name: str = OFFSET, **changed: Any) -> Publisher:
+def producer(intake: EventIntake, name: str = OFFSET, **changed: Any) -> TopicProducer:
     settings = intake.settings.model_copy(update=changed)
-    (found,) = [each for each in publications(settings) if each.name == name]
-    return Publisher(settings, found)
+    (found,) = [each for each in outbound_topics(settings) if each.name == name]
+    return TopicProducer(settings, found)
 
 
-def publish(intake: EventIntake, name: str = OFFSET, **changed: Any) -> Published | None:
-    """One round of a publisher that has just started."""
-    started = publisher(intake, name, **changed)
+def produce(intake: EventIntake, name: str = OFFSET, **changed: Any) -> Produced | None:
+    """One round of a producer that has just started."""
+    started = producer(intake, name, **changed)
     try:
-        return started.publish(intake.lake, intake.connection)
+        return started.produce(intake.lake, intake.connection)
     finally:
         started.close()
 
@@ -120,7 +120,7 @@ def test_an_event_is_sent_with_all_that_is_known_of_it(intake: EventIntake, brok
         f"{DAY}/a.jsonl", [event(1, event_timestamp="2026-10-12T10:30:00+01:00", gift={"to": "x"})]
     )
     intake.take()
-    publish(intake)
+    produce(intake)
     ((key, change, value),) = messages(broker)
     assert (key, change) == ("E1", "snapshot")
     assert value is not None
@@ -158,7 +158,7 @@ def test_what_is_sent_is_strict_json(intake: EventIntake, broker: Broker) -> Non
     )
     intake.write(f"{DAY}/a.jsonl", [event(1).replace("}", f', "odd": {odd}}}')])
     intake.take()
-    publish(intake)
+    produce(intake)
     ((_, _, value),) = messages(broker)
     assert value is not None
     assert value["extra"] == {
@@ -234,10 +234,10 @@ def test_each_round_sends_what_came_since_the_last(intake: EventIntake, broker: 
     for first in (1, 3):
         intake.write(f"{DAY}/{first}.jsonl", [event(first), event(first + 1)])
         intake.take()
-        done = publish(intake)
+        done = produce(intake)
         assert done is not None
         assert (done.rows, done.tombstones, done.complete) == (2, 0, True)
-        assert publish(intake) is None
+        assert produce(intake) is None
     assert changes(broker) == [
         *(("E1", "snapshot"), ("E2", "snapshot")),
         *(("E3", "insert"), ("E4", "insert")),
@@ -247,10 +247,10 @@ def test_each_round_sends_what_came_since_the_last(intake: EventIntake, broker: 
 def test_from_now_on_means_nothing_of_what_was_before(intake: EventIntake, broker: Broker) -> None:
     intake.write(f"{DAY}/a.jsonl", [event(1)])
     intake.take()
-    assert publish(intake, publish_from="now") is None
+    assert produce(intake, publish_from="now") is None
     intake.write(f"{DAY}/b.jsonl", [event(2)])
     intake.take()
-    publish(intake, publish_from="now")
+    produce(intake, publish_from="now")
     assert changes(broker) == [("E2", "insert")]
 
 
@@ -259,10 +259,10 @@ def test_an_event_that_was_taken_back_is_a_tombstone_and_one_that_changed_an_upd
 ) -> None:
     intake.write(f"{DAY}/a.jsonl", [event(1), event(2)])
     intake.take()
-    publish(intake)
+    produce(intake)
     intake.write(f"{DAY}/a.jsonl", [event(2, order_value_gbp=20), event(3), ""])
     intake.take()
-    done = publish(intake)
+    done = produce(intake)
     assert done is not None
     assert (done.rows, done.tombstones) == (2, 1)
     last = {key: (change, value) for key, change, value in messages(broker)}
@@ -274,11 +274,11 @@ def test_an_event_that_was_taken_back_is_a_tombstone_and_one_that_changed_an_upd
 
 
 def test_many_changes_of_an_event_are_one_message(intake: EventIntake, broker: Broker) -> None:
-    publish(intake)
+    produce(intake)
     for value in (10, 200, 3000):
         intake.write(f"{DAY}/a.jsonl", [event(1, order_value_gbp=value)])
         intake.take()
-    publish(intake)
+    produce(intake)
     ((key, _, value),) = messages(broker)
     assert key == "E1"
     assert value is not None
@@ -297,19 +297,19 @@ def test_a_crash_before_the_offset_moves_sends_again(
     with monkeypatch.context() as patch:
         patch.setattr(publishing, "move_consumer", crash)
         with pytest.raises(KeyboardInterrupt):
-            publish(intake)
+            produce(intake)
     assert offset(intake) is None
-    publish(intake)
+    produce(intake)
     assert changes(broker) == [("E1", "snapshot"), ("E2", "snapshot")] * 2
 
 
 def test_a_round_that_is_stopped_moves_no_offset(intake: EventIntake, broker: Broker) -> None:
     intake.write(f"{DAY}/a.jsonl", [event(1)])
     intake.take()
-    stopped = publisher(intake)
-    assert stopped.publish(intake.lake, intake.connection, stop=lambda: True) is None
+    stopped = producer(intake)
+    assert stopped.produce(intake.lake, intake.connection, stop=lambda: True) is None
     assert offset(intake) is None
-    assert stopped.publish(intake.lake, intake.connection) is not None
+    assert stopped.produce(intake.lake, intake.connection) is not None
     stopped.close()
     assert ("E1", "snapshot") in changes(broker)
 
@@ -318,13 +318,13 @@ def test_a_portion_is_some_commits_and_the_next_goes_on(
     intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "MOST_SNAPSHOTS", 2)
-    publish(intake, publish_from="now")
+    produce(intake, publish_from="now")
     for number in range(5):
         intake.write(f"{DAY}/{number}.jsonl", [event(number)])
         intake.take()
-    rounds = publisher(intake)
+    rounds = producer(intake)
     complete = []
-    while (done := rounds.publish(intake.lake, intake.connection)) is not None:
+    while (done := rounds.produce(intake.lake, intake.connection)) is not None:
         complete.append(done.rows)
     rounds.close()
     assert len(complete) > 1
@@ -334,7 +334,7 @@ def test_a_portion_is_some_commits_and_the_next_goes_on(
 def test_more_rows_than_the_client_holds_are_all_sent(intake: EventIntake, broker: Broker) -> None:
     intake.write(f"{DAY}/a.jsonl", [event(number) for number in range(7_000)])
     intake.take()
-    done = publish(intake, kafka_options={"queue.buffering.max.messages": 100})
+    done = produce(intake, kafka_options={"queue.buffering.max.messages": 100})
     assert done is not None
     assert done.rows == 7_000
     assert {key for key, _ in changes(broker)} == {f"E{number}" for number in range(7_000)}
@@ -344,7 +344,7 @@ def test_more_rows_than_the_client_holds_are_all_sent(intake: EventIntake, broke
 def test_what_the_lake_has_forgotten_is_sent_whole(
     intake: EventIntake, broker: Broker, forgotten: slice
 ) -> None:
-    publish(intake)
+    produce(intake)
     seen = offset(intake)
     assert seen is not None
     for number in (1, 2):
@@ -354,23 +354,23 @@ def test_what_the_lake_has_forgotten_is_sent_whole(
     intake.connection.execute(
         "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [list(since[forgotten])]
     )
-    done = publish(intake)
+    done = produce(intake)
     assert done is not None
     assert done.whole
     assert changes(broker) == [("E1", "snapshot"), ("E2", "snapshot")]
-    assert publish(intake) is None
+    assert produce(intake) is None
 
 
 def test_commits_that_change_nothing_move_the_offset_now_and_then(
     intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PERSIST_AFTER", 3)
-    publish(intake, publish_from="now")
-    rounds, seen = publisher(intake), []
+    produce(intake, publish_from="now")
+    rounds, seen = producer(intake), []
     for number in range(4):
         with intake.lake.transaction(intake.connection, "something else"):
             move_consumer(intake.connection, "somebody", number)
-        assert rounds.publish(intake.lake, intake.connection) is None
+        assert rounds.produce(intake.lake, intake.connection) is None
         seen.append(offset(intake))
     assert 1 < len(set(seen)) < 4
     assert messages(broker) == []
@@ -384,7 +384,7 @@ def test_alerts_of_several_tables_share_a_topic(intake: EventIntake, broker: Bro
             " received_date, 'North' AS region, 900 AS order_value_gbp, 'velocity' AS reasons,"
             " 0.9 AS rule_score, 0.9 AS score, 'Five orders in an hour' AS explanation"
         )
-    publish(intake, "publish_alerts")
+    produce(intake, "publish_alerts")
     ((key, change, value),) = messages(broker, ALERTS)
     assert (key, change) == ("fraud_alerts:E1", "snapshot")
     assert value is not None
@@ -396,27 +396,27 @@ def test_only_one_process_publishes_at_a_time(intake: EventIntake, broker: Broke
     intake.write(f"{DAY}/a.jsonl", [event(1)])
     intake.take()
     with publishing.FileLock(intake.settings.lake_dir / f"{OFFSET}.lock", thread_local=False):
-        assert publish(intake) is None
-    assert publish(intake) is not None
+        assert produce(intake) is None
+    assert produce(intake) is not None
 
 
 def test_a_broker_that_is_away_costs_nothing_but_time(settings: Settings, lake: Lake) -> None:
     with durable_broker() as broker:
         broker.create_topic(TOPIC)
         with EventIntake.open(from_beginning(settings, broker)) as intake:
-            rounds = publisher(intake, kafka_options={"message.timeout.ms": 2_000})
+            rounds = producer(intake, kafka_options={"message.timeout.ms": 2_000})
             intake.write(f"{DAY}/a.jsonl", [event(1)])
             intake.take()
-            assert rounds.publish(intake.lake, intake.connection) is not None
+            assert rounds.produce(intake.lake, intake.connection) is not None
             before = offset(intake)
             intake.write(f"{DAY}/b.jsonl", [event(2)])
             intake.take()
             broker.kill()
-            with pytest.raises(PublishError, match="could not send to the topic enriched"):
-                rounds.publish(intake.lake, intake.connection)
+            with pytest.raises(ProduceError, match="could not send to the topic enriched"):
+                rounds.produce(intake.lake, intake.connection)
             assert offset(intake) == before
             broker.start()
-            done = rounds.publish(intake.lake, intake.connection)
+            done = rounds.produce(intake.lake, intake.connection)
             rounds.close()
             assert done is not None
             assert done.rows == 1
@@ -426,8 +426,8 @@ def test_a_broker_that_is_away_costs_nothing_but_time(settings: Settings, lake: 
 def test_a_missing_topic_is_said(intake: EventIntake) -> None:
     intake.write(f"{DAY}/a.jsonl", [event(1)])
     intake.take()
-    with pytest.raises(PublishError, match=r"topic nowhere .* create it"):
-        publish(intake, publish_events_topic="nowhere")
+    with pytest.raises(ProduceError, match=r"topic nowhere .* create it"):
+        produce(intake, publish_events_topic="nowhere")
     assert offset(intake) is None
 
 
@@ -435,8 +435,8 @@ def test_options_that_do_not_work_are_said_without_their_secrets(intake: EventIn
     intake.write(f"{DAY}/a.jsonl", [event(1)])
     intake.take()
     options = {"security.protocol": "secret-one"}
-    with pytest.raises(PublishError) as raised:
-        publish(intake, kafka_options=options)
+    with pytest.raises(ProduceError) as raised:
+        produce(intake, kafka_options=options)
     assert "secret-one" not in str(raised.value)
     assert "security.protocol" in str(raised.value)
 
@@ -446,14 +446,14 @@ def test_an_event_too_large_to_send_is_named_and_not_passed_over(
 ) -> None:
     intake.write(f"{DAY}/a.jsonl", [event(1), event(2, note="x" * 10_000)])
     intake.take()
-    with pytest.raises(PublishError, match=r"too large .*key E2"):
-        publish(intake, kafka_options={"message.max.bytes": 5_000})
+    with pytest.raises(ProduceError, match=r"too large .*key E2"):
+        produce(intake, kafka_options={"message.max.bytes": 5_000})
     assert offset(intake) is None
-    publish(intake)
+    produce(intake)
     assert ("E2", "snapshot") in changes(broker)
 
 
 def test_a_topic_without_a_broker_is_a_wrong_setting(settings: Settings) -> None:
-    assert publications(settings) == []
+    assert outbound_topics(settings) == []
     with pytest.raises(UsageError, match="RETAIL_PUBLISH_BOOTSTRAP"):
-        publications(settings.model_copy(update={"publish_events_topic": TOPIC}))
+        outbound_topics(settings.model_copy(update={"publish_events_topic": TOPIC}))

@@ -1,7 +1,7 @@
-"""The sensor of notifications: does in its tick what the stream worker does between batches.
+"""The sensor of notifications: collects and sends them, as the stream worker does.
 
-It does so while a worker is alive, too: that may have been started without consumers or
-without the services. Where both look, each message is still written and sent once.
+It does so while a worker is alive, too: the worker may run without consumers or without the
+services. If both look, each message is written and sent once.
 """
 
 import time
@@ -14,7 +14,7 @@ from retail_assets.outbound.notifications.sending import send
 from retail_assets.settings import Settings
 
 TICK_SECONDS = 20
-"""How long a tick sends: Dagster ends a tick after a minute."""
+"""How long a tick may send: Dagster ends a tick after a minute."""
 
 
 def notification_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -33,7 +33,7 @@ def notification_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def _tick(settings: Settings) -> str:
-    """Look and send; returns what was done."""
+    """Collect and send; returns a sentence for the tick."""
     lake = Lake.from_settings(settings)
     if not settings.notify_urls:
         return "RETAIL_NOTIFY_URLS names no service."
@@ -46,7 +46,7 @@ def _tick(settings: Settings) -> str:
     parts = [f"{sent.sent} notifications sent"]
     for count, text in (
         (sent.failed, f"failed ({sent.problem})"),
-        (sent.given_up, "abandoned"),
+        (sent.abandoned, "abandoned"),
         (sent.waiting, "waiting"),
     ):
         if count:

@@ -39,16 +39,16 @@ FAILURES = {
     FAILED_DAY: ("A day failed", "failed days"),
     FAILED_EVENT_FILE: ("An event file cannot be read", "failed event files"),
 }
-"""The title of one failure of each kind, and what several are called; the gravest kind first."""
+"""The title of one failure of each kind, and the plural; the gravest kind first."""
 
 PROBLEM_LENGTH = 500
 
 
 @dataclass(frozen=True)
 class AlertKind:
-    """Alerts of one table: the titles of one and of several, and the columns that are told.
+    """Alerts of one table: the titles of one and of several, and the columns in the message.
 
-    `subject` is the column that tells whether somebody was told already.
+    `subject` is the column that identifies an alert in the ledger of messages.
     """
 
     kind: str
@@ -63,7 +63,7 @@ ALERTS = (
     AlertKind(
         "fraud_alert",
         "fraud_alerts",
-        # An earlier event of the order may come later, and identify the alert from then on.
+        # Not event_id: an earlier event of the order may arrive later, and change it.
         "order_id",
         "Fraud alert",
         "fraud alerts",
@@ -82,7 +82,7 @@ ALERTS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to tell of: `kind` and `subject` identify it, `text` is one line."""
+    """A failure or an alert: `kind` and `subject` identify it, `text` is one line."""
 
     kind: str
     subject: str
@@ -99,7 +99,7 @@ def failures(
 
     Args:
         connection: a connection to the lake.
-        settings: how long is too long.
+        settings: the limits.
         now: the time, with a time zone.
         open_days: days that were missing when last looked at; they are until they are published.
     """
@@ -116,7 +116,7 @@ def failures(
 def new_alerts(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
 ) -> list[Finding]:
-    """The alerts that nobody was told of and that are not too old, the oldest first."""
+    """The alerts without a message that are not too old, the oldest first."""
     found: list[Finding] = []
     for alert in ALERTS:
         query = recent_alerts(alert, settings)
@@ -147,7 +147,7 @@ def recent_alerts(alert: AlertKind, settings: Settings) -> str | None:
         for name, expression in (
             ("event_timestamp", "event_timestamp"),
             ("crossed_at", "crossed_at"),
-            # An event without a time may have come at any time of its day.
+            # An event without a time may be from any time of its day.
             ("order_date", f"timezone({zone}, (order_date + 1)::TIMESTAMP)"),
         )
         if name in table.types
@@ -184,7 +184,7 @@ def _dead_workers(
 
 
 def _late_workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Finding]:
-    """The workers that live and do not keep up, where no other takes the same source."""
+    """The lagging workers, where no other worker has the same source."""
     return [
         Finding(
             LATE_WORKER,
@@ -249,7 +249,7 @@ def _missing_days(
         ).fetchall()
     ]
     if not published:
-        # Nobody runs the batch lane here.
+        # Nobody runs the batch pipeline here.
         return []
     return [
         Finding(

@@ -1,8 +1,7 @@
-"""The outbox: messages are written here in one transaction with the ledger of what was told.
+"""The outbox: messages are written in one transaction with the ledger of what they report.
 
-So nothing is told twice because two processes look, and nothing is forgotten because one is killed.
-There are only so many messages in a minute: whatever comes above that stays unwritten until there
-is room, and then shares one message.
+So two processes do not report the same twice, and a killed one loses nothing. Messages are limited
+per minute: findings above the limit wait until there is room, and then share one message.
 """
 
 import hashlib
@@ -22,18 +21,15 @@ from retail_assets.settings import Settings
 MINUTE = timedelta(minutes=1)
 
 KEPT = timedelta(days=30)
-"""How long messages, and what they were about, are remembered after they are over."""
+"""How long messages, and findings that are over, are kept."""
 
 SHOWN = 20
-"""How many of many are named in a message."""
+"""How many findings a message names."""
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A message, and what the ledger will know of it: what it tells of, or that it tells is over.
-
-    `told` are findings that are new; `over` the subjects of a kind that hold no more.
-    """
+class PendingMessage:
+    """A message to be written: `told` are new findings, `over` the subjects that ended."""
 
     kind: str
     message: Message
@@ -47,7 +43,7 @@ def collect(
     settings: Settings,
     now: datetime | None = None,
 ) -> int:
-    """Write messages about what is new since the last time; there may be none.
+    """Write messages about new findings and those that ended; there may be none.
 
     Args:
         lake: the lake that the connection is to.
@@ -65,24 +61,24 @@ def collect(
     if room <= 0:
         return 0
     state = _state(connection)
-    drafts = _about_failures(connection, settings, now)[:room]
-    drafts += _about_alerts(connection, settings, now, room - len(drafts))
-    if not drafts:
+    pending = _about_failures(connection, settings, now)[:room]
+    pending += _about_alerts(connection, settings, now, room - len(pending))
+    if not pending:
         return 0
     crowded = _has_old(connection, now - KEPT)
     with lake.transaction(connection, "write notifications"):
         if _state(connection) != state:
-            # Somebody else was faster: look again next time.
+            # Another process was faster: look again next time.
             return 0
         if crowded:
-            _forget_old(connection, settings, now)
-        _write(connection, settings, drafts, now)
-    return len(drafts)
+            _delete_old(connection, settings, now)
+        _write(connection, settings, pending, now)
+    return len(pending)
 
 
 def _about_failures(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
-) -> list[Draft]:
+) -> list[PendingMessage]:
     """New findings and resolved ones, one message for each kind."""
     known: dict[str, list[str]] = {kind: [] for kind in FAILURES}
     for kind, subject in connection.execute(
@@ -92,12 +88,12 @@ def _about_failures(
     holding: dict[str, list[Finding]] = {kind: [] for kind in FAILURES}
     for finding in findings.failures(connection, settings, now, known[findings.MISSING_DAY]):
         holding[finding.kind].append(finding)
-    drafts: list[Draft] = []
+    pending: list[PendingMessage] = []
     for kind, (title, plural) in FAILURES.items():
         told = [finding for finding in holding[kind] if finding.subject not in known[kind]]
         if told:
             message = _message(kind, "failure", title, plural, told, now)
-            drafts.append(Draft(kind, message, told=told))
+            pending.append(PendingMessage(kind, message, told=told))
         subjects = {finding.subject for finding in holding[kind]}
         over = [subject for subject in known[kind] if subject not in subjects]
         if over:
@@ -110,21 +106,21 @@ def _about_failures(
                 resolved,
                 now,
             )
-            drafts.append(Draft(kind, message, over=over))
-    return drafts
+            pending.append(PendingMessage(kind, message, over=over))
+    return pending
 
 
 def _about_alerts(
     connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime, room: int
-) -> list[Draft]:
-    """A message each while there is room; the last one is about all others."""
+) -> list[PendingMessage]:
+    """One message for each alert while there is room; the last one is about all others."""
     if room <= 0:
         return []
     found = findings.new_alerts(connection, settings, now)
     alone = len(found) if len(found) <= room else room - 1
     titles = {alert.kind: alert.title for alert in ALERTS}
-    drafts = [
-        Draft(
+    pending = [
+        PendingMessage(
             finding.kind,
             Message(
                 f"{finding.kind}:{finding.subject}", "warning", titles[finding.kind], finding.text
@@ -142,8 +138,8 @@ def _about_alerts(
         more = "more " if alone else ""
         lines = [Finding(f.kind, f.subject, f"{titles[f.kind]}: {f.text}") for f in others]
         message = _message("alerts", "warning", "", f"{more}alerts: {counts}", lines, now)
-        drafts.append(Draft("alerts", message, told=others))
-    return drafts
+        pending.append(PendingMessage("alerts", message, told=others))
+    return pending
 
 
 def _message(
@@ -171,7 +167,7 @@ def _written_since(connection: duckdb.DuckDBPyConnection, since: datetime) -> in
 
 
 def _state(connection: duckdb.DuckDBPyConnection) -> tuple[object, ...] | None:
-    """Changes whenever somebody writes messages."""
+    """A value that changes whenever somebody writes messages."""
     return connection.execute(
         "SELECT count(*), count(resolved_at), max(opened_at), max(resolved_at) FROM lake.notified"
     ).fetchone()
@@ -180,31 +176,31 @@ def _state(connection: duckdb.DuckDBPyConnection) -> tuple[object, ...] | None:
 def _write(
     connection: duckdb.DuckDBPyConnection,
     settings: Settings,
-    drafts: Sequence[Draft],
+    pending: Sequence[PendingMessage],
     now: datetime,
 ) -> None:
     rows = [
-        # So that they are sent in this order.
-        (draft, now + timedelta(microseconds=number), service)
-        for number, draft in enumerate(drafts)
+        # One microsecond apart: they are sent in this order.
+        (each, now + timedelta(microseconds=number), service)
+        for number, each in enumerate(pending)
         for service in services(settings)
     ]
     insert_columns(
         connection,
         "notifications",
         {
-            "key VARCHAR": [draft.message.key for draft, _, _ in rows],
+            "key VARCHAR": [each.message.key for each, _, _ in rows],
             "service VARCHAR": [service.name for _, _, service in rows],
-            "kind VARCHAR": [draft.kind for draft, _, _ in rows],
-            "severity VARCHAR": [draft.message.severity for draft, _, _ in rows],
-            "title VARCHAR": [draft.message.title for draft, _, _ in rows],
-            "body VARCHAR": [draft.message.body for draft, _, _ in rows],
+            "kind VARCHAR": [each.kind for each, _, _ in rows],
+            "severity VARCHAR": [each.message.severity for each, _, _ in rows],
+            "title VARCHAR": [each.message.title for each, _, _ in rows],
+            "body VARCHAR": [each.message.body for each, _, _ in rows],
             "created_at TIMESTAMPTZ": [time for _, time, _ in rows],
             "next_attempt_at TIMESTAMPTZ": [now for _ in rows],
         },
         "0 AS attempts",
     )
-    told = [(draft, finding) for draft in drafts for finding in draft.told]
+    told = [(each, finding) for each in pending for finding in each.told]
     if told:
         insert_columns(
             connection,
@@ -212,14 +208,14 @@ def _write(
             {
                 "kind VARCHAR": [finding.kind for _, finding in told],
                 "subject VARCHAR": [finding.subject for _, finding in told],
-                "message VARCHAR": [draft.message.key for draft, _ in told],
+                "message VARCHAR": [each.message.key for each, _ in told],
                 "resolved_at TIMESTAMPTZ": [
                     None if finding.kind in FAILURES else now for _, finding in told
                 ],
             },
             f"TIMESTAMPTZ '{now.isoformat()}' AS opened_at",
         )
-    for kind, subjects in _over(drafts).items():
+    for kind, subjects in _over(pending).items():
         connection.execute(
             "UPDATE lake.notified SET resolved_at = ? WHERE kind = ? AND resolved_at IS NULL"
             " AND subject IN (SELECT unnest(?::VARCHAR[]))",
@@ -227,8 +223,8 @@ def _write(
         )
 
 
-def _over(drafts: Sequence[Draft]) -> Mapping[str, list[str]]:
-    return {draft.kind: list(draft.over) for draft in drafts if draft.over}
+def _over(pending: Sequence[PendingMessage]) -> Mapping[str, list[str]]:
+    return {each.kind: list(each.over) for each in pending if each.over}
 
 
 def _has_old(connection: duckdb.DuckDBPyConnection, since: datetime) -> bool:
@@ -241,8 +237,8 @@ def _has_old(connection: duckdb.DuckDBPyConnection, since: datetime) -> bool:
     )
 
 
-def _forget_old(connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime) -> None:
-    """Bound both tables. An alert that is still young enough to be told of stays told of."""
+def _delete_old(connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime) -> None:
+    """Bound both tables, but keep the ledger of alerts that are young enough to be reported."""
     since = now - KEPT
     connection.execute(
         "DELETE FROM lake.notifications WHERE created_at < ?"

@@ -1,8 +1,8 @@
 """Sending what is in the outbox: at least once, outside of any transaction.
 
 An attempt is entered before it is made, so that two processes do not send the same message at the
-same moment, and what a process that was killed had in hand is tried again a minute later, with the
-same key. Each service has its own rows: one that is away holds up no other.
+same moment. A message whose process was killed is tried again a minute later, with the same key.
+Each service has its own rows: one that is unavailable does not delay the others.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,7 @@ from retail_assets.settings import Settings
 LONGEST_WAIT = timedelta(hours=1)
 
 UNKNOWN_KEPT = timedelta(days=1)
-"""How long messages to a service are kept that one of those who send does not know: another one,
-that was started with other settings, may."""
+"""How long messages to an unknown service are kept: a process with other settings may know it."""
 
 _OPEN = "sent_at IS NULL AND given_up_at IS NULL"
 
@@ -34,13 +33,13 @@ class Sent:
 
     sent: int = 0
     failed: int = 0
-    given_up: int = 0
+    abandoned: int = 0
     waiting: int = 0
     problem: str | None = None
 
 
 @dataclass(frozen=True)
-class Letter:
+class OutboxMessage:
     """A message in the outbox, and how often it was tried."""
 
     message: Message
@@ -62,29 +61,29 @@ def send(
         connection: a connection that can write, in no transaction.
         settings: where to, and how often to try.
         now: the time, with a time zone; by default that of the clock.
-        stop: asked before each message whether to leave the rest for another time.
+        stop: called before each message; True leaves the others for the next time.
     """
     clock = Clock(now)
-    outcomes: list[tuple[Letter, str | None]] = []
+    outcomes: list[tuple[OutboxMessage, str | None]] = []
     known = services(settings)
-    given_up = _give_up_unknown(lake, connection, known, clock)
+    abandoned = _abandon_unknown(lake, connection, known, clock)
     for service in known:
-        for letter in _due(connection, settings, service, clock.now()):
+        for entry in _due(connection, settings, service, clock.now()):
             if stop():
                 break
-            if not _claim(lake, connection, letter, clock.now()):
+            if not _claim(lake, connection, entry, clock.now()):
                 continue
-            problem = deliver(service, letter.message)
-            given_up += _mark(lake, connection, settings, letter, problem, clock.now())
-            outcomes.append((letter, problem))
+            problem = deliver(service, entry.message)
+            abandoned += _mark(lake, connection, settings, entry, problem, clock.now())
+            outcomes.append((entry, problem))
             if problem is not None:
-                # It is most likely away: its other messages need not wait for that each.
+                # It is most likely unavailable: do not wait for each of its messages.
                 break
-    problems = [f"{letter.service}: {problem}" for letter, problem in outcomes if problem]
+    problems = [f"{entry.service}: {problem}" for entry, problem in outcomes if problem]
     return Sent(
         sent=len(outcomes) - len(problems),
         failed=len(problems),
-        given_up=given_up,
+        abandoned=abandoned,
         waiting=_waiting(connection),
         problem=problems[-1] if problems else None,
     )
@@ -108,7 +107,7 @@ def wait_after(attempts: int) -> timedelta:
 
 def _due(
     connection: duckdb.DuckDBPyConnection, settings: Settings, service: Service, now: datetime
-) -> list[Letter]:
+) -> list[OutboxMessage]:
     row = connection.execute(
         "SELECT count(*) FROM lake.notifications WHERE service = ? AND sent_at > ?",
         [service.name, now - MINUTE],
@@ -120,22 +119,22 @@ def _due(
         " ORDER BY created_at, key LIMIT ?",
         [service.name, now, max(0, room)],
     ).fetchall()
-    return [Letter(Message(*row[:4]), *row[4:]) for row in rows]
+    return [OutboxMessage(Message(*row[:4]), *row[4:]) for row in rows]
 
 
 def _claim(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, letter: Letter, now: datetime
+    lake: Lake, connection: duckdb.DuckDBPyConnection, entry: OutboxMessage, now: datetime
 ) -> bool:
     """Enter an attempt; False if somebody else has just done so."""
     where = f"WHERE key = ? AND service = ? AND attempts = ? AND {_OPEN}"
-    identity = [letter.message.key, letter.service, letter.attempts]
+    identity = [entry.message.key, entry.service, entry.attempts]
     with lake.transaction(connection, "try a notification"):
         found = connection.execute(f"SELECT 1 FROM lake.notifications {where}", identity).fetchone()
         if found is None:
             return False
         connection.execute(
             f"UPDATE lake.notifications SET attempts = attempts + 1, next_attempt_at = ? {where}",
-            [now + wait_after(letter.attempts + 1), *identity],
+            [now + wait_after(entry.attempts + 1), *identity],
         )
     return True
 
@@ -144,12 +143,12 @@ def _mark(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,
     settings: Settings,
-    letter: Letter,
+    entry: OutboxMessage,
     problem: str | None,
     now: datetime,
 ) -> int:
     """Enter the outcome of an attempt; returns 1 if it was the last and failed, otherwise 0."""
-    last = problem is not None and letter.attempts + 1 >= settings.notify_attempts
+    last = problem is not None and entry.attempts + 1 >= settings.notify_attempts
     with lake.transaction(connection, "note what came of a notification"):
         connection.execute(
             "UPDATE lake.notifications SET sent_at = ?, given_up_at = ?, problem = ?"
@@ -158,20 +157,20 @@ def _mark(
                 now if problem is None else None,
                 now if last else None,
                 problem,
-                letter.message.key,
-                letter.service,
+                entry.message.key,
+                entry.service,
             ],
         )
     return int(last)
 
 
-def _give_up_unknown(
+def _abandon_unknown(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,
     known: list[Service],
     clock: Clock,
 ) -> int:
-    """Give up old messages to services that the settings do not name; returns how many."""
+    """Abandon old messages to services that the settings do not name; returns how many."""
     where = f"WHERE {_OPEN} AND created_at < ? AND service NOT IN (SELECT unnest(?::VARCHAR[]))"
     which = [clock.now() - UNKNOWN_KEPT, [service.name for service in known]]
     row = connection.execute(f"SELECT count(*) FROM lake.notifications {where}", which).fetchone()

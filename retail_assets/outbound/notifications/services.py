@@ -21,7 +21,7 @@ HEADER = "Idempotency-Key"
 FIELD = "idempotency_key"
 
 TAKES_FIELDS = frozenset({"json", "jsons", "xml", "xmls", "form", "forms"})
-"""The schemes of services that are a web server of one's own: they get the key as a field."""
+"""The schemes of plain web servers: they get the key as a field."""
 
 SECRET_LENGTH = 4
 PROBLEM_LENGTH = 500
@@ -50,7 +50,7 @@ class Service:
 
     @property
     def name(self) -> str:
-        """Its name, from which the URL cannot be told."""
+        """Its name, which does not reveal the URL."""
         return f"{self.scheme}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
 
 
@@ -60,7 +60,7 @@ def services(settings: Settings) -> list[Service]:
 
 
 def check_services(settings: Settings) -> None:
-    """Make sure that there is something behind each URL.
+    """Make sure that apprise can use each URL.
 
     Raises:
         UsageError: naming the first that apprise cannot use, without its secrets.
@@ -74,7 +74,7 @@ def check_services(settings: Settings) -> None:
 
 
 def deliver(service: Service, message: Message) -> str | None:
-    """Hand a message to its service; waits some seconds for an answer.
+    """Send a message to its service; waits some seconds for an answer.
 
     Returns:
         None if the service accepted it, otherwise why not.
@@ -83,7 +83,7 @@ def deliver(service: Service, message: Message) -> str | None:
     if apprise is None:
         return "The URL cannot be used."
     result = apprise.notify(
-        # Of services that have no place for a key of ours, people can still tell.
+        # Not every service has a field for the key, but people can read it.
         body=f"{message.body}\n\nReference: {message.key}",
         title=message.title,
         notify_type=message.severity,
@@ -103,7 +103,7 @@ def _load(service: Service, key: str = "") -> "Apprise | None":
         raise UsageError(
             "RETAIL_NOTIFY_URLS needs the package apprise: install retail-assets[stream]."
         ) from error
-    # Services may keep something between messages: not on this machine's disk.
+    # Services may store something between messages: not on this machine's disk.
     asset = apprise.AppriseAsset(
         app_id="retail_assets", storage_mode=apprise.PersistentStoreMode.MEMORY
     )
@@ -120,7 +120,7 @@ def _load(service: Service, key: str = "") -> "Apprise | None":
 
 
 def _without_secrets(text: str, url: str) -> str:
-    """Leave whatever stands in the URL after its scheme out of a text."""
+    """Mask all parts of the URL, after its scheme, in a text."""
     parts = {unquote(part) for part in re.split(r"[/:@?&=#+,]", url.partition("://")[2])}
     for part in sorted(parts, key=len, reverse=True):
         if len(part) >= SECRET_LENGTH:
