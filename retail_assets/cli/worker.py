@@ -106,7 +106,7 @@ def rewind_consumer(
     name: Annotated[str, typer.Argument(help="The consumer, as `list` shows it.")],
 ) -> None:
     """Recompute all tables of a consumer from the events."""
-    from retail_assets.consumers import framework as feed
+    from retail_assets.consumers import framework
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.lake.connection import Lake
 
@@ -117,8 +117,8 @@ def rewind_consumer(
     lake = Lake.from_settings(settings)
     lake.must_exist()
     with err.status(f"Recomputing {name}"), lake.connect() as connection:
-        feed.rewind(lake, connection, consumers[name])
-        done = feed.consume(lake, connection, consumers[name], failures=feed.LAST_ATTEMPT)
+        framework.rewind(lake, connection, consumers[name])
+        done = framework.consume(lake, connection, consumers[name], failures=framework.LAST_ATTEMPT)
     for key, problem in (done.failed if done is not None else {}).items():
         tell(f"{name} quarantined {key}: {problem}", style="yellow")
     changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0

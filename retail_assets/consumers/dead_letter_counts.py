@@ -1,4 +1,4 @@
-"""Dead letter counts: how many there are of each day and reason."""
+"""Dead-letter counts by day and reason."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers.framework import Consumer
-from retail_assets.consumers.sql_cache import once
+from retail_assets.consumers.sql_cache import compile_once
 from retail_assets.transforms import events
 
 
@@ -21,6 +21,6 @@ CONSUMER = Consumer(
     "dead_letter_counts",
     "received_date",
     (tables.DEAD_LETTER_COUNTS,),
-    once(_compute),
+    compile_once(_compute),
     sources=(tables.DEAD_LETTER_EVENTS,),
 )

@@ -1,9 +1,9 @@
-"""The frame of all consumers: what has changed since its offset, recomputed by key.
+"""The framework of consumers: it recomputes the keys that changed since a consumer's offset.
 
-A consumer is a pure function from tables of the lake to tables of its own. A round looks up which
-keys have changed since the consumer's offset (a snapshot of the lake), computes all rows of these
-keys, and puts what differs into the consumer's tables, in one transaction with the new offset. So
-a round can be repeated, and two workers can run the same consumer at once.
+A consumer is a pure function from tables of the lake to tables of its own. A round finds the keys
+that changed since the consumer's offset (a snapshot of the lake), computes all rows of these keys,
+and writes the rows that differ in one transaction with the new offset. So a round can be repeated,
+and two workers can run the same consumer at once.
 """
 
 from collections import Counter
@@ -25,41 +25,41 @@ from retail_assets.secrets import mask
 from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
 ATTEMPTS = 3
-"""How often a round is tried as a whole before the keys at fault are looked for."""
+"""How often a round is tried as a whole before it looks for the failing keys."""
 
 LAST_ATTEMPT = ATTEMPTS - 1
-"""For whoever will not try again: the `failures` with which the keys at fault are set aside."""
+"""The `failures` with which failing keys are quarantined at once, for callers that do not retry."""
 
-MOST_DEAD_LETTERS = 20
-"""If more keys than these fail in a round, it is not for the keys, and none is set aside."""
+MOST_QUARANTINED = 20
+"""If more keys fail in a round, the keys are not the cause, and none is quarantined."""
 
-RETRY_DEAD_LETTERS = "INTERVAL 10 MINUTE"
-"""When a key that was set aside is tried again, unless it changes before."""
+RETRY_AFTER = "INTERVAL 10 MINUTE"
+"""When a quarantined key is tried again, unless it changes before."""
 
 PERSIST_AFTER, PERSIST_AGE = 1_000, "INTERVAL 10 MINUTE"
 """How far an offset falls behind while nothing changes, in snapshots and in time.
 
-To move it is a commit. But were its snapshot forgotten, everything would be recomputed.
+To move it is a commit. But if its snapshot expired, everything would be recomputed.
 """
 
 PIECE_ROWS = 200_000
-"""Of how many rows of the sources keys are computed at a time, which bounds the memory that it
-takes: what a worker comes back to after a break may concern all of history. Only where all keys are
-computed again they are computed together, in one pass over the sources."""
+"""Keys with so many source rows are computed at a time, which bounds the memory: after a break, the
+changes may concern all of history. A rebuild computes all keys together, in one pass over the
+sources."""
 
 SHOWN_KEYS = 1_000
-"""How many of the keys of a round its report names."""
+"""How many keys the report of a round names."""
 
 STAMP = "updated_at"
-"""The column that the frame fills, and that does not make a row differ."""
+"""The column that the framework fills, and does not compare."""
 
 _KEYS, _PIECE = "temp.main.consumer_keys", "temp.main.consumer_piece"
 
 Compute = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, str]]
-"""Takes a connection to the lake and the name of a table with a column of keys (None: all keys).
+"""Takes a connection to the lake, and the name of a table with a column of keys (None: all keys).
 
-Returns all rows of these keys, by the name of each table of the consumer: a SELECT of the table's
-columns except `updated_at`. Rows of other keys are left out.
+Returns a SELECT of all rows of these keys for each table of the consumer, by name: the table's
+columns except `updated_at`. The framework leaves out rows of other keys.
 """
 
 
@@ -69,9 +69,9 @@ class Consumer:
 
     `key` is a column of every one of `tables`, which are the consumer's own, and of every one of
     `sources`, whose changes make a key's rows stale. `staging` names temporary tables that
-    `compute` makes, which are dropped once the round is over. `in_pieces` says whether many keys
-    are computed some at a time; where a key has many rows, of which little but sums is held, each
-    piece would only go through all of them again.
+    `compute` makes, which are dropped after the round. `in_pieces` says whether many keys are
+    computed some at a time. Where keys have many rows but only sums are kept, this would read all
+    rows again for each piece.
     """
 
     name: str
@@ -88,8 +88,8 @@ class Consumed:
     """The outcome of a round.
 
     `snapshot` is the new offset, `keys` the first of the `key_count` keys that were recomputed,
-    `inserted` and `deleted` the rows that came and went by table, `failed` the keys that were set
-    aside and why, and `rebuilt` whether all keys were recomputed.
+    `inserted` and `deleted` the numbers of rows by table, `failed` the quarantined keys and why,
+    and `rebuilt` whether all keys were recomputed.
     """
 
     consumer: str
@@ -111,7 +111,7 @@ class Lag:
 
 
 class ConsumerError(RetailAssetsError):
-    """A round that failed; `consumer` says whose. The tables and the offset are as they were."""
+    """A round of `consumer` that failed. The tables and the offset are as before."""
 
     def __init__(self, consumer: str, problem: str) -> None:
         super().__init__(
@@ -135,13 +135,13 @@ def consume(
         lake: the lake that the connection is to.
         connection: a connection that can write, in no transaction.
         consumer: whose round.
-        failures: how many rounds in a row have failed just before. From the third attempt on the
-            keys at fault are found by halving and noted in `consumer_dead_letters`, and the others
+        failures: how many rounds in a row have failed just before. From the third attempt on,
+            failing keys are found by halving and entered in `consumer_dead_letters`, and the others
             are published.
         between_pieces: called in the middle of a round of many keys, in no transaction.
 
     Returns:
-        What was done; None if nothing had changed, or another worker was faster.
+        The outcome; None if nothing had changed, or another worker was faster.
 
     Raises:
         ConsumerError: if the round failed. Try again after a while, with `failures` one higher.
@@ -176,8 +176,8 @@ def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
     return Lag(*history.lag(connection, -1 if offset is None else offset, *consumer.sources))
 
 
-def set_aside(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> int:
-    """How many keys of a consumer are set aside."""
+def quarantined_keys(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> int:
+    """How many keys of a consumer are quarantined."""
     if not history.most_rows(connection, CONSUMER_DEAD_LETTERS):
         return 0
     (keys,) = connection.execute(
@@ -231,20 +231,20 @@ class _Round:
             self.connection, -1 if self.offset is None else self.offset, *self.consumer.sources
         )
         self.rebuild = not kept
-        letters = self._letters()
-        due = [key for key, is_due in letters.items() if is_due]
+        quarantined = self._quarantined()
+        due = [key for key, is_due in quarantined.items() if is_due]
         if self.rebuild or changed or due:
-            self._list_keys(list(letters), due)
-        # Also where no key was concerned: the consumer is not behind any more.
+            self._list_keys(list(quarantined), due)
+        # Also without keys: the offset moves, so that the consumer is not behind any more.
         return self.rebuild or changed or self.key_count > 0 or self._is_far_behind()
 
-    def _letters(self) -> dict[str, bool]:
-        """The keys that were set aside, and whether each is to be tried again."""
+    def _quarantined(self) -> dict[str, bool]:
+        """The quarantined keys, and whether each is to be tried again."""
         if not history.most_rows(self.connection, CONSUMER_DEAD_LETTERS):
             return {}
-        # All there are: to leave out those of others takes DuckLake longer than to read these few.
+        # Of all consumers: a filter takes DuckLake longer than to read these few.
         rows = self._execute(
-            f"SELECT consumer, key, failed_at < now() - {RETRY_DEAD_LETTERS}"
+            f"SELECT consumer, key, failed_at < now() - {RETRY_AFTER}"
             " FROM lake.consumer_dead_letters"
         ).fetchall()
         return {key: is_due for consumer, key, is_due in rows if consumer == self.consumer.name}
@@ -254,8 +254,8 @@ class _Round:
         far = self.seen - self.offset >= PERSIST_AFTER
         return far or history.is_kept(self.connection, self.offset, older_than=PERSIST_AGE)
 
-    def _list_keys(self, letters: list[str], due: list[str]) -> None:
-        """Number the keys, those that have failed before last."""
+    def _list_keys(self, quarantined: list[str], due: list[str]) -> None:
+        """Number the keys, quarantined ones last."""
         key, key_type = self.consumer.key, self.consumer.tables[0].types[self.consumer.key]
         changed = " UNION ALL ".join(
             f"SELECT CAST({key} AS VARCHAR) AS text, {key} FROM {source}"
@@ -264,16 +264,16 @@ class _Round:
         retried = f"SELECT text, CAST(text AS {key_type}) FROM (SELECT unnest($due) AS text)"
         self._execute(
             "CREATE TEMP TABLE consumer_keys AS SELECT *, row_number() OVER (ORDER BY suspect) AS"
-            f" number FROM (SELECT DISTINCT text, {key}, text IN (SELECT unnest($letters)) AS"
+            f" number FROM (SELECT DISTINCT text, {key}, text IN (SELECT unnest($quarantined)) AS"
             f" suspect FROM ({changed} UNION ALL {retried}) WHERE {key} IS NOT NULL)",
-            {"letters": letters, "due": due},
+            {"quarantined": quarantined, "due": due},
         )
         self.key_count, self.suspects = self._one(
             f"SELECT count(*), count(*) FILTER (suspect) FROM {_KEYS}"
         )
 
     def _stale_sources(self) -> list[str]:
-        """Where the keys that may have changed stand."""
+        """The relations with the keys that may have changed."""
         sources, own = self.consumer.sources, self.consumer.tables
         if self.rebuild:
             return [f"lake.{table.name}" for table in (*sources, *own)]
@@ -284,11 +284,11 @@ class _Round:
         ]
 
     def _compute_all(self) -> None:
-        """Compute the keys piece by piece; those that cannot be are set aside or end the round."""
+        """Compute the keys piece by piece; failing ones are quarantined, or end the round."""
         for table in self.consumer.tables:
             for kind in ("gone", "new"):
                 self._create(kind, table)
-        # A failure before may say that a key fails again: each of these by itself.
+        # Quarantined keys are likely to fail again: each is a piece of its own.
         known = self.key_count - self.suspects
         pieces = [(number, number) for number in range(known + 1, self.key_count + 1)]
         pieces += self._pieces(known)
@@ -304,14 +304,14 @@ class _Round:
                     middle = (first + last) // 2
                     pieces += [(middle + 1, last), (first, middle)]
                     continue
-                self._set_aside(first, error)
-                if len(self.failed) > MOST_DEAD_LETTERS + self.suspects:
+                self._quarantine(first, error)
+                if len(self.failed) > MOST_QUARANTINED + self.suspects:
                     raise
             if pieces:
                 self.between_pieces()
 
     def _pieces(self, known: int) -> list[tuple[int, int]]:
-        """The first and last of the keys to compute together, of those that have not failed."""
+        """The first and last key of each piece, without the quarantined ones."""
         if not known:
             return []
         if self.rebuild or known == 1 or not self.consumer.in_pieces:
@@ -323,7 +323,7 @@ class _Round:
             f"SELECT {key} FROM lake.{table.name} WHERE {key} IN (SELECT {key} FROM {_KEYS})"
             for table in self.consumer.sources
         )
-        # Of a key that is gone there are none.
+        # Deleted keys have no rows.
         return self._execute(
             "SELECT min(number), max(number) FROM (SELECT number, sum(coalesce(rows, 0) + 1) OVER"
             f" (ORDER BY number) // {PIECE_ROWS} AS piece FROM {_KEYS} LEFT JOIN (SELECT {key},"
@@ -332,7 +332,7 @@ class _Round:
         ).fetchall()
 
     def _compute(self, first: int, last: int) -> None:
-        """Compute some keys, by their numbers, in a transaction, and note which rows differ."""
+        """Compute some keys, by their numbers, in a transaction, and stage the rows that differ."""
         self.read.begin()
         key, these = self.consumer.key, ""
         keys = None
@@ -357,17 +357,17 @@ class _Round:
         self.read.end()
         self.deleted, self.inserted = deleted, inserted
 
-    def _set_aside(self, number: int, error: Exception) -> None:
+    def _quarantine(self, number: int, error: Exception) -> None:
         (text,) = self._one(f"SELECT text FROM {_KEYS} WHERE number = {number}")
         self.failed[text] = _reason(error)
 
     def _create(self, kind: str, table: Table) -> None:
-        """Make a temporary table of rows of one of the consumer's tables."""
+        """Create a temporary table with the columns of one of the consumer's tables."""
         columns = ", ".join(f"{name} {table.types[name]}" for name in _computed(table))
         self._execute(f"CREATE TEMP TABLE {kind}_{table.name} ({columns})")
 
     def _insert(self, kind: str, table: Table, source: str) -> int:
-        """Put rows into such a table; returns how many."""
+        """Insert rows into such a table; returns how many."""
         columns = ", ".join(_computed(table))
         return int(
             self._one(f"INSERT INTO temp.main.{kind}_{table.name} SELECT {columns} {source}")[0]
@@ -381,7 +381,7 @@ class _Round:
         with suppress(_OthersWereFasterError):
             name = self.consumer.name
             with self.lake.transaction(self.connection, f"publish {name}"):
-                # What was compared is what the tables have, as long as the offset stands.
+                # While the offset is the same, the tables are as they were compared.
                 if consumer_offset(self.connection, name) != self.offset:
                     raise _OthersWereFasterError
                 for table in self.consumer.tables:
@@ -406,7 +406,7 @@ class _Round:
             )
 
     def _note_failures(self) -> None:
-        """Enter the keys that failed, and take out those that failed before and do no more."""
+        """Enter the keys that failed, and remove those that do not fail any more."""
         if not self.suspects and not self.failed:
             return
         where = f"WHERE consumer = ? AND key IN (SELECT text FROM {_KEYS})"

@@ -8,7 +8,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers.framework import Consumer
-from retail_assets.consumers.sql_cache import once
+from retail_assets.consumers.sql_cache import compile_once
 from retail_assets.transforms import inventory
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ _DAY_MICROSECONDS = 86_400_000_000
 
 
 def consumer(settings: "Settings") -> Consumer:
-    """The consumer with the settings' day of the opening stock and threshold.
+    """The consumer, with the settings for the day of the opening stock and the threshold.
 
-    After a change of these, rewind it: products without changes would keep what they had.
+    After a change of these, rewind it: products without new events would keep their rows.
     """
     since = f"order_date >= DATE '{settings.opening_date}'"
 
@@ -30,7 +30,7 @@ def consumer(settings: "Settings") -> Consumer:
     ) -> Mapping[str, nw.LazyFrame]:
         of_keys = "" if keys is None else f" AND product_id IN (SELECT product_id FROM {keys})"
         days = ", ".join(
-            # In UTC, which takes no calendar: that of a time zone takes longer than all the rest.
+            # In UTC: the calendar of a time zone takes longer than all the rest.
             f"epoch_us({name}_at) // {_DAY_MICROSECONDS} AS {name}_day"
             for name in ("sold", "returned")
         )
@@ -52,7 +52,7 @@ def consumer(settings: "Settings") -> Consumer:
         "inventory",
         "product_id",
         (tables.INVENTORY_LEVELS, tables.STOCK_ALERTS),
-        once(compute),
+        compile_once(compute),
         sources=(tables.LIVE_ORDERS, tables.PRODUCTS),
         in_pieces=False,
     )

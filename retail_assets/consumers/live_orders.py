@@ -7,7 +7,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.consumers.framework import Consumer
-from retail_assets.consumers.sql_cache import once
+from retail_assets.consumers.sql_cache import compile_once
 from retail_assets.transforms import live_orders
 
 
@@ -19,9 +19,9 @@ def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping
         f" FROM lake.enriched_events{of_keys}"
     )
     orders = nw.to_native(live_orders.live_orders(nw.from_native(events))).sql_query()
-    # Here, once for an order: for a million it takes longer than to sum up their day.
+    # Computed once per order: for a million orders this takes longer than to sum up their day.
     minute = "date_trunc('minute', ordered_at::TIMESTAMP)"
     return {tables.LIVE_ORDERS.name: f"SELECT *, {minute} AS minute FROM ({orders})"}
 
 
-CONSUMER = Consumer("live_orders", "order_id", (tables.LIVE_ORDERS,), once(_compute))
+CONSUMER = Consumer("live_orders", "order_id", (tables.LIVE_ORDERS,), compile_once(_compute))

@@ -9,7 +9,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.consumers import live_orders as orders_consumer
 from retail_assets.consumers.framework import LAST_ATTEMPT, Consumed, Consumer, consume
-from retail_assets.consumers.sql_cache import once
+from retail_assets.consumers.sql_cache import compile_once
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.transforms import live_orders as rules
@@ -64,6 +64,6 @@ CONSUMER = Consumer(
     "live_revenue",
     "order_date",
     (tables.LIVE_REVENUE, tables.LIVE_REVENUE_MINUTES),
-    once(_compute),
+    compile_once(_compute),
     sources=(tables.LIVE_ORDERS,),
 )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def all_consumers(settings: "Settings") -> "list[Consumer]":
-    """The consumers as the settings want them."""
+    """The consumers, configured by the settings."""
     return [
         live_orders.CONSUMER,
         live_revenue.CONSUMER,

@@ -1,7 +1,7 @@
-"""The rules of consumers as SQL, made once.
+"""The rules of consumers as compiled SQL.
 
-To put a rule into SQL takes up to a tenth of a second of Python, which keeps the threads of the
-ingest waiting; and it comes to the same text in each round.
+Compiling a rule takes up to a tenth of a second of Python, while the threads of the ingest wait.
+The SQL is the same in each round, so it is compiled once.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -12,27 +12,27 @@ import narwhals as nw
 from retail_assets.consumers.framework import Compute
 
 Rules = Callable[[duckdb.DuckDBPyConnection, str | None], Mapping[str, "str | nw.LazyFrame"]]
-"""Like `Compute`, but what it returns may be frames of the connection."""
+"""Like `Compute`, but may return frames of the connection."""
 
 
-class Texts:
-    """Texts of rules, for as long as a consumer is there."""
+class CompiledSql:
+    """CompiledSql of rules, kept as long as a consumer."""
 
     def __init__(self) -> None:
-        self._texts: dict[Hashable, str] = {}
+        self._compiled: dict[Hashable, str] = {}
 
     def of(self, name: Hashable, rule: Callable[[], nw.LazyFrame]) -> str:
-        """The SELECT of a rule, which is made of tables that are there under the same names."""
-        if name not in self._texts:
-            self._texts[name] = str(nw.to_native(rule()).sql_query())
-        return self._texts[name]
+        """The SELECT of a rule, whose tables must have the same names each time."""
+        if name not in self._compiled:
+            self._compiled[name] = str(nw.to_native(rule()).sql_query())
+        return self._compiled[name]
 
 
-def once(rules: Rules) -> Compute:
-    """Have rules that do nothing but say which rows there are put into SQL once."""
+def compile_once(rules: Rules) -> Compute:
+    """Compile the SQL of rules once; they must have no effects but their result."""
     made: dict[str | None, dict[str, str]] = {}
 
-    def texts(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
+    def compiled(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
         if keys not in made:
             made[keys] = {
                 table: rows if isinstance(rows, str) else str(nw.to_native(rows).sql_query())
@@ -40,4 +40,4 @@ def once(rules: Rules) -> Compute:
             }
         return made[keys]
 
-    return texts
+    return compiled

@@ -1,7 +1,6 @@
-"""Rules of events: which are valid, and what they are enriched with.
+"""Rules of events: which are valid, and how they are enriched.
 
-What the fields are typed as is the reader's business (`engines`): a value that it could not read is
-null here.
+A reader types the fields (`engines`): a value that it cannot read is null here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -92,7 +91,7 @@ _TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status
 
 
 def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
-    """Say of each event line why it is not valid.
+    """Validate event lines: say why a line is not a valid event.
 
     Args:
         parsed: event lines as the reader typed them; see `engines.duckdb_events.parsed`.
@@ -113,7 +112,7 @@ def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
             field = nw.when(is_it).then(_expr(name)).otherwise(field)
     bad = nw.col("rule") < none
     nothing = nw.lit(None, dtype=nw.String)
-    # Most are valid, and need not go through all reasons again.
+    # Most events are valid, and need no reason.
     return (
         parsed.with_columns(rule=first_broken)
         .with_columns(
@@ -153,7 +152,7 @@ def _rules() -> Iterator[_Rule]:
     yield value.is_null() | (value >= OUT_OF_RANGE_GBP), "out_of_range", "order_value_gbp"
     yield ~col("whole_pence"), "fraction_of_penny", "order_value_gbp"
     yield col("quantity") <= 0, "not_positive", "quantity"
-    # A blank status says as little as none.
+    # A blank status counts as none.
     yield ~col("status").is_in((*STATUSES, "")), "unknown_status", "status"
     yield (
         col("has_event_timestamp") & col("event_date").is_null(),
@@ -169,7 +168,7 @@ def _expr(value: str | nw.Expr) -> nw.Expr:
 
 
 def enrich(valid: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame) -> nw.LazyFrame:
-    """Add what follows from an event, and what is known of its product and customer.
+    """Add the day, the status, the tier, and the attributes of the product and customer.
 
     Args:
         valid: valid events as the reader typed them.

@@ -1,9 +1,9 @@
-"""Rules of fraud: which orders of a customer look wrong, judged by that customer's own history.
+"""Rules of fraud: which orders of a customer look wrong, by that customer's own history.
 
-Orders are judged, not events: of an order the latest event counts, as for revenue, and its moment
-is that of its earliest. Its status does not matter; stolen cards are tried on orders that are
-cancelled. Every rule looks only at the customer's orders up to the one that it judges, so what is
-found follows from the events alone, whatever the order of their arrival.
+Orders are checked, not events: the latest event of an order counts, as for revenue, and its moment
+is that of its earliest event. Its status does not matter; stolen cards are tried on orders that are
+cancelled. Every rule uses only the customer's orders up to the one that it checks, so the result
+does not depend on the order in which events arrive.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ REASONS: Mapping[str, str] = {
     "unusual_order": "The model finds it more unusual than nearly all orders that it was trained"
     " on.",
 }
-"""Why an order is suspicious, in the order in which an alert lists them."""
+"""Why an order is suspicious, in the order of an alert's list."""
 
 MODEL = "unusual_order"
 
-# An order is one customer's: events that say otherwise are of two.
+# Events with one order id and two customers are two orders.
 _ORDER = ("customer_id", "order_id")
 _VALUES = ("card", "address")
 _STEPS = 1_000_000
@@ -41,8 +41,8 @@ _STEPS = 1_000_000
 class Rules:
     """The thresholds of the rules, and how much each reason weighs.
 
-    `weights` has a weight from 0 to 1 for each of `REASONS`. Of reasons that do not depend on one
-    another, each with the chance of its weight to be right, the chance that one is right is
+    `weights` has a weight from 0 to 1 for each of `REASONS`: the chance that the reason is right.
+    If reasons are independent, the chance that at least one is right is
     1 - (1 - weight) * (1 - weight) * …: that is the score of an order.
     """
 
@@ -58,7 +58,7 @@ class Rules:
 
 
 def orders(events: nw.LazyFrame) -> nw.LazyFrame:
-    """Put the events of customers together to their orders.
+    """Combine the events of customers to orders.
 
     Args:
         events: all events of the customers of interest: columns of `enriched_events`
@@ -71,8 +71,8 @@ def orders(events: nw.LazyFrame) -> nw.LazyFrame:
     Returns:
         A row for each order: `customer_id`, `order_id`; `event_id`, `event_timestamp` and `hour`
         of its first event; `region`, `home_region` and `order_value_gbp` of its latest; the
-        earliest `moment`, `order_date` and `received_date`; its `card`, `address` and `is_fraud`,
-        of several the greatest. All numbers are Int64.
+        earliest `moment`, `order_date` and `received_date`; the greatest `card`, `address` and
+        `is_fraud`. All numbers are Int64.
     """
     col = nw.col
     numbered = with_effective_time(events.with_columns(one=nw.lit(1))).with_columns(
@@ -100,16 +100,16 @@ def orders(events: nw.LazyFrame) -> nw.LazyFrame:
 
 
 def with_history(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
-    """Add what came before each order, and how much of it lies within the window.
+    """Add the earlier orders of the customer, and how many lie within the window.
 
     Args:
-        orders: what `orders` returns: all orders of the customers of interest.
+        orders: the result of `orders`: all orders of the customers of interest.
         rules: the window counts from its start, not included, to the order, included.
 
     Returns:
-        The same rows with `pence`, the order's value; of the customer's orders before it
-        `earlier_orders`, their sum `earlier_pence` and the `previous_moment` (null: none); and
-        `orders_in_window`, `cards_in_window` and `addresses_in_window`, the order's own included,
+        The same rows with `pence`, the order's value; the number `earlier_orders` and sum
+        `earlier_pence` of the customer's orders before it, and the `previous_moment` (null: none);
+        and `orders_in_window`, `cards_in_window` and `addresses_in_window`, with the order's own;
         all Int64.
     """
     col, customer, window = nw.col, "customer_id", rules.window_minutes * MINUTE
@@ -153,7 +153,7 @@ def with_history(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
 def _window_changes(known: nw.LazyFrame, window: int) -> nw.LazyFrame:
     """Each order twice: as it enters the window, at its moment, and leaves it, a window later.
 
-    The running sum of the changes is what is within. A card or address enters with the first of
+    The running sum of the changes is the number within. A card or address enters with the first of
     its orders that are within, and leaves with the last.
     """
     col = nw.col
@@ -187,16 +187,16 @@ def _window_changes(known: nw.LazyFrame, window: int) -> nw.LazyFrame:
     return nw.concat([entries, exits])
 
 
-def judge(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
-    """Say which rules an order breaks.
+def check(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
+    """Say which rules each order breaks.
 
     Args:
-        orders: what `with_history` returns.
+        orders: the result of `with_history`.
         rules: the thresholds and weights.
 
     Returns:
-        The same rows with a Boolean column for each of `REASONS` but the model's, and `rule_score`
-        (Float64, 0 to 1).
+        The same rows with a Boolean column for each of `REASONS` except the model's, and
+        `rule_score` (Float64, 0 to 1).
     """
     col = nw.col
     known = (col("home_region") != UNKNOWN) & (col("home_region") != "")
@@ -219,24 +219,23 @@ def judge(orders: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
     )
 
 
-def to_be_scored(judged: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
-    """The orders of `judge` for which it matters what the model says of them."""
+def to_be_scored(checked: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
+    """The checked orders that can become alerts by the model's score."""
     at_most = 1 - (1 - nw.col("rule_score")) * (1 - rules.weights[MODEL])
-    return judged.filter(at_most >= rules.alert_score - 1 / _STEPS)
+    return checked.filter(at_most >= rules.alert_score - 1 / _STEPS)
 
 
-def alerts(judged: nw.LazyFrame, scores: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
-    """Return `fraud_alerts` of judged orders.
+def alerts(checked: nw.LazyFrame, scores: nw.LazyFrame, rules: Rules) -> nw.LazyFrame:
+    """Return `fraud_alerts` of checked orders.
 
     Args:
-        judged: what `judge` returns.
-        scores: `event_id`, `model_score` (Float64: the share of the orders that the model was
-            trained on that it finds less unusual) and `model_version` (String); orders that no
-            model scored are left out.
+        checked: the result of `check`.
+        scores: `event_id`, `model_score` (Float64: the share of the model's training orders that
+            are less unusual) and `model_version` (String); orders without a score are left out.
         rules: the thresholds and weights.
     """
     col = nw.col
-    scored = judged.join(
+    scored = checked.join(
         scores.select("event_id", "model_score", "model_version"), on="event_id", how="left"
     ).with_columns(
         unusual_order=nw.when(col("model_score").is_null())
@@ -262,7 +261,7 @@ def _explanations(rules: Rules) -> Mapping[str, nw.Expr]:
     col, text = nw.col, nw.lit
     window = text(f" within {rules.window_minutes} minutes")
     tenths = (col("model_score") * 1000 + 0.5).floor().cast(nw.Int64)
-    # Of a customer's first order it is not shown, but computed.
+    # A first order has no earlier ones: the text is not shown then, but computed.
     earlier = nw.when(col("earlier_orders") > 0).then(col("earlier_pence")).otherwise(text(1))
     times = (_float("pence") * col("earlier_orders") / earlier.cast(nw.Float64)).floor()
     return {
@@ -307,7 +306,7 @@ def _with_score(
     for reason in reasons:
         weight = nw.when(nw.col(reason)).then(nw.lit(1 - rules.weights[reason]))
         innocent = innocent * weight.otherwise(nw.lit(1.0))
-    # 1 - 0.8 * 0.75 is a little less than 0.4 in binary numbers.
+    # Rounded: 1 - 0.8 * 0.75 is a little less than 0.4 in binary numbers.
     score = ((1 - innocent) * _STEPS + 0.5).floor() / _STEPS
     return orders.with_columns(score.alias(name))
 

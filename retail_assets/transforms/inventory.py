@@ -1,4 +1,4 @@
-"""Rules of the stock: what is left of each product, and when it fell below the threshold."""
+"""Rules of the stock: how much each product has, and when it fell below the threshold."""
 
 import narwhals as nw
 
@@ -6,7 +6,7 @@ import narwhals as nw
 def inventory_levels(
     orders: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
 ) -> nw.LazyFrame:
-    """Return `inventory_levels`: the opening stock less what was sold plus what was returned.
+    """Return `inventory_levels`: opening stock - sold + returned.
 
     Args:
         orders: rows of `live_orders`, since the day of the opening stock.
@@ -14,8 +14,8 @@ def inventory_levels(
         low_stock_units: a stock of less is low.
 
     Returns:
-        The columns of `inventory_levels`, except `updated_at`, of each of the products and of each
-        that was ordered. Of a product without opening stock, the stock is not known.
+        The columns of `inventory_levels`, except `updated_at`, for each product that is listed or
+        was ordered. Without an opening stock, the stock is null.
     """
     col = nw.col
     moved = (
@@ -41,9 +41,9 @@ def stock_alerts(
 ) -> nw.LazyFrame:
     """Return `stock_alerts`: each sale that took a product's stock below the threshold.
 
-    The stock is followed through all sales and returns by the time of their events, not of their
-    arrival; at one time, what comes back is first, then the sales by order. A product that opened
-    below the threshold has to rise above it first.
+    The stock follows all sales and returns by the time of their events, not of their arrival. At
+    the same time, returns come first, then the sales by order id. A product that opened below the
+    threshold has to rise above it first.
 
     Args:
         orders: rows of `live_orders`, since the day of the opening stock, and `sold_day` and

@@ -1,4 +1,4 @@
-"""Rules of orders as their events have them: what an order is now, and what it did to the stock."""
+"""Rules of live orders: the state of an order by its events, and its effect on the stock."""
 
 import narwhals as nw
 
@@ -10,7 +10,7 @@ UNITS = 1
 """Units of an order that does not name a quantity."""
 
 EVENT_ORDER = ("effective_at", "received_at", "position", "event_id")
-"""Which event of an order is later; never by the name of a file, topic or source."""
+"""The order of an order's events; names of files, topics or sources never decide."""
 
 
 def with_effective_time(events: nw.LazyFrame) -> nw.LazyFrame:
@@ -26,17 +26,16 @@ def with_effective_time(events: nw.LazyFrame) -> nw.LazyFrame:
 
 
 def live_orders(enriched: nw.LazyFrame) -> nw.LazyFrame:
-    """Say of each order what its events make of it, in whichever order they arrived.
+    """Return the state of each order by its events, whatever the order of their arrival.
 
-    An order is what its latest event says, on the day of its first; the product and the quantity
-    are those that the latest event with one says. While it is completed, it has sold its quantity:
-    that of the latest event that says so, at the time of the first. Is it returned, then it has
-    given back what it sold, or the quantity it names if nobody saw it sold. With any other status
-    it has done neither.
+    The latest event decides, on the day of the first one; product and quantity come from the latest
+    event that has one. A completed order sells its quantity: that of its latest completed event, at
+    the time of its first. A returned order gives back what it sold, or its own quantity if no event
+    says that it was sold. An order with any other status does neither.
 
     Args:
         enriched: rows of `enriched_events`: all events of the orders of interest, with
-            `happened_at` (the time of the event, or the start of its day if it says none) and
+            `happened_at` (the time of the event, or the start of its day if it has none) and
             `received_at` never null.
 
     Returns:

@@ -1,6 +1,6 @@
 """Rules of orders: which export rows can be used, and which orders count.
 
-Shapes: `tables/` has the columns of every table named here.
+`tables/` has the columns of every table named here.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ NOT_COUNTED = ("pending", "cancelled", "returned", "refunded")
 STATUSES = (COMPLETED, *NOT_COUNTED)
 
 UNKNOWN = "unknown"
-"""The value of an attribute that the reference data do not have for a product or customer."""
+"""The value of an attribute if the reference data lack the product or customer."""
 
 RULES_VERSION = 2
 """Goes up with every change of the rules of export rows: exports are ingested again then."""
@@ -26,7 +26,7 @@ NO_ID = (
 LONGEST_NO_ID = max(map(len, NO_ID))
 
 SHORTENED_NUMBER = r"^[0-9](?:[.,][0-9]+)?[eE]\+[0-9]{2,3}$"
-"""A long number as spreadsheets show and save it, such as 1.23457E+15."""
+"""A long number as spreadsheets save it, such as 1.23457E+15."""
 
 REASONS: Mapping[str, str] = {
     "malformed_row": "Not a record of the export's columns: too few or too many fields, a quote"
@@ -50,14 +50,14 @@ REASONS: Mapping[str, str] = {
     " only the last line of an order is used, and the order is worth less than it was. Export one"
     " row for each order, with the value of the whole.",
 }
-"""Why an export row is rejected; for each reason code the rule in words."""
+"""Why an export row is rejected: the rule in words for each reason code."""
 
 _IDS = ("order_id", "customer_id", "product_id")
 _TEXT_FIELDS = (*_IDS, "region", "status")
 
 
 def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
-    """Say of each row that an export delivered whether it can be used, and if not, why.
+    """Validate the rows of an export: say why a row cannot be used.
 
     Args:
         rows: the fields of `raw_orders` as a reader typed them. Text is trimmed, null where blank,
@@ -70,7 +70,7 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
         The same rows with `reason` and `field` (String), both null for a usable row. Rules are
         tried in the order of `REASONS`; the first that fails is the reason.
     """
-    verdicts = [
+    rules = [
         *((nw.col(name).is_null(), "missing_value", name) for name in _TEXT_FIELDS),
         *((stands_for_none(name), "missing_value", name) for name in _IDS),
         (~nw.col("has_order_value"), "missing_value", "order_value_gbp"),
@@ -87,7 +87,7 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
         (nw.col("days_late") > late_days, "too_late", "order_timestamp"),
     ]
     reason = field = nw.lit(None, dtype=nw.String)
-    for broken, code, name in reversed(verdicts):
+    for broken, code, name in reversed(rules):
         reason = nw.when(broken).then(nw.lit(code)).otherwise(reason)
         field = nw.when(broken).then(nw.lit(name)).otherwise(field)
     return rows.with_columns(reason=reason, field=field)
@@ -95,7 +95,7 @@ def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
 
 def stands_for_none(name: str) -> nw.Expr:
     """Whether a text is one of `NO_ID`, whatever its case."""
-    # The costly comparison is made for few rows: most ids are longer.
+    # The costly comparison runs for few rows: most ids are longer.
     text = nw.col(name)
     return (
         nw.when(text.str.len_chars() <= LONGEST_NO_ID)
@@ -114,7 +114,7 @@ def _is_shortened(name: str) -> nw.Expr:
 
 
 def repeated(usable: nw.LazyFrame) -> nw.LazyFrame:
-    """Find the orders that stand more than once in one export.
+    """Find the orders that one export has more than once.
 
     Args:
         usable: usable rows with `export_date`, `order_id`, `product_id` and `row_number`.
@@ -142,7 +142,7 @@ def repeated(usable: nw.LazyFrame) -> nw.LazyFrame:
 
 
 def with_exclusion(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
-    """Say of each raw order whether it counts, and if not, why.
+    """Add why a raw order does not count.
 
     An order seen again in a later export supersedes the earlier version, whatever its day.
 
@@ -216,7 +216,7 @@ def completed_orders(
 def with_attributes(
     rows: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame
 ) -> nw.LazyFrame:
-    """Look up what is known of the product and customer of orders or events.
+    """Look up the attributes of the product and customer of orders or events.
 
     Args:
         rows: rows with `product_id` and `customer_id`.
@@ -266,7 +266,7 @@ def unreconciled_days(completed: nw.LazyFrame, raw_orders: nw.LazyFrame) -> nw.L
 
     Args:
         completed: rows of `completed_orders`.
-        raw_orders: the raw orders that they were made from.
+        raw_orders: the raw orders that they were computed from.
 
     Returns:
         `order_date`, `raw_count`, `raw_value_gbp`, `excluded_count`, `excluded_value_gbp`,

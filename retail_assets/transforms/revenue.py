@@ -1,4 +1,4 @@
-"""Rules of revenue: what a day's completed orders add up to."""
+"""Rules of revenue: the sums of a day's completed orders."""
 
 from collections.abc import Collection
 from datetime import date
@@ -9,7 +9,7 @@ from retail_assets.transforms import orders
 
 MONEY = nw.Decimal(12, 2)
 TOTAL = nw.Decimal(18, 2)
-"""A sum is wider than its rows: two orders of the largest value do not fit in the rows' type."""
+"""Wider than the rows: the sum of two orders of the largest value would not fit."""
 
 
 def revenue_by(completed_orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
@@ -88,7 +88,7 @@ def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> 
 def waiting(
     raw_orders: nw.LazyFrame, revenue: nw.LazyFrame, days: Collection[date] | None = None
 ) -> nw.LazyFrame:
-    """Find what the published revenue lacks of the orders that were accepted and count.
+    """Find the accepted orders that count and are not in the published revenue.
 
     Args:
         raw_orders: rows of `raw_orders`: all versions of the orders that have one on these days.
@@ -96,9 +96,9 @@ def waiting(
         days: the days to compare; None: all.
 
     Returns:
-        `order_date`, `orders` (Int64) and `value_gbp` (Decimal) of each day that differs. What is
-        published and waiting adds up to what counts: a day that has an order too many, or an
-        earlier version of one, lacks a negative number of orders or value.
+        `order_date`, `orders` (Int64) and `value_gbp` (Decimal) of each day that differs. Published
+        + waiting = all that count: where a day has published an order too many, or an earlier
+        version, numbers or values are negative.
     """
     counted = orders.counted(raw_orders)
     if days is not None:

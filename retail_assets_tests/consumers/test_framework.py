@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from retail_assets.consumers import framework as feed
+from retail_assets.consumers import framework
 from retail_assets.consumers.framework import Consumed, Consumer, ConsumerError
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers.offsets import consumer_offset
@@ -64,10 +64,10 @@ class Spender:
         }
 
     def consume(self, **options: Any) -> Consumed | None:
-        return feed.consume(self.intake.lake, self.intake.connection, self.consumer, **options)
+        return framework.consume(self.intake.lake, self.intake.connection, self.consumer, **options)
 
     def rewind(self) -> None:
-        feed.rewind(self.intake.lake, self.intake.connection, self.consumer)
+        framework.rewind(self.intake.lake, self.intake.connection, self.consumer)
 
     def take(self, name: str, *lines: str) -> None:
         self.intake.write(f"{DAY}/{name}.jsonl", lines)
@@ -130,7 +130,7 @@ def test_many_keys_are_computed_piece_by_piece(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A key counts one more than its rows, of which each has two.
-    monkeypatch.setattr(feed, "PIECE_ROWS", 9)
+    monkeypatch.setattr(framework, "PIECE_ROWS", 9)
     customers = [f"C{number}" for number in range(7)]
     spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
     spender.consume()
@@ -151,7 +151,7 @@ def test_many_keys_are_computed_piece_by_piece(
 def test_a_consumer_may_ask_for_all_keys_at_once(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PIECE_ROWS", 1)
+    monkeypatch.setattr(framework, "PIECE_ROWS", 1)
     spender.in_pieces = False
     spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
@@ -163,7 +163,7 @@ def test_a_consumer_may_ask_for_all_keys_at_once(
 def test_a_key_of_many_rows_is_not_computed_with_as_many_others(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PIECE_ROWS", 12)
+    monkeypatch.setattr(framework, "PIECE_ROWS", 12)
     customers = [f"C{number}" for number in range(7)]
     spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
     spender.take("b", *(buys(10 + number, "C0", 1) for number in range(20)))
@@ -203,7 +203,7 @@ def test_rows_that_stay_the_same_are_not_written_again(spender: Spender) -> None
 def test_where_nothing_has_changed_nothing_is_committed_save_that_the_offset_keeps_up(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PERSIST_AFTER", 3)
+    monkeypatch.setattr(framework, "PERSIST_AFTER", 3)
     spender.take("a", buys(1, "C1", 10))
     spender.consume()
     snapshot = spender.snapshot()
@@ -226,7 +226,7 @@ def test_an_offset_that_has_not_moved_for_long_moves(
 ) -> None:
     spender.take("a", buys(1, "C1", 10))
     spender.consume()
-    monkeypatch.setattr(feed, "PERSIST_AGE", "INTERVAL 0 SECOND")
+    monkeypatch.setattr(framework, "PERSIST_AGE", "INTERVAL 0 SECOND")
     seen = spender.snapshot()
     assert spender.consume() is None
     assert consumer_offset(spender.intake.connection, "spending") == seen
@@ -406,7 +406,7 @@ def test_a_round_that_fails_says_whose_it_was_and_leaves_everything_as_it_was(
     spender.take("b", buys(2, "C1", 1), buys(3, "C2", 1))
     spender.poison = {"C2"}
     snapshot = spender.snapshot()
-    for failures in range(feed.ATTEMPTS - 1):
+    for failures in range(framework.ATTEMPTS - 1):
         with pytest.raises(ConsumerError, match=r"spending .*Could not convert.*as they are") as e:
             spender.consume(failures=failures)
         assert e.value.consumer == "spending"
@@ -423,13 +423,13 @@ def failed(spender: Spender) -> None:
     spender.consume()
     spender.poison = {"C2", "C5"}
     spender.take("b", *(buys(10 + number, f"C{number}", 1) for number in range(8)))
-    consumed = spender.consume(failures=feed.ATTEMPTS - 1)
+    consumed = spender.consume(failures=framework.ATTEMPTS - 1)
     assert consumed is not None
     assert set(consumed.failed) == {"C2", "C5"}
     assert all("Could not convert" in problem for problem in consumed.failed.values())
 
 
-def test_the_keys_at_fault_are_set_aside_and_the_others_published(spender: Spender) -> None:
+def test_failing_keys_are_quarantined_and_the_others_published(spender: Spender) -> None:
     failed(spender)
     fine = {"C0": 1, "C1": 11, "C3": 1, "C4": 1, "C6": 1, "C7": 1}
     assert spender.spent() == fine | {"C2": 10}, "what it was before"
@@ -437,7 +437,7 @@ def test_the_keys_at_fault_are_set_aside_and_the_others_published(spender: Spend
     assert spender.consume() is None
 
 
-def test_a_key_that_was_set_aside_holds_nobody_up_when_it_changes_again(spender: Spender) -> None:
+def test_a_quarantined_key_that_changes_again_does_not_stop_the_others(spender: Spender) -> None:
     failed(spender)
     spender.take("c", buys(30, "C5", 1), buys(31, "C6", 1))
     consumed = spender.consume()
@@ -456,10 +456,10 @@ def test_a_key_that_can_be_computed_again_is_no_dead_letter_any_more(spender: Sp
     assert spender.spent()["C2"] == 12
 
 
-def test_keys_that_were_set_aside_are_tried_again_after_a_while(spender: Spender) -> None:
+def test_quarantined_keys_are_tried_again_after_a_while(spender: Spender) -> None:
     failed(spender)
     spender.poison = set()
-    ago = f"now() - {feed.RETRY_DEAD_LETTERS} - INTERVAL 1 SECOND"
+    ago = f"now() - {framework.RETRY_AFTER} - INTERVAL 1 SECOND"
     spender.change(f"UPDATE lake.consumer_dead_letters SET failed_at = {ago} WHERE key = 'C5'")
     consumed = spender.consume()
     assert consumed is not None
@@ -468,7 +468,7 @@ def test_keys_that_were_set_aside_are_tried_again_after_a_while(spender: Spender
     assert (spender.spent()["C5"], spender.spent()["C2"]) == (1, 10)
 
 
-def test_a_rebuild_keeps_the_rows_of_keys_at_fault(spender: Spender) -> None:
+def test_a_rebuild_keeps_the_rows_of_failing_keys(spender: Spender) -> None:
     failed(spender)
     before = spender.spent()
     spender.rewind()
@@ -486,11 +486,11 @@ def test_a_rebuild_keeps_the_rows_of_keys_at_fault(spender: Spender) -> None:
 def test_where_all_keys_fail_it_is_not_for_the_keys(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "MOST_DEAD_LETTERS", 3)
+    monkeypatch.setattr(framework, "MOST_QUARANTINED", 3)
     spender.poison = {f"C{number}" for number in range(8)}
     spender.take("a", *(buys(number, f"C{number}", 1) for number in range(8)))
     with pytest.raises(ConsumerError):
-        spender.consume(failures=feed.ATTEMPTS - 1)
+        spender.consume(failures=framework.ATTEMPTS - 1)
     assert spender.letters() == {}
     assert len(spender.computed) < 12
 
@@ -499,14 +499,14 @@ def test_the_lag_counts_the_commits_to_the_sources(spender: Spender) -> None:
     connection = spender.intake.connection
 
     def lag() -> int:
-        return feed.lag(connection, spender.consumer).snapshots
+        return framework.lag(connection, spender.consumer).snapshots
 
-    assert feed.lag(connection, spender.consumer) == feed.Lag(0, 0.0)
+    assert framework.lag(connection, spender.consumer) == framework.Lag(0, 0.0)
     spender.take("a", *(buys(number, "C1", 10) for number in range(20)))
     assert lag() == 1
     spender.change("INSERT INTO lake.event_fields VALUES ('a', 'x', now())")
     spender.take("b", buys(20, "C2", 1))
     assert lag() == 2
-    assert 0 < feed.lag(connection, spender.consumer).seconds < 3600
+    assert 0 < framework.lag(connection, spender.consumer).seconds < 3600
     spender.consume()
-    assert feed.lag(connection, spender.consumer) == feed.Lag(0, 0.0)
+    assert framework.lag(connection, spender.consumer) == framework.Lag(0, 0.0)

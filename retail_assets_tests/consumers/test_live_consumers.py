@@ -16,8 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from retail_assets import tables
-from retail_assets.consumers import framework as feed
-from retail_assets.consumers import inventory, live_orders, live_revenue
+from retail_assets.consumers import framework, inventory, live_orders, live_revenue
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventIntake, event
@@ -36,15 +35,15 @@ class Followers:
 
     def follow(self) -> None:
         for consumer in self.consumers:
-            feed.consume(self.intake.lake, self.intake.connection, consumer)
+            framework.consume(self.intake.lake, self.intake.connection, consumer)
 
     def rebuild(self) -> None:
         for consumer in self.consumers:
-            feed.rewind(self.intake.lake, self.intake.connection, consumer)
+            framework.rewind(self.intake.lake, self.intake.connection, consumer)
         self.follow()
 
     @cached_property
-    def consumers(self) -> tuple[feed.Consumer, ...]:
+    def consumers(self) -> tuple[framework.Consumer, ...]:
         return (
             live_orders.CONSUMER,
             live_revenue.CONSUMER,

@@ -8,7 +8,7 @@ import narwhals as nw
 import pytest
 
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.consumers.sql_cache import Texts, once
+from retail_assets.consumers.sql_cache import CompiledSql, once
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -35,7 +35,7 @@ def select(number: int) -> nw.LazyFrame:
 
 
 def test_a_text_is_made_once_for_each_name() -> None:
-    texts = Texts()
+    texts = CompiledSql()
     one, two = texts.of("one", lambda: select(1)), texts.of("two", lambda: select(2))
     assert (duckdb.sql(one).fetchall(), duckdb.sql(two).fetchall()) == ([(1,)], [(2,)])
     assert texts.of("one", lambda: select(3)) == one

@@ -100,7 +100,7 @@ def event(order: int, minute: float | None, **changed: Any) -> dict[str, Any]:
 
 def judged(engine: Engine, rows: Rows, rules: Rules = RULES) -> list[dict[str, Any]]:
     frame = engine(pa.Table.from_pylist(list(rows), _TYPES))
-    found = fraud.judge(fraud.with_history(fraud.orders(frame), rules), rules)
+    found = fraud.check(fraud.with_history(fraud.orders(frame), rules), rules)
     return sorted(
         result(found), key=lambda row: (row["customer_id"], row["moment"], row["order_id"])
     )
@@ -111,7 +111,7 @@ def alerts(
 ) -> list[dict[str, Any]]:
     frame = engine(pa.Table.from_pylist(list(rows), _TYPES))
     of_model = engine(pa.Table.from_pylist(list(scores), _SCORE_TYPES))
-    found = fraud.judge(fraud.with_history(fraud.orders(frame), rules), rules)
+    found = fraud.check(fraud.with_history(fraud.orders(frame), rules), rules)
     return result(fraud.alerts(found, of_model, rules))
 
 
@@ -284,7 +284,7 @@ def test_the_model_is_one_more_reason(
 
 def test_orders_are_scored_by_the_model_if_that_can_make_them_alerts(engine: Engine) -> None:
     rows = [event(1, 0, card="a"), event(2, 1, card="b"), event(3, 99, region="South")]
-    found = fraud.judge(
+    found = fraud.check(
         fraud.with_history(fraud.orders(engine(pa.Table.from_pylist(rows, _TYPES))), RULES), RULES
     )
     for threshold, expected in ((0.41, {"E2", "E3"}), (0.64, {"E2"}), (0.65, set())):

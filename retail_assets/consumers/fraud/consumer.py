@@ -1,9 +1,9 @@
-"""The consumer of fraud: judges all orders of customers whose events have changed.
+"""The consumer of fraud: checks all orders of customers whose events have changed.
 
-An order is scored by the newest model that was there when the day began on which it was first heard
-of: one trained up to the day before the last, since a day's model is trained when the day is over.
-So a rebuild gives what was given at the time. A model that comes later than that, by a backfill,
-has the alerts rebuilt; see `fraud_training`.
+An order is scored by the newest model that existed when the day of its first event began. That
+model was trained up to two days before, since a day's model is trained when the day is over. So a
+rebuild gives the same scores. A model that a backfill adds later has the alerts rebuilt; see
+`training`.
 """
 
 import logging
@@ -20,7 +20,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.consumers.framework import Consumer
 from retail_assets.consumers.fraud import model as fraud_model
-from retail_assets.consumers.sql_cache import Texts
+from retail_assets.consumers.sql_cache import CompiledSql
 from retail_assets.lake.sql import literal
 from retail_assets.transforms import fraud
 
@@ -33,12 +33,11 @@ NAME = "fraud"
 
 MODELS_KEPT = 16
 SCORES_KEPT = 100_000
-"""How many models, and scores of orders by them, a worker remembers: those of years may be asked
-for in each round, and are the same each time."""
+"""How many models, and scores of orders by them, a worker caches: a round may need those of years,
+which never change."""
 
 MODEL_DELAY = timedelta(days=2)
-"""A day's model is trained in the course of the next one, and there for the whole of the one after
-that."""
+"""A day's model is trained during the next day, and scores orders from the day after that."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,37 +64,37 @@ def rules(settings: "Settings") -> fraud.Rules:
     )
 
 
-def judged_orders(
+def checked_orders(
     connection: duckdb.DuckDBPyConnection, settings: "Settings", where: str = "true"
 ) -> nw.LazyFrame:
-    """Judge the orders of some events by the rules, in a temporary table.
+    """Check the orders of some events by the rules, in a temporary table.
 
     Args:
         connection: a connection to the lake.
-        settings: name the rules, and the fields that hold cards and addresses.
+        settings: the rules, and the fields that hold cards and addresses.
         where: which rows of `enriched_events`: all of some customers, or all up to some day.
 
     Returns:
-        What `transforms.fraud.judge` returns.
+        The result of `transforms.fraud.check`.
     """
-    _judge_orders(connection, settings, where, Texts())
-    return _table(connection, "fraud_judged")
+    _check_orders(connection, settings, where, CompiledSql())
+    return _table(connection, "fraud_checked")
 
 
-def _judge_orders(
-    connection: duckdb.DuckDBPyConnection, settings: "Settings", where: str, texts: Texts
+def _check_orders(
+    connection: duckdb.DuckDBPyConnection, settings: "Settings", where: str, compiled: CompiledSql
 ) -> None:
     found = rules(settings)
 
     def orders() -> nw.LazyFrame:
         return fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
 
-    def judged() -> nw.LazyFrame:
-        return fraud.judge(fraud.with_history(_table(connection, "fraud_orders"), found), found)
+    def checked() -> nw.LazyFrame:
+        return fraud.check(fraud.with_history(_table(connection, "fraud_orders"), found), found)
 
-    # Else each use of the rows would compute them again.
-    _stage(connection, "fraud_orders", texts.of(("orders", where), orders))
-    _stage(connection, "fraud_judged", texts.of("judged", judged))
+    # Staged: each use of a frame would compute it again.
+    _stage(connection, "fraud_orders", compiled.of(("orders", where), orders))
+    _stage(connection, "fraud_checked", compiled.of("checked", checked))
     connection.execute("DROP TABLE temp.main.fraud_orders")
 
 
@@ -117,7 +116,7 @@ def _events(settings: "Settings", where: str) -> str:
 
 
 def _first_field(names: str) -> str:
-    """The text of the first of some fields that an event has; neither case nor blanks count."""
+    """The first of some fields that an event has, in lower case and trimmed."""
     pointers = [
         "/" + name.strip().replace("~", "~0").replace("/", "~1")
         for name in names.split(",")
@@ -132,36 +131,36 @@ def _alerts(
     settings: "Settings",
     scorer: "Scorer",
     where: str,
-    texts: Texts,
+    compiled: CompiledSql,
 ) -> str:
-    """The rows of `fraud_alerts` for the customers of some events; see `judged_orders`."""
+    """The rows of `fraud_alerts` for the customers of some events; see `checked_orders`."""
     found = rules(settings)
     columns = ("event_id", "received_date", *fraud_model.COLUMNS)
 
     def to_be_scored() -> nw.LazyFrame:
-        return fraud.to_be_scored(_table(connection, "fraud_judged"), found).select(*columns)
+        return fraud.to_be_scored(_table(connection, "fraud_checked"), found).select(*columns)
 
     def alerts() -> nw.LazyFrame:
-        judged, scores = (_table(connection, name) for name in ("fraud_judged", "fraud_scores"))
-        return fraud.alerts(judged, scores, found)
+        checked, scores = (_table(connection, name) for name in ("fraud_checked", "fraud_scores"))
+        return fraud.alerts(checked, scores, found)
 
-    _judge_orders(connection, settings, where, texts)
-    orders = connection.execute(texts.of("to be scored", to_be_scored)).to_arrow_table()
+    _check_orders(connection, settings, where, compiled)
+    orders = connection.execute(compiled.of("to be scored", to_be_scored)).to_arrow_table()
     connection.register("fraud_scores_found", scorer.score(connection, orders))
     _stage(connection, "fraud_scores", "FROM fraud_scores_found")
     connection.unregister("fraud_scores_found")
-    return texts.of("alerts", alerts)
+    return compiled.of("alerts", alerts)
 
 
 def consumer(settings: "Settings", scorer: "Scorer | None" = None) -> Consumer:
-    """The consumer that keeps `fraud_alerts`; the scorer tells of models that cannot be used."""
-    remembered, texts = scorer or Scorer(), Texts()
+    """The consumer that writes `fraud_alerts`; the scorer reports models that cannot be used."""
+    scorer, compiled = scorer or Scorer(), CompiledSql()
 
     def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
         where = "true" if keys is None else f"customer_id IN (SELECT customer_id FROM {keys})"
-        return {tables.FRAUD_ALERTS.name: _alerts(connection, settings, remembered, where, texts)}
+        return {tables.FRAUD_ALERTS.name: _alerts(connection, settings, scorer, where, compiled)}
 
-    staging = ("fraud_orders", "fraud_judged", "fraud_scores")
+    staging = ("fraud_orders", "fraud_checked", "fraud_scores")
     return Consumer(NAME, "customer_id", (tables.FRAUD_ALERTS,), compute, staging=staging)
 
 
@@ -186,10 +185,9 @@ class _Stored:
 
 @dataclass
 class Scorer:
-    """Scores orders with the models of the lake; remembers models and scores.
+    """Scores orders with the models of the lake, and caches models and scores.
 
-    `problems` has, by version, what is wrong with the models that could not be used; their orders
-    have no score.
+    `problems` has, by version, why models could not be used; their orders have no score.
     """
 
     problems: dict[str, str] = field(default_factory=dict)

@@ -47,16 +47,16 @@ COLUMNS = (
     "cards_in_window",
     "addresses_in_window",
 )
-"""The columns of judged orders that the features are made of."""
+"""The columns of checked orders that the features are computed from."""
 
 TREES, ORDERS_PER_TREE, SEED = 64, 256, 20_261_005
 
 NOON, MONTH_OF_MINUTES = 12.0, 30 * 24 * 60.0
-"""The value of an unknown hour, and of the time since an order that was not."""
+"""The value of an unknown hour, and of the time since the previous order where there is none."""
 
 SHARE_STEPS = 1_000
 
-# Its node indices are followed without looking: they are checked in `_checked`.
+# scikit-learn does not check node indices: `_checked` does.
 _TREE = "sklearn.tree._tree.Tree"
 
 
@@ -66,7 +66,7 @@ class ModelError(RetailAssetsError):
 
 @dataclass(frozen=True)
 class Model:
-    """A forest, and which anomaly scores its training orders had: `SHARE_STEPS` + 1 quantiles."""
+    """A forest, and `SHARE_STEPS` + 1 quantiles of the anomaly scores of its training orders."""
 
     forest: Any
     quantiles: "Numbers"
@@ -84,7 +84,7 @@ class Model:
 
 
 def features(orders: "pa.Table") -> "Numbers":
-    """The features of judged orders with the `COLUMNS`: a row for each, a column for each feature.
+    """The features of checked orders with the `COLUMNS`: a row for each, a column for each feature.
 
     An order without history has the ratio 1.
     """
@@ -131,7 +131,7 @@ def library() -> str:
     """The library that trains and reads models: scikit-learn with its version.
 
     Raises:
-        ModelError: if it is not installed, which it need not be.
+        ModelError: if it is not installed.
     """
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
@@ -143,7 +143,7 @@ def library() -> str:
 
 
 def version(trained_to: date, rows: "Numbers") -> str:
-    """The day and a hash of all that a model trained on these rows follows from."""
+    """The day, and a hash of everything that determines a model trained on these rows."""
     about = json.dumps([FEATURES, TREES, ORDERS_PER_TREE, SEED, SHARE_STEPS, library()])
     digest = hashlib.sha256(about.encode())
     digest.update(rows.tobytes())
@@ -151,7 +151,7 @@ def version(trained_to: date, rows: "Numbers") -> str:
 
 
 def dump(model: Model) -> bytes:
-    """The model in the format of skops, packed."""
+    """The model in the format of skops, compressed."""
     import zipfile
 
     import skops.io
@@ -165,16 +165,16 @@ def dump(model: Model) -> bytes:
 def evaluate(
     shares: "Numbers", labels: Mapping[str, "Numbers"], model_share: float
 ) -> dict[str, float]:
-    """How a model does on orders that it was not trained on.
+    """Evaluate a model on orders that it was not trained on.
 
     Args:
-        shares: what the model says of them.
-        labels: by name what others say: 1 for fraud, 0 for none, NaN where they do not say.
-        model_share: from which share on the model speaks against an order.
+        shares: the model's share of each order.
+        labels: sets of labels by name: 1 for fraud, 0 for none, NaN for unknown.
+        model_share: the share from which on the model flags an order.
 
     Returns:
-        `held_out`, the number of orders, and `share_flagged`; for each set of labels X that says
-        something, `X`, the number of orders that are fraud, and unless all or none are,
+        `held_out`, the number of orders, and `share_flagged`; for each set of labels X with a known
+        label `X`, the number of orders that are fraud, and unless all or none are,
         `average_precision_X` and `roc_auc_X`.
     """
     import numpy as np
@@ -197,13 +197,13 @@ def evaluate(
 
 
 def load(blob: bytes, sha256: str, made_by: str, looks_at: str) -> Model:
-    """Read a model that was stored.
+    """Read a stored model.
 
     Args:
         blob: the model.
         sha256: the hash that it must have.
-        made_by: the `library` that it was made by.
-        looks_at: the features that it was trained on.
+        made_by: the `library` of its training.
+        looks_at: the features of its training.
 
     Raises:
         ModelError: if it is damaged, or was made by another version of scikit-learn or with other
@@ -220,13 +220,13 @@ def load(blob: bytes, sha256: str, made_by: str, looks_at: str) -> Model:
     try:
         stored = skops.io.loads(blob, trusted=[_TREE])
     except Exception as error:
-        # What skops raises of bytes that are no model is not documented.
+        # skops does not document the errors for bytes that are no model.
         raise ModelError(f"cannot be read: {str(error).splitlines()[0]}") from error
     return _checked(stored)
 
 
 def _checked(stored: Any) -> Model:
-    """Check what scikit-learn follows without looking: the node indices of the trees."""
+    """Check the node indices of the trees, which scikit-learn follows unchecked."""
     import numpy as np
     from sklearn.ensemble import IsolationForest
 

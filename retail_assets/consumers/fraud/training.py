@@ -1,4 +1,4 @@
-"""Training the fraud model of a day on the orders of the days up to it, and keeping it."""
+"""Trains and stores the fraud model of a day, on the orders of the days up to it."""
 
 import json
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
 MOST_ORDERS = 200_000
-"""More orders are sampled, the same each time: each tree looks at a few hundred anyway."""
+"""Of more orders a fixed sample is used: each tree sees a few hundred anyway."""
 
 HELD_OUT = 0.2
-"""The last part of the orders, by time, that the evaluation keeps from the model."""
+"""The share of orders, the last by time, that only the evaluation uses."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Training:
     """The outcome of the training for a day.
 
     `version` is None where there is no model, and `problem` then says why. `changed` says whether
-    the lake has another model of the day now than before, and `rebuilt` whether orders had been
-    judged without it that it must score, so that all alerts are computed again.
+    the lake has another model of the day than before. `rebuilt` says whether all alerts are
+    computed again, because orders that the model must score were checked without it.
     """
 
     trained_to: date
@@ -51,13 +51,13 @@ def train_day(
 ) -> Training:
     """Train and store the model of a day, from the events that were received up to it.
 
-    It learns from the orders of `fraud_training_days` days; what came before is their history. The
-    same events give the same model, and then nothing changes.
+    The model learns from the orders of `fraud_training_days` days; earlier ones are their history.
+    The same events give the same model, and then nothing changes.
 
     Args:
         lake: the lake that the connection is to.
         connection: a connection that can write, in no transaction.
-        settings: what the rules are, and how much history a model needs.
+        settings: the rules, and how much history a model needs.
         day: the last day that counts.
     """
     first = day - timedelta(days=settings.fraud_training_days - 1)
@@ -90,10 +90,10 @@ def train_day(
 def _orders(
     connection: duckdb.DuckDBPyConnection, settings: "Settings", first: date, last: date
 ) -> "pa.Table":
-    """The judged orders of some days, earliest first, as they were known on the last of them."""
-    judged = fraud.judged_orders(connection, settings, f"received_date <= DATE '{last}'")
+    """The checked orders of some days, earliest first, as they were known on the last of them."""
+    checked = fraud.checked_orders(connection, settings, f"received_date <= DATE '{last}'")
     columns = ", ".join(fraud_model.COLUMNS)
-    query = judged.to_native().sql_query()
+    query = checked.to_native().sql_query()
     return connection.execute(
         f"SELECT {columns}, rule_score, is_fraud FROM (SELECT * FROM ({query})"
         f" WHERE order_date BETWEEN ? AND ? ORDER BY md5(order_id), customer_id, order_id"
@@ -105,7 +105,7 @@ def _orders(
 def _evaluate(
     orders: "pa.Table", rows: "fraud_model.Numbers", settings: "Settings"
 ) -> dict[str, float]:
-    """How a model of the earlier orders does on the later ones."""
+    """Evaluate a model of the earlier orders on the later ones."""
     import numpy as np
 
     cut = int(len(rows) * (1 - HELD_OUT))
@@ -124,14 +124,14 @@ def _store(
     day: date,
     model: tuple[object, ...] | None,
 ) -> tuple[bool, bool]:
-    """Put a model in place of the day's; says whether it is another one, and alerts are rebuilt."""
+    """Replace the model of a day; returns whether it changed, and whether alerts are rebuilt."""
     columns = [name for name in FRAUD_MODELS.column_names if name != "trained_at"]
     with lake.transaction(connection, f"store fraud model of {day}"):
         if _intact(connection, day) == (model and model[columns.index("version")]):
             return False, False
         connection.execute("DELETE FROM lake.fraud_models WHERE trained_to = ?", [day])
         if model is not None:
-            # A few rows go into the catalog itself; half a megabyte is a file.
+            # DuckLake inlines few rows into the catalog; a model has half a megabyte.
             connection.execute(
                 "CALL lake.set_option('data_inlining_row_limit', 0, table_name => ?)",
                 [FRAUD_MODELS.name],
@@ -146,7 +146,7 @@ def _store(
 
 
 def _intact(connection: duckdb.DuckDBPyConnection, day: date) -> str | None:
-    """The version of the day's model; of one that cannot be used "", so that it is replaced."""
+    """The version of the day's model; "" if it cannot be used and has to be replaced."""
     row = connection.execute(
         "SELECT version, library, features, sha256(model) = sha256 FROM lake.fraud_models"
         " WHERE trained_to = ?",
@@ -159,7 +159,7 @@ def _intact(connection: duckdb.DuckDBPyConnection, day: date) -> str | None:
 
 
 def _rebuild(connection: duckdb.DuckDBPyConnection, day: date) -> bool:
-    """Have all alerts computed again if some were without the model of this day, or with it."""
+    """Rewind the consumer if it has checked orders that the model of this day must score."""
     too_late = connection.execute(
         "SELECT 1 FROM lake.enriched_events WHERE received_date >= ? LIMIT 1",
         [fraud.first_scored(day)],

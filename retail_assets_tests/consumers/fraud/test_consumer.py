@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retail_assets.consumers import framework as feed
+from retail_assets.consumers import framework
 from retail_assets.consumers.framework import Consumed
 from retail_assets.consumers.fraud import consumer as fraud
 from retail_assets.consumers.fraud import model as fraud_model
@@ -43,12 +43,12 @@ class Watch:
         self.intake.take()
 
     @cached_property
-    def consumer(self) -> feed.Consumer:
+    def consumer(self) -> framework.Consumer:
         """That of a worker which goes on."""
         return fraud.consumer(self.settings, self.scorer)
 
     def follow(self) -> Consumed | None:
-        return feed.consume(self.intake.lake, self.intake.connection, self.consumer)
+        return framework.consume(self.intake.lake, self.intake.connection, self.consumer)
 
     def judged(self) -> set[str]:
         """The customers whose orders were judged last."""
@@ -61,8 +61,8 @@ class Watch:
     def rebuilt(self) -> list[tuple[Any, ...]]:
         """The alerts of a worker that remembers nothing."""
         consumer = fraud.consumer(self.settings)
-        feed.rewind(self.intake.lake, self.intake.connection, consumer)
-        feed.consume(self.intake.lake, self.intake.connection, consumer)
+        framework.rewind(self.intake.lake, self.intake.connection, consumer)
+        framework.consume(self.intake.lake, self.intake.connection, consumer)
         return self.alerts()
 
     def alerts(self, columns: str = "*") -> list[tuple[Any, ...]]:
