@@ -1,10 +1,10 @@
-"""Checksums of the lake's files as they were written, to find later which have changed.
+"""Checksums of the lake's files, noted after they were written, to find damage later.
 
-Parquet as DuckDB writes it has no checksums: every second flipped bit reads as another value. So
-each file's SHA-256 (of a bucket's object its ETag) is noted soon after the commit that made it: by
-the worker, by runs and by commands, outside of any transaction and without the write lock. The
-notes are an SQLite file beside the catalog, `CATALOG.checksums`, or below `lake/` on this machine
-where the catalog is on a server; it also has what the verifications of this lake found.
+Parquet files of DuckDB have no checksums: every second flipped bit reads as another value. So each
+file's SHA-256 (for an object in a bucket its ETag) is noted soon after its commit: by the worker,
+by runs and by commands, outside of any transaction and without the write lock. The notes are an
+SQLite file beside the catalog, `CATALOG.checksums`, or below `lake/` on this machine if the catalog
+is on a server. It also has the outcomes of verifications.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from retail_assets.lake.files import FileStore, LakeFile, files_after, tag
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 256_000_000
-"""How much is read at one time to note checksums; what is more is noted the next time."""
+"""How much is read at one time to note checksums; the next time goes on from there."""
 
 _CHUNK = 1_048_576
 
@@ -68,8 +68,8 @@ def checksums_path(lake: Lake) -> Path:
 def note_new_files(lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
     """Note the checksums of the files that were committed since the last time, up to a limit.
 
-    That costs what the new files cost to read. It never fails the work that it follows: what is
-    not noted now is noted later, at the latest by a verification.
+    This reads the new files. It never fails the work that it follows: checksums that are not noted
+    now are noted later, at the latest by a verification.
     """
     try:
         with _opened(lake) as notes:
@@ -94,7 +94,7 @@ def _note_new_files(
                 with store.open(file) as opened:
                     found.append((file, checksum(opened)))
             except OSError:
-                # Merged away and deleted meanwhile; otherwise a verification will say so.
+                # It was merged and deleted meanwhile; otherwise a verification will report it.
                 continue
             finally:
                 read += file.size_bytes
@@ -106,7 +106,7 @@ def _note_new_files(
 
 
 def note(notes: sqlite3.Connection, found: Sequence[tuple[LakeFile, str]]) -> None:
-    """Note checksums; what was noted first stays."""
+    """Note checksums; earlier ones stay."""
     now = datetime.now(timezone.utc).isoformat()
     with notes:
         notes.executemany(
@@ -116,7 +116,7 @@ def note(notes: sqlite3.Connection, found: Sequence[tuple[LakeFile, str]]) -> No
 
 
 def noted(notes: sqlite3.Connection, files: Sequence[LakeFile]) -> dict[str, str]:
-    """The checksums that were noted of some files, by path."""
+    """The noted checksums of some files, by path."""
     marks = ", ".join("?" * len(files))
     return dict(
         notes.execute(
@@ -126,8 +126,8 @@ def noted(notes: sqlite3.Connection, files: Sequence[LakeFile]) -> dict[str, str
     )
 
 
-def forget_others(notes: sqlite3.Connection, before: datetime) -> None:
-    """Forget the checksums noted before a time whose path is not in the temporary table `seen`."""
+def delete_others(notes: sqlite3.Connection, before: datetime) -> None:
+    """Delete checksums noted before a time whose path is not in the temporary table `seen`."""
     with notes:
         notes.execute(
             "DELETE FROM file WHERE noted_at < ? AND path NOT IN (SELECT path FROM temp.seen)",
@@ -136,7 +136,7 @@ def forget_others(notes: sqlite3.Connection, before: datetime) -> None:
 
 
 def checksum(opened: IO[bytes]) -> str:
-    """The mark of a file's content: the ETag of an object, or else the SHA-256."""
+    """The checksum of a file: the ETag of an object, or else the SHA-256."""
     found = tag(opened)
     if found is not None:
         return found
@@ -148,7 +148,7 @@ def checksum(opened: IO[bytes]) -> str:
 
 
 def enter(notes: sqlite3.Connection, done: Verification) -> None:
-    """Keep what a verification found."""
+    """Enter the outcome of a verification."""
     with notes:
         notes.execute(
             "INSERT INTO verification VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -185,11 +185,11 @@ def opened_notes(lake: Lake) -> Iterator[sqlite3.Connection]:
         with _opened(lake) as notes:
             yield notes
     except sqlite3.Error as error:
-        told = f"{error}. Move the file away: `retail-assets verify` notes checksums again."
+        reason = f"{error}. Move the file away: `retail-assets verify` notes checksums again."
         if isinstance(error, sqlite3.OperationalError):
-            told = explain_text(f"OperationalError: {error}") or told
+            reason = explain_text(f"OperationalError: {error}") or reason
         raise RetailAssetsError(
-            f"The checksums in {checksums_path(lake)} cannot be used: {told}"
+            f"The checksums in {checksums_path(lake)} cannot be used: {reason}"
         ) from error
 
 
@@ -197,11 +197,11 @@ def opened_notes(lake: Lake) -> Iterator[sqlite3.Connection]:
 def _opened(lake: Lake) -> Iterator[sqlite3.Connection]:
     path = checksums_path(lake)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # With the permissions of the lake's own files, also where nothing has set the process's.
+    # With the permissions of the lake's files, whatever the umask of the process is.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666 & ~lake.umask))
     # Never the catalog itself, which another SQLite has open: see docs/operations.md, Upkeep.
     with closing(sqlite3.connect(path, timeout=30)) as notes:
-        # What a power cut takes is noted again.
+        # Notes that a power cut loses are made again.
         notes.execute("PRAGMA synchronous = NORMAL")
         if (
             notes.execute("SELECT 1 FROM sqlite_master WHERE name = 'verification'").fetchone()

@@ -1,12 +1,12 @@
-"""Keeping a lake that is committed to many times a second quick to read: few files, short history.
+"""Compaction: few files and a short history, for a lake with many commits a second.
 
-Each commit leaves a small file per table, a snapshot, and old versions of ledger rows. Here small
-files are merged in tiers, so that a row is rewritten a few times only, however many come; rows that
-DuckLake keeps in its catalog are put into files; snapshots are thinned; and files that were merged
-away are deleted as soon as no reader can need them. Every step is one short hold of the write lock.
+Each commit leaves a small file per table, a snapshot, and old versions of ledger rows. Compaction
+merges small files in tiers, so that each row is rewritten only a few times. It flushes rows that
+DuckLake keeps in its catalog to files, thins snapshots, and deletes merged files as soon as no
+reader can need them. Every step is one short hold of the write lock.
 
 DuckLake merges under the lock: a merge that read an SQLite catalog before another commit fails
-with "database is locked" at its own.
+with "database is locked".
 """
 
 import time
@@ -23,43 +23,43 @@ from retail_assets.lake.lock import POLL_SECONDS, write_lock
 from retail_assets.lake.sql import literal
 
 GRACE = timedelta(days=2)
-"""How long a snapshot stays, and a file that nothing needs: longer than any reader reads.
+"""How long a snapshot stays, and an unneeded file: longer than any reader reads.
 
-A reader at a snapshot that is forgotten finds fewer rows, without an error.
+A reader at an expired snapshot finds fewer rows, without an error.
 """
 
 MERGED_GRACE = timedelta(minutes=10)
-"""How long a file that nothing needs stays, where no reader is open that began before."""
+"""How long an unneeded file stays if no reader is open that began before."""
 
 FULL_HISTORY = timedelta(hours=1)
-"""For how long every snapshot is kept, however many there are."""
+"""How long every snapshot is kept, however many there are."""
 
 MAX_SNAPSHOTS = 20_000
-"""Beyond so many the history is thinned: each transaction reads all, 0.3 ms for a thousand."""
+"""The number above which the history is thinned: each transaction reads all, 0.3 ms per 1,000."""
 
 FOLLOWED = frozenset(table.name for table in tables.ALL if table.followed)
 """Tables whose files are never rewritten: `table_changes` lists each row of a rewritten file as
-updated, and whoever follows the table would send it on again, or have all of it to compute.
+updated, and followers would produce or compute all of them again.
 
-Rows of these are deleted now and then only. Other tables that consumers follow, `live_orders` and
+Rows of these tables are rarely deleted. Other tables that consumers follow, `live_orders` and
 `products`, are rewritten, so that deleted rows do not pile up; consumers then compute these rows
-again, and find that nothing differs.
+again, and find no difference.
 """
 
 MIN_FILES = 8
-"""From how many files of a tier on they are merged: each merge makes files so much larger."""
+"""How many files of a tier are needed for a merge: it makes files so many times larger."""
 
 INLINED_ROWS = 1_000
-"""From how many rows in the catalog on they go to a file: an update reads them all, 1 µs each."""
+"""How many rows in the catalog are needed for a flush: an update reads them all, 1 µs each."""
 
-LITTLE_TABLE = 4_000_000
-"""Bytes up to which the files of a table are rewritten without the rows that were deleted."""
+SMALL_TABLE = 4_000_000
+"""Bytes of a table up to which its files are rewritten without their deleted rows."""
 
 DELETED_FILES = 100
 """How many files are deleted in one hold of the lock."""
 
 EXPIRED_SNAPSHOTS = 500
-"""How many snapshots are forgotten in one hold of the lock; fewer are not worth one."""
+"""How many snapshots are expired in one hold of the lock; fewer are not worth one."""
 
 _DUE = "1970-01-01 00:00:00+00"
 _AFTER_DUE = "1971-01-01 00:00:00+00"
@@ -67,7 +67,7 @@ _AFTER_DUE = "1971-01-01 00:00:00+00"
 
 @dataclass(frozen=True)
 class Tier:
-    """Files of fewer bytes than `below` are merged, as many at once as have `target` bytes."""
+    """Files of fewer bytes than `below` are merged into files of `target` bytes."""
 
     below: int
     target: int
@@ -82,8 +82,8 @@ class Step:
     """The work of one hold of the write lock.
 
     `action` is `merge`, `flush`, `rewrite`, `expire` or `delete`; `count` the files merged,
-    rewritten or deleted, rows flushed or snapshots expired; `seconds` how long the lock was held.
-    After a `look` at what is due, which needs no lock, there was none.
+    rewritten or deleted, rows flushed or snapshots expired; `seconds` how long the lock was held. A
+    `look` finds the work that is due, without the lock.
     """
 
     action: str
@@ -95,56 +95,21 @@ class Step:
 LOOK = Step("look", 0, 0.0)
 
 
-@dataclass(frozen=True)
-class Compacted:
-    """Counts of a compaction, and the longest time that it held the write lock at once."""
-
-    files_merged: int
-    rows_flushed: int
-    files_rewritten: int
-    snapshots_expired: int
-    files_deleted: int
-    longest_hold_seconds: float
-
-
-def compact(lake: Lake, connection: duckdb.DuckDBPyConnection, *, keep_days: int = 30) -> Compacted:
-    """Do all that is due, and let other writers in between any two steps.
-
-    For a process that does nothing else with the lake. A worker takes `steps` between its batches:
-    on an SQLite catalog a transaction that begins just while another connection reads or commits
-    may stand still for one second, because DuckDB's SQLite knows no shorter sleep.
-
-    Args:
-        lake: the lake.
-        connection: a writing connection to it that is in no transaction and used by nobody else
-            meanwhile, a cursor for example.
-        keep_days: how many days back the lake stays readable; two at least.
-    """
-    done: dict[str, int] = {}
-    longest = 0.0
-    for step in steps(lake, connection, keep_days=keep_days):
-        if step == LOOK:
-            continue
-        done[step.action] = done.get(step.action, 0) + step.count
-        longest = max(longest, step.seconds)
-        # Who waits for the lock looks every POLL_SECONDS, and may hold it as long as we did.
-        time.sleep(max(4 * POLL_SECONDS, step.seconds))
-    return Compacted(
-        files_merged=done.get("merge", 0),
-        rows_flushed=done.get("flush", 0),
-        files_rewritten=done.get("rewrite", 0),
-        snapshots_expired=done.get("expire", 0),
-        files_deleted=done.get("delete", 0),
-        longest_hold_seconds=longest,
-    )
-
-
 def steps(
     lake: Lake, connection: duckdb.DuckDBPyConnection, *, keep_days: int = 30
 ) -> Iterator[Step]:
-    """Do what is due step by step, as `compact` does; the lock is free whenever this yields.
+    """Compact the lake step by step; the lock is free whenever this yields.
 
-    Between two steps the connection may be used for other things. A `LOOK` takes some ms as well.
+    A worker takes steps between its batches. On an SQLite catalog, a transaction that begins while
+    another connection reads or commits may wait a whole second, because DuckDB's SQLite knows no
+    shorter sleep. Between two steps the connection may be used for other things. A `LOOK` takes
+    some ms as well.
+
+    Args:
+        lake: the lake.
+        connection: a connection to it that can write, in no transaction, used by nobody else during
+            a step.
+        keep_days: how many days back the lake stays readable; two at least.
     """
     yield from flush(lake, connection, INLINED_ROWS)
     yield from rewrite(lake, connection, min_files=MIN_FILES)
@@ -156,10 +121,10 @@ def steps(
 def reliable_since(connection: duckdb.DuckDBPyConnection) -> int:
     """Return the smallest snapshot id from which on no snapshot was expired.
 
-    `lake.table_changes(table, a, b)` gives every change, each once, where `a` is not smaller. Below
-    that it may raise "No snapshot found at version", or leave out rows that came and went between
-    two snapshots that were kept. So a consumer whose offset (the last snapshot that it has read) is
-    smaller than this less one has to compute its results again.
+    `lake.table_changes(table, a, b)` gives every change once if `a` is not smaller. Below that it
+    may raise "No snapshot found at version", or leave out rows that came and went between two kept
+    snapshots. So a consumer has to compute its results again if its offset (the last snapshot that
+    it has read) + 1 is smaller.
 
     Args:
         connection: a connection to the lake, which may be read-only.
@@ -174,10 +139,7 @@ def reliable_since(connection: duckdb.DuckDBPyConnection) -> int:
 
 
 def flush(lake: Lake, connection: duckdb.DuckDBPyConnection, rows: int) -> Iterator[Step]:
-    """Put the rows that the catalog keeps of a table into a file, where they are that many.
-
-    The versions that a ledger row has had are among them.
-    """
+    """Flush tables with so many rows in the catalog, old versions counted, to files."""
     found = _inlined_tables(connection, rows)
     yield LOOK
     for table in found:
@@ -191,12 +153,12 @@ def rewrite(
     connection: duckdb.DuckDBPyConnection,
     *,
     min_files: int,
-    below: int = LITTLE_TABLE,
+    below: int = SMALL_TABLE,
     deleted: float = 0.5,
 ) -> Iterator[Step]:
-    """Rewrite the files of little tables most of whose rows were deleted, where they are that many.
+    """Rewrite files of small tables with mostly deleted rows, if there are enough of them.
 
-    A ledger row that is updated all the time leaves one with each flush.
+    A ledger row that is updated all the time leaves such a file with each flush.
 
     Args:
         lake: the lake.
@@ -239,15 +201,14 @@ def merge(
     min_files: int,
     from_nothing: bool = False,
 ) -> Iterator[Step]:
-    """Merge small files, tier by tier, where so many of a table and partition are in one.
+    """Merge small files, tier by tier, if a partition of a table has enough of them.
 
     Args:
         lake: the lake.
         connection: a writing connection to it.
         tiers: from the smallest to the largest.
         min_files: two at least.
-        from_nothing: a tier has all smaller files as well, not only those too large for the tier
-            before.
+        from_nothing: a tier has all smaller files, not only those too large for the tier before.
     """
     above = 0
     for tier in tiers:
@@ -262,8 +223,7 @@ def merge(
                 ):
                     merged = _merge(connection, table, above, tier)
                 if merged == 0:
-                    # Other files than those that the catalog can merge: of another schema, or
-                    # with rows deleted.
+                    # DuckLake does not merge files of other schemas, or with deleted rows.
                     break
                 left -= merged
                 yield Step("merge", merged, held.seconds, table)
@@ -273,10 +233,10 @@ def merge(
 def expire(
     lake: Lake, connection: duckdb.DuckDBPyConnection, keep_days: int, *, at_least: int = 1
 ) -> Iterator[Step]:
-    """Forget snapshots, the oldest first, if they are so many.
+    """Expire snapshots, the oldest first, if at least so many are due.
 
-    All of the last `keep_days` stay, up to `MAX_SNAPSHOTS`. Of more, all of `FULL_HISTORY` at
-    least, of what is older the last one of each minute, beyond two days the last one of each hour.
+    All of the last `keep_days` stay, up to `MAX_SNAPSHOTS`. If there are more, older ones than
+    `FULL_HISTORY` are thinned to the last one of each minute, and of each hour beyond two days.
     """
     versions = _expendable(connection, keep_days)
     yield LOOK
@@ -297,9 +257,9 @@ def expire(
 def delete(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
     """Delete the files that neither a snapshot nor a reader needs any more.
 
-    DuckLake keeps the time since when, but on an SQLite catalog compares it as text: whoever is in
-    another time zone deletes too early, or too late by up to a day. So what is due is found here,
-    marked with a time that any comparison gets right, and left to DuckLake to delete.
+    DuckLake stores when a file became unneeded, but on an SQLite catalog compares times as text: in
+    another time zone it deletes up to a day too early or too late. So due files are found here and
+    marked with a time that any comparison gets right; DuckLake then deletes them.
     """
     due = _due_files(lake, connection)
     yield LOOK
@@ -334,7 +294,7 @@ def _hold(lake: Lake, purpose: str) -> Iterator[_Held]:
 
 
 def _flush(lake: Lake, connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    """Under the lock, put what the catalog keeps of a table into files; returns how many rows."""
+    """Under the lock, flush a table's rows in the catalog to files; returns how many."""
     with lake.locked_transaction(connection, f"flush {table}"):
         done = connection.execute(
             f"CALL ducklake_flush_inlined_data('lake', table_name => {literal(table)})"
@@ -344,7 +304,7 @@ def _flush(lake: Lake, connection: duckdb.DuckDBPyConnection, table: str) -> int
 
 def _merge(connection: duckdb.DuckDBPyConnection, table: str, above: int, tier: Tier) -> int:
     """Merge files of a table once; returns how many."""
-    # How many files are merged at once cannot be given, but how many bytes.
+    # DuckLake takes no limit of files for a merge, but one of bytes.
     connection.execute(f"SET ducklake_target_file_size = '{tier.target}B'")
     try:
         done = connection.execute(
@@ -359,9 +319,10 @@ def _merge(connection: duckdb.DuckDBPyConnection, table: str, above: int, tier: 
 def _small_files(
     connection: duckdb.DuckDBPyConnection, above: int, below: int, min_files: int
 ) -> list[tuple[str, int]]:
-    """The tables that have so many files of that size without deletions in one partition.
+    """The tables with so many files of that size, without deletions, in one partition.
 
-    Each with the number of these files.
+    Returns:
+        Each with the number of these files.
     """
     return connection.execute(
         "SELECT table_name, sum(files)::BIGINT FROM (SELECT table_id, count(*) AS files"
@@ -377,7 +338,7 @@ def _small_files(
 
 
 def _inlined_tables(connection: duckdb.DuckDBPyConnection, rows: int) -> list[str]:
-    """The tables of which the catalog keeps so many rows, old versions counted."""
+    """The tables with so many rows in the catalog, old versions counted."""
     inlined = connection.execute(
         f"SELECT t.table_name, i.table_name FROM {CATALOG}.ducklake_inlined_data_tables AS i"
         f" JOIN {CATALOG}.ducklake_table AS t USING (table_id) WHERE t.end_snapshot IS NULL"
@@ -388,8 +349,8 @@ def _inlined_tables(connection: duckdb.DuckDBPyConnection, rows: int) -> list[st
     counts = connection.execute(
         "SELECT name, sum(rows) FROM ("
         + " UNION ALL ".join(
-            f"SELECT {literal(table)} AS name, count(*) AS rows FROM {CATALOG}.{place}"
-            for table, place in inlined
+            f"SELECT {literal(table)} AS name, count(*) AS rows FROM {CATALOG}.{inlined_table}"
+            for table, inlined_table in inlined
         )
         + ") GROUP BY name"
     ).fetchall()
@@ -397,9 +358,9 @@ def _inlined_tables(connection: duckdb.DuckDBPyConnection, rows: int) -> list[st
 
 
 def _expendable(connection: duckdb.DuckDBPyConnection, keep_days: int) -> list[int]:
-    """The snapshots to forget, oldest first; see `expire`.
+    """The snapshots to expire, oldest first; see `expire`.
 
-    The one that was the newest `keep_days` ago stays: it is how the lake was then.
+    The snapshot that was the newest `keep_days` ago stays: it is the state of the lake then.
     """
     now = datetime.now(timezone.utc)
     horizon = now - max(timedelta(days=keep_days), GRACE)
@@ -440,12 +401,12 @@ def _due_files(lake: Lake, connection: duckdb.DuckDBPyConnection) -> list[int]:
 
 
 def _oldest_on_sqlite(connection: duckdb.DuckDBPyConnection) -> datetime | None:
-    """Since when all open readers read, or None where that cannot be told right now.
+    """A time that all open readers began after, or None if that is unknown now.
 
-    SQLite moves what was committed from its log to the database only as far as no open reader
-    needs the state before: once all is moved, every reader sees all that was committed by now.
-    Not with Python's sqlite3: to close the catalog there would take the locks of all DuckDB
-    connections of this process away (SQLite, "How To Corrupt An SQLite Database File", 2.2.1).
+    SQLite checkpoints commits from its log to the database as far as no open reader needs the state
+    before: once all are checkpointed, every reader sees all commits up to now. Python's sqlite3 is
+    no alternative: closing the catalog there would drop the locks of all DuckDB connections of this
+    process (SQLite, "How To Corrupt An SQLite Database File", 2.2.1).
     """
     for _ in range(10):
         now = datetime.now(timezone.utc)
@@ -460,7 +421,7 @@ def _oldest_on_sqlite(connection: duckdb.DuckDBPyConnection) -> datetime | None:
 
 
 def _oldest_on_postgres(connection: duckdb.DuckDBPyConnection) -> datetime | None:
-    """When the oldest open transaction on the catalog began, or None where that is hidden."""
+    """When the oldest open transaction on the catalog began, or None if the server hides it."""
     row = connection.execute(
         f"SELECT * FROM postgres_query('{CATALOG}', 'SELECT CASE WHEN bool_or(state IS NULL)"
         " THEN NULL ELSE coalesce(min(xact_start), now()) END FROM pg_stat_activity"

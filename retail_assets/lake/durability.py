@@ -1,8 +1,8 @@
-"""Files are on the disk before the commit that names them: one sync of the file system.
+"""Syncs files to the disk before the commit that names them.
 
 DuckDB writes Parquet files without syncing them or their folders, while SQLite and PostgreSQL sync
-the catalog with each commit: a power cut left a catalog that named empty files. One sync for all
-files of a transaction costs less than one for each. Object storage has kept what it acknowledged.
+the catalog with each commit: a power cut left a catalog that named empty files. One sync of the
+file system costs less than one for each file. Object storage needs none.
 """
 
 import ctypes
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def bytes_written() -> int | None:
-    """Count what this process has written since it started, to files of any kind.
+    """Count the bytes that this process has written since it started, to any file.
 
-    Where the count stands still, no file of the lake was written. None where the operating system
-    does not tell.
+    If the count stands still, no file of the lake was written. None if the operating system does
+    not tell.
     """
     try:
         with open("/proc/self/io", "rb", buffering=0) as counters:  # noqa: PTH123  # 10 µs, not 30
@@ -26,13 +26,13 @@ def bytes_written() -> int | None:
 
 
 def sync_files(folder: str) -> None:
-    """Wait until all files of the file system that a folder lies on are on the disk, and folders.
+    """Sync all files and folders of the file system of a folder to the disk.
 
-    Does nothing for a folder that is not there yet, and on an operating system that has neither
-    `syncfs` nor `sync`.
+    Does nothing if the folder does not exist, and on an operating system without `syncfs` and
+    `sync`.
 
     Raises:
-        OSError: if the disk could not keep what was written: it must not be committed.
+        OSError: if the disk failed: the transaction must not be committed.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -1,8 +1,8 @@
 """Why a transaction failed: because of the data in it, or of what it runs on.
 
-Failing data fails again however often it is tried; any other error says nothing about the data,
-which has to be tried again. The type of the error decides. Its text may quote a payload, so only
-its beginning is read, which is the library's own.
+Failing data fails with every attempt. Any other error says nothing about the data, which has to be
+tried again. The type of the error decides. Its text may quote a payload, so only the beginning is
+read, which is the library's own.
 """
 
 import re
@@ -38,13 +38,13 @@ _WRAPPED = re.compile(
     r"|Attempting to execute an unsuccessful or closed pending query result\s+Error: "
     r"(?:IO|HTTP|Out of Memory|TransactionContext|Catalog|Connection|Permission|FATAL) Error: )"
 )
-"""How errors begin that DuckDB wraps into one over values."""
+"""The beginning of errors that DuckDB wraps into one over values."""
 
 _NO_THREAD = "can't start new thread"
 
 
 def is_of_the_data(error: BaseException) -> bool:
-    """Whether an error of a transaction may be due to its rows; no, if in doubt."""
+    """Whether the rows of a transaction may be the cause of its error; no, if in doubt."""
     return (
         isinstance(error, _OVER_VALUES)
         # Some errors of the operating system are a ValueError as well.
@@ -55,7 +55,7 @@ def is_of_the_data(error: BaseException) -> bool:
 
 
 def is_of_the_size(error: BaseException) -> bool:
-    """Whether less data at once might go through."""
+    """Whether less data at once might succeed."""
     return isinstance(error, (duckdb.OutOfMemoryException, MemoryError))
 
 

@@ -1,4 +1,4 @@
-"""The files that the catalog names, in any snapshot that is kept, and how to open them."""
+"""The files that the catalog names, in all snapshots, and how to open them."""
 
 import stat
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from retail_assets.lake.connection import CATALOG, Lake
 from retail_assets.lake.sql import literal
 
 PAGE_FILES = 1_000
-"""How many files are listed at a time, which bounds the memory that a long list takes."""
+"""How many files are listed at a time, which bounds the memory."""
 
 _COLUMNS = (
     "CASE WHEN NOT f.path_is_relative THEN f.path WHEN NOT t.path_is_relative"
@@ -65,15 +65,15 @@ def files_after(
 ) -> list[LakeFile]:
     """List the next files in the order of their ids, which is that of their commits.
 
-    The database of the catalog finds them by its index: the cost follows what is listed.
+    The database of the catalog finds them by its index.
     """
     return _listed(lake, connection, f"> {int(last_id)}", f" ORDER BY id LIMIT {int(limit)}")
 
 
-def still_named(
+def named_files(
     lake: Lake, connection: duckdb.DuckDBPyConnection, files: list[LakeFile]
 ) -> list[LakeFile]:
-    """Those of some files that the catalog still names: upkeep may have replaced others."""
+    """The files among some that the catalog still names: upkeep may have replaced others."""
     if not files:
         return []
     ids = ", ".join(str(file.id) for file in files)
@@ -84,7 +84,7 @@ def _listed(
     lake: Lake, connection: duckdb.DuckDBPyConnection, condition: str, order: str
 ) -> list[LakeFile]:
     data, deletes = _FILES
-    rows = ask_catalog(
+    rows = query_catalog(
         lake,
         connection,
         f"SELECT id, data_file_id, table_name, path, below_data_path, file_size_bytes, row_count,"
@@ -107,10 +107,10 @@ def _listed(
     ]
 
 
-def ask_catalog(
+def query_catalog(
     lake: Lake, connection: duckdb.DuckDBPyConnection, sql: str
 ) -> list[tuple[Any, ...]]:
-    """Ask the database of the catalog itself, in its own SQL; never with values from outside."""
+    """Query the database of the catalog in its own SQL; never with values from outside."""
     function = "postgres_query" if lake.on_postgres else "sqlite_query"
     return connection.execute(f"SELECT * FROM {function}('{CATALOG}', {literal(sql)})").fetchall()
 
@@ -144,7 +144,7 @@ class FileStore:
     def _remote(self) -> Any:
         import fsspec
 
-        # A kept instance has the endpoint and the keys of the environment that it was made in.
+        # A cached instance would have the endpoint and the keys of an earlier environment.
         return fsspec.filesystem(
             self._lake.data_path.partition("://")[0],
             use_listings_cache=False,
@@ -153,7 +153,7 @@ class FileStore:
 
 
 def tag(opened: Any) -> str | None:
-    """The ETag of an opened file in a bucket, which costs nothing."""
+    """The ETag of an opened file in a bucket, which takes no request."""
     details = getattr(opened, "details", None)
     found = details.get("ETag") if isinstance(details, dict) else None
     return f"etag:{found.strip(chr(34))}" if found else None

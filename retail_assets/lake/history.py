@@ -1,7 +1,7 @@
-"""The history of the lake: its snapshots, what each commit changed, how many rows tables have.
+"""The history of the lake: its snapshots, the changes of each commit, the row counts of tables.
 
-The one place that reads these of DuckLake's metadata tables, and knows the text in which DuckLake
-notes the changes of a commit.
+The only module that reads these metadata tables of DuckLake, and parses its text for the changes of
+a commit.
 """
 
 import re
@@ -19,7 +19,7 @@ _INSERTED = frozenset(("inserted_into_table", "inlined_insert"))
 
 @dataclass(frozen=True)
 class Change:
-    """What a commit did to a table, by its id: it inserted rows, or did something else as well."""
+    """A change of a table by a commit: it inserted rows, or did something else as well."""
 
     table_id: int
     inserted: bool
@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit: the snapshot that it made, its changes, whether this connection made it."""
+    """A commit: its snapshot, its changes, and whether this connection made it."""
 
     snapshot: int
     changes: tuple[Change, ...]
@@ -35,7 +35,7 @@ class Commit:
 
 
 def commits(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> list[Commit] | None:
-    """The commits after a snapshot, up to another one; None if some of them were expired."""
+    """The commits after a snapshot, up to another one; None if some of them are expired."""
     rows = connection.execute(
         "SELECT snapshot_id, changes_made, commit_extra_info IS NOT DISTINCT FROM ?"
         f" FROM {CATALOG}.ducklake_snapshot_changes"
@@ -64,8 +64,8 @@ def changes_since(
 ) -> tuple[bool, bool]:
     """Whether the changes of rows since a snapshot can still be read, and whether there are any.
 
-    Rows deleted after an expired snapshot may have gone with it. Nor can changes be read from a
-    snapshot that is kept alone, of a minute in the past: the next one has to exist as well.
+    Rows deleted after an expired snapshot may be lost. Changes cannot be read from a thinned
+    snapshot either: the next one has to exist as well.
     """
     kept, written = connection.execute(
         "SELECT count(*) FILTER (snapshot_id <= $snapshot + 1) = 2,"
@@ -89,7 +89,7 @@ def lag(connection: duckdb.DuckDBPyConnection, snapshot: int, *tables: Table) ->
 
 
 def _writes(connection: duckdb.DuckDBPyConnection, *tables: Table) -> str:
-    """A pattern of what the catalog notes of a commit that changed rows of some tables."""
+    """A pattern of the catalog's text for a commit that changed rows of some tables."""
     (ids,) = connection.execute(
         f"SELECT string_agg(table_id, '|') FROM {CATALOG}.ducklake_table WHERE {_are_now(*tables)}"
     ).fetchone() or (None,)
@@ -97,9 +97,9 @@ def _writes(connection: duckdb.DuckDBPyConnection, *tables: Table) -> str:
 
 
 def most_rows(connection: duckdb.DuckDBPyConnection, *tables: Table) -> int:
-    """How many rows some tables have at most: the catalog does not subtract what was deleted.
+    """How many rows some tables have at most: the catalog does not subtract deleted rows.
 
-    To look into a table, even an empty one, takes ten times longer.
+    A query of a table, even an empty one, takes ten times longer.
     """
     (rows,) = connection.execute(
         f"SELECT coalesce(sum(record_count), 0)::BIGINT FROM {CATALOG}.ducklake_table_stats"
@@ -117,9 +117,9 @@ def _are_now(*tables: Table) -> str:
 def is_kept(
     connection: duckdb.DuckDBPyConnection, snapshot: int, *, older_than: str | None = None
 ) -> bool:
-    """Whether a snapshot was not expired, and was made longer ago than an interval of SQL, if any.
+    """Whether a snapshot is not expired, and older than an interval of SQL, if any.
 
-    As long as it is kept, the lake knows what was there then, and so what was deleted since.
+    As long as it is kept, the lake knows its rows, and so which were deleted since.
     """
     old = f" AND snapshot_time::TIMESTAMPTZ < now() - {older_than}" if older_than else ""
     found = connection.execute(
@@ -129,7 +129,7 @@ def is_kept(
 
 
 def last_kept(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> int | None:
-    """The last snapshot that was not expired of those after one, up to another; None if none is."""
+    """The last snapshot after one, up to another, that is not expired; None if all are."""
     (found,) = connection.execute(
         f"SELECT max(snapshot_id) FROM {CATALOG}.ducklake_snapshot"
         " WHERE snapshot_id > ? AND snapshot_id <= ?",
@@ -139,7 +139,7 @@ def last_kept(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> i
 
 
 def lake_id(connection: duckdb.DuckDBPyConnection) -> str:
-    """Tells this lake from one that lay in the same place before."""
+    """An id that tells this lake from an earlier one at the same path."""
     (found,) = connection.execute(
         "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
     ).fetchone() or ("",)

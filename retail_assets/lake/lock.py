@@ -1,7 +1,7 @@
 """One writer at a time, over all processes.
 
-DuckLake does not notice that two transactions inserted the same ledger row, and under contention
-retries for a long time: so a writer holds this lock for its whole transaction. Readers never do.
+DuckLake does not notice when two transactions insert the same ledger row, and under contention it
+retries for a long time. So a writer holds this lock for its whole transaction. Readers never do.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.005
 
 PATIENCE_SECONDS = 5
-"""After so long a writer that waits says for whom."""
+"""When a waiting writer logs who holds the lock."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ def write_lock(catalog: str, purpose: str = "change the lake") -> Iterator[None]
 
     Args:
         catalog: the catalog of the lake.
-        purpose: what the lock is held for, for those who wait: shown with process, host and time.
+        purpose: the reason, shown to waiting writers with process, host and time.
 
     Raises:
         RetailAssetsError: if another process holds it for longer than ten minutes.
-        RuntimeError: if this thread holds it: it would wait for itself.
+        RuntimeError: if this thread holds it already.
     """
     held: set[str] = _held.__dict__.setdefault("catalogs", set())
     if catalog in held:
@@ -89,10 +89,7 @@ def _myself() -> dict[str, str | int]:
 
 
 def _read_holder(path: Path) -> str:
-    """The holder of the lock, as it wrote on getting it; never synced, and left behind by the last.
-
-    The lock itself decides who holds it: this is for people.
-    """
+    """The last holder of the lock, by its own note: for people, the lock itself decides."""
     try:
         holder = json.loads(path.read_text())
         return (
@@ -125,7 +122,7 @@ def _advisory_lock(connection_string: str, purpose: str) -> Iterator[None]:
             return True
 
         def holder() -> str:
-            # Its last statement was the one that got it the lock.
+            # The last statement of the holder has acquired the lock.
             found = connection.execute(
                 "SELECT application_name, pid, state_change FROM pg_locks"
                 " JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"

@@ -1,8 +1,8 @@
-"""Upkeep of the lake: compact small files, expire old snapshots, remove files nobody needs.
+"""Upkeep of the lake: compact small files, expire old snapshots, remove unneeded files.
 
-Files that the catalog lists as merged away are deleted. Files that it does not know are moved into
-a trash folder, and only as many as writers that were killed explain: an older catalog that was
-restored knows none of the files that came after it.
+Files that the catalog lists as merged are deleted. Files that it does not know are moved into a
+trash folder, but only as many as killed writers can have left: a restored older catalog knows none
+of the newer files.
 """
 
 import re
@@ -27,15 +27,14 @@ TIERS = (*compaction.TIERS, Tier(128_000_000, 256_000_000))
 ANY_SIZE = 2**62
 
 ORPHANS, ORPHAN_BYTES, ORPHAN_SHARE = 20, 100_000_000, 0.1
-"""How many files, and bytes, writers that were killed may have left, or which share of those that
-the catalog knows, where that is more."""
+"""How many files and bytes killed writers may have left; or this share of those that the catalog
+knows, if that is more."""
 
 TRASH = "trash"
-"""The folder among the lake's files that holds those which no catalog knew, a folder for each day
-on which they were moved."""
+"""The folder below the lake's files for unknown ones, with a folder for each day of a move."""
 
 TRASH_DAYS = 14
-"""For how many days they are kept there."""
+"""How many days they are kept there."""
 
 _MADE_AT = re.compile(r"ducklake-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-")
 """DuckLake names files by UUIDs of version 7, which begin with the time in ms."""
@@ -43,7 +42,7 @@ _MADE_AT = re.compile(r"ducklake-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-")
 
 @dataclass(frozen=True)
 class Maintained:
-    """Counts of what was done.
+    """Counts of an upkeep.
 
     `files_before` and `files_after` are the data files that the newest snapshot reads,
     `files_to_trash` those that the catalog did not know.
@@ -57,20 +56,19 @@ class Maintained:
 
 
 def maintain(lake: Lake, *, keep_days: int, all_orphans: bool = False) -> Maintained:
-    """Compact the lake as far as it goes, and forget the history older than some days.
+    """Compact the lake as far as possible, and expire the history older than some days.
 
-    Readers see one snapshot before and after, and every open reader keeps its files. Writers wait
-    for each step, not for the whole.
+    Every open reader keeps its files. Writers wait for each step, not for the whole.
 
     Args:
         lake: the lake.
         keep_days: how many days back the lake stays readable as it was at any time (within a
             minute or an hour, where the history is long); two at least.
-        all_orphans: move files that the catalog does not know into the trash however many they are.
+        all_orphans: move all files that the catalog does not know into the trash, however many.
 
     Raises:
         RetailAssetsError: if there is no lake, if its files do not lie where the catalog says, or
-            if more of them are unknown to it than killed writers explain; all else is done then.
+            if more of them are unknown than killed writers leave; all else is done then.
     """
     lake.must_exist()
     with lake.connect() as connection:
@@ -92,8 +90,8 @@ def _remove_orphans(
 ) -> int:
     """Remove files that the catalog does not know, older than its last commit; returns how many.
 
-    From a folder they are moved into the trash. Object storage keeps versions, where that is
-    switched on, and has no other trash: DuckLake deletes them.
+    In a folder they are moved into the trash. In object storage, which may keep versions, DuckLake
+    deletes them.
     """
     when = min(datetime.now(timezone.utc) - GRACE, last_commit)
     folder = local_folder(lake.data_path)
@@ -121,8 +119,8 @@ def _remove_orphans(
 def _orphans(connection: duckdb.DuckDBPyConnection, when: datetime) -> list[str]:
     """The files last written before a time that the catalog does not know.
 
-    DuckLake compares whole paths: were the data folder spelt in another way than the file system
-    does (`//`, `file://`), all files would be orphans. Their names are unique.
+    DuckLake compares whole paths: if the data folder is spelt in another way than by the file
+    system (`//`, `file://`), all files would be orphans. So unique file names are compared as well.
 
     Raises:
         RetailAssetsError: if a file in use would be taken for an orphan.
@@ -153,7 +151,7 @@ def _orphans(connection: duckdb.DuckDBPyConnection, when: datetime) -> list[str]
 
 
 def _is_older(path: str, when: datetime, folder: Path | None) -> bool:
-    """Whether a file was made before a time, by its name too, and is not in the trash already."""
+    """Whether a file was made before a time, by its name, and is not in the trash."""
     made = _MADE_AT.search(path.rsplit("/", 1)[-1])
     if made is not None and int(made[1] + made[2], 16) >= when.timestamp() * 1000:
         return False
@@ -166,10 +164,10 @@ def _check_number(
     orphans: Sequence[str],
     folder: Path | None,
 ) -> None:
-    """Make sure that killed writers explain the files that the catalog does not know.
+    """Make sure that killed writers can have left the files that the catalog does not know.
 
     Raises:
-        RetailAssetsError: if they are too many or too large for that.
+        RetailAssetsError: if they are too many or too large.
     """
     row = connection.execute(
         f"SELECT count(*), coalesce(sum(file_size_bytes), 0) FROM {CATALOG}.ducklake_data_file"
@@ -190,7 +188,7 @@ def _check_number(
 
 
 def _empty_trash(trash: Path) -> None:
-    """Delete what has been in the trash for long enough, day by day."""
+    """Delete the old days of the trash."""
     last = datetime.now(timezone.utc).date() - timedelta(days=TRASH_DAYS)
     for day in trash.glob("????-??-??"):
         try:

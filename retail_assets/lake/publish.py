@@ -21,10 +21,10 @@ from retail_assets.lake.staging import not_published, one_row, stage, stage_days
 from retail_assets.tables import Table
 
 Audit = Callable[[nw.LazyFrame], nw.LazyFrame]
-"""Takes the staged rows; returns one row, with the table's day column, for each day at fault."""
+"""Takes the staged rows; returns one row, with the table's day column, for each failing day."""
 
 SHOWN_ROWS = 3
-"""How many of the rows at fault an error shows."""
+"""How many failing rows an error shows."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ def publish_days(
         audit: checks beyond schema, key and nulls.
         not_ready: days that must not be published, and why.
         only_days: leave rows of other days out, instead of failing on them.
-        sources: the tables of days that the frame was made from, day by day. What was made from a
-            day that is behind is behind as well.
-        read: the snapshot that the frame reads, if it does already; it ends with the audit.
+        sources: the tables of days that the frame was computed from, day by day. A day computed
+            from a day that is behind is behind as well.
+        read: the snapshot that the frame reads, if it has begun; it ends with the audit.
 
     Raises:
         AuditError: if the rows as a whole cannot be published: wrong columns or types, rows of
             other days.
     """
-    # The frame, the versions and what the audit compares with must be of one snapshot.
+    # The frame, the versions and the inputs of the audit must be of one snapshot.
     read = read or SnapshotRead(connection)
     failed = dict(not_ready or {})
     wanted = [day for day in days if day not in failed]
@@ -116,7 +116,7 @@ def publish_table(
         frame: as for `publish_days`.
         before_swap: called in the transaction with the connection and the name of the staged
             table, while the table still has its old rows.
-        read: the snapshot that the frame reads, if it does already; it ends once that is staged.
+        read: the snapshot that the frame reads, if it has begun; it ends when the frame is staged.
 
     Returns:
         The number of rows and the id of the snapshot that has them.
@@ -168,7 +168,7 @@ def _versions(
     days: Collection[date],
     sources: Collection[Table],
 ) -> dict[date, int]:
-    """The version of the outside data that each day's rows were made from."""
+    """The version of the outside data that each day's rows were computed from."""
     if table.feed is None:
         return {}
     versions = ledger.versions(connection, table.feed, days)
@@ -226,7 +226,7 @@ def _row_problems(
         f" WHERE {some_null}) WHERE n <= {SHOWN_ROWS} GROUP BY {day} HAVING count(*) > 0"
     ).fetchall():
         found[when] = f"rows lack a value that is required, for example {text}"
-    if _maybe_twins(connection, table, staged):
+    if _may_share_keys(connection, table, staged):
         keys = ", ".join(table.key)
         pick = f"any_value({day})" if table.day else "NULL"
         for when, text in connection.execute(
@@ -239,16 +239,16 @@ def _row_problems(
     return list(found.items())
 
 
-def _maybe_twins(connection: duckdb.DuckDBPyConnection, table: Table, staged: str) -> bool:
-    """Whether rows may share their key: groups of hashes cost a third of groups of texts."""
+def _may_share_keys(connection: duckdb.DuckDBPyConnection, table: Table, staged: str) -> bool:
+    """Whether rows may share their key: hashes are grouped in a third of the time of keys."""
     if not table.key:
         return False
-    (twins,) = one_row(
+    (shared,) = one_row(
         connection,
         f"SELECT count(*) FROM (SELECT 1 FROM temp.main.{staged}"
         f" GROUP BY hash({', '.join(table.key)}) HAVING count(*) > 1)",
     )
-    return bool(twins)
+    return bool(shared)
 
 
 def day_facts(
@@ -291,7 +291,7 @@ def _swap(
         return None
     with lake.transaction(connection, f"publish {table.name}"):
         before = ledger.published(connection, table, rows)
-        # Somebody who read newer data may have been faster: theirs stays.
+        # Keep days that others have published from newer data meanwhile.
         mine = {day: n for day, n in rows.items() if before.get(day, 0) <= versions.get(day, 0)}
         staged = f"temp.main.staged_{table.name}"
         if len(mine) < len(rows) or failed:
@@ -314,14 +314,14 @@ def replace_days(
     rows: Mapping[date, int],
     published: Collection[date],
 ) -> None:
-    """In the caller's transaction, put the rows of a source in place of a table's days.
+    """Replace the rows of a table's days, in the caller's transaction.
 
     Args:
         connection: in a transaction.
         table: whose rows to replace.
-        source: a table or view with the same columns, and rows of these days alone.
+        source: a table or view with the same columns, and rows of these days only.
         rows: the days to replace, and how many rows the source has of each.
-        published: the days that the table has rows of; only those need deleting.
+        published: the days that the table has rows of: only these are deleted.
     """
     day = table.day_column
     old = sorted(set(rows) & set(published))
@@ -332,29 +332,29 @@ def replace_days(
             [old[0], old[-1], old],
         )
     insert = f"INSERT INTO lake.{table.name} BY NAME SELECT * FROM {source}"
-    stretches = _stretches(rows)
-    for first, last in stretches:
-        if len(stretches) == 1:
+    ranges = _insert_ranges(rows)
+    for first, last in ranges:
+        if len(ranges) == 1:
             connection.execute(insert)
         else:
             connection.execute(f"{insert} WHERE {day} BETWEEN ? AND ?", [first, last])
 
 
-def _stretches(rows: Mapping[date, int]) -> list[tuple[date, date]]:
-    """The days in stretches to insert one after the other, so that they lie in order in the files.
+def _insert_ranges(rows: Mapping[date, int]) -> list[tuple[date, date]]:
+    """Ranges of days to insert one after the other, so that files have them in order.
 
-    A day of a large month is found without reading all of it then. Sorting would do as well, but
-    takes twice the time and spills. Where a month fits in a row group, order gains nothing.
+    Then a query finds a day of a large month without reading all of it. Sorting takes twice the
+    time and spills. Where a month fits in a row group, the order gains nothing.
     """
     days = sorted(rows)
     months = len({(day.year, day.month) for day in days})
     if sum(rows.values()) <= months * ROW_GROUP:
         return [(days[0], days[-1])] if days else []
-    stretches: list[tuple[date, date]] = []
+    ranges: list[tuple[date, date]] = []
     first, count = days[0], 0
     for day in days:
         count += rows[day]
         if count >= ROW_GROUP or day == days[-1]:
-            stretches.append((first, day))
+            ranges.append((first, day))
             first, count = day + timedelta(days=1), 0
-    return stretches
+    return ranges

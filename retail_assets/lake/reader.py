@@ -1,9 +1,9 @@
 """A connection for people: only statements that read the lake are executed on it.
 
-Two walls, since neither is enough. DuckDB's own settings keep SQL from files outside of the lake
-and cannot be changed back, but they would let ATTACH open the catalog for writing and COPY
-overwrite a file of the lake. So each statement is parsed first: it has to be a query, and to call
-no function that does more than read the lake.
+There are two walls, since neither is enough. DuckDB's settings keep SQL from files outside of the
+lake and cannot be changed back, but they would let ATTACH open the catalog for writing and COPY
+overwrite a file of the lake. So each statement is parsed first: it has to be a query, and may call
+only functions that read the lake.
 """
 
 import json
@@ -37,7 +37,7 @@ TABLE_FUNCTIONS = frozenset(
         *("pg_timezone_names", "range", "repeat", "repeat_row", "summary", "unnest"),
     )
 )
-"""The table functions that read the lake, or nothing. DuckDB has others that read any file, run
+"""The table functions that read the lake, or nothing. Others of DuckDB read any file, run
 statements given as text, or change the lake."""
 
 OTHER_FUNCTIONS = frozenset(("getenv", "set_config", "write_log"))
@@ -67,7 +67,7 @@ _INSTEAD = {
 _CHANGES = "the lake is changed by `backfill`, `ingest-events`, `replay` and `maintain` alone"
 
 _EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\b\s*)?(\([\w\s,]*\)\s*)?", re.IGNORECASE)
-"""Comments between its words are not passed over: they could hide where the query begins."""
+"""Comments between its words do not match: they could hide where the query begins."""
 
 _RESULTS = (
     *("arrow", "description", "df", "fetch_arrow_table", "fetch_df", "fetch_df_chunk"),
@@ -110,7 +110,7 @@ class LakeReader:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        # Where functions are not looked up in the lake first, which asks its catalog.
+        # Not in the lake: functions would be looked up in its catalog first.
         self._parser = connection.cursor()
 
     def __enter__(self) -> Self:
@@ -219,7 +219,7 @@ class LakeReader:
 
 
 def _check_calls(tree: Any) -> None:
-    """Go through a parsed query, and make sure that it calls nothing but what reads the lake."""
+    """Make sure that a parsed query calls only functions that read the lake."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()

@@ -1,8 +1,7 @@
-"""Creating the tables of `tables/` in the lake, and bringing those of an older lake up to it.
+"""Creates the tables of `tables/` in the lake, and migrates those of an older lake.
 
-Columns that a table has gained are added, and those whose decimals have become wider are widened. A
-view is made again where its columns or its description are not those of `tables/`: whoever
-changes its query changes one of these.
+New columns are added, and decimals are widened. A view is replaced if its columns or its
+description differ from `tables/`: a change of its query has to change one of these.
 """
 
 import re
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def create_missing_tables(lake: "Lake", connection: "duckdb.DuckDBPyConnection") -> None:
-    """Create what is missing; does nothing, and takes no lock, where all is there."""
+    """Create what is missing; takes no lock if nothing is."""
     if not _statements(connection):
         return
     with lake.transaction(connection, "create tables"):
-        # Another process may have been here first: look again under the lock.
+        # Another process may have been faster: look again under the lock.
         for statement in _statements(connection):
             connection.execute(statement)
 
@@ -57,7 +56,7 @@ def _statements(connection: "duckdb.DuckDBPyConnection") -> list[str]:
 
 
 def _amend(table: tables.Table, column: tables.Column, found: str | None) -> list[str]:
-    """Statements that make a column of a table, which may lack it, as it is described."""
+    """Statements that add or widen a column, if needed."""
     if found is None:
         return [
             f"ALTER TABLE lake.{table.name} ADD COLUMN {column.name} {column.type}"

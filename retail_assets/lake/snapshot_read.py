@@ -5,11 +5,11 @@ from typing_extensions import Self
 
 
 class SnapshotRead:
-    """What a connection reads comes from one snapshot of the lake, from `begin` until `end`.
+    """Reads of a connection from one snapshot of the lake, from `begin` until `end`.
 
-    As a context manager it begins, and ends, or aborts after an error.
-    Temporary tables that are made meanwhile stay after `end`, and go with `abort`. DuckDB ends the
-    use of a snapshot with the first error: after one, `abort`, and `begin` again if need be.
+    As a context manager it begins, and ends, or aborts after an error. Temporary tables that are
+    made meanwhile stay after `end`, and go with `abort`. After the first error DuckDB reads nothing
+    more: call `abort`, then `begin` to go on.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -27,13 +27,13 @@ class SnapshotRead:
             self.abort()
 
     def begin(self) -> None:
-        """Stay on the snapshot that is the newest now; nothing changes where it reads already."""
+        """Stay on the newest snapshot, or on that of an earlier `begin`."""
         if not self._reading:
             self.connection.execute("BEGIN")
             self._reading = True
 
     def end(self) -> None:
-        """Read what is newest from here on, each time."""
+        """Read the newest snapshot each time from here on."""
         if self._reading:
             self._reading = False
             self.connection.execute("COMMIT")

@@ -1,16 +1,15 @@
-"""Sparing everybody who opens an SQLite catalog a wait of a whole second.
+"""Locks of a resident process that spare others a wait of a second for an SQLite catalog.
 
-DuckDB opens the catalog again for each transaction, and closes it after it. Who finds nobody else
-connected throws the WAL's index away and rebuilds it; who closes asks for the whole file for a
-moment, to remove the WAL. If another one opens the catalog in that moment it has to wait, and the
-SQLite within DuckDB's extension can only wait in whole seconds. With ten commits a second and a few
-readers that happens all the time.
+DuckDB opens the catalog for each transaction, and closes it afterwards. The first connection
+rebuilds the WAL's index. The last one locks the whole file for a moment to remove the WAL. Another
+process that opens the catalog then has to wait, and the SQLite within DuckDB's extension waits in
+whole seconds. With ten commits a second and a few readers this happens all the time.
 
-A process that lives long can prevent both, as a connection that stays open would: it holds a shared
-lock on the byte that says that somebody is connected, and one on the byte that whoever wants the
-file for himself has to lock. Neither keeps anybody from reading, writing or a checkpoint. Which
-bytes these are is part of SQLite's file format (https://sqlite.org/fileformat2.html and
-https://sqlite.org/walformat.html). The operating system drops the locks when the process ends.
+A resident process can prevent both, like a connection that stays open. It holds a shared lock on
+the byte that marks a connection, and one on the byte that an exclusive lock needs. Neither keeps
+others from reading, writing or a checkpoint. The bytes are part of SQLite's file format
+(https://sqlite.org/fileformat2.html and https://sqlite.org/walformat.html). The operating system
+drops the locks when the process ends.
 """
 
 import errno
@@ -28,14 +27,14 @@ from retail_assets.lake.snapshot_read import SnapshotRead
 logger = logging.getLogger(__name__)
 
 PENDING_BYTE = 0x40000000
-"""Locked by who wants the database for himself."""
+"""The byte that an exclusive lock of the database needs."""
 
 DEAD_MAN_SWITCH = 128
-"""In the WAL's index; shared by everybody who is connected."""
+"""The byte in the WAL's index that every connection shares."""
 
 ATTEMPTS, ATTEMPT_SECONDS = 20, 0.01
-"""How often and how far apart a byte is asked for that another one has for himself: who closes the
-catalog gives it back within a few ms."""
+"""How often, and how far apart, the lock of a byte is tried: a process that closes the catalog
+releases it within a few ms."""
 
 
 def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
@@ -46,13 +45,13 @@ def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
         connection: a connection to it that is in no transaction.
 
     Returns:
-        Whether they are held: not on PostgreSQL, which needs no such thing, not on an operating or
-        file system that has no locks that belong to an open file, and not if another one keeps a
-        byte for himself. Then a later call may have more luck.
+        Whether they are held: not on PostgreSQL, which needs none, not on an operating or file
+        system without locks of open files, and not while another process has a byte locked; a later
+        call may succeed then.
     """
     if lake.on_postgres:
         return False
-    # While it reads, the index of the WAL is there and valid.
+    # During a read, the index of the WAL is there and valid.
     with SnapshotRead(connection):
         connection.execute("FROM lake.current_snapshot()").fetchall()
         try:
@@ -66,7 +65,7 @@ def stay_connected(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
 
 @cache
 def _hold(catalog: str) -> bool:
-    """Hold both locks; what is raised is not remembered, so that they can be asked for again."""
+    """Hold both locks; errors are not cached, so that a later call tries again."""
     try:
         import fcntl
 
@@ -88,5 +87,5 @@ def _hold(catalog: str) -> bool:
 
 @cache
 def _descriptor(path: str) -> int:
-    """Open a file for good: to close it would drop all locks that SQLite has on it here."""
+    """Open a file for good: closing it would drop all locks of SQLite on it in this process."""
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
-"""Verifying that all files that the catalog names are there and whole; finding whose they are.
+"""Verifies that all files that the catalog names are there and whole.
 
-Each is looked for, its size and Parquet footer are compared with what the catalog says, and, if
-asked, its content with the checksum that was noted when it was written. Nothing is locked and
-nothing in the lake is changed, but by `quarantine`.
+The size and Parquet footer of each file are compared with the catalog, and on request its content
+with the checksum that was noted after it was written. Nothing is locked, and only `quarantine`
+changes the lake.
 """
 
 import sqlite3
@@ -22,7 +22,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import checksums
 from retail_assets.lake.checksums import Verification
 from retail_assets.lake.connection import CATALOG, Lake
-from retail_assets.lake.files import FileStore, LakeFile, ask_catalog, files_after, still_named
+from retail_assets.lake.files import FileStore, LakeFile, files_after, named_files, query_catalog
 from retail_assets.lake.lock import write_lock
 
 READERS = 4
@@ -37,10 +37,7 @@ RESTORE = "restore it from a backup (docs/operations.md, Backup and restore)"
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as the catalog says, and the days of the rows in it, where they have one.
-
-    `newest` says whether the newest snapshot reads it; otherwise only the history does.
-    """
+    """A file that is not as the catalog says, and the days of its rows, if they have days."""
 
     table: str
     file: LakeFile
@@ -74,9 +71,9 @@ def verify(
 
     Args:
         lake: the lake.
-        deep: read each file whole and compare its checksum; in a bucket the ETag is compared in
-            either case, and the object, whose storage has checksums of its own, is not read.
-        progress: told how many bytes of how many are done.
+        deep: read each file whole and compare its checksum. In a bucket the ETag is always
+            compared, and objects are not read: their storage has checksums of its own.
+        progress: called with the bytes that are done, and their total.
 
     Raises:
         RetailAssetsError: if the catalog is missing, empty or damaged.
@@ -86,9 +83,9 @@ def verify(
     with _connected(lake) as connection, checksums.opened_notes(lake) as notes:
         _check_catalog(lake, connection)
         run = _Run(lake, connection, notes, deep=deep)
-        run.look_at_all(progress)
+        run.check_all(progress)
         damages = run.damages()
-        checksums.forget_others(notes, started)
+        checksums.delete_others(notes, started)
         summary = Verification(
             finished_at=datetime.now(timezone.utc),
             deep=deep,
@@ -108,7 +105,7 @@ def check_catalog_file(lake: Lake) -> None:
     """Make sure that there is a catalog, and that it is a database.
 
     Raises:
-        RetailAssetsError: saying what is there instead, and what to do.
+        RetailAssetsError: with what is there instead, and what to do.
     """
     if lake.on_postgres:
         return
@@ -164,11 +161,11 @@ def _damaged(lake: Lake, reason: str) -> RetailAssetsError:
 
 
 def _check_catalog(lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
-    """Have SQLite look through its pages, rows that DuckLake keeps in the catalog included."""
+    """Have SQLite check its pages, which also hold the rows that DuckLake inlines."""
     if lake.on_postgres:
         return
     try:
-        found = [text for (text,) in ask_catalog(lake, connection, "PRAGMA quick_check(1)")]
+        found = [text for (text,) in query_catalog(lake, connection, "PRAGMA quick_check(1)")]
     except duckdb.Error as error:
         raise _damaged(lake, str(error)) from error
     if found != ["ok"]:
@@ -176,7 +173,7 @@ def _check_catalog(lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
 
 
 class _Run:
-    """One verification: a page of files after the other, so that memory stays bounded."""
+    """One verification, page by page of files, so that memory stays bounded."""
 
     def __init__(
         self,
@@ -192,8 +189,8 @@ class _Run:
         self._suspects: list[LakeFile] = []
         self.files = self.bytes = self.compared = self.noted = 0
 
-    def look_at_all(self, progress: Callable[[int, int], None]) -> None:
-        """Look at every file that the catalog names."""
+    def check_all(self, progress: Callable[[int, int], None]) -> None:
+        """Check every file that the catalog names."""
         self._notes.execute("CREATE TEMP TABLE seen (path TEXT PRIMARY KEY) WITHOUT ROWID")
         total = self._total_bytes()
         last = -1
@@ -201,9 +198,9 @@ class _Run:
             while page := files_after(self._lake, self._connection, last):
                 last = page[-1].id
                 known = checksums.noted(self._notes, page)
-                look = partial(self._look, known)
+                check = partial(self._check, known)
                 fresh = []
-                for file, (problem, text) in zip(page, readers.map(look, page), strict=True):
+                for file, (problem, text) in zip(page, readers.map(check, page), strict=True):
                     self.files += 1
                     self.bytes += file.size_bytes
                     self.compared += file.path in known
@@ -222,7 +219,7 @@ class _Run:
                     )
 
     def damages(self) -> tuple[Damage, ...]:
-        """The damaged files that the catalog still names: upkeep deletes others meanwhile."""
+        """The damaged files that the catalog still names: upkeep may have deleted others."""
         return tuple(
             Damage(
                 file.table,
@@ -231,19 +228,19 @@ class _Run:
                 self._problems[file.id],
                 *_days(self._connection, file),
             )
-            for file in still_named(self._lake, self._connection, self._suspects)
+            for file in named_files(self._lake, self._connection, self._suspects)
         )
 
     def _total_bytes(self) -> int:
         sizes = [
-            ask_catalog(
+            query_catalog(
                 self._lake, self._connection, f"SELECT sum(file_size_bytes) AS bytes FROM {table}"
             )[0][0]
             for table in ("ducklake_data_file", "ducklake_delete_file")
         ]
         return sum(int(size or 0) for size in sizes)
 
-    def _look(self, known: dict[str, str], file: LakeFile) -> tuple[str | None, str | None]:
+    def _check(self, known: dict[str, str], file: LakeFile) -> tuple[str | None, str | None]:
         """The fault of a file, if any, and its checksum if that was computed."""
         expected = known.get(file.path)
         try:
@@ -286,7 +283,7 @@ def _shape_problem(opened: IO[bytes], file: LakeFile) -> str | None:
 
 
 def _days(connection: duckdb.DuckDBPyConnection, file: LakeFile) -> tuple[date | None, date | None]:
-    """The first and the last day of the rows in a file, as the catalog has them."""
+    """The first and the last day of the rows in a file, by the statistics of the catalog."""
     table = tables.BY_NAME.get(file.table)
     if table is None or table.day is None:
         return None, None
@@ -305,9 +302,9 @@ def _days(connection: duckdb.DuckDBPyConnection, file: LakeFile) -> tuple[date |
 def quarantine(lake: Lake, connection: duckdb.DuckDBPyConnection, damages: Sequence[Damage]) -> int:
     """Take files out of the newest snapshot, so that their rows can be written again.
 
-    A commit that would delete or read one of their rows fails as long as they are part of it. The
-    catalog gets one snapshot more, as if all rows of these files had been deleted; the snapshots
-    before stay as they are, and cannot be read where they need the files.
+    Otherwise, commits that delete or read their rows fail. The catalog gets a new snapshot, as if
+    all rows of these files had been deleted. Older snapshots stay as they are, and cannot be read
+    where they need the files.
 
     Returns:
         The id of the new snapshot.

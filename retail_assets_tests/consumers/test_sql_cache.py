@@ -1,4 +1,4 @@
-"""The rules of consumers are put into SQL once, not in each round."""
+"""The rules of consumers are compiled to SQL once, not in each round."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import narwhals as nw
 import pytest
 
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.consumers.sql_cache import CompiledSql, once
+from retail_assets.consumers.sql_cache import CompiledSql, compile_once
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -50,7 +50,7 @@ def test_a_rule_of_all_keys_is_another_than_that_of_some(
         asked.append(keys)
         return {"frame": select(len(asked)), "text": f"SELECT {len(asked)}"}
 
-    rule = once(compute)
+    rule = compile_once(compute)
     some = [rule(connection, "some") for _ in range(2)]
     every = [rule(connection, None) for _ in range(2)]
     assert asked == ["some", None]

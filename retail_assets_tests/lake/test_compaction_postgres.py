@@ -5,13 +5,14 @@ from datetime import timedelta
 import pytest
 
 from retail_assets.lake import compaction
-from retail_assets.lake.compaction import compact, reliable_since
+from retail_assets.lake.compaction import reliable_since
 from retail_assets_tests.lake.test_compaction import (
     DAY,
     ROWS,
     begin,
     begin_a_long_result,
     commit_events,
+    compact,
     files,
     rows_of,
     snapshots,
@@ -39,15 +40,15 @@ def test_an_open_reader_keeps_its_files_and_history_is_thinned(lake, monkeypatch
             commit_events(lake, connection, number * ROWS)
         now = rows_of(connection)
         before, end = read(reader)
-        assert compact(lake, connection).files_merged == 6
+        assert compact(lake, connection)["merge"] == 6
         kept = files(lake)
-        assert compact(lake, connection).files_deleted == 0
+        assert compact(lake, connection)["delete"] == 0
         if before is not None:
             assert rows_of(reader) == before == now
         end()
-        assert compact(lake, connection).files_deleted == 6
+        assert compact(lake, connection)["delete"] == 6
         assert len(files(lake)) == len(kept) - 6
         monkeypatch.setattr(compaction, "MAX_SNAPSHOTS", 3)
-        assert compact(lake, connection).snapshots_expired >= 3
+        assert compact(lake, connection)["expire"] >= 3
         assert reliable_since(connection) in snapshots(connection)
         assert rows_of(reader) == rows_of(connection) == now

@@ -291,7 +291,7 @@ def test_damage_to_a_file_that_upkeep_has_replaced_meanwhile_is_none(
     whole: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [path] = files_of(whole, "products")
-    monkeypatch.setattr(work, "still_named", lambda *_: [])
+    monkeypatch.setattr(work, "named_files", lambda *_: [])
     path.unlink()
     assert verify(whole, deep=False).damages == ()
 

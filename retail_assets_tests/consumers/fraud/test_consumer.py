@@ -218,7 +218,7 @@ def test_a_card_is_the_first_of_the_fields_that_the_settings_name(
     names = "card_id, card_hash,payment_card,it/em~x,"
     settings = watch.settings.model_copy(update={"fraud_card_fields": names})
     watch.take(FIRST, "a", *(order(n, FIRST, n, **more) for n, more in enumerate(fields)))
-    judged = fraud.judged_orders(watch.intake.connection, settings)
+    judged = fraud.checked_orders(watch.intake.connection, settings)
     counts = judged.to_native().max("cards_in_window").fetchone()
     assert counts == (cards,)
 
@@ -228,7 +228,7 @@ def test_an_event_without_a_time_counts_at_the_start_of_its_business_day(watch: 
     summer, winter = date(2026, 10, 24), date(2026, 10, 26)
     for number, day in enumerate((summer, winter)):
         watch.take(day, "a", event(number))
-    judged = fraud.judged_orders(watch.intake.connection, watch.settings)
+    judged = fraud.checked_orders(watch.intake.connection, watch.settings)
     rows = judged.to_native().order("moment").project("moment, hour").fetchall()
     starts = [
         datetime(2026, 10, 23, 23, tzinfo=timezone.utc),
