@@ -1,4 +1,4 @@
-"""The old place of `retail_assets.defs.instance.event_log`, which a dagster.yaml may name."""
+"""The old path of `retail_assets.defs.instance.event_log`, which a dagster.yaml may name."""
 
 from retail_assets.defs.instance.event_log import PooledSqliteEventLogStorage
 

@@ -26,28 +26,28 @@ from retail_assets.lake.connection import Lake
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 
-WORK = {automation.BATCH: (tables.RAW_ORDERS, *RESTATED), automation.RESTATE: RESTATED}
+PUBLISHED = {automation.BATCH: (tables.RAW_ORDERS, *RESTATED), automation.RESTATE: RESTATED}
 """The tables of days that each job publishes."""
 
 if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
 
 EVENT_BATCH_SIZE = "500"
-"""How many of Dagster's events are written together, where the environment says nothing."""
+"""How many of Dagster's events are written together, unless the environment has a number."""
 
 NO_OUTPUT = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
-"""What steps print goes to the terminal: keeping it takes two processes for each step."""
+"""The output of steps goes to the terminal: to store it takes two processes for each step."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a backfill.
 
-    `days` says how many days were due, `failed` the problem of each that failed, and `problems`
-    what else went wrong.
+    `days` is the number of days that were due, `failed` has the problem of each failed day, and
+    `problems` all others.
     """
 
     days: int
@@ -65,14 +65,14 @@ def run_backfill(
 ) -> Outcome:
     """Bring the days of a range up to date, and with them the earlier days that they change.
 
-    The run is entered in the Dagster instance that DAGSTER_HOME names, if it does.
+    If DAGSTER_HOME is set, the runs are stored in that Dagster instance.
 
     Args:
         settings: the data folder and its lake.
         first: first day.
         last: last day, included.
         everything: recompute the days that are up to date as well.
-        say: called with the step that runs.
+        say: called with the progress.
 
     Raises:
         UsageError: if the range has days that are no partitions.
@@ -84,7 +84,7 @@ def run_backfill(
         problems = []
         reference = _run(definitions, instance, automation.REFERENCE, {}, say)
         if not reference.success:
-            # Orders go on: unknown products and customers are counted, and corrected later.
+            # Orders go on: unknown products and customers are counted, and restated later.
             problems.append(_problem(reference))
         due = days if everything else _due(settings, days)
         failed: dict[date, str] = {}
@@ -93,7 +93,7 @@ def run_backfill(
                 failed |= _run_days(
                     settings, definitions, instance, automation.BATCH, start, end, problems, say
                 )
-        # A day whose export failed may have orders of other exports.
+        # Not the days that failed: other exports may have orders of them.
         tried = _failures(settings, RESTATED, due)
         stale = [day for day in stale_days(settings) if day not in tried]
         if stale:
@@ -126,7 +126,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
 
 
 def _due(settings: Settings, days: list[date]) -> list[date]:
-    """The days whose file is new or whose numbers are missing or behind."""
+    """The days whose export is new, or whose tables are missing or behind."""
     due = set(pending_exports(settings)) | set(stale_days(settings))
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
@@ -149,7 +149,7 @@ def _run_days(
     tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
     days = business_days.days_between(first, last)
     result = _run(definitions, instance, job, tags, lambda text: say(f"{first} to {last}: {text}"))
-    failed = _failures(settings, WORK[job], days)
+    failed = _failures(settings, PUBLISHED[job], days)
     if not result.success and not failed:
         problems.append(f"the run {result.run_id} failed: {_problem(result)}")
     return failed
@@ -180,13 +180,13 @@ def _run(
         run_id=run_id,
         tags=dict(tags),
         raise_on_error=False,
-        # Failures are printed in the end, by day; the log of the run is in the instance.
+        # Failures are printed at the end, by day; the log of the run is in the instance.
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
 
 
 def _tell(event: dg.EventLogEntry, say: Callable[[str], None]) -> None:
-    """Pass on which step a run has begun, and what that says of its progress."""
+    """Report the step that a run has begun, and its progress."""
     if event.is_dagster_event and event.get_dagster_event().is_step_start:
         say(str(event.step_key).replace("_", " "))
     elif not event.is_dagster_event and event.level == logging.INFO:
@@ -194,20 +194,20 @@ def _tell(event: dg.EventLogEntry, say: Callable[[str], None]) -> None:
 
 
 def _problem(result: dg.ExecuteInProcessResult) -> str:
-    """The failures, in a sentence for each step, or else for the run as a whole."""
+    """The failures, in a sentence for each step, or one for the run."""
     texts = []
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data
             given = failure.user_failure_data
-            text = given.description if given else _told(failure.error)
+            text = given.description if given else _sentence(failure.error)
             texts.append(f"{event.step_key}: {text}")
         elif event.is_job_failure and event.job_failure_data.error and not texts:
-            texts.append(_told(event.job_failure_data.error))
+            texts.append(_sentence(event.job_failure_data.error))
     return "; ".join(texts)
 
 
-def _told(error: "SerializableErrorInfo | None") -> str:
+def _sentence(error: "SerializableErrorInfo | None") -> str:
     if error is None:
         return "no reason was stored"
     return mask(error.to_string()) if debugging() else explain_dagster(error)

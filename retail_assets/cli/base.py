@@ -102,10 +102,10 @@ def snapshot_of(settings: Settings, text: str | None) -> int | datetime | None:
     return when if when.tzinfo else when.replace(tzinfo=ZoneInfo(settings.timezone))
 
 
-def print_summary(title: str, figures: dict[str, Any]) -> None:
-    """Print figures by name; those of a mapping with their sum and one by one."""
+def print_summary(title: str, counts: dict[str, Any]) -> None:
+    """Print counts by name; those of a mapping with their sum and one by one."""
     rows: list[tuple[str, str]] = []
-    for name, value in figures.items():
+    for name, value in counts.items():
         if isinstance(value, dict):
             rows.append((name.replace("_", " "), cell(sum(value.values()))))
             rows += [(f"  {key.replace('_', ' ')}", cell(count)) for key, count in value.items()]

@@ -100,10 +100,10 @@ def load_reference(
     name: Annotated[Reference, typer.Argument(help="The file of reference/ to load.")],
     allow_shrink: Annotated[
         bool,
-        typer.Option("--allow-shrink", help="Accept the file, however many rows it lacks."),
+        typer.Option("--allow-shrink", help="Accept the file, however few rows it has."),
     ] = False,
 ) -> None:
-    """Load products.csv or customers.csv now; days that it concerns are recomputed later."""
+    """Load products.csv or customers.csv now; affected days are recomputed later."""
     from retail_assets import tables
     from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake

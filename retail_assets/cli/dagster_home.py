@@ -20,7 +20,7 @@ def check_dagster_home(home: str) -> None:
     try:
         is_folder = folder.is_dir()
     except PermissionError:
-        # A folder above is closed.
+        # A parent folder may not be entered.
         is_folder = True
     if not folder.is_absolute() or not is_folder:
         raise UsageError(
@@ -38,7 +38,7 @@ def check_dagster_home(home: str) -> None:
 
 def _check_database(path: Path) -> None:
     try:
-        # An empty one is filled by Dagster.
+        # Dagster fills an empty one.
         if not path.exists() or path.stat().st_size == 0:
             return
         if not _may(path, os.R_OK | os.W_OK):

@@ -34,7 +34,7 @@ def ingest_events() -> None:
     lake = Lake.from_settings(settings)
     with progress_bar() as progress, lake.connect() as connection:
 
-        def take(paths: "Collection[str]") -> event_files.Ingested:
+        def ingest(paths: "Collection[str]") -> event_files.Ingested:
             task = progress.add_task("Event files", total=len(paths))
             return event_files.ingest(
                 lake,
@@ -45,10 +45,10 @@ def ingest_events() -> None:
             )
 
         pending = pending_event_files(settings, connection)
-        found = take(pending.files)
+        found = ingest(pending.files)
         later = pending_event_files(settings, connection)
         if later.unsettled:
-            # Somebody may still be writing to them: wait, because all files were asked for.
+            # Somebody may still be writing to them: the command is for all files, so wait.
             waiting = progress.add_task(
                 f"Waiting until {len(later.unsettled)} files are unchanged", total=None
             )
@@ -56,7 +56,7 @@ def ingest_events() -> None:
             progress.remove_task(waiting)
             later = pending_event_files(settings, connection)
         if left := [path for path in later.files if path not in found.failed]:
-            found.add(take(left))
+            found.add(ingest(left))
         live_revenue.refresh(lake, connection)
         note_new_files(lake, connection)
     _print_event_files(found.files.values())
@@ -212,7 +212,7 @@ def redrive_letters(
 
 
 def _tell_of_event_files(found: "Ingested", pending: "Pending", unsettled: Iterable[str]) -> None:
-    """Print what is odd about the files, and which of them were not ingested."""
+    """Print the notices about files, and the files that were not ingested."""
     for file in found.files.values():
         if file.notice:
             tell(file.notice, style="yellow")

@@ -68,7 +68,7 @@ def status(
 def init(
     beside_files: Annotated[
         bool,
-        typer.Option(help="Make it even if files of a lake are there; it will not know them."),
+        typer.Option(help="Make it even if there are files of a lake, which it will not know."),
     ] = False,
 ) -> None:
     """Make an empty lake; the first write does that as well, if there are no files."""

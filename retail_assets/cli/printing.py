@@ -1,7 +1,7 @@
-"""Printing rows for people and for programs: tables, CSV and JSON, in which text is only text.
+"""Prints rows for people and programs: tables, CSV and JSON.
 
-Text from outside (ids, file names, payloads) is shown as it is: never read as markup, and with
-characters that would steer a terminal made visible. Numbers are never cut.
+Text from outside (ids, file names, payloads) is never read as markup, and control characters, which
+could steer a terminal, are made visible. Numbers are never cut.
 """
 
 import csv
@@ -18,21 +18,21 @@ from rich.text import Text
 from retail_assets.visible_text import visible
 
 NARROWEST = 8
-"""Width that a column of texts is folded to before the table becomes wider than the terminal."""
+"""The width to which a column of texts is folded before a table exceeds the terminal."""
 
 
 _TEXT_FOR_FLOATS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def print_message(console: Console, *lines: str, style: str = "") -> None:
-    """Print a message as it is; a newline within a line is of a path or text, and made visible."""
+    """Print a message; newlines within a line, from a path or text, are made visible."""
     console.print(Text("\n".join(map(visible, lines)), style), soft_wrap=True)
 
 
 def cell(value: Any) -> str:
-    """A value as tables of the command show it: numbers with commas, nothing as a dash."""
+    """A value as a cell: numbers with commas, None as a dash."""
     if value is None:
-        return "–"  # a dash is a dash
+        return "–"
     if isinstance(value, tuple):
         return ", ".join(map(cell, value)) or "none"
     return f"{value:,}" if isinstance(value, int | float | Decimal) else visible(str(value))
@@ -47,14 +47,14 @@ def print_table(
     title: str | None = None,
     footer: Sequence[str] | None = None,
 ) -> None:
-    """Print a table; where the terminal is too narrow for whole numbers, the lines are longer.
+    """Print a table; lines may exceed the terminal, so that numbers are whole.
 
     Args:
         console: where to print.
         columns: the heads.
-        rows: the cells, as they are to be shown.
-        numbers: which columns hold numbers: these are aligned to the right and never folded.
-        title: stands above the table.
+        rows: the cells.
+        numbers: whether a column has numbers: these are aligned to the right and never folded.
+        title: the line above the table.
         footer: a last row, of sums.
     """
     table = Table(title=title, show_footer=footer is not None)
@@ -68,7 +68,7 @@ def print_table(
             Text(visible(name)),
             Text(footer[n]) if footer is not None else "",
             justify="right" if numeric else "left",
-            # An id that somebody copies must not be cut.
+            # People copy ids: these must not be cut.
             overflow="fold",
             no_wrap=numeric,
             min_width=least,
@@ -81,7 +81,7 @@ def print_table(
 
 
 def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print the rows of a query as a table: values as they are, nothing as blank."""
+    """Print the rows of a query as a table; None is blank."""
     found = list(rows)
     numbers = [
         any(row[n] is not None for row in found)
@@ -93,7 +93,7 @@ def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence
 
 
 def write_csv(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV; on a terminal characters that would steer it are made visible."""
+    """Write rows as CSV; on a terminal, control characters are made visible."""
     writer = csv.writer(file, lineterminator="\n")
     on_terminal = file.isatty()
 
@@ -110,10 +110,10 @@ def write_csv(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any
 
 
 def write_json(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as a JSON list of objects, which any parser reads.
+    """Write rows as a strict JSON list of objects.
 
-    Exact decimals, times and numbers that JSON has no word for (NaN, infinities) are texts, bytes
-    are hexadecimal. Columns of one name are numbered.
+    Decimals, times, NaN and infinities are texts, bytes are hexadecimal. Columns of one name are
+    numbered.
     """
     names = numbered(columns)
     separator = "[\n  "
@@ -126,7 +126,7 @@ def write_json(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[An
 
 
 def numbered(columns: Sequence[str]) -> list[str]:
-    """Names of columns, each once: `a`, `a` becomes `a`, `a_1`."""
+    """Unique names of columns: `a`, `a` becomes `a`, `a_1`."""
     found: list[str] = []
     for name in columns:
         candidate, n = name, 0

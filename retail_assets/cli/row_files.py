@@ -1,7 +1,7 @@
-"""The rows of a query as a file for other programs: CSV, Parquet or an Excel workbook.
+"""Writes the rows of a query to a file: CSV, Parquet or an Excel workbook.
 
-The rows leave the lake's connection as Arrow batches and are written by a DuckDB of their own, so
-that the connection to the lake needs no right to write, and memory stays bounded.
+The rows leave the lake's connection as Arrow batches, and a DuckDB of their own writes them. So the
+connection to the lake needs no right to write, and memory stays bounded.
 """
 
 import re
@@ -27,14 +27,14 @@ FORMATS = {
     ".parquet": "FORMAT parquet",
     ".xlsx": "FORMAT xlsx, HEADER true",
 }
-"""By the ending of the file's name."""
+"""DuckDB's options by the ending of the file's name."""
 
 FORMULA = r"^[=+\-@\t\r\n＝＋－＠]"  # spreadsheets take these for = + - @, too
-"""How a text begins that a spreadsheet would run as a formula
+"""The beginning of texts that a spreadsheet would run as formulas
 (https://owasp.org/www-community/attacks/CSV_Injection)."""
 
 EXCEL_DIGITS = 15
-"""A number in Excel keeps so many digits; what is beyond them becomes zeros."""
+"""The digits that Excel keeps of a number; others become zeros."""
 
 _EXCEL_TYPES = frozenset(
     (
@@ -42,7 +42,7 @@ _EXCEL_TYPES = frozenset(
         *("INTEGER", "SMALLINT", "TINYINT", "UINTEGER", "USMALLINT", "UTINYINT"),
     )
 )
-"""The types that go to Excel as they are; of the others, but numbers that may be long, the text."""
+"""The types that Excel has. Others become texts, except numbers that may be long."""
 
 _WIDE = re.compile(r"DECIMAL\((\d+),(\d+)\)|U?BIGINT|U?HUGEINT")
 
@@ -69,7 +69,7 @@ def write_rows(lake: Lake, reader: "LakeReader", sql: str, path: Path, *, raw: b
     options = FORMATS.get(path.suffix.lower())
     if options is None:
         raise UsageError(f"{path} ends with none of {', '.join(FORMATS)}: these can be written.")
-    _check_place(lake, path)
+    _check_folder(lake, path)
     part = path.with_name(f".{path.name}.part")
     try:
         with duckdb.connect() as writer:
@@ -90,12 +90,12 @@ def write_rows(lake: Lake, reader: "LakeReader", sql: str, path: Path, *, raw: b
     return int(count)
 
 
-def _check_place(lake: Lake, path: Path) -> None:
-    """Keep the lake's own folders from being written to."""
+def _check_folder(lake: Lake, path: Path) -> None:
+    """Make sure that the file is not in a folder of the lake."""
     own = [lake.data_path] if lake.on_postgres else [lake.data_path, str(Path(lake.catalog).parent)]
     for folder in own:
         if "://" not in folder and path.absolute().resolve().is_relative_to(Path(folder).resolve()):
-            raise UsageError(f"{path} lies in the folder of the lake: name another place.")
+            raise UsageError(f"{path} lies in the folder of the lake: name another folder.")
 
 
 def _renamed(batches: "pa.RecordBatchReader") -> "pa.RecordBatchReader":
@@ -112,7 +112,7 @@ def _renamed(batches: "pa.RecordBatchReader") -> "pa.RecordBatchReader":
 
 
 def _select(writer: duckdb.DuckDBPyConnection, ending: str, *, raw: bool) -> str:
-    """The query for `rows` as a kind of file can hold them."""
+    """The query for `rows` with the values that the kind of file can hold."""
     columns = [
         (identifier(name), str(type_))
         for name, type_, *_ in writer.execute("DESCRIBE rows").fetchall()

@@ -3,8 +3,7 @@
     python -m retail_assets.cli.services --port 3000
 
 starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or
-the end of one of them stops all: first by asking, then by force. A second
-Ctrl-C does not wait.
+the end of one of them stops all: first by a signal, then by force. A second Ctrl-C does not wait.
 """
 
 import argparse
@@ -65,29 +64,29 @@ def _worker() -> list[str]:
 def run_together(commands: Sequence[Sequence[str]]) -> int:
     """Run commands until SIGINT, SIGTERM or the end of one of them, then stop them all.
 
-    Each gets a process group of its own: a terminal's Ctrl-C reaches only this process, and what a
-    command has started in turn can be ended with it.
+    Each gets a process group of its own: a terminal's Ctrl-C reaches only this process, and the
+    processes that a command has started can be ended with it.
 
     Returns:
-        0 when told to stop, 1 where a command ended by itself.
+        0 after a signal, 1 if a command ended by itself.
     """
     signals = threading.Semaphore(0)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Also where they were ignored, as in a job that a script has put into the background.
+        # Even if they were ignored, as in a background job of a script.
         signal.signal(number, lambda *_: signals.release())
     processes = [
         subprocess.Popen(command, start_new_session=True)  # noqa: S603  # commands of this module
         for command in commands
     ]
     try:
-        told = False
-        while not told and all(process.poll() is None for process in processes):
-            told = signals.acquire(timeout=POLL_SECONDS)
+        stopped = False
+        while not stopped and all(process.poll() is None for process in processes):
+            stopped = signals.acquire(timeout=POLL_SECONDS)
         _stop(processes, signals)
     finally:
         for process in processes:
             _kill_group(process)
-    return 0 if told else 1
+    return 0 if stopped else 1
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]], signals: threading.Semaphore) -> None:

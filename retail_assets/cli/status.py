@@ -1,4 +1,4 @@
-"""The state of the platform: what is pending, failed or behind, and the size of the lake."""
+"""The state of the platform: pending, failed and stale data, and the size of the lake."""
 
 import time
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ SHOWN_FILES = 20
 
 
 def collect_status(settings: Settings) -> dict[str, Any]:
-    """Return the figures by name; sizes in bytes, ages in seconds.
+    """Return the state by name; sizes in bytes, ages in seconds.
 
     Raises:
         RetailAssetsError: if the catalog cannot be opened.
@@ -49,7 +49,7 @@ def collect_status(settings: Settings) -> dict[str, Any]:
     others = other_exports(settings)
     events = pending_event_files(settings)
     oldest_event = min((file.modified_ns for file in events.files.values()), default=now)
-    figures: dict[str, Any] = {
+    found: dict[str, Any] = {
         "data folder": str(settings.data_dir),
         "lake catalog": mask(settings.catalog),
         "pending exports": len(pending),
@@ -66,13 +66,13 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         **{f"left alone: {path}": reason for path, reason in events.left_alone.items()},
     }
     try:
-        return figures | _lake_figures(settings) | _verified(settings)
+        return found | _lake_state(settings) | _verified(settings)
     except NoLakeError:
-        return figures | {"lake": "none yet"}
+        return found | {"lake": "none yet"}
 
 
 def _verified(settings: Settings) -> dict[str, Any]:
-    """When the files of the lake were last verified, and what was found."""
+    """The last verification of the lake's files, and its outcome."""
     try:
         last = last_verification(Lake.from_settings(settings))
     except RetailAssetsError as error:
@@ -87,7 +87,7 @@ def _verified(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _lake_figures(settings: Settings) -> dict[str, Any]:
+def _lake_state(settings: Settings) -> dict[str, Any]:
     stale = stale_days(settings)
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         failed: dict[date, str] = dict(
@@ -117,7 +117,7 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
             " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0)"
             " FROM event_files WHERE superseded_at IS NOT NULL OR retracted_at IS NOT NULL"
         ).fetchone() or (0, 0, 0)
-        stream = _stream_figures(settings, connection)
+        stream = _stream_state(settings, connection)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
             " FROM ducklake_table_info('lake')"
@@ -152,7 +152,7 @@ def _lake_figures(settings: Settings) -> dict[str, Any]:
 
 
 def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> dict[str, Any]:
-    """Accepted orders that wait, by day and reason, and what to do about these and late ones."""
+    """Accepted orders that wait, by day and reason, and what to do about them and late ones."""
     return {
         "orders waiting": sum(each.orders for each in waiting),
         "value waiting, GBP": sum(each.value_gbp for each in waiting),
@@ -165,16 +165,16 @@ def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> d
     }
 
 
-def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+def _stream_state(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
     """The newest worker's metrics (while it is alive), and the lag of consumers.
 
     Metrics that the caller measures itself are left out: the worker's may be old.
     """
-    figures: dict[str, Any] = {"stream worker": "never started"}
+    found: dict[str, Any] = {"stream worker": "never started"}
     consumers = {consumer.name: consumer for consumer in all_consumers(settings)}
     for worker in heartbeats(connection, latest=1):
         now = datetime.now(timezone.utc)
-        figures = {
+        found = {
             "stream worker": f"{worker.worker} on {worker.host}: {state(worker, now)}",
             "last heartbeat, seconds": round(worker.silent_seconds(now)),
             **({"last heartbeat": worker.last_seen(now)} if worker.is_ahead(now) else {}),
@@ -190,9 +190,7 @@ def _stream_figures(settings: Settings, connection: "duckdb.DuckDBPyConnection")
         }
     for name, consumer in consumers.items():
         behind = lag(connection, consumer)
-        figures[f"{name} behind, commits"] = behind.snapshots
-        figures[f"{name} behind, seconds"] = round(behind.seconds, 1)
-    (set_aside,) = connection.execute("SELECT count(*) FROM consumer_dead_letters").fetchone() or (
-        0,
-    )
-    return figures | {"keys set aside by consumers": set_aside}
+        found[f"{name} behind, commits"] = behind.snapshots
+        found[f"{name} behind, seconds"] = round(behind.seconds, 1)
+    (keys,) = connection.execute("SELECT count(*) FROM consumer_dead_letters").fetchone() or (0,)
+    return found | {"keys set aside by consumers": keys}

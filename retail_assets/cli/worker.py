@@ -79,7 +79,7 @@ def list_consumers(
 
     settings = load_settings()
     with connect_to_read(settings) as connection:
-        letters = dict(
+        quarantined = dict(
             connection.execute(
                 "SELECT consumer, count(*) FROM consumer_dead_letters GROUP BY 1"
             ).fetchall()
@@ -95,7 +95,7 @@ def list_consumers(
                     None if offset is None or offset < 0 else offset,
                     behind.snapshots,
                     round(behind.seconds, 1),
-                    letters.get(consumer.name, 0),
+                    quarantined.get(consumer.name, 0),
                 ]
             )
     columns = ("consumer", "tables", "snapshot", "commits_behind", "seconds_behind", "set_aside")

@@ -1,6 +1,6 @@
-"""The I/O manager: assets get lazy frames of the lake's tables, and what they return is published.
+"""The I/O manager: assets get lazy frames of the lake's tables, and it publishes their results.
 
-An asset that takes or returns a `pandas.DataFrame` may: the annotation decides what it gets.
+An asset may take and return a `pandas.DataFrame`: the annotation decides.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ from retail_assets.lake.publish import Audit, Publication, publish_days, publish
 from retail_assets.lake.snapshot_read import SnapshotRead
 
 OPEN_END = "retail_assets/open_end"
-"""Input metadata: give all days from the first one of the run on, not only those of the run."""
+"""Input metadata: load all days from the first one of the run on, not only those of the run."""
 
 SAMPLE_ROWS = 5
 MASKED = "•••"
 
 
 @dataclass(frozen=True)
-class Draft:
+class AssetOutput:
     """The result of an asset whose rows need more than the checks of `tables/`.
 
-    `audit` and `only_days` are those of `publish_days`; `describe` returns more metadata, for the
-    newest day of the run, from what is then published; `before_swap` is that of `publish_table`.
+    `audit` and `only_days` are those of `publish_days`, `before_swap` that of `publish_table`.
+    `describe` returns more metadata for the newest day of the run, after it is published.
     """
 
     frame: Any
@@ -51,7 +51,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
     _sources: dict[str, list[tables.Table]] = PrivateAttr(default_factory=dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Give the upstream table, or its days of the run: lazy, or as pandas if annotated so.
+        """Load the upstream table, or its days of the run: lazy, or as pandas if annotated so.
 
         All inputs of a step are read from one snapshot.
         """
@@ -72,25 +72,25 @@ class LakeIOManager(dg.ConfigurableIOManager):
         return nw.from_native(frame)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Stage, audit and publish what an asset returned; days that fail do so by name."""
+        """Stage, audit and publish the result of an asset; failed days are named."""
         table = _table(context.asset_key)
         step = _attempt(context)
         read = self._read(step)
         connection = read.connection
         try:
-            draft = obj if isinstance(obj, Draft) else Draft(obj)
+            output = obj if isinstance(obj, AssetOutput) else AssetOutput(obj)
             if table.day is None:
-                self._publish_table(context, read, table, draft)
+                self._publish_table(context, read, table, output)
             else:
                 publication = (
                     obj
                     if isinstance(obj, Publication)
-                    else self._publish_days(context, read, table, draft)
+                    else self._publish_days(context, read, table, output)
                 )
-                _report(context, connection, publication, draft)
+                _report(context, connection, publication, output)
             note_new_files(self.lake.lake, connection)
         except AuditError as error:
-            # What is wrong with the rows now will be wrong at the next try.
+            # The same rows would fail again.
             raise dg.Failure(str(error), allow_retries=False) from error
         finally:
             self._close(step)
@@ -118,15 +118,15 @@ class LakeIOManager(dg.ConfigurableIOManager):
         context: dg.OutputContext,
         read: SnapshotRead,
         table: tables.Table,
-        draft: Draft,
+        output: AssetOutput,
     ) -> None:
         connection = read.connection
         count, snapshot = publish_table(
             self.lake.lake,
             connection,
             table,
-            draft.frame,
-            before_swap=draft.before_swap,
+            output.frame,
+            before_swap=output.before_swap,
             read=read,
         )
         context.add_output_metadata(
@@ -134,7 +134,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
                 "dagster/row_count": count,
                 "snapshot": snapshot,
                 **_shown(connection, table, None),
-                **(draft.describe(connection) if draft.describe else {}),
+                **(output.describe(connection) if output.describe else {}),
             }
         )
 
@@ -143,7 +143,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         context: dg.OutputContext,
         read: SnapshotRead,
         table: tables.Table,
-        draft: Draft,
+        output: AssetOutput,
     ) -> Publication:
         connection = read.connection
         days = [date.fromisoformat(key) for key in context.asset_partition_keys]
@@ -152,7 +152,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         for source in sources:
             ready = set(ledger.published(connection, source, days))
             if table.feed is not None and source.feed is None:
-                # Outside data enters by it, and may have brought rows of other days than its own.
+                # Outside data enters here, and may have rows of other days than its own.
                 ready.update(ledger.versions(connection, table.feed, days))
             reasons = ledger.failures(connection, source, days)
             for day in days:
@@ -163,18 +163,18 @@ class LakeIOManager(dg.ConfigurableIOManager):
             self.lake.lake,
             connection,
             table,
-            draft.frame,
+            output.frame,
             days,
-            audit=draft.audit,
+            audit=output.audit,
             not_ready=not_ready,
-            only_days=draft.only_days,
+            only_days=output.only_days,
             sources=sources,
             read=read,
         )
 
 
 def _attempt(context: dg.InputContext | dg.OutputContext) -> str:
-    """The key of this attempt at a step; earlier attempts had other snapshots and errors."""
+    """The key of this attempt at a step: earlier ones had other snapshots."""
     step = context.step_context
     return f"{step.step.key}:{step.previous_attempt_count}"
 
@@ -197,9 +197,9 @@ def _report(
     context: dg.OutputContext,
     connection: duckdb.DuckDBPyConnection,
     publication: Publication,
-    draft: Draft,
+    output: AssetOutput,
 ) -> None:
-    """Say of each day what was published; leave failed days out of the materializations."""
+    """Add metadata for each published day; leave failed days out of the materializations."""
     for problem in publication.failed.values():
         context.log.error(problem)
     if publication.failed and not publication.rows:
@@ -213,9 +213,9 @@ def _report(
             **{name: _number(value) for name, value in publication.measures.get(day, {}).items()},
         }
         if day == newest:
-            # Once a run: Dagster would store these again with every day.
+            # Once per run: Dagster would store these with every day.
             metadata |= _shown(connection, publication.table, day)
-            metadata |= draft.describe(connection) if draft.describe else {}
+            metadata |= output.describe(connection) if output.describe else {}
         step_context.add_asset_metadata(
             metadata, asset_key=context.asset_key, partition_key=day.isoformat()
         )
@@ -230,7 +230,7 @@ def _report(
 
 
 def describe_failures(failed: Mapping[date, str]) -> str:
-    """One text that names each failed day and its problem."""
+    """A text that names each failed day and its problem."""
     problems = "\n".join(f"{day}: {problem}" for day, problem in sorted(failed.items()))
     return f"{len(failed)} {'day' if len(failed) == 1 else 'days'} failed.\n{problems}"
 
@@ -280,7 +280,7 @@ def column_schema(table: tables.Table) -> dg.TableSchema:
 
 
 def column_lineage(table: tables.Table) -> dg.TableColumnLineage | None:
-    """From which upstream columns each column is made, where `tables/` says so."""
+    """The upstream columns of each column, where `tables/` names them."""
     sources = {
         column.name: [
             dg.TableColumnDep(asset_key=dg.AssetKey(source), column_name=name)

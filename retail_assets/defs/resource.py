@@ -22,7 +22,8 @@ class LakeResource(DuckDBResource):
     """
 
     database: str = Field(
-        default=":memory:", description="What holds temporary data; the lake is attached to it."
+        default=":memory:",
+        description="Database of temporary data; the lake is attached to it.",
     )
     catalog: str = Field(description="DuckLake catalog: SQLite path, or postgres:…")
     data_path: str = Field(description="Where the lake's Parquet files lie.")
@@ -30,7 +31,7 @@ class LakeResource(DuckDBResource):
     timezone: str = Field(default="UTC", description="Time zone of the connection.")
     memory_limit: str = Field(default="600MB", description="DuckDB's memory limit.")
     threads: int | None = Field(default=None, description="DuckDB's threads; None: all cores.")
-    umask: int = Field(default=0o077, description="Permissions that files made are not to have.")
+    umask: int = Field(default=0o077, description="Permissions that new files do not have.")
     read_only: bool = Field(default=False, description="Refuse to change the lake.")
 
     @classmethod

@@ -18,7 +18,7 @@ from retail_assets import tables
 from retail_assets.defs.io_manager import (
     MASKED,
     OPEN_END,
-    Draft,
+    AssetOutput,
     LakeIOManager,
     column_lineage,
     column_schema,
@@ -252,9 +252,9 @@ def test_pandas_frames_have_types_that_lose_nothing(lake, settings, instance):
     seen: dict[str, str] = {}
 
     @dg.asset(name="daily_revenue", **DAILY)
-    def spying(completed_orders: pd.DataFrame) -> Draft:
+    def spying(completed_orders: pd.DataFrame) -> AssetOutput:
         seen.update(completed_orders.dtypes.astype(str))
-        return Draft(completed([]).slice(0, 0).to_pandas(), only_days=True)
+        return AssetOutput(completed([]).slice(0, 0).to_pandas(), only_days=True)
 
     run(settings, instance, [completed_asset(GOOD), spying], FIRST)
     assert seen["order_value_gbp"] == "decimal128(12, 2)[pyarrow]"
@@ -270,9 +270,9 @@ def test_an_input_with_an_open_end_has_all_later_days_as_well(lake, settings, in
         ins={"completed_orders": dg.AssetIn(metadata={OPEN_END: True})},
         **DAILY,
     )
-    def spying(completed_orders: nw.LazyFrame) -> Draft:
+    def spying(completed_orders: nw.LazyFrame) -> AssetOutput:
         seen.extend(completed_orders.select("order_id").to_native().fetchall())
-        return Draft(revenue.daily_revenue(completed_orders), only_days=True)
+        return AssetOutput(revenue.daily_revenue(completed_orders), only_days=True)
 
     done = run(settings, instance, [completed_asset(GOOD), spying], SECOND, selection=[spying.key])
     assert done.success

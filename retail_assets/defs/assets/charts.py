@@ -10,7 +10,7 @@ import duckdb
 
 DAYS = 60
 REGIONS = 5
-"""How many regions or reasons a chart shows by name, the largest; the rest are one."""
+"""How many regions or reasons, the largest, a chart shows by name; the others are one bar."""
 
 
 def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.MarkdownMetadataValue]:

@@ -1,7 +1,7 @@
-"""The consumers as assets: without a worker, Dagster has them follow the events.
+"""The consumers as assets: without a worker, Dagster runs them.
 
-A run does what the worker does in a round, from the same offset. So it is nothing to do where the
-worker was there before, and no harm where both are at it.
+A run is a round of a consumer, from the same offset as in the worker. So it finds nothing to do
+after the worker, and both can run at once.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ FOLLOW_EVENTS = (
 
 
 def consumer_assets(settings: Settings) -> list[dg.AssetsDefinition]:
-    """An asset for each table of each consumer; those of one consumer are made together."""
+    """An asset for each table of each consumer; those of one consumer materialize together."""
     return [_assets(consumer) for consumer in all_consumers(settings)]
 
 

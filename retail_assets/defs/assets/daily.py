@@ -10,14 +10,14 @@ import dagster as dg
 import duckdb
 import narwhals as nw
 
-from retail_assets.defs.io_manager import OPEN_END, Draft, column_schema
+from retail_assets.defs.io_manager import OPEN_END, AssetOutput, column_schema
 from retail_assets.tables import Table
 
 OWNERS = ["team:analytics"]
 KINDS = {"duckdb", "ducklake", "parquet"}
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
-"""For failures that may pass, such as a busy catalog; bad data are never retried."""
+"""For transient failures, such as a busy catalog; bad data are never retried."""
 
 Rule = Callable[..., nw.LazyFrame]
 
@@ -30,7 +30,7 @@ def freshness(timezone: str) -> dg.FreshnessPolicy:
 
 
 def table_spec(table: Table, *, code_version: str) -> dict[str, Any]:
-    """The part of an asset's definition that its table gives."""
+    """The part of an asset's definition that follows from its table."""
     return {
         "key": dg.AssetKey(table.name),
         "description": table.description,
@@ -64,17 +64,17 @@ class DailyAsset:
         """Return the asset."""
 
         @wraps(self.rule)
-        def compute(**inputs: nw.LazyFrame) -> Draft:
+        def compute(**inputs: nw.LazyFrame) -> AssetOutput:
             audit = self.audit
-            return Draft(
+            return AssetOutput(
                 self.rule(**inputs),
                 audit=(lambda staged: audit(staged, **inputs)) if audit else None,
                 only_days=bool(self.open_end),
                 describe=self.describe,
             )
 
-        compute.__annotations__ = {**self.rule.__annotations__, "return": Draft}
-        make: Callable[[Callable[..., Draft]], dg.AssetsDefinition] = dg.asset(
+        compute.__annotations__ = {**self.rule.__annotations__, "return": AssetOutput}
+        make: Callable[[Callable[..., AssetOutput]], dg.AssetsDefinition] = dg.asset(
             **table_spec(self.table, code_version=self.code_version),
             partitions_def=partitions_def,
             backfill_policy=dg.BackfillPolicy.single_run(),
@@ -104,10 +104,10 @@ def daily_asset(
 
     Args:
         table: the columns, key and day of what the rule returns.
-        code_version: change it with the rule, so that Dagster shows what was made by an older one.
+        code_version: change it with the rule, so that Dagster shows results of an older one.
         audit: takes the staged rows and the rule's inputs (by name), returns a row for each day
             that must not be published.
-        open_end: inputs that are given from the first day of the run on, without an end.
+        open_end: inputs that are loaded from the first day of the run on, without an end.
         describe: more metadata for the newest day.
         automation_condition: when Dagster materializes it by itself.
 

@@ -27,7 +27,7 @@ SHOWN_FILES = 20
 
 
 class EventFilesConfig(dg.Config):
-    """The event files of a run."""
+    """The event files of a run; without files, the run recomputes its days."""
 
     files: list[str] = Field(
         default=[],
@@ -97,20 +97,20 @@ def _publication(
     window = f"received_date BETWEEN DATE '{min(days)}' AND DATE '{max(days)}'"
     source = f"(SELECT * FROM lake.{table.name} WHERE {window})"
     rows, measures = day_facts(connection, table, source, days)
-    # A day without events is no day of nothing sold.
+    # A day without events has no measures, not zeros.
     measures = {day: values for day, values in measures.items() if rows[day]}
     return Publication(table, rows, {}, current_snapshot(connection), measures)
 
 
 def _ingest_metadata(found: event_files.Ingested) -> dict[str, Any]:
-    taken = found.files.values()
-    outcomes = Counter(file.outcome for file in taken)
+    results = found.files.values()
+    outcomes = Counter(file.outcome for file in results)
     return {
         "files": len(found.files),
-        "lines": sum(file.lines for file in taken),
-        "accepted": sum(file.accepted for file in taken),
-        "dead_lettered": sum(file.dead_lettered for file in taken),
-        "duplicate": sum(file.duplicate for file in taken),
+        "lines": sum(file.lines for file in results),
+        "accepted": sum(file.accepted for file in results),
+        "dead_lettered": sum(file.dead_lettered for file in results),
+        "duplicate": sum(file.duplicate for file in results),
         "outcomes": dict(outcomes),
         **({"failed_files": found.failed} if found.failed else {}),
         **({"new_fields": dict(found.new_fields)} if found.new_fields else {}),

@@ -23,7 +23,7 @@ TRAINED_AT = "0 5 * * *"
 def train_nightly(timezone: str) -> dg.AutomationCondition[Any]:
     """Train the model of yesterday at five.
 
-    Unlike `on_cron` it does not wait for events of yesterday: there may be none, or no late ones.
+    Unlike `on_cron` it does not wait for events of yesterday: there may be none.
     """
     tick: dg.AutomationCondition[Any] = dg.AutomationCondition.cron_tick_passed(
         TRAINED_AT, timezone
@@ -37,7 +37,7 @@ def train_nightly(timezone: str) -> dg.AutomationCondition[Any]:
 def fraud_model_asset(
     settings: Settings, partitions_def: dg.PartitionsDefinition[str]
 ) -> dg.AssetsDefinition:
-    """`fraud_model`: the model of each day, which knows the events received up to it."""
+    """`fraud_model`: the model of each day, trained on the events received up to it."""
     spec = table_spec(tables.FRAUD_MODELS, code_version="1")
     make: Callable[[Callable[..., None]], dg.AssetsDefinition] = dg.asset(
         **{**spec, "key": dg.AssetKey(FRAUD_MODEL), "kinds": {*KINDS, "scikitlearn"}},

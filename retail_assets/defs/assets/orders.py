@@ -10,7 +10,7 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.defs.assets.charts import recent_revenue
 from retail_assets.defs.assets.daily import RETRIES, daily_asset, freshness, table_spec
-from retail_assets.defs.io_manager import Draft
+from retail_assets.defs.io_manager import AssetOutput
 from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports import load as order_exports
@@ -29,15 +29,15 @@ class SourceFolders(dg.ConfigurableResource[None]):
 
 
 def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
-    def compute(source_folders: SourceFolders) -> Draft:
+    def compute(source_folders: SourceFolders) -> AssetOutput:
         try:
             rows = reference.read_reference(Path(source_folders.reference_dir), table)
         except RetailAssetsError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         prepare = reference.before_swap(table, max_shrink=source_folders.reference_max_shrink)
-        return Draft(rows, before_swap=prepare)
+        return AssetOutput(rows, before_swap=prepare)
 
-    make: Callable[[Callable[..., Draft]], dg.AssetsDefinition] = dg.asset(
+    make: Callable[[Callable[..., AssetOutput]], dg.AssetsDefinition] = dg.asset(
         **table_spec(table, code_version="1"), retry_policy=RETRIES, io_manager_key="lake_io"
     )
     return make(compute)
@@ -94,8 +94,8 @@ FOLLOW_COMPLETED_ORDERS = (
     .without(dg.AutomationCondition.in_latest_time_window())
     .with_label("follow_completed_orders")
 )
-"""Follow completed orders on any day: without the clause left out, only yesterday's would count,
-and a restated day of last week would keep its old revenue."""
+"""Follow completed orders on any day: `eager` looks only at the latest one, and a restated day of
+last week would keep its old revenue."""
 
 
 @daily_asset(

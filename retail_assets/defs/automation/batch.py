@@ -2,13 +2,13 @@
 
 A file lands or is replaced -> `new_exports` runs its day. A day's orders changed because of a late
 or corrected order, or of new reference data -> `restated_days` runs the days concerned, and only
-those. What is new is decided by the ledger in the lake, never by a cursor or a clock; a cursor here
-only remembers how each piece of open work looked at the last tick (a file that still changes is
-left alone) and how often it was tried.
+those. The ledger in the lake decides what is new, never a cursor or a clock. A cursor only has the
+state of open work at the last tick (a file that still changes has to wait) and the number of
+attempts.
 
-Requests for days carry no run key: Dagster remembers one for ever, and would silently drop a day
-that is new again, such as after the lake was thrown away or an older file was put back. That a day
-does not run twice at once is asked of the instance.
+Requests for days carry no run key: Dagster never forgets one, and would silently drop a day that is
+new again, for instance after the lake was deleted or an older file was restored. The runs of the
+instance show whether a day is running already.
 """
 
 import json
@@ -52,8 +52,8 @@ IN_PROGRESS = [
 class Seen:
     """Work as a sensor saw it.
 
-    `content` tells it from an earlier or later state, `attempts` says how often it was started, and
-    `was_loaded` (of reference files) whether the lake had it since.
+    `content` identifies its state, `attempts` counts its runs, and `was_loaded` (for reference
+    files) says whether the lake has had it since.
     """
 
     content: str
@@ -120,7 +120,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def new_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: file.content for day, file in pending_exports(settings).items()}
-        return _start_days(context, work, must_be_still=True, also=_not_taken(settings))
+        return _start_days(context, work, must_be_unchanged=True, also=_not_ingested(settings))
 
     @dg.sensor(
         name="restated_days",
@@ -132,7 +132,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def restated_days(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: str(version) for day, version in stale_days(settings).items()}
-        return _start_days(context, work, must_be_still=False)
+        return _start_days(context, work, must_be_unchanged=False)
 
     @dg.sensor(
         name="changed_reference",
@@ -160,11 +160,11 @@ def _load_reference(context: dg.SensorEvaluationContext, settings: Settings) -> 
             continue
         if not old.attempts:
             ready.append(name)
-        # Once is enough: what is wrong with a file stays wrong until it is replaced.
+        # One attempt: a bad file stays bad until it is replaced.
         seen[name] = Seen(file.content, 1, old.attempts > 0 and name in loaded)
     request = dg.RunRequest(
         asset_selection=[dg.AssetKey(name) for name in ready],
-        # Before the orders that look things up in it.
+        # Before the orders that it is joined to.
         tags={"dagster/priority": "1"},
     )
     return dg.SensorResult(
@@ -178,50 +178,50 @@ def _start_days(
     context: dg.SensorEvaluationContext,
     work: Mapping[date, str],
     *,
-    must_be_still: bool,
+    must_be_unchanged: bool,
     also: str = "",
 ) -> dg.SensorResult:
-    """Start one run for each contiguous range of ready days; say what is pending and why."""
+    """Request one run for each contiguous range of ready days, and describe pending ones."""
     before = _load(context.cursor)
     busy = _busy_days(context.instance)
     seen: dict[str, Seen] = {}
     ready: list[date] = []
-    waiting, given_up = [], []
+    waiting, abandoned = [], []
     for day, content in work.items():
         old = before.get(day.isoformat())
         same = old is not None and old.content == content
         attempts = old.attempts if old is not None and same else 0
-        if day in busy or (must_be_still and not same):
+        if day in busy or (must_be_unchanged and not same):
             waiting.append(day)
         elif attempts >= MAX_ATTEMPTS:
-            given_up.append(day)
+            abandoned.append(day)
         else:
             ready.append(day)
             attempts += 1
         seen[day.isoformat()] = Seen(content, attempts)
     requests = [_run_request(first, last) for first, last in business_days.ranges(ready)]
-    message = _describe(len(work), waiting, given_up) + also
+    message = _describe(len(work), waiting, abandoned) + also
     if requests:
         context.log.info(message)
     return dg.SensorResult(requests, skip_reason=None if requests else message, cursor=_dump(seen))
 
 
-def _describe(count: int, waiting: Collection[date], given_up: Sequence[date]) -> str:
+def _describe(count: int, waiting: Collection[date], abandoned: Sequence[date]) -> str:
     if not count:
         return "Every day is up to date."
     parts = [f"{count} {'day' if count == 1 else 'days'} to do"]
     if waiting:
         parts.append(f"{len(waiting)} of them are running or their files may still change")
-    if given_up:
-        shown = ", ".join(map(str, given_up[:SHOWN_DAYS]))
+    if abandoned:
+        shown = ", ".join(map(str, abandoned[:SHOWN_DAYS]))
         parts.append(
-            f"{len(given_up)} failed {MAX_ATTEMPTS} times and wait for other data, or for a run by"
+            f"{len(abandoned)} failed {MAX_ATTEMPTS} times and wait for other data, or for a run by"
             f" hand, first of all {shown}"
         )
     return "; ".join(parts) + "."
 
 
-def _not_taken(settings: Settings) -> str:
+def _not_ingested(settings: Settings) -> str:
     others = other_exports(settings)
     if not others:
         return ""
@@ -251,7 +251,7 @@ def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
 
 
 def _published(settings: Settings, day: date) -> bool:
-    """Whether a day is published from its own export, and not from late orders of others alone."""
+    """Whether a day is published from its own export, not only from late orders of others."""
     whole = (tables.RAW_ORDERS, tables.DAILY_REVENUE)
     try:
         with Lake.from_settings(settings).connect(read_only=True) as connection:

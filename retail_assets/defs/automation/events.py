@@ -1,8 +1,8 @@
 """The sensor of the event pipeline: event files that land start runs, a bounded number at a time.
 
-What is new is decided by the ledger in the lake, so late files, equal times and copies are no
-special cases. The cursor only remembers which files were in runs that failed as a whole, and how
-often; a file that cannot be read fails alone within its run, and is counted in the lake.
+The ledger in the lake decides what is new, so late files, equal times and copies are no special
+cases. The cursor only has the files of runs that failed as a whole, and how often; an unreadable
+file fails alone within its run, and is entered in the lake.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ BYTES_PER_RUN = 512 << 20
 MAX_RUNS = 4
 """How many runs of files there are at once; other files wait for the next tick."""
 
-REMEMBERED_RUNS = 200
+COUNTED_RUNS = 200
 OVERLAP_SECONDS = 60
-"""How far the clocks of processes that write to runs may lie apart."""
+"""How far the clocks of processes that write to runs may differ."""
 
 WORKER_SECONDS = 60
 """How long the sensor leaves a file to a worker that is alive."""
@@ -47,8 +47,8 @@ SHOWN = 5
 class Failures:
     """Files of runs that failed as a whole: their state then, and how often.
 
-    `until` is when the newest failed run that was looked at was last written to, in seconds since
-    1970, and `counted` are the last of those: Dagster writes to a run after it has failed, too.
+    `until` is the time of the last update of the newest counted run, in seconds since 1970.
+    `counted` has the newest runs: Dagster also updates a run after it has failed.
     """
 
     until: float = 0.0
@@ -96,7 +96,7 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         failures = Failures.load(context.cursor)
         _count_failures(context.instance, failures, pending)
         busy = {path for _, files in running for path in files}
-        given_up = [
+        abandoned = [
             path for path, file in pending.files.items() if failures.count(file) >= MAX_ATTEMPTS
         ]
         fresh = _fresh(pending)
@@ -107,9 +107,9 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         ]
         busy_days = {day for day, _ in running}
         chosen = list(islice(batches(settings, ready, busy_days), max(0, MAX_RUNS - len(running))))
-        asked = sum(len(files) for _, files in chosen)
+        requested = sum(len(files) for _, files in chosen)
         requests = [_request(day, files, failures, pending.lake) for day, files in chosen]
-        message = _describe(pending, busy, fresh, given_up, asked, len(ready) - asked)
+        message = _describe(pending, busy, fresh, abandoned, requested, len(ready) - requested)
         if requests:
             context.log.info(message)
         return dg.SensorResult(
@@ -124,8 +124,8 @@ def batches(
 ) -> Iterator[tuple[date, list[FoundFile]]]:
     """Files that go into one run each: of one landing day, bounded in number and bytes.
 
-    The newest day comes first, so that a backlog does not keep today waiting; days that are in a
-    run already come last, so that today does not keep a backlog waiting for ever.
+    The newest day comes first, so that a backlog does not delay today. Days that are in a run
+    already come last, so that today does not block a backlog.
     """
     today = datetime.now(ZoneInfo(settings.timezone)).date()
 
@@ -155,9 +155,9 @@ def _request(
     content = hashlib.sha256(json.dumps([lake.birth, state]).encode()).hexdigest()[:16]
     attempt = 1 + max(failures.count(file) for file in files)
     return dg.RunRequest(
-        # Dagster remembers a key for ever, and would silently drop a second run with it: it must
-        # tell other content, what the lake has of it, another attempt, and another lake. So an
-        # older file may be put back, and a last line without newline be taken later.
+        # Dagster silently drops a second run with the same key. So the key tells apart content, the
+        # ledger's state, attempts and lakes: an older file may be restored, and a last line without
+        # newline be ingested later.
         run_key=f"{day}:{content}:{attempt}",
         partition_key=day.isoformat(),
         run_config={
@@ -178,7 +178,7 @@ def _running(instance: dg.DagsterInstance) -> list[tuple[str | None, list[str]]]
 
 
 def _count_failures(instance: dg.DagsterInstance, failures: Failures, pending: Pending) -> None:
-    """Count the pending files of runs that failed since the last tick; forget all others."""
+    """Count the pending files of runs that failed since the last tick; drop all others."""
     records = instance.get_run_records(
         dg.RunsFilter(
             job_name=EVENTS,
@@ -195,14 +195,14 @@ def _count_failures(instance: dg.DagsterInstance, failures: Failures, pending: P
         started_ns = record.create_timestamp.timestamp() * 1e9
         for path in _files_of(record.dagster_run.run_config):
             file = pending.files.get(path)
-            # One that was written to since is another.
+            # A file that changed since is another one.
             if file is not None and file.modified_ns < started_ns:
                 count = failures.count(file) + 1
                 failures.attempts[path] = [file.size_bytes, file.modified_ns, count]
     failures.until = max(
         [failures.until, *(record.update_timestamp.timestamp() for record in records)]
     )
-    failures.counted = failures.counted[-REMEMBERED_RUNS:]
+    failures.counted = failures.counted[-COUNTED_RUNS:]
     failures.attempts = {
         path: state for path, state in failures.attempts.items() if path in pending.files
     }
@@ -214,7 +214,7 @@ def _files_of(run_config: Mapping[str, Any]) -> list[str]:
 
 
 def _fresh(pending: Pending) -> set[str]:
-    """The files that are left to a worker that is alive: it is faster than a run starts."""
+    """The files that are left to an alive worker, which is faster than a run."""
     if not pending.lake.workers:
         return set()
     since = time.time_ns() - WORKER_SECONDS * 10**9
@@ -225,8 +225,8 @@ def _describe(
     pending: Pending,
     busy: set[str],
     fresh: set[str],
-    given_up: Sequence[str],
-    asked: int,
+    abandoned: Sequence[str],
+    requested: int,
     waiting: int,
 ) -> str:
     not_read = f" {pending.about_not_read()}." if pending.not_read else ""
@@ -242,13 +242,13 @@ def _describe(
         (len(pending.unsettled), "may still be written to"),
         (len(busy & pending.files.keys()), "in runs already"),
         (len(fresh), f"left to the worker {', '.join(pending.lake.workers)}"),
-        (asked, "go into runs now"),
+        (requested, "go into runs now"),
         (waiting, "wait for the next tick"),
     ):
         if count:
             parts.append(f"{count} {text}")
     troubles = [
-        *(f"{path} (its run failed {MAX_ATTEMPTS} times)" for path in given_up),
+        *(f"{path} (its run failed {MAX_ATTEMPTS} times)" for path in abandoned),
         *(f"{path} ({reason})" for path, reason in pending.left_alone.items()),
     ]
     if troubles:

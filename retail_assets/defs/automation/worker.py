@@ -1,10 +1,9 @@
 """Dagster's view of the stream worker: a sensor that reports the worker's heartbeat.
 
 The worker needs no Dagster, and may run on another machine: it writes a row into the lake. The
-sensor turns that into materializations of the event assets (for the days that have new rows) and of
-`stream_worker`, whose freshness policy then tells an alive worker from one that is lagging or
-dead. No run means no checks either: a schedule asks those of all that the worker writes, each
-morning.
+sensor turns that into materializations of the event assets (for the days with new rows) and of
+`stream_worker`, whose freshness policy then shows whether the worker is alive, lagging or dead.
+Without runs there are no checks: a schedule runs those of the worker's tables each morning.
 """
 
 import json
@@ -39,7 +38,7 @@ WORKER = "stream_worker"
 CHECKS = "event_checks"
 
 REPORT_SECONDS = 60
-"""How often at most the assets are reported as materialized: each time is an event in Dagster."""
+"""How often the assets are reported as materialized at most: each report is a Dagster event."""
 
 SPEC = dg.AssetSpec(
     WORKER,
@@ -57,9 +56,9 @@ SPEC = dg.AssetSpec(
 class Reported:
     """The last report, in the sensor's cursor.
 
-    `until` is up to which `processed_at` rows were reported, `at` when, and `state` of the worker,
-    `lines` how many each worker had ingested, `days` those of the newest rows, and `offsets` how
-    far each consumer had come.
+    `until` is the newest `processed_at` of the reported rows, `at` the time of the report, `state`
+    that of the worker, `lines` the number that each worker had ingested, `days` those of the newest
+    rows, and `offsets` those of the consumers.
     """
 
     until: str = ""
@@ -90,7 +89,7 @@ def job(settings: Settings) -> UnresolvedAssetJobDefinition:
 
 
 def schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Run the checks once the night's batch is there to compare with."""
+    """Run the checks after the night's batch."""
 
     @dg.schedule(
         name=CHECKS,
@@ -143,7 +142,7 @@ def _report(
 ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
     workers = list(in_charge(found, now).values())
     states = {state(worker, now) for worker in workers}
-    # Of several sources, each with a worker of its own, the worst counts.
+    # Each source may have a worker of its own: the worst state counts.
     worst = next((name for name in (DEAD, LATE, ALIVE) if name in states), "")
     # The clock may have been set back since.
     due = not reported.at or abs(now - datetime.fromisoformat(reported.at)) >= timedelta(
@@ -177,11 +176,11 @@ def _materializations(
     lives: bool,
     ended: bool,
 ) -> Iterator[dg.AssetMaterialization]:
-    """The days with rows that are new since the last report, then what follows from them.
+    """Materializations of the days with new rows, then of the consumers' tables.
 
-    In this order nothing is run for what a worker does. What no worker has followed, because it was
-    killed before or runs without consumers, is left to Dagster: those tables are not reported, and
-    once the worker has ended the events are, again, that they follow.
+    In this order Dagster starts no run for what a worker has done. Consumers that no worker runs,
+    because it was killed or started without them, are left to Dagster: their tables are not
+    reported, and after the end of the worker the events are reported again, so that they follow.
     """
     consumers = all_consumers(settings)
     behind = {each.name for each in consumers if lag(connection, each).snapshots}
@@ -233,7 +232,7 @@ def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
             min(each.heartbeat_at, now),
         ),
     )
-    figures = {
+    metrics = {
         name: value
         for name, value in worker.figures.items()
         if name != "sources" and value is not None
@@ -244,7 +243,7 @@ def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
         "last_heartbeat": dg.MetadataValue.timestamp(worker.heartbeat_at),
         "sources": ", ".join(worker.sources),
         **({"problem": worker.problem} if worker.problem else {}),
-        **figures,
+        **metrics,
         **{
             f"{source}_{name}": count
             for source, totals in worker.figures.get("sources", {}).items()

@@ -5,7 +5,7 @@ years writes two events per partition. This one keeps an engine per shard and wr
 asset events (`DAGSTER_EVENT_BATCH_SIZE`) in one transaction per shard. Files, rows and answers
 stay those of the stock class: to go back, delete `event_log_storage` from `dagster.yaml`.
 
-Everything here leans on Dagster's internals, so nothing else belongs in this module.
+It depends on Dagster's internals, so nothing else belongs in this module.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
                 self._shards.pop(shard).engine.dispose()
 
     def has_table(self, table_name: str) -> bool:
-        """Remember a yes: tables are never dropped, a migration may still add one."""
+        """Cache a yes: tables are never dropped, but a migration may add one."""
         if table_name not in self._tables and super().has_table(table_name):
             self._tables.add(table_name)
         return table_name in self._tables

@@ -3,7 +3,7 @@
 After a power cut, or when all of Dagster was killed, the stock launcher leaves the runs of that
 time in progress for ever, and sensors wait for their days for as long. With this one, run
 monitoring fails them and `run_retries` starts them again. To go back, delete `run_launcher` from
-`dagster.yaml`. It leans on Dagster's internals, so nothing else belongs in this module.
+`dagster.yaml`. It depends on Dagster's internals, so nothing else belongs in this module.
 """
 
 import socket
@@ -31,7 +31,7 @@ class WatchfulRunLauncher(DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """It does; this is what makes run monitoring look at runs that have started."""
+        """True, so that run monitoring looks at runs that have started."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:

@@ -390,7 +390,7 @@ def test_a_message_is_tried_again_ever_later_and_then_given_up_visibly(
     assert office.send() == Sent(waiting=1)
     office.later()
     last = office.send()
-    assert (last.failed, last.given_up, last.waiting) == (1, 1, 0)
+    assert (last.failed, last.abandoned, last.waiting) == (1, 1, 0)
     office.later(timedelta(days=1))
     assert office.send() == Sent()
     assert receiver.keys() == ["fraud_alert:O1"] * 3
@@ -510,7 +510,7 @@ def test_of_two_processes_that_look_at_once_one_writes(
     assert office.rows("key") == [("fraud_alert:O1",)]
 
 
-def test_messages_to_a_service_that_is_gone_are_given_up(
+def test_messages_to_a_service_that_is_gone_are_abandoned(
     office: Office, receiver: Receiver
 ) -> None:
     office.alert("O1")
@@ -519,7 +519,7 @@ def test_messages_to_a_service_that_is_gone_are_given_up(
     # Somebody who was started with these settings may still send them.
     assert elsewhere.send() == Sent(waiting=1)
     elsewhere.later(timedelta(days=1))
-    assert elsewhere.send() == Sent(given_up=1)
+    assert elsewhere.send() == Sent(abandoned=1)
     assert office.rows("problem") == [("RETAIL_NOTIFY_URLS does not have this service.",)]
 
 
