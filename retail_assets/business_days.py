@@ -1,4 +1,4 @@
-"""Business days: which are complete, the business time zone, and date <-> file name."""
+"""Business days: complete days, ranges of days, and the names of export files."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -27,10 +27,10 @@ def last_complete_day(settings: "Settings") -> date:
 
 
 def check_range(settings: "Settings", first: date, last: date) -> list[date]:
-    """The days of a range that a user asked for.
+    """The days of a range, as a user gave it.
 
     Raises:
-        UsageError: where the range is empty or has days that are no partitions.
+        UsageError: if the range is empty or has days that are no partitions.
     """
     newest = last_complete_day(settings)
     if first > last:
@@ -66,7 +66,7 @@ def export_paths(folder: Path, day: date) -> tuple[Path, Path]:
 
 
 def ranges(days: Iterable[date]) -> Iterator[tuple[date, date]]:
-    """The days as runs of consecutive ones, earliest first: (first, last) of each."""
+    """The contiguous ranges of some days, earliest first: the first and last day of each."""
     first = previous = None
     for day in sorted(set(days)):
         if first is None or previous is None:

@@ -1,4 +1,4 @@
-"""The errors raised on purpose: each says what happened, where, and what to do."""
+"""Errors of the platform: each says what happened, where, and what to do."""
 
 from retail_assets.secrets import mask
 
@@ -6,12 +6,12 @@ from retail_assets.secrets import mask
 class RetailAssetsError(Exception):
     """Work that failed for a reason that its message explains; the command exits with 1.
 
-    Each argument is a line of the message. It tells no secret, wherever it is shown or stored.
+    Each argument is a line of the message. Secrets are masked wherever it is shown or stored.
     """
 
     @property
     def lines(self) -> list[str]:
-        """The lines of the message, in which a newline belongs to what is named, such as a path."""
+        """The lines of the message; a newline within one belongs to a name, such as a path."""
         return [mask(str(line)) for line in self.args]
 
     def __str__(self) -> str:
@@ -23,4 +23,4 @@ class UsageError(RetailAssetsError):
 
 
 class AuditError(RetailAssetsError):
-    """Staged rows that must not be published; the published ones stay as they were."""
+    """Staged rows must not be published; the published ones stay as they were."""

@@ -1,8 +1,8 @@
-"""The sentence for an error that nobody raised on purpose: what, where, and what to do.
+"""Sentences for errors of other libraries: what happened, where, and what to do.
 
-Known outages, such as a full disk, a damaged file or a lost server, have a sentence each. They are
-recognised by their text, because DuckDB, SQLAlchemy and Dagster wrap them into errors of their own,
-and a run has only texts left of them.
+Known outages, such as a full disk, a damaged file or a lost server, have a sentence each. Their
+text identifies them, because DuckDB, SQLAlchemy and Dagster wrap them into errors of their own, and
+a run stores only texts.
 """
 
 import logging
@@ -126,7 +126,7 @@ def debugging() -> bool:
 
 
 def explain(error: BaseException) -> list[str]:
-    """Say what happened, in the lines of our own error or else in one sentence, without secrets."""
+    """The lines of an error of the platform, or one sentence for another one, without secrets."""
     for each in _chain(error):
         if isinstance(each, RetailAssetsError):
             return each.lines
@@ -147,7 +147,7 @@ def _text(error: BaseException) -> str:
 
 
 def explain_dagster(error: Any) -> str:
-    """The same of an error that a Dagster run has stored (`SerializableErrorInfo`)."""
+    """The same for an error that a Dagster run has stored (`SerializableErrorInfo`)."""
     each = error
     while each is not None:
         if any(f".{name}" in each.message for name in _own()) or each.cls_name in _own():
@@ -182,7 +182,7 @@ def _one_line(text: str) -> str:
 
 
 def tell_of_threads(hook: "threading.ExceptHookArgs") -> None:
-    """Have an error that ended a thread as a sentence, its traceback only with `--debug`."""
+    """Print an error that ended a thread as a sentence, its traceback only with `--debug`."""
     if hook.exc_value is None or hook.exc_type is SystemExit:
         return
     if debugging():
@@ -194,7 +194,7 @@ def tell_of_threads(hook: "threading.ExceptHookArgs") -> None:
 
 
 class SentenceFormatter(logging.Formatter):
-    """Has an error in a log as one sentence, its traceback only with `--debug`."""
+    """Formats an error in a log as one sentence, its traceback only with `--debug`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record, in one line."""

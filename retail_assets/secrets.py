@@ -1,9 +1,9 @@
-"""Secrets stay out of all that is logged, printed, served or stored.
+"""Keeps secrets out of everything that is logged, printed, served or stored.
 
 `protect` collects the values of the secret settings and of the environment of libpq and AWS, and
-has them replaced in every log record and in the tracebacks of uncaught errors of this process;
-`mask` does it to a text that is going to be kept or shown. What looks like a password is replaced
-even if it is not known: within connection strings, URLs and headers.
+replaces them in every log record and in the tracebacks of uncaught errors of this process. `mask`
+replaces them in a text that is stored or shown. Both also replace unknown passwords within
+connection strings, URLs and headers.
 """
 
 import json
@@ -22,7 +22,7 @@ from urllib.parse import quote, quote_plus, unquote
 MASK = "•••"
 
 SHORTEST = 4
-"""Fewer characters are replaced only where they stand as a password: they are in many words."""
+"""Shorter values are replaced only where they are a password: they occur in many words."""
 
 _VARIABLES = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
@@ -50,10 +50,10 @@ def protect(settings: Any) -> None:
     """Replace the secrets of these settings and of the environment from now on.
 
     Args:
-        settings: a pydantic model; those of its fields are secret whose type is `SecretStr`, or
-            that are left out of its text form, and passwords within all other texts.
+        settings: a pydantic model; secret are its fields of type `SecretStr`, fields with
+            `repr=False`, and passwords within all other texts.
     """
-    global _known  # noqa: PLW0603  # log records are made by whoever: it is of the process
+    global _known  # noqa: PLW0603  # one per process, as log records are
     values = {
         form
         for value in (*_of_settings(settings), *(os.environ.get(name) for name in _VARIABLES))
@@ -113,7 +113,7 @@ def _parts_of_url(url: str) -> Iterator[str]:
 
 
 def _forms(value: str) -> set[str]:
-    """How a value is spelled in URLs, SQL, JSON and Python."""
+    """The spellings of a value in URLs, SQL, JSON and Python."""
     return {
         form
         for text in (value, unquote(value))
@@ -132,7 +132,7 @@ def _forms(value: str) -> set[str]:
 
 def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = _make_record(*args, **kwargs)
-    with suppress(Exception):  # whoever formats it says what is wrong with it
+    with suppress(Exception):  # the formatter reports it
         text = record.getMessage()
         masked = mask(text)
         if masked != text:
@@ -141,13 +141,13 @@ def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
         masked = mask(text)
         if masked != text:
-            # Formatters take it where it is there.
+            # Formatters prefer it to exc_info.
             record.exc_text = masked
     return record
 
 
 def _mask_message(record: logging.LogRecord, masked: str) -> None:
-    """Mask the arguments one by one where that is enough: some formatters want them."""
+    """Mask the arguments one by one if that is enough: some formatters use them."""
     given, message = record.args, record.msg
     if isinstance(given, tuple):
         record.args = tuple(mask(value) if isinstance(value, str) else value for value in given)

@@ -47,10 +47,6 @@ class Settings(BaseSettings):
     start_date: date = Field(
         default=date(2026, 10, 5), description="The first daily partition (YYYY-MM-DD)."
     )
-    engine: Literal["duckdb"] = Field(
-        default="duckdb",
-        description="The engine that runs the transforms. DuckDB is the only one today.",
-    )
     late_days: int = Field(
         default=7,
         ge=0,
@@ -87,7 +83,7 @@ class Settings(BaseSettings):
     )
     changed_event_files: Literal["keep", "replace"] = Field(
         default="keep",
-        description="What happens to the events of an event file that got shorter or starts"
+        description="The events of an event file that got shorter or starts"
         " differently: `keep` keeps them; `replace` retracts them, for corrected files that"
         " are delivered under the same name.",
     )
@@ -293,7 +289,7 @@ class Settings(BaseSettings):
     )
     publish_from: Literal["now", "beginning"] = Field(
         default="now",
-        description="What a new topic starts with: `now`, changes from now on, or `beginning`,"
+        description="The start of a new topic: `now`, changes from now on, or `beginning`,"
         " all rows of the lake.",
     )
 
@@ -354,7 +350,7 @@ class Settings(BaseSettings):
 
     @property
     def opening_date(self) -> date:
-        """The first day whose orders change the stock that the reference data have."""
+        """The first day whose orders change the stock of the reference data."""
         return self.stock_date or self.start_date
 
     @cached_property
@@ -395,7 +391,7 @@ class Settings(BaseSettings):
 
 
 def _absolute(path: str | Path) -> str:
-    """The same place for every process, wherever it was started."""
+    """An absolute path, the same for every process."""
     return str(Path(path).expanduser().absolute())
 
 
@@ -414,7 +410,7 @@ def load_settings() -> Settings:
 
 
 def _what_is_wrong(error: ValidationError) -> str:
-    """One sentence about the first of the values that cannot be used, with no secret in it."""
+    """A sentence about the first invalid value, without secrets."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     variable = f"RETAIL_{name.upper()}"
@@ -430,5 +426,5 @@ def _is_secret(name: str) -> bool:
 
 
 def _without_secrets(error: ValidationError) -> ValidationError | None:
-    """The error itself, which has the values in it, unless one of them is a secret."""
+    """The error, which has the values in its text, unless one of them is a secret."""
     return None if any(_is_secret(str(each["loc"][0])) for each in error.errors()) else error

@@ -1,14 +1,14 @@
-"""Text from outside, with the characters that would steer a terminal made visible."""
+"""Makes control characters visible, which could steer a terminal, in text from outside."""
 
 import json
 import unicodedata
 
 _STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-"""Unicode's categories of characters that are no glyph: control, format, surrogate, separators."""
+"""Unicode's categories of characters without a glyph: control, format, surrogate, separators."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""Write characters that would steer a terminal as JSON escapes, such as `\u001b`.
+    r"""Write characters that could steer a terminal as JSON escapes, such as `\u001b`.
 
     Args:
         text: any text.

@@ -5,8 +5,8 @@
 finds them again. The broker lets the first member of a group wait for a second, whatever its
 `session.timeout.ms` is; `QUICK_GROUP` has others take its partitions soon once it is gone.
 
-The broker gives the end of a partition with every fetch (`get_watermark_offsets(…, cached=True)`).
-Asked for it, it names the start of the last batch and one more: right after a batch of one message.
+Every fetch has the true end of a partition (`get_watermark_offsets(…, cached=True)`). A request for
+the end gives the start of the last batch + 1, which is right only after a batch of one message.
 """
 
 import os

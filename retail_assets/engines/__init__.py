@@ -1,1 +1,1 @@
-"""Readers and try-casts, which differ from engine to engine. DuckDB is the one engine today."""
+"""Readers and try-casts, which differ between engines. DuckDB is the only engine today."""

@@ -1,6 +1,6 @@
-"""Reading order exports with DuckDB: text fields in, typed columns out, nothing raised per row.
+"""Reads order exports with DuckDB: text fields in, typed columns out, no error per row.
 
-What cannot be read becomes null here; whether that matters is decided in `transforms.orders`.
+Values that cannot be read are null; `transforms.orders` decides whether that matters.
 """
 
 from collections.abc import Sequence
@@ -53,8 +53,8 @@ ROWS = """
 MALFORMED = "export_date DATE, record BIGINT, error_type VARCHAR"
 """The columns of malformed records; the header of a file is its record 1.
 
-Blank lines are counted as well. What DuckDB shows as the text of a record may be cut, be that of
-another, or not be there at all.
+Blank lines are counted as well. DuckDB's text of a record is not used: it may be cut, missing, or
+that of another record.
 """
 
 
@@ -100,7 +100,7 @@ def raw_text(raw: str, header: Sequence[str]) -> str:
         f"{identifier(name)} := {parts}[{position}]"
         for position, name in enumerate(header, start=2)
     )
-    # A field that has the separator itself leaves no telling where fields end.
+    # If a field has the separator itself, the ends of fields are unknown.
     return (
         f"CASE WHEN len({parts}) = {len(header) + 2}"
         f" THEN to_json(struct_pack({fields}))::VARCHAR ELSE {raw} END"
@@ -111,9 +111,8 @@ def _records(paths: Sequence[Path], header: Sequence[str]) -> str:
     files = ", ".join(literal(str(path)) for path in paths)
     columns = ", ".join(f"{name}: 'VARCHAR'" for name in _fields(header).values())
     compression = "gzip" if paths[0].suffix == ".gz" else "none"
-    # Two things that this version of DuckDB gets wrong are avoided here. With new_line given, a
-    # file of other line ends loses all its rows. With only some of the columns in use, a malformed
-    # row is an internal error; `raw` uses all.
+    # This avoids two faults of DuckDB. With new_line given, a file with other line ends loses all
+    # rows. If only some columns are used, a malformed row is an internal error; `raw` uses all.
     return (
         f"read_csv([{files}], auto_detect = false, columns = {{{columns}}}, header = true,"
         f" delim = ',', quote = '\"', escape = '\"', compression = '{compression}',"
@@ -124,7 +123,7 @@ def _records(paths: Sequence[Path], header: Sequence[str]) -> str:
 
 
 def _fields(header: Sequence[str]) -> dict[str, str]:
-    """What each column of a file is called in SQL: a name of the file's own may be anything."""
+    """SQL names for the columns of a file, whose own names may be anything."""
     return {name: f"field_{position}" for position, name in enumerate(header)}
 
 
@@ -141,15 +140,14 @@ def _typed(header: Sequence[str], records: str) -> str:
         f"{identifier(name)} := {field}" for name, field in fields.items() if name not in REQUIRED
     )
     extra = f"to_json(struct_pack({extras}))::VARCHAR" if extras else "NULL"
-    # Some field may have blanks around it. A regular expression would cost as much as all else.
+    # Whether some field has blanks around it: a regular expression would double the time.
     untidy = " OR ".join(
         [
             *(f"{fields[name]} LIKE ' %' OR {fields[name]} LIKE '% '" for name in REQUIRED),
             *(f"contains(raw, {literal(blank)})" for blank in "\t\r\n\u00a0"),
         ]
     )
-    # A CASE evaluates its branches only where they apply: the slow parts, trimming and the
-    # conversion of time zones, are done for the rows that need them.
+    # A CASE evaluates a branch only for the rows that need it: trimming and time zones are slow.
     return f"""
         SELECT export_date, order_timestamp::DATE AS order_date,
             export_date - order_timestamp::DATE AS days_late, order_id, customer_id, product_id,
@@ -179,5 +177,5 @@ def _typed(header: Sequence[str], records: str) -> str:
 
 
 def _date_of(path: str) -> str:
-    """The date in a file's name; DuckDB works it out once for each file, not for each row."""
+    """SQL for the date in a file's name, which DuckDB computes once per file."""
     return f"strptime(regexp_extract({path}, {literal(DATE_IN_NAME)}, 1), '%Y_%m_%d')::DATE"

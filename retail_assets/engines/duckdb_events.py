@@ -1,7 +1,7 @@
-"""Reading event lines with DuckDB: JSON text in, typed fields out, nothing raised per line.
+"""Reads event lines with DuckDB: JSON text in, typed fields out, no error per line.
 
-What cannot be read becomes null here; whether that matters is decided in `transforms.events`.
-`parsed` is long because it is one statement of SQL: each level needs the columns of the one below.
+Values that cannot be read are null; `transforms.events` decides whether that matters. `parsed` is
+long because it is one statement of SQL: each level needs the columns of the one below.
 """
 
 from retail_assets.engines.duckdb import BLANKS
@@ -12,21 +12,21 @@ TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status"
 """The fields that are text."""
 
 FIELDS = (*TEXTS, "order_value_gbp", "quantity", "event_timestamp")
-"""The fields that mean something; all others of an event are extra."""
+"""The known fields; all others of an event are extra."""
 
 MAX_DEPTH = 100
-"""How deep objects and lists may be nested: DuckDB's own functions are recursive, and a line of
-nothing but brackets would end the process."""
+"""How deep objects and lists may be nested. DuckDB's functions are recursive: a line of brackets
+would end the process."""
 
 NUMBER = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
 
 _NOT_FLAT = (
     r"(?s)[{\[].*[{\[]"
-    # An exponent, so many digits that a binary number may not hold them, or so small a number.
+    # An exponent, or a number with more digits than a binary number holds.
     r"|[:,\s]-?(?:[0-9.]*[0-9][eE]|[0-9.]{16}|0\.00000)"
     r"|[:,\s]-?(?:[nN][aA][nN]|[iI][nN][fF])"
 )
-"""What the text of an event has that is not flat, or not plainly spelled; also some texts."""
+"""Matches events that are not flat or not plainly spelled, and some others."""
 
 
 def parsed(lines: str) -> str:
@@ -61,8 +61,7 @@ def parsed(lines: str) -> str:
     known = ", ".join(literal(name) for name in FIELDS)
     nothing = ", ".join(f'"{name}": null' for name in FIELDS)
     value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
-    # A CASE evaluates a branch only for the rows that need it, unlike AND: what costs is done for
-    # few.
+    # A CASE, unlike AND, evaluates a branch only for the rows that need it.
     return f"""
         SELECT * EXCLUDE (f, keys, irregular, value_text, time_text, quantity_text, is_object,
                 number),
@@ -122,10 +121,10 @@ def parsed(lines: str) -> str:
 def _too_deep() -> str:
     """Whether a payload is nested deeper than `MAX_DEPTH`.
 
-    Brackets in texts do not count. The pattern holds itself once for each level, which costs its
-    automaton nothing: it goes through the longest line once. JSON it is known to be elsewhere.
+    Brackets in texts do not count. The pattern contains itself once for each level, and its
+    automaton reads even the longest line once. Other columns say whether the line is JSON.
     """
-    # Most lines have too few brackets of either kind, which is seen a good deal faster.
+    # Most lines have too few brackets of either kind, and this check is much faster.
     few = 10
     assert few <= MAX_DEPTH // 2
     level = r'(?:[^"\[\]{}]+|"(?:[^"\\]|\\.)*")*'
@@ -139,7 +138,7 @@ def _too_deep() -> str:
 
 
 def _text(json: str, *, other: str = "NULL") -> str:
-    """The text of a JSON string, without blanks around it; of other JSON something else."""
+    """SQL for the text of a JSON string, trimmed; `other` for other JSON."""
     return (
         f"CASE WHEN {json} LIKE '\"%' THEN CASE"
         f" WHEN contains({json}, '\\') OR {json} LIKE '\" %' OR {json} LIKE '% \"'"
@@ -151,15 +150,13 @@ def _text(json: str, *, other: str = "NULL") -> str:
 def flat_content_ids(events: str) -> str:
     """Return a query for the identity of events by their content: `line_no` and `event_id`.
 
-    It has the events without objects and lists in them, and without numbers or keys that are
-    spelled in a way that asks for care: the others are left to `event_content.content_id`, which
-    says what counts.
+    It has the events without objects and lists, and without unusual spellings of numbers or keys:
+    `event_content.content_id` is for the others, and defines the identity.
 
     Args:
         events: a table or subquery with `line_no` and `payload`, a valid event each.
     """
-    # The entries of a flat object say the same as the walk through any content does. What is
-    # materialized first comes in full vectors: these events may be few among many.
+    # Materialized, so that the few events among many come in full vectors.
     return f"""
         WITH events AS MATERIALIZED (SELECT line_no, payload FROM {events}),
         flat AS MATERIALIZED (
@@ -176,9 +173,9 @@ def flat_content_ids(events: str) -> str:
 
 
 def _type_and_value(json: str) -> str:
-    """The type of a JSON value that is no object or list, and the value, unless it is null.
+    """SQL for the type and value of JSON that is no object or list.
 
-    A whole number is one whether or not it has a point.
+    A number such as 10.0 is a whole number.
     """
     whole = f"regexp_replace({json}, '\\.0$', '')"
     return (

@@ -1,6 +1,6 @@
-"""The identity of an event's content, where SQL would be slow or inexact: nested or odd events.
+"""The identity of an event's content, for nested or odd events, where SQL is slow or inexact.
 
-For all others `duckdb_events.flat_content_ids` says the same.
+`duckdb_events.flat_content_ids` gives the same identity for all others.
 """
 
 import json
@@ -14,19 +14,19 @@ _MOST_DIGITS = 22
 """Numbers with more digits, zeros included, are written with an exponent."""
 
 _PLAIN_KEY = re.compile(r"[^.\[ \t\n\f\r\"]*")
-"""Other keys are quoted in paths: without quotes these could be taken for others."""
+"""Other keys are quoted in paths, so that different paths stay different."""
 
 
 _TOLERATED = re.compile(
     r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])|-?(nan)|(inf(?:inity)?)', re.DOTALL | re.IGNORECASE
 )
-"""Texts, and what only DuckDB takes for JSON: a comma before a bracket, other letters for NaN."""
+"""Texts, and JSON that only DuckDB accepts: a comma before a bracket, NaN in other letters."""
 
 
 _ESCAPES = {code: f"\\u{code:04X}" for code in range(32)} | {
     ord(one): f"\\{other}" for one, other in zip('"\\\b\f\n\r\t', '"\\bfnrt', strict=True)
 }
-"""As DuckDB writes texts."""
+"""The escapes of DuckDB."""
 
 
 class _Number(str):
@@ -40,7 +40,7 @@ def content_id(payload: str) -> str:
     10, 10.0 and 1e1 are the same, the text "10" is another, and so are 10 and 10.00000000000000001.
 
     Args:
-        payload: what DuckDB takes for JSON, nested no deeper than `duckdb_events.MAX_DEPTH`.
+        payload: JSON for DuckDB, nested no deeper than `duckdb_events.MAX_DEPTH`.
     """
     try:
         content = _read(payload)
@@ -59,7 +59,7 @@ def same_content(one: str, other: str) -> bool:
 
 
 def _read(payload: str) -> object:
-    """Objects come as tuples of their names and values, since a name may stand there twice."""
+    """Read JSON; objects are tuples of names and values, since a name may be repeated."""
     return json.loads(
         payload,
         parse_int=_Number,

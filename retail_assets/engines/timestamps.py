@@ -1,9 +1,8 @@
-"""Which spellings of a time are read, and how: those that everybody reads in the same way.
+"""Reads times in unambiguous spellings.
 
-ISO 8601 with `T` or a blank, seconds and their fraction as there are, an offset from UTC (also
-after a blank, also `UTC`, `GMT` or `Z`), and hours from 1 to 12 with AM or PM. What may be read in
-two ways (05/10/2026), or is no time of a calendar and a clock (24:00, 2026-13-05, an epoch), is
-not.
+These are ISO 8601 with `T` or a blank, optional seconds and fractions, an optional offset from UTC
+(also after a blank, also `UTC`, `GMT` or `Z`), and hours from 1 to 12 with AM or PM. Ambiguous
+times (05/10/2026), and texts that are no time (24:00, 2026-13-05, an epoch), are null.
 """
 
 from retail_assets.lake.sql import literal
@@ -17,7 +16,7 @@ LOCAL_TIME = rf"{DAY}([T ]({CLOCK}|{MINUTE}))?"
 """Texts that DuckDB casts to TIMESTAMP as they are."""
 
 OFFSET_TIME = rf"{DAY}[T ]{CLOCK}{OFFSET}"
-"""Texts that DuckDB casts to TIMESTAMPTZ as they are, but for a small z."""
+"""Texts that DuckDB casts to TIMESTAMPTZ as they are, except a small z."""
 
 _OTHER_TIME = (
     rf"^(?i)({DAY})[T ](\d\d?)(:[0-5]\d)(:[0-5]\d(?:[.,]\d{{1,9}})?)?(?: ?([AP])\.?M\.?)?"
@@ -27,9 +26,9 @@ _PARTS = "['day', 'hour', 'minute', 'second', 'half', 'zone']"
 
 
 def wall_clock(text: str) -> str:
-    """Return SQL for a time as a TIMESTAMP in the session's time zone, null where it is none.
+    """Return SQL for a time as a TIMESTAMP in the session's time zone, null if it is none.
 
-    A time without an offset is taken as it is, even where no clock showed it.
+    A time without an offset stays as it is, even if no clock showed it.
 
     Args:
         text: an expression for the text, without blanks around it.
@@ -44,9 +43,9 @@ def wall_clock(text: str) -> str:
 
 
 def instant(text: str) -> str:
-    """Return SQL for a time as a TIMESTAMPTZ, null where it is none.
+    """Return SQL for a time as a TIMESTAMPTZ, null if it is none.
 
-    A time without an offset is one in the session's time zone.
+    A time without an offset is in the session's time zone.
 
     Args:
         text: as for `wall_clock`.
@@ -74,4 +73,4 @@ _PLAIN = (
     " END, part.minute, CASE part.second WHEN '' THEN ':00' ELSE replace(part.second, ',', '.')"
     " END, CASE WHEN upper(part.zone) IN ('UTC', 'GMT') THEN 'Z' ELSE upper(part.zone) END) END"
 )
-"""A time of `_parts` as DuckDB reads it, null where it is none."""
+"""SQL for a time of `_parts` as DuckDB reads it, null if it is none."""

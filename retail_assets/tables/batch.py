@@ -1,6 +1,6 @@
 """Tables of reference data and of the batch: from order exports to daily revenue."""
 
-from retail_assets.tables.model import MONEY, TOTAL, Column, Table
+from retail_assets.tables.model import MONEY, TOTAL, Column, Table, from_column
 
 PRODUCTS = Table(
     name="products",
@@ -95,75 +95,29 @@ COMPLETED_ORDERS = Table(
     measures=("order_value_gbp",),
     feed="orders",
     columns=(
-        Column(
-            "order_date",
-            "DATE",
-            "The business day of the order.",
-            derived_from=("raw_orders.order_date",),
-        ),
-        Column(
-            "order_id", "VARCHAR", "Identifies the order.", derived_from=("raw_orders.order_id",)
-        ),
-        Column(
-            "order_timestamp",
+        from_column("raw_orders.order_date", "DATE", "The business day of the order."),
+        from_column("raw_orders.order_id", "VARCHAR", "Identifies the order."),
+        from_column(
+            "raw_orders.order_timestamp",
             "TIMESTAMP",
             "When the order was taken: wall-clock time in the business time zone.",
-            derived_from=("raw_orders.order_timestamp",),
         ),
-        Column(
-            "region",
-            "VARCHAR",
-            "The region in which the order was taken.",
-            derived_from=("raw_orders.region",),
+        from_column("raw_orders.region", "VARCHAR", "The region in which the order was taken."),
+        from_column("raw_orders.order_value_gbp", MONEY, "Value of the order in GBP."),
+        from_column("raw_orders.product_id", "VARCHAR", "The product."),
+        from_column("products.product_name", "VARCHAR", "Its name, or `unknown`."),
+        from_column("products.product_category", "VARCHAR", "Its category, or `unknown`."),
+        from_column("raw_orders.customer_id", "VARCHAR", "The customer.", personal=True),
+        from_column(
+            "customers.customer_segment", "VARCHAR", "The customer's segment, or `unknown`."
         ),
-        Column(
-            "order_value_gbp",
-            MONEY,
-            "Value of the order in GBP.",
-            derived_from=("raw_orders.order_value_gbp",),
+        from_column(
+            "customers.home_region", "VARCHAR", "The customer's home region, or `unknown`."
         ),
-        Column(
-            "product_id",
-            "VARCHAR",
-            "The product.",
-            derived_from=("raw_orders.product_id",),
-        ),
-        Column(
-            "product_name",
-            "VARCHAR",
-            "Its name, or `unknown`.",
-            derived_from=("products.product_name",),
-        ),
-        Column(
-            "product_category",
-            "VARCHAR",
-            "Its category, or `unknown`.",
-            derived_from=("products.product_category",),
-        ),
-        Column(
-            "customer_id",
-            "VARCHAR",
-            "The customer.",
-            derived_from=("raw_orders.customer_id",),
-            personal=True,
-        ),
-        Column(
-            "customer_segment",
-            "VARCHAR",
-            "The customer's segment, or `unknown`.",
-            derived_from=("customers.customer_segment",),
-        ),
-        Column(
-            "home_region",
-            "VARCHAR",
-            "The customer's home region, or `unknown`.",
-            derived_from=("customers.home_region",),
-        ),
-        Column(
-            "export_date",
+        from_column(
+            "raw_orders.export_date",
             "DATE",
             "The export that this version of the order comes from.",
-            derived_from=("raw_orders.export_date",),
         ),
     ),
 )
@@ -198,17 +152,9 @@ DAILY_REVENUE = Table(
     measures=("total_revenue", "order_count"),
     feed="orders",
     columns=(
-        Column(
-            "order_date",
-            "DATE",
-            "The business day.",
-            derived_from=("completed_orders.order_date",),
-        ),
-        Column(
-            "region",
-            "VARCHAR",
-            "The region in which the orders were taken.",
-            derived_from=("completed_orders.region",),
+        from_column("completed_orders.order_date", "DATE", "The business day."),
+        from_column(
+            "completed_orders.region", "VARCHAR", "The region in which the orders were taken."
         ),
         *revenue_measures(),
     ),
@@ -225,11 +171,10 @@ DAILY_REVENUE_BY_CATEGORY = Table(
     feed="orders",
     columns=(
         *DAILY_REVENUE.columns[:2],
-        Column(
-            "product_category",
+        from_column(
+            "completed_orders.product_category",
             "VARCHAR",
             "The category of the products, or `unknown`.",
-            derived_from=("completed_orders.product_category",),
         ),
         *revenue_measures(),
     ),

@@ -1,6 +1,6 @@
 """Tables of events: every line as it came, the valid ones enriched, and dead letters."""
 
-from retail_assets.tables.model import INSTANT, MONEY, Column, Table
+from retail_assets.tables.model import INSTANT, MONEY, Column, Table, from_column
 
 POSITION = (
     Column(
@@ -36,7 +36,7 @@ POSITION = (
         nullable=True,
     ),
 )
-"""Where and when an event was received: no two events share source, name, version and position."""
+"""The position of an event and its time of receipt; no two events share the position."""
 
 RAW_EVENTS = Table(
     name="raw_events",
@@ -87,18 +87,8 @@ ENRICHED_EVENTS = Table(
     key=("event_id",),
     measures=("order_value_gbp",),
     columns=(
-        Column(
-            "received_date",
-            "DATE",
-            "The day on which it landed.",
-            derived_from=("raw_events.received_date",),
-        ),
-        Column(
-            "event_id",
-            "VARCHAR",
-            "Identifies the event.",
-            derived_from=("raw_events.event_id",),
-        ),
+        from_column("raw_events.received_date", "DATE", "The day on which it landed."),
+        from_column("raw_events.event_id", "VARCHAR", "Identifies the event."),
         *(
             Column(name, type_, text, nullable, ("raw_events.payload",), personal)
             for name, type_, text, nullable, personal in (
@@ -137,29 +127,13 @@ ENRICHED_EVENTS = Table(
             "`high` from 500 GBP, `mid` from 100 GBP, else `low`.",
             derived_from=("raw_events.payload",),
         ),
-        Column(
-            "product_name",
-            "VARCHAR",
-            "The product's name, or `unknown`.",
-            derived_from=("products.product_name",),
+        from_column("products.product_name", "VARCHAR", "The product's name, or `unknown`."),
+        from_column("products.product_category", "VARCHAR", "Its category, or `unknown`."),
+        from_column(
+            "customers.customer_segment", "VARCHAR", "The customer's segment, or `unknown`."
         ),
-        Column(
-            "product_category",
-            "VARCHAR",
-            "Its category, or `unknown`.",
-            derived_from=("products.product_category",),
-        ),
-        Column(
-            "customer_segment",
-            "VARCHAR",
-            "The customer's segment, or `unknown`.",
-            derived_from=("customers.customer_segment",),
-        ),
-        Column(
-            "home_region",
-            "VARCHAR",
-            "The customer's home region, or `unknown`.",
-            derived_from=("customers.home_region",),
+        from_column(
+            "customers.home_region", "VARCHAR", "The customer's home region, or `unknown`."
         ),
         Column(
             "extra",
@@ -182,12 +156,7 @@ DEAD_LETTER_EVENTS = Table(
     day="received_date",
     key=("source", "source_name", "version", "position"),
     columns=(
-        Column(
-            "received_date",
-            "DATE",
-            "The day on which it landed.",
-            derived_from=("raw_events.received_date",),
-        ),
+        from_column("raw_events.received_date", "DATE", "The day on which it landed."),
         Column(
             "reason",
             "VARCHAR",
@@ -196,13 +165,7 @@ DEAD_LETTER_EVENTS = Table(
         ),
         Column("field", "VARCHAR", "The field that breaks the rule, if it is one.", nullable=True),
         *POSITION,
-        Column(
-            "payload",
-            "VARCHAR",
-            "The line, as in raw_events.",
-            derived_from=("raw_events.payload",),
-            personal=True,
-        ),
+        from_column("raw_events.payload", "VARCHAR", "The line, as in raw_events.", personal=True),
         Column("processed_at", INSTANT, "When it was validated."),
     ),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from retail_assets.tables.batch import DAILY_REVENUE, RAW_ORDERS, revenue_measures
-from retail_assets.tables.model import INSTANT, MONEY, TOTAL, Column, Table, View
+from retail_assets.tables.model import INSTANT, MONEY, TOTAL, Column, Table, View, from_column
 
 DEAD_LETTER_COUNTS = Table(
     name="dead_letter_counts",
@@ -11,13 +11,8 @@ DEAD_LETTER_COUNTS = Table(
     group="events",
     key=("received_date", "reason"),
     columns=(
-        Column(
-            "received_date",
-            "DATE",
-            "The day on which they landed.",
-            derived_from=("dead_letter_events.received_date",),
-        ),
-        Column("reason", "VARCHAR", "Reason code.", derived_from=("dead_letter_events.reason",)),
+        from_column("dead_letter_events.received_date", "DATE", "The day on which they landed."),
+        from_column("dead_letter_events.reason", "VARCHAR", "Reason code."),
         Column(
             "dead_letters",
             "BIGINT",
@@ -46,17 +41,11 @@ LIVE_REVENUE = Table(
     key=("order_date", "region"),
     measures=("total_revenue", "order_count"),
     columns=(
-        Column(
-            "order_date",
-            "DATE",
-            "The business day of the order's first event.",
-            derived_from=("enriched_events.order_date",),
+        from_column(
+            "enriched_events.order_date", "DATE", "The business day of the order's first event."
         ),
-        Column(
-            "region",
-            "VARCHAR",
-            "The region in which the orders were taken.",
-            derived_from=("enriched_events.region",),
+        from_column(
+            "enriched_events.region", "VARCHAR", "The region in which the orders were taken."
         ),
         *_live_measures(),
     ),
@@ -69,55 +58,28 @@ FRAUD_ALERTS = Table(
     followed=True,
     key=("event_id",),
     columns=(
-        Column(
-            "event_id",
-            "VARCHAR",
-            "The first event of the order.",
-            derived_from=("enriched_events.event_id",),
+        from_column("enriched_events.event_id", "VARCHAR", "The first event of the order."),
+        from_column("enriched_events.customer_id", "VARCHAR", "The customer.", personal=True),
+        from_column("enriched_events.order_id", "VARCHAR", "The order."),
+        from_column(
+            "enriched_events.order_date", "DATE", "The business day of the order's first event."
         ),
-        Column(
-            "customer_id",
-            "VARCHAR",
-            "The customer.",
-            derived_from=("enriched_events.customer_id",),
-            personal=True,
-        ),
-        Column(
-            "order_id",
-            "VARCHAR",
-            "The order.",
-            derived_from=("enriched_events.order_id",),
-        ),
-        Column(
-            "order_date",
-            "DATE",
-            "The business day of the order's first event.",
-            derived_from=("enriched_events.order_date",),
-        ),
-        Column(
-            "event_timestamp",
+        from_column(
+            "enriched_events.event_timestamp",
             INSTANT,
             "When that event happened, if it says so.",
             nullable=True,
-            derived_from=("enriched_events.event_timestamp",),
         ),
-        Column(
-            "received_date",
-            "DATE",
-            "The day on which the order was first seen.",
-            derived_from=("enriched_events.received_date",),
+        from_column(
+            "enriched_events.received_date", "DATE", "The day on which the order was first seen."
         ),
-        Column(
-            "region",
-            "VARCHAR",
-            "The region in which the order was taken.",
-            derived_from=("enriched_events.region",),
+        from_column(
+            "enriched_events.region", "VARCHAR", "The region in which the order was taken."
         ),
-        Column(
-            "order_value_gbp",
+        from_column(
+            "enriched_events.order_value_gbp",
             MONEY,
             "Value of the order in GBP, as its latest event has it.",
-            derived_from=("enriched_events.order_value_gbp",),
         ),
         Column(
             "reasons",
@@ -178,18 +140,10 @@ LIVE_ORDERS = Table(
     key=("order_id",),
     measures=("order_value_gbp",),
     columns=(
-        Column(
-            "order_date",
-            "DATE",
-            "The business day of the order's first event.",
-            derived_from=("enriched_events.order_date",),
+        from_column(
+            "enriched_events.order_date", "DATE", "The business day of the order's first event."
         ),
-        Column(
-            "order_id",
-            "VARCHAR",
-            "Identifies the order.",
-            derived_from=("enriched_events.order_id",),
-        ),
+        from_column("enriched_events.order_id", "VARCHAR", "Identifies the order."),
         Column(
             "ordered_at",
             INSTANT,
@@ -254,12 +208,11 @@ LIVE_REVENUE_MINUTES = Table(
     measures=("total_revenue", "order_count"),
     columns=(
         LIVE_REVENUE.columns[0],
-        Column(
-            "minute",
+        from_column(
+            "live_orders.minute",
             "TIMESTAMP",
             "The minute of the order, that of the earliest of its events, as wall-clock time in the"
             " business time zone: midnight if one of that day says no time.",
-            derived_from=("live_orders.minute",),
         ),
         *LIVE_REVENUE.columns[1:4],
     ),
@@ -278,17 +231,14 @@ INVENTORY_LEVELS = Table(
             "Identifies the product.",
             derived_from=("products.product_id", "live_orders.product_id"),
         ),
-        Column(
-            "stock_on_hand",
+        from_column(
+            "products.stock_on_hand",
             "BIGINT",
             "Units in stock at the start of `RETAIL_STOCK_DATE`, if the reference data say so.",
             nullable=True,
-            derived_from=("products.stock_on_hand",),
         ),
-        Column("sold", "BIGINT", "Units sold since.", derived_from=("live_orders.sold",)),
-        Column(
-            "returned", "BIGINT", "Units given back since.", derived_from=("live_orders.returned",)
-        ),
+        from_column("live_orders.sold", "BIGINT", "Units sold since."),
+        from_column("live_orders.returned", "BIGINT", "Units given back since."),
         Column(
             "stock",
             "BIGINT",
@@ -320,13 +270,8 @@ STOCK_ALERTS = Table(
             "The event of the sale.",
             derived_from=("live_orders.sold_event_id",),
         ),
-        Column(
-            "product_id",
-            "VARCHAR",
-            "The product that runs out.",
-            derived_from=("live_orders.product_id",),
-        ),
-        Column("order_id", "VARCHAR", "The order.", derived_from=("live_orders.order_id",)),
+        from_column("live_orders.product_id", "VARCHAR", "The product that runs out."),
+        from_column("live_orders.order_id", "VARCHAR", "The order."),
         Column("crossed_at", INSTANT, "When it was sold.", derived_from=("live_orders.sold_at",)),
         Column(
             "stock",
@@ -360,7 +305,7 @@ WHOLE_DAYS = (
     f"SELECT day FROM published_days WHERE table_name IN ('{RAW_ORDERS.name}',"
     f" '{DAILY_REVENUE.name}') GROUP BY day HAVING count(*) = 2"
 )
-"""The days whose own export is in their published revenue, and not late orders of others alone."""
+"""The days whose published revenue has their own export, not only late orders of others."""
 
 REVENUE_NOW = View(
     name="revenue_now",

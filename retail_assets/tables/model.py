@@ -17,10 +17,10 @@ Feed = Literal["orders"]
 class Column:
     """A column: its SQL type, what it means, and from which columns it is made.
 
-    `derived_from` holds `table.column` names; `personal` marks what identifies a customer and is
-    masked wherever rows are shown outside the lake. `default` is what rows have that were written
-    before the table had the column, in SQL; without one they have null. `when_added` is a statement
-    to execute once such a table was given the column.
+    `derived_from` has `table.column` names; `personal` marks columns that identify a customer and
+    are masked wherever rows are shown outside the lake. `default` is the SQL value of rows that are
+    older than the column; without one they have null. `when_added` is a statement to execute after
+    an older table was given the column.
     """
 
     name: str
@@ -33,14 +33,22 @@ class Column:
     when_added: str | None = None
 
 
+def from_column(
+    source: str, type_: str, description: str, *, nullable: bool = False, personal: bool = False
+) -> Column:
+    """A column that is made from a column of the same name, `table.column`."""
+    name = source.partition(".")[2]
+    return Column(name, type_, description, nullable, (source,), personal)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of the lake.
 
-    `day` is the column of the daily partition (physically the table is partitioned by its month),
-    `key` what no two rows share, `measures` the columns whose sums say most about a day, `feed` the
-    outside data whose change makes a published day stale, and `followed` says that each change is
-    acted upon, so that none may be listed that is none; see `lake.compaction`.
+    `day` is the column of the daily partition (physically the table is partitioned by its month).
+    No two rows share their `key`. `measures` are the columns whose sums describe a day. A change of
+    the outside data `feed` makes a published day stale. If a table is `followed`, others act on
+    each of its changes, so its files are never rewritten; see `lake.compaction`.
     """
 
     name: str
