@@ -52,7 +52,7 @@ class Watch:
 
     def judged(self) -> set[str]:
         """The customers whose orders were judged last."""
-        rows = self.intake.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_judged")
+        rows = self.intake.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_checked")
         return {customer for (customer,) in rows}
 
     def temporary_tables(self) -> list[tuple[Any, ...]]:
@@ -126,15 +126,15 @@ BURST = [order(500 + n, FIRST, n, card_id=f"card {n % 4}") for n in range(6)]
 # Rules
 
 
-def test_the_orders_of_the_customers_concerned_are_judged_and_no_others(watch: Watch) -> None:
+def test_only_the_orders_of_the_customers_concerned_are_checked(watch: Watch) -> None:
     take_history(watch)
     connection = watch.intake.connection
     watch.consumer.compute(connection, None)
-    assert watch.judged() == {f"C{number}" for number in range(8)}
+    assert watch.checked() == {f"C{number}" for number in range(8)}
     for name in ("C3", "C5"):
         connection.execute(f"CREATE OR REPLACE TEMP TABLE keys AS SELECT '{name}' AS customer_id")
         watch.consumer.compute(connection, "temp.main.keys")
-        assert watch.judged() == {name}
+        assert watch.checked() == {name}
 
 
 def test_alerts_follow_the_events(watch: Watch) -> None:
