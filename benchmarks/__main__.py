@@ -47,7 +47,7 @@ WORK_OF = {
     "connection._load_extensions": "loads DuckLake",
     "reference.read_reference": "reads products and customers",
 }
-"""What the functions do that take the most time."""
+"""The work of the functions that take the most time."""
 
 TITLES = {
     "a": "pandas script, tutorial kind: result only",
@@ -296,7 +296,7 @@ def _one_big_file(big: Scenario, gigabytes: float) -> tuple[int, int]:
 
 
 def _machine() -> str:
-    """What a report was written by: the command, the machine and the packages."""
+    """The origin of a report: the command, the machine and the packages."""
     packages = ("dagster", "duckdb", "duckdb-extension-ducklake", "narwhals", "pandas", "pyarrow")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     options = shlex.join(sys.argv[1:])

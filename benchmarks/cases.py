@@ -33,7 +33,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Work:
-    """What a case works on: the data folder, a fresh folder for results, and the days."""
+    """The input of a case: the data folder, a fresh folder for results, and the days."""
 
     data: Path
     out: Path

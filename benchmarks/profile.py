@@ -25,7 +25,7 @@ class StatementClock:
         self._began = 0.0
 
     def __call__(self, frame: FrameType, event: str, function: Any) -> None:
-        """What `sys.setprofile` calls."""
+        """The callback of `sys.setprofile`."""
         if getattr(function, "__name__", "") not in ASKS:
             return
         if event == "c_call":

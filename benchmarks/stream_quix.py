@@ -88,7 +88,7 @@ def work(
     out: Path,
     unique: bool,
 ) -> None:
-    """What one member of the group does until it is told to end."""
+    """Run one member of the group until `stop` is set."""
     began: list[float] = []
 
     def taken(payload: bytes) -> dict[str, Any]:

@@ -35,10 +35,10 @@ KAFKA, WEBHOOK, FILES = 500, 300, 200
 """Events a second of each source."""
 
 CLIENTS, TOGETHER = 10, 30
-"""Who send to the webhook, each so many events at once: the next ones once these are accepted."""
+"""Clients of the webhook, and events in each request; the next one follows an accepted one."""
 
 UPTIME_SECONDS = (20, 150)
-"""A worker lives so long before it is killed: some long enough for upkeep, and to see it grow."""
+"""How long a worker runs before it is killed: some long enough for upkeep, and to see it grow."""
 
 YOUNG_SECONDS, OLD_SECONDS = 45, 90
 
@@ -50,7 +50,7 @@ MOST_GROWTH = 1.5
 
 @dataclass
 class Soak:
-    """What is going on; all threads end with `stop`."""
+    """The state of the soak; all threads end with `stop`."""
 
     settings: Settings
     bootstrap: str

@@ -122,7 +122,7 @@ class Topic(DataSource):  # type: ignore[misc]
 
     @classmethod
     def name(cls) -> str:
-        """What `format` is given."""
+        """The name for `format`."""
         return "topic"
 
     def schema(self) -> str:

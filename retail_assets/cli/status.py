@@ -181,8 +181,8 @@ def _stream_state(settings: Settings, connection: "duckdb.DuckDBPyConnection") -
             **({"worker's problem": worker.problem} if worker.problem else {}),
             **{
                 f"worker: {name.replace('_', ' ')}": value
-                for name, value in worker.figures.items()
-                if worker.lives(now)
+                for name, value in worker.metrics.items()
+                if worker.is_alive(now)
                 and name not in {"sources", *FILE_GAUGES}
                 and value is not None
                 and name.removesuffix(LAG) not in consumers

@@ -242,7 +242,7 @@ class _Round:
         """The quarantined keys, and whether each is to be tried again."""
         if not history.most_rows(self.connection, CONSUMER_DEAD_LETTERS):
             return {}
-        # Of all consumers: a filter takes DuckLake longer than to read these few.
+        # For all consumers: a filter takes DuckLake longer than to read these few.
         rows = self._execute(
             f"SELECT consumer, key, failed_at < now() - {RETRY_AFTER}"
             " FROM lake.consumer_dead_letters"

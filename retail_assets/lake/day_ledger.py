@@ -1,7 +1,7 @@
-"""The ledger of days: which are published, from which version of the outside data, which failed.
+"""The ledger of days: published ones, with the version of the outside data, and failed ones.
 
-Every function works in the caller's transaction, so that the ledger and the rows that it speaks of
-are committed together.
+Every function works in the caller's transaction, so that the ledger and its rows are committed
+together.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,23 +23,23 @@ def mark_published(
     days = list(rows)
     if not days:
         return
-    _forget(connection, "published_days", table, days)
+    _delete(connection, "published_days", table, days)
     connection.execute(
         "INSERT INTO lake.published_days BY NAME SELECT ? AS table_name, day, version, row_count,"
         " now() AS published_at FROM (SELECT unnest(?::DATE[]) AS day,"
         " unnest(?::BIGINT[]) AS version, unnest(?::BIGINT[]) AS row_count)",
         [table.name, days, [versions.get(day, 0) for day in days], [rows[day] for day in days]],
     )
-    _forget(connection, "failed_days", table, days)
+    _delete(connection, "failed_days", table, days)
 
 
 def mark_failed(
     connection: duckdb.DuckDBPyConnection, table: Table, failed: Mapping[date, str]
 ) -> None:
-    """Enter why each day failed, in place of what an earlier attempt said."""
+    """Enter why each day failed, and replace the problem of an earlier attempt."""
     if not failed:
         return
-    _forget(connection, "failed_days", table, list(failed))
+    _delete(connection, "failed_days", table, list(failed))
     connection.execute(
         "INSERT INTO lake.failed_days BY NAME SELECT ? AS table_name, day, problem,"
         " now() AS failed_at FROM (SELECT unnest(?::DATE[]) AS day, unnest(?::VARCHAR[]) AS"
@@ -49,8 +49,8 @@ def mark_failed(
 
 
 def forget_failures(connection: duckdb.DuckDBPyConnection, table: Table, days: list[date]) -> None:
-    """Take back that these days failed: what is published of them is current."""
-    _forget(connection, "failed_days", table, days)
+    """Delete the failures of these days: their published rows are current."""
+    _delete(connection, "failed_days", table, days)
 
 
 def failures(
@@ -131,7 +131,7 @@ def published_in_all(
     return set(days).intersection(*(published(connection, table, days) for table in tables))
 
 
-def _forget(
+def _delete(
     connection: duckdb.DuckDBPyConnection, ledger: str, table: Table, days: list[date]
 ) -> None:
     where = "WHERE table_name = ? AND day IN (SELECT unnest(?::DATE[]))"

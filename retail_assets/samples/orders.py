@@ -1,7 +1,7 @@
 """The invented orders of one export day, as parallel arrays and as the texts an export shows.
 
-What is random is drawn day by day from the seed and the day alone. What must occur (late orders,
-ids the reference lacks) comes at fixed distances instead, so that it occurs in small histories too.
+Random values are drawn day by day, from the seed and the day alone. Special cases (late orders, ids
+that the reference lacks) come at fixed distances, so that small histories have them too.
 """
 
 from dataclasses import dataclass

@@ -73,7 +73,7 @@ class CooldownLock:
 class Loop:
     """Does some work again and again, every `seconds`, and sooner when woken.
 
-    Of the loops that share a `lock`, one iterates at a time. `at_end` is called after the last
+    Loops that share a `lock` iterate one at a time. `at_end` is called after the last
     iteration.
     """
 

@@ -252,7 +252,7 @@ class Intake:
             yield LOOK
             if is_long:
                 with self._lake.transaction(connection, "fold the ledger"):
-                    ledger.fold(connection)
+                    ledger.compact(connection)
         yield from steps(self._lake, connection)
 
     def _beat_alone(self) -> None:

@@ -154,7 +154,7 @@ class Worker:
         for source in self.sources:
             self.figures.gauge(source.metrics())
         now = time.monotonic()
-        if not heartbeat.is_late(self._problem(), self.figures.snapshot()):
+        if not heartbeat.is_lagging(self._problem(), self.figures.snapshot()):
             self._on_time_at = now
         self.figures.gauge(
             {

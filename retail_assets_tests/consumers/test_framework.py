@@ -242,7 +242,7 @@ def test_offsets_are_folded_and_say_the_same(spender: Spender) -> None:
     assert len(spender.intake.rows(positions)) == 3
 
     with spender.intake.lake.transaction(connection, "fold"):
-        offsets.fold(connection)
+        offsets.compact(connection)
     assert spender.intake.rows(positions) == [(before,)]
     assert consumer_offset(connection, "spending") == before
     assert spender.consume() is None
@@ -252,7 +252,7 @@ def test_offsets_are_folded_and_say_the_same(spender: Spender) -> None:
 def test_offsets_are_folded_once_they_are_many(
     spender: Spender, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offsets, "FOLD_ROWS", 2)
+    monkeypatch.setattr(offsets, "COMPACT_ROWS", 2)
     for number in range(rows):
         spender.take(f"{number}", buys(number, "C1", 10))
         spender.consume()

@@ -366,8 +366,8 @@ def test_between_batches_the_lake_is_kept_up(seen, monkeypatch):
         (stream_intake, "FIRST_UPKEEP_SECONDS", 0),
         (stream_intake, "UPKEEP_SECONDS", 0),
         (stream_intake, "STEP_SECONDS", 0),
-        (offsets, "FOLD_ROWS", 2),
-        (heartbeat, "FOLD_ROWS", 2),
+        (offsets, "COMPACT_ROWS", 2),
+        (heartbeat, "COMPACT_ROWS", 2),
         (compaction, "INLINED_ROWS", 1),
         (compaction, "MIN_FILES", 2),
     ):

@@ -139,7 +139,7 @@ def test_files_webhook_and_kafka_together_then_an_orderly_end(settings: Settings
     with lake.connect(read_only=True) as connection:
         (beat,) = heartbeats(connection)
         assert (beat.state, beat.sources) == ("stopped", ("files", "kafka", "webhook"))
-        assert beat.figures["live_orders_lag_seconds"] >= 0
+        assert beat.metrics["live_orders_lag_seconds"] >= 0
         assert connection.execute(
             "SELECT sum(lines), sum(accepted) FROM stream_offsets WHERE kind = 'source'"
         ).fetchall() == [(2, 2)]
@@ -227,7 +227,7 @@ def test_a_worker_that_is_told_to_stop_commits_what_it_has_received(settings: Se
     assert len(identities(settings)) == 20
     with lake.connect(read_only=True) as connection:
         (beat,) = heartbeats(connection)
-    assert (beat.state, beat.figures["sources"]["webhook"]["accepted"]) == ("stopped", 20)
+    assert (beat.state, beat.metrics["sources"]["webhook"]["accepted"]) == ("stopped", 20)
 
 
 def test_a_worker_that_hangs_ends_in_time_and_what_it_had_is_read_again(

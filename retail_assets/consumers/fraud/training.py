@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
 MOST_ORDERS = 200_000
-"""Of more orders a fixed sample is used: each tree sees a few hundred anyway."""
+"""Above it a fixed sample is used: each tree sees a few hundred orders anyway."""
 
 HELD_OUT = 0.2
 """The share of orders, the last by time, that only the evaluation uses."""

@@ -25,7 +25,7 @@ from retail_assets.ingest.ledgers.workers import (
     ALIVE,
     DEAD,
     FAILED_SECONDS,
-    LATE,
+    LAGGING,
     Heartbeat,
     heartbeats,
     in_charge,
@@ -143,7 +143,7 @@ def _report(
     workers = list(in_charge(found, now).values())
     states = {state(worker, now) for worker in workers}
     # Each source may have a worker of its own: the worst state counts.
-    worst = next((name for name in (DEAD, LATE, ALIVE) if name in states), "")
+    worst = next((name for name in (DEAD, LAGGING, ALIVE) if name in states), "")
     # The clock may have been set back since.
     due = not reported.at or abs(now - datetime.fromisoformat(reported.at)) >= timedelta(
         seconds=REPORT_SECONDS
@@ -157,12 +157,12 @@ def _report(
     elif worst and (changed or worst != DEAD):
         yield dg.AssetObservation(WORKER, metadata=metadata)
     lines = {worker.worker: _lines(worker) for worker in found}
-    lives = any(worker.lives(now) for worker in workers)
+    is_alive = any(worker.is_alive(now) for worker in workers)
     moved = any(count > reported.lines.get(name, 0) for name, count in lines.items())
-    ended = changed and not lives
+    ended = changed and not is_alive
     if moved or ended:
         yield from _materializations(
-            settings, connection, reported, metadata, lives=lives, ended=ended
+            settings, connection, reported, metadata, is_alive=is_alive, ended=ended
         )
     reported.state, reported.at, reported.lines = worst, now.isoformat(), lines
 
@@ -173,7 +173,7 @@ def _materializations(
     reported: Reported,
     metadata: dict[str, Any],
     *,
-    lives: bool,
+    is_alive: bool,
     ended: bool,
 ) -> Iterator[dg.AssetMaterialization]:
     """Materializations of the days with new rows, then of the consumers' tables.
@@ -196,7 +196,7 @@ def _materializations(
         name = consumer.name
         moved = offsets.get(name) != reported.offsets.get(name)
         followed = name in offsets and name not in behind
-        if (days or moved) and (followed or (lives and moved)):
+        if (days or moved) and (followed or (is_alive and moved)):
             for table in consumer.tables:
                 yield dg.AssetMaterialization(table.name, metadata=metadata)
     reported.offsets = dict(offsets)
@@ -224,7 +224,7 @@ def _new_days(
 
 
 def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
-    order = (ALIVE, LATE, DEAD)
+    order = (ALIVE, LAGGING, DEAD)
     worker = max(
         workers,
         key=lambda each: (
@@ -234,7 +234,7 @@ def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
     )
     metrics = {
         name: value
-        for name, value in worker.figures.items()
+        for name, value in worker.metrics.items()
         if name != "sources" and value is not None
     }
     return {
@@ -246,14 +246,14 @@ def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
         **metrics,
         **{
             f"{source}_{name}": count
-            for source, totals in worker.figures.get("sources", {}).items()
+            for source, totals in worker.metrics.get("sources", {}).items()
             for name, count in totals.items()
         },
     }
 
 
 def _lines(worker: Heartbeat) -> int:
-    return sum(totals["lines"] for totals in worker.figures.get("sources", {}).values())
+    return sum(totals["lines"] for totals in worker.metrics.get("sources", {}).values())
 
 
 def _describe(found: Sequence[Heartbeat], now: datetime) -> str:

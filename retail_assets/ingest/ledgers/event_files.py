@@ -164,7 +164,7 @@ class LakeState:
                 " FROM lake.failed_event_files"
             ).fetchall()
         }
-        workers = tuple(found.worker for found in heartbeat.living(connection, "files"))
+        workers = tuple(found.worker for found in heartbeat.alive_workers(connection, "files"))
         return cls(lake_id(connection), taken, failed, workers)
 
     def of(self, path: str) -> tuple[object, ...]:

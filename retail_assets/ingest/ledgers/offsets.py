@@ -18,7 +18,7 @@ from retail_assets.lake.rows import insert_columns
 
 SOURCE, CONSUMER, TOPIC = "source", "consumer", "topic"
 
-FOLD_ROWS = 100
+COMPACT_ROWS = 100
 
 # A bare `kind = ?` would have DuckLake compare it with the statistics of each file first, which
 # takes longer than to read a ledger as small as this; and `IN (SELECT unnest(…))` is a join.
@@ -105,14 +105,14 @@ def append(connection: duckdb.DuckDBPyConnection, entries: Sequence[Offset]) -> 
 
 
 def is_long(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether it is time to `fold`."""
+    """Whether it is time to `compact`."""
     row = connection.execute(
         "SELECT count(*) - count(DISTINCT (kind, name, part)) FROM lake.stream_offsets"
     ).fetchone()
-    return row is not None and row[0] >= FOLD_ROWS
+    return row is not None and row[0] >= COMPACT_ROWS
 
 
-def fold(connection: duckdb.DuckDBPyConnection) -> None:
+def compact(connection: duckdb.DuckDBPyConnection) -> None:
     """Put one row in place of the many of each part."""
     for kind in (SOURCE, CONSUMER):
         _replace(connection, kind, _read(connection, _KIND, [kind]))

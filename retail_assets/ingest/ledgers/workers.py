@@ -1,4 +1,4 @@
-"""The heartbeat of workers: rows in the lake that say which live, what they do and how fast."""
+"""The heartbeats of workers: rows in the lake with their state and their metrics."""
 
 import json
 import os
@@ -14,27 +14,27 @@ import duckdb
 from retail_assets.lake.rows import insert_columns
 
 BEAT_SECONDS = 3.0
-"""How often a worker says that it lives."""
+"""How often a worker writes a heartbeat."""
 
 DEAD_SECONDS = 10.0
-"""After how long a silence others take its work over."""
+"""Seconds without a heartbeat after which others take over."""
 
-LATE_SECONDS = 60
-"""A worker is late when something has waited for it so long, or is wrong."""
+LAGGING_SECONDS = 60
+"""A worker is lagging if something has waited for it so long, or it has a problem."""
 
 FAILED_SECONDS = 300
-"""A worker that is late for so long has failed: its asset is no longer fresh, people are told."""
+"""After so long a lagging worker has failed: its asset is no longer fresh, people are notified."""
 
-FOLD_ROWS = 20
+COMPACT_ROWS = 20
 
-GIVEN_UP = timedelta(days=1)
-"""A source that only dead workers took counts no more after so long, if another worker lives."""
+ABANDONED_AFTER = timedelta(days=1)
+"""After so long, a source that only dead workers had does not count, if another worker is alive."""
 
 LAG = "_lag_seconds"
-"""After the name of a consumer, the figure of how far it is behind."""
+"""The end of the metric's name for the lag of a consumer."""
 
 RUNNING, STOPPED = "running", "stopped"
-ALIVE, LATE, DEAD = "alive", "lagging", "dead"
+ALIVE, LAGGING, DEAD = "alive", "lagging", "dead"
 
 FILES = "files"
 
@@ -49,7 +49,7 @@ class Heartbeat:
     sources: tuple[str, ...]
     state: str
     problem: str | None
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     started_at: datetime
     heartbeat_at: datetime
 
@@ -60,7 +60,7 @@ class Heartbeat:
     def is_ahead(self, now: datetime) -> bool:
         """Whether its last heartbeat lies in the future, by more than clocks usually differ.
 
-        A clock was set back since, or its host's is ahead: it cannot be told how old it is.
+        A clock was set back since, or its host's is ahead: its age is unknown.
         """
         return self.silent_seconds(now) <= -DEAD_SECONDS
 
@@ -71,18 +71,18 @@ class Heartbeat:
             return f"by a clock that is {-seconds:.0f} s ahead of this one"
         return f"{max(seconds, 0):.0f} s ago"
 
-    def lives(self, now: datetime) -> bool:
-        """Whether it runs, as far as one can know."""
+    def is_alive(self, now: datetime) -> bool:
+        """Whether it runs, by its last heartbeat."""
         return self.state == RUNNING and abs(self.silent_seconds(now)) < DEAD_SECONDS
 
     @property
-    def late_seconds(self) -> float:
-        """How long it has been late, when it last said something."""
-        return float(self.figures.get("late_seconds") or 0)
+    def lagging_seconds(self) -> float:
+        """How long it has been lagging, as of its last heartbeat."""
+        return float(self.metrics.get("late_seconds") or 0)
 
 
 def new_worker() -> str:
-    """A name for this start of a worker: the time in UTC, and something that no other has."""
+    """A name for this start of a worker: the time in UTC and a random suffix."""
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
 
 
@@ -92,13 +92,13 @@ def beat(
     sources: Sequence[str],
     state: str,
     problem: str | None,
-    figures: dict[str, Any],
+    metrics: dict[str, Any],
     started_at: datetime,
 ) -> None:
-    """In the caller's transaction, say that a worker lives (or has stopped).
+    """Write the heartbeat of a worker, in the caller's transaction.
 
-    While it lives rows are only appended, for `fold`: to replace one would hold the events of the
-    same transaction up.
+    Until it has stopped, rows are only appended, for `compact`: to replace one would delay the
+    events of the same transaction.
     """
     if state == STOPPED:
         connection.execute("DELETE FROM lake.stream_workers WHERE worker = ?", [worker])
@@ -109,22 +109,22 @@ def beat(
         "sources VARCHAR": [", ".join(sources)],
         "state VARCHAR": [state],
         "problem VARCHAR": [problem],
-        "figures VARCHAR": [json.dumps(figures)],
+        "figures VARCHAR": [json.dumps(metrics)],
         "started_at TIMESTAMPTZ": [started_at],
     }
     insert_columns(connection, "stream_workers", columns, "now() AS heartbeat_at")
 
 
 def is_long(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether it is time to `fold`."""
+    """Whether it is time to `compact`."""
     row = connection.execute(
         "SELECT count(*) - count(DISTINCT worker) FROM lake.stream_workers"
     ).fetchone()
-    return row is not None and row[0] >= FOLD_ROWS
+    return row is not None and row[0] >= COMPACT_ROWS
 
 
-def fold(connection: duckdb.DuckDBPyConnection) -> None:
-    """In the caller's transaction, forget all heartbeats of each worker but the newest."""
+def compact(connection: duckdb.DuckDBPyConnection) -> None:
+    """Delete all heartbeats but the newest of each worker, in the caller's transaction."""
     connection.execute(
         "DELETE FROM lake.stream_workers WHERE rowid NOT IN"
         " (SELECT max(rowid) FROM lake.stream_workers GROUP BY worker)"
@@ -149,43 +149,45 @@ def heartbeats(connection: duckdb.DuckDBPyConnection, *, latest: int = 20) -> li
             tuple(sources.split(", ")),
             state,
             problem,
-            json.loads(figures),
+            json.loads(metrics),
             started,
-            heard,
+            seen,
         )
-        for worker, host, process_id, sources, state, problem, figures, started, heard in rows
+        for worker, host, process_id, sources, state, problem, metrics, started, seen in rows
     ]
 
 
-def living(connection: duckdb.DuckDBPyConnection, source: str | None = None) -> list[Heartbeat]:
-    """The workers that live, and take events from a source, if one is named."""
+def alive_workers(
+    connection: duckdb.DuckDBPyConnection, source: str | None = None
+) -> list[Heartbeat]:
+    """The workers that are alive, and have a source, if one is named."""
     now = datetime.now(timezone.utc)
     return [
         found
         for found in heartbeats(connection)
-        if found.lives(now) and (source is None or source in found.sources)
+        if found.is_alive(now) and (source is None or source in found.sources)
     ]
 
 
 def in_charge(found: Sequence[Heartbeat], now: datetime) -> dict[str, Heartbeat]:
     """The worker that counts for each source, of all that were seen, the newest first.
 
-    It is one that lives and keeps up, otherwise one that lives, otherwise the newest.
+    It is one that is alive and keeps up, otherwise one that is alive, otherwise the newest.
     """
     sources = sorted({source for worker in found for source in worker.sources})
     workers = {
         source: max(
             (worker for worker in found if source in worker.sources),
             key=lambda worker: (
-                worker.lives(now),
+                worker.is_alive(now),
                 state(worker, now) == ALIVE,
                 -found.index(worker),
             ),
         )
         for source in sources
     }
-    if any(worker.lives(now) for worker in workers.values()):
-        since = now - GIVEN_UP
+    if any(worker.is_alive(now) for worker in workers.values()):
+        since = now - ABANDONED_AFTER
         return {
             name: worker
             for name, worker in workers.items()
@@ -195,19 +197,19 @@ def in_charge(found: Sequence[Heartbeat], now: datetime) -> dict[str, Heartbeat]
 
 
 def state(worker: Heartbeat, now: datetime) -> str:
-    """Whether a worker is alive, late or dead, or stopped in order."""
+    """Whether a worker is alive, lagging, dead or stopped."""
     if worker.state == STOPPED:
         return STOPPED
-    if not worker.lives(now):
+    if not worker.is_alive(now):
         return DEAD
-    return LATE if is_late(worker.problem, worker.figures) else ALIVE
+    return LAGGING if is_lagging(worker.problem, worker.metrics) else ALIVE
 
 
-def is_late(problem: str | None, figures: Mapping[str, Any]) -> bool:
-    """Whether a worker that has this problem and these figures does not keep up."""
+def is_lagging(problem: str | None, metrics: Mapping[str, Any]) -> bool:
+    """Whether a worker with this problem and these metrics does not keep up."""
     waits = [
-        figures.get("oldest_pending_event_file_seconds"),
-        (figures.get("latency_p50_ms") or 0) / 1000,
-        *(value for name, value in figures.items() if name.endswith(LAG)),
+        metrics.get("oldest_pending_event_file_seconds"),
+        (metrics.get("latency_p50_ms") or 0) / 1000,
+        *(value for name, value in metrics.items() if name.endswith(LAG)),
     ]
-    return bool(problem) or any((seconds or 0) > LATE_SECONDS for seconds in waits)
+    return bool(problem) or any((seconds or 0) > LAGGING_SECONDS for seconds in waits)

@@ -15,7 +15,7 @@ import duckdb
 from retail_assets import tables
 from retail_assets.ingest.ledgers.workers import (
     FAILED_SECONDS,
-    LATE_SECONDS,
+    LAGGING_SECONDS,
     RUNNING,
     Heartbeat,
     heartbeats,
@@ -105,7 +105,7 @@ def failures(
     """
     return [
         *_dead_workers(connection, settings, now),
-        *_late_workers(connection, now),
+        *_lagging_workers(connection, now),
         *_no_events(connection, settings, now),
         *_missing_days(connection, settings, now, open_days),
         *_failed_days(connection),
@@ -183,23 +183,23 @@ def _dead_workers(
     ]
 
 
-def _late_workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Finding]:
+def _lagging_workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Finding]:
     """The lagging workers, where no other worker has the same source."""
     return [
         Finding(
             LATE_WORKER,
             found.worker,
             f"The stream worker {found.worker} on {found.host} has not kept up for"
-            f" {found.late_seconds / 60:.0f} minutes: "
+            f" {found.lagging_seconds / 60:.0f} minutes: "
             + (
                 _short(found.problem)
                 if found.problem
-                else f"events, or consumers that follow them, wait longer than {LATE_SECONDS} s."
+                else f"events, or consumers that follow them, wait longer than {LAGGING_SECONDS} s."
                 " `retail-assets status` says where."
             ),
         )
         for found in _in_charge(connection, now)
-        if found.lives(now) and found.late_seconds > FAILED_SECONDS
+        if found.is_alive(now) and found.lagging_seconds > FAILED_SECONDS
     ]
 
 

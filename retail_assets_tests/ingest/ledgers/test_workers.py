@@ -1,4 +1,4 @@
-"""The heartbeat: appended while a worker lives, and the newest row counts."""
+"""The heartbeat: appended while a worker is alive, and the newest row counts."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -34,12 +34,12 @@ class Heart:
     def fold(self) -> None:
         """Forget the old beats."""
         with self.intake.lake.transaction(self.connection, "fold"):
-            heartbeat.fold(self.connection)
+            heartbeat.compact(self.connection)
 
     def seen(self) -> dict[str, Any]:
         """The number of the beat by which each worker is known."""
         found = heartbeat.heartbeats(self.connection)
-        return {worker.worker: worker.figures["beat"] for worker in found}
+        return {worker.worker: worker.metrics["beat"] for worker in found}
 
     def rows(self) -> list[tuple[str, str]]:
         """All rows that there are."""
@@ -87,7 +87,7 @@ def test_a_worker_that_has_ended_in_order_leaves_one_row(heart: Heart) -> None:
 def test_beats_are_folded_once_they_are_many(
     heart: Heart, beats: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "FOLD_ROWS", 2)
+    monkeypatch.setattr(heartbeat, "COMPACT_ROWS", 2)
     heart.beat("w2")
     for _ in range(beats):
         heart.beat("w1")
@@ -100,7 +100,7 @@ def test_a_heartbeat_from_the_future_is_not_alive(heart: Heart, ahead: int, live
     heart.beat("w1")
     [worker] = heartbeat.heartbeats(heart.connection)
     now = worker.heartbeat_at - timedelta(seconds=ahead)
-    assert worker.lives(now) == lives
+    assert worker.is_alive(now) == lives
     assert heartbeat.state(worker, now) == (heartbeat.ALIVE if lives else heartbeat.DEAD)
     assert worker.last_seen(now) == (
         "0 s ago" if lives else f"by a clock that is {ahead} s ahead of this one"
@@ -117,7 +117,9 @@ def test_a_worker_of_the_future_stands_before_none_that_came_later(heart: Heart)
     now = datetime.now(timezone.utc)
     found = heartbeat.heartbeats(heart.connection)
     assert [worker.worker for worker in found] == ["w2", "w1"]
-    assert [worker.worker for worker in heartbeat.living(heart.connection, "files")] == ["w2"]
+    assert [worker.worker for worker in heartbeat.alive_workers(heart.connection, "files")] == [
+        "w2"
+    ]
     # What it alone read is given up, as if it had been silent for long.
     assert {
         source: worker.worker for source, worker in heartbeat.in_charge(found, now).items()
