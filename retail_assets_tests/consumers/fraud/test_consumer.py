@@ -50,7 +50,7 @@ class Watch:
     def follow(self) -> Consumed | None:
         return framework.consume(self.intake.lake, self.intake.connection, self.consumer)
 
-    def judged(self) -> set[str]:
+    def checked(self) -> set[str]:
         """The customers whose orders were judged last."""
         rows = self.intake.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_checked")
         return {customer for (customer,) in rows}
