@@ -1,4 +1,4 @@
-"""The old place of `tools.broker`."""
+"""The old path of `tools.broker`."""
 
 from tools.broker import Broker, running_broker
 

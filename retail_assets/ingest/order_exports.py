@@ -1,4 +1,4 @@
-"""The old place of `retail_assets.ingest.exports.load`, which scripts of users may name."""
+"""The old path of `retail_assets.ingest.exports.load`, which scripts of users may name."""
 
 from retail_assets.ingest.exports.load import ExportResult as Ingested
 from retail_assets.ingest.exports.load import ingest

@@ -38,9 +38,9 @@ class ContentHash:
 
     @property
     def checkpoint(self) -> str | None:
-        """What `resume` needs: so many bytes, the first chunk's digest, the digest up to there.
+        """The state for `resume`: bytes, digest of the first chunk, digest up to there.
 
-        It lies one or two chunks back. None if there is no more than one chunk.
+        It lies one or two chunks back. None if there is only one chunk.
         """
         if not self._first:
             return None
@@ -48,7 +48,7 @@ class ContentHash:
         return f"{chunks * CHUNK_BYTES}:{self._first.hex()}:{self._before.hex()}"
 
     def begins_like(self, chunk: bytes) -> bool:
-        """Whether the content of which the first chunk was hashed began with this one."""
+        """Whether the hashed content began with this chunk."""
         return hashlib.sha256(chunk).digest() == self._first
 
     def update(self, data: bytes | memoryview) -> None:

@@ -1,6 +1,6 @@
-"""The text of a file, however it is encoded: compressed files, and text that is not UTF-8.
+"""The text of a file in any encoding: compressed files, and text that is not UTF-8.
 
-What a file is, is told by its first bytes; by its name only that it has to be compressed.
+The first bytes of a file decide; its name says only that it has to be compressed.
 """
 
 import codecs
@@ -180,7 +180,7 @@ class _Decoded:
             block = self._stream.read(size)
             self._ended = not block
             try:
-                # Of a character that is being written there is half.
+                # The end may have half of a character that is still being written.
                 text = self._decoder.decode(block, final=self._ended and self._still)
             except UnicodeDecodeError as error:
                 # The error holds the whole block.

@@ -34,11 +34,11 @@ _DATE = re.compile(r"(?<!\d)(\d{4})[-_](\d{2})[-_](\d{2})(?!\d)")
 
 @dataclass(frozen=True)
 class Listing:
-    r"""What lies in the folder.
+    r"""The content of the folder.
 
-    Event files by path. What is left alone, with the reason: links, pipes and devices, files whose
-    path is no text (the bytes at fault as `\xNN`), folders and files that cannot be looked at (the
-    folder itself: `.`). And `not_read`: files whose ending is none of `ENDINGS`, in order.
+    `files` has event files by path. `left_alone` has the reason for links, pipes and devices, files
+    whose path is no text (with bytes that are not UTF-8 as `\xNN`), and folders and files that
+    cannot be read (the folder itself: `.`). `not_read` has files with none of `ENDINGS`, in order.
     """
 
     files: dict[str, FoundFile] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class EventFolder:
             found.scan(self.location)
         else:
             self._find(found)
-        # What Python makes of bytes in a name that are not UTF-8 no database takes.
+        # No database takes Python's surrogates for bytes in a name that are not UTF-8.
         for path in [path for path in found.files if not _is_text(path)]:
             del found.files[path]
             found.left_alone[path] = "has a name that is not UTF-8 text: rename it"
@@ -119,7 +119,7 @@ class EventFolder:
         import fsspec
 
         try:
-            # What lies there changes all the time.
+            # The content of the bucket changes all the time.
             return fsspec.filesystem(self.location.partition("://")[0], use_listings_cache=False)
         except ImportError as error:
             raise RetailAssetsError(

@@ -211,5 +211,5 @@ class DocumentSplitter:
 
 
 def _before(values: np.ndarray, first: bool | int) -> np.ndarray:
-    """What each of some values was before: the one that precedes it."""
+    """The value before each of some values."""
     return np.concatenate([[first], values[:-1]])

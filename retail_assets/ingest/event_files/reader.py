@@ -1,8 +1,8 @@
-"""The new lines of an event file: those after what the ledger says was ingested, in portions.
+"""Reads the new lines of an event file, after those in the ledger, in portions.
 
-How a file came to be as it is does not matter: it grew, it is the same, or it is another, which the
-hash of what was ingested tells. Of a plain file that grew only its first bytes and the last ones
-before are read again; of all others, and where nothing was added, all of it.
+A file has grown, is the same, or is another one: the hash of the ingested content decides. If a
+plain file has grown, only its first bytes and the last ones before the new ones are read again;
+otherwise the whole file.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def read_new(
     still: bool,
     limits: ReadLimits = LIMITS,
 ) -> Iterator[Portion]:
-    """Read what is new of a file.
+    """Read the new lines of a file.
 
     The elements of a file of JSON documents (`json_documents`) count as its lines.
 
@@ -97,8 +97,8 @@ def read_new(
         limits: how much is read and given at once.
 
     Returns:
-        At least one portion; the last may have no lines. Of a file that cannot be read yet, because
-        somebody may be writing to it, there is one without lines whose last line is open.
+        At least one portion; the last may have no lines. A file that cannot be read yet, because
+        somebody may be writing to it, gives one without lines whose last line is open.
 
     Raises:
         RetailAssetsError: if it is a compressed file that breaks off or is damaged, or of a kind
@@ -165,7 +165,7 @@ def _following(
 
 
 def _kind(content: Content, *, still: bool) -> str | None:
-    """What a content is split into: `DOCUMENTS`, `VALUES` or lines (empty); None: not clear yet."""
+    """The parts of a content: `DOCUMENTS`, `VALUES` or lines (empty); None: not clear yet."""
     for is_it, kind in ((are_documents, DOCUMENTS), (is_array_of_values, VALUES)):
         found = is_it(content.peek, still=still)
         if found is None or found:
@@ -206,7 +206,7 @@ def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHas
 def _continued(
     content: Content, known: Progress, limits: ReadLimits, *, still: bool
 ) -> tuple[Iterator[Portion] | None, bool]:
-    """What follows on what was ingested before, and whether the content begins with that.
+    """The content after the ingested part, and whether it begins with that part.
 
     None follows if the content before is another, or a last line that was ingested without its
     newline has gone on.
@@ -333,7 +333,7 @@ class _Reader(_Gatherer):
         """Yield portions; what follows the last newline is kept back until its line ends."""
         open_line = bytearray()
         block = content.read(self.limits.block_bytes)
-        # Of a line that is too long only the beginning is kept, but all of it is hashed.
+        # Only the beginning of a line that is too long is kept, but all of it is hashed.
         open_digest, open_bytes = self.digest.copy(), 0
         while block:
             start = 0

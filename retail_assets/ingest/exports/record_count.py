@@ -57,8 +57,8 @@ class RecordCount:
             self._all_ends -= self._at_return and bool(ends[0] & feeds[0])
             self._at_return = bool(returns[-1])
         self._at_border = chunk[-1] in b',"\n\r'
-        # Of several line ends in a row, the first one ends a line; the others are blank lines, or
-        # the second half of CR LF.
+        # The first of several line ends in a row ends a line; the others are blank lines, or the
+        # second half of CR LF.
         self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
         self._ends += bool(ends[0]) and not self._at_end
         self._at_end = bool(ends[-1])

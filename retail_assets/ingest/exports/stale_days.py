@@ -1,7 +1,7 @@
-"""Which days are behind, and which accepted orders are in no revenue because of it.
+"""The days that are behind, and the accepted orders that are in no revenue because of it.
 
-What was published is compared with all of `raw_orders`, not with published days alone: an order
-whose day is no partition, has failed or is behind is counted as waiting.
+Published revenue is compared with all of `raw_orders`, not only with published days: an order whose
+day is no partition, has failed or is behind is waiting.
 """
 
 from collections.abc import Collection, Iterable, Mapping

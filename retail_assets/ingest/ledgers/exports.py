@@ -19,7 +19,7 @@ UNRECORDED_LATE_DAYS = 7
 
 @dataclass(frozen=True)
 class ExportEntry:
-    """What the ledger has of an export; the last four are None in entries of older versions.
+    """The ledger's entry of an export; the last four are None in entries of older versions.
 
     `max_days_late` is how many days before its export the earliest of its orders lies, rejected
     ones included.

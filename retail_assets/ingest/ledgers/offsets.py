@@ -1,10 +1,10 @@
-"""The ledger of the stream: how far each source was taken in, and how far each consumer has come.
+"""The ledger of the stream: how far each source was ingested, and each consumer has followed.
 
-Each transaction appends how far it has come: to replace a row takes ten times longer. The rows of a
-part add up, and are folded into one now and then.
+Each transaction appends a row: to replace one takes ten times longer. The rows of a part add up,
+and are compacted into one now and then.
 
-Every function that writes works in the caller's transaction, so that an offset and the rows that it
-speaks of are committed together.
+Every function that writes works in the caller's transaction, so that an offset and its rows are
+committed together.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ _PARTS = f"{_KIND} AND concat(name) = ? AND list_contains(?::VARCHAR[], part)"
 
 @dataclass(frozen=True)
 class Offset:
-    """What the ledger has of one part of a source; `position` is the next one that is new."""
+    """The ledger's entry of a part of a source; `position` is the next one that is new."""
 
     name: str
     part: str
@@ -99,7 +99,7 @@ def next_positions(
 
 
 def append(connection: duckdb.DuckDBPyConnection, entries: Sequence[Offset]) -> None:
-    """Add what was taken in of some parts, each up to a position that it had not reached before."""
+    """Add the ingested lines of some parts, each up to a new position."""
     if entries:
         _insert(connection, SOURCE, entries)
 
@@ -113,7 +113,7 @@ def is_long(connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 def compact(connection: duckdb.DuckDBPyConnection) -> None:
-    """Put one row in place of the many of each part."""
+    """Replace the rows of each part by one."""
     for kind in (SOURCE, CONSUMER):
         _replace(connection, kind, _read(connection, _KIND, [kind]))
 
