@@ -1,7 +1,7 @@
 """Taking in exports, and looking at what became of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -44,5 +44,7 @@ class Intake:
 @pytest.fixture
 def intake(lake: Lake, settings: Settings) -> Iterator[Intake]:
     """An empty lake, connected, and the exports folder of `settings`."""
+    # Tables this small take longer with more threads.
+    lake = replace(lake, threads=1)
     with lake.connect() as connection:
         yield Intake(lake, connection, settings.exports_dir)
