@@ -31,6 +31,9 @@ from retail_assets_tests.transforms.conftest import (
     result,
 )
 
+EXAMPLES, MOST_ROWS = 16, 30
+"""An engine takes as long to plan few rows as many: rather few examples of many rows."""
+
 # Both days on which the clocks change lie within.
 DAYS = [date(2026, 3, 28) + timedelta(days=n) for n in range(3)] + [
     date(2026, 10, 24) + timedelta(days=n) for n in range(3)
@@ -69,7 +72,7 @@ def raw_order(draw: st.DrawFn) -> dict[str, Any]:
 
 
 raw_orders = st.lists(
-    raw_order(), max_size=12, unique_by=lambda row: (row["export_date"], row["order_id"])
+    raw_order(), max_size=MOST_ROWS, unique_by=lambda row: (row["export_date"], row["order_id"])
 )
 products = st.lists(
     st.fixed_dictionaries(
@@ -120,7 +123,7 @@ LATER = {**VERSION, "export_date": date(2026, 3, 30), "order_value_gbp": Decimal
 OTHER = {**VERSION, "order_id": "B", "order_value_gbp": Decimal("9999999999.99")}
 
 
-@settings(max_examples=40)
+@settings(max_examples=EXAMPLES)
 @given(raw_rows=raw_orders, product_rows=products, customer_rows=customers)
 @example(raw_rows=[], product_rows=[], customer_rows=[])
 @example(raw_rows=[VERSION], product_rows=[], customer_rows=[])
@@ -221,7 +224,7 @@ def valid_event(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-valid_events = st.lists(valid_event(), max_size=12).map(
+valid_events = st.lists(valid_event(), max_size=MOST_ROWS).map(
     lambda rows: [{**row, "event_id": f"E{number}"} for number, row in enumerate(rows)]
 )
 
@@ -236,7 +239,7 @@ UNTIMED = {**EVENT, "event_timestamp": None, "event_date": None}
 RETURNED = {**EVENT, "status": "returned", "position": 2}
 
 
-@settings(max_examples=40)
+@settings(max_examples=EXAMPLES)
 @given(rows=valid_events, product_rows=products, customer_rows=customers)
 @example(rows=[], product_rows=[], customer_rows=[])
 @example(rows=[EVENT], product_rows=[], customer_rows=[])
@@ -299,6 +302,7 @@ def arrow_of(live: Rows) -> Any:
     return arrow(COMPLETED_ORDERS, live)
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     rows=st.lists(
         st.fixed_dictionaries(
@@ -309,7 +313,7 @@ def arrow_of(live: Rows) -> Any:
                 "payload": texts,
             }
         ),
-        max_size=20,
+        max_size=MOST_ROWS,
     )
 )
 @example(rows=[])
