@@ -31,7 +31,7 @@ with atheris.instrument_imports(
 
     from retail_assets.engines.duckdb import SEPARATOR
     from retail_assets.errors import RetailAssetsError
-    from retail_assets.ingest.exports import load as order_exports
+    from retail_assets.ingest.exports import staging
     from retail_assets.ingest.exports.csv_file import Limits, inspect, survey
     from retail_assets.ingest.exports.files import ExportFile, locate
     from retail_assets.lake.connection import Lake
@@ -102,8 +102,8 @@ class Intake:
         """Begin anew, so that what DuckDB keeps of rows that were deleted does not add up."""
         self.connection = duckdb.connect(config={"threads": 1})
         self.connection.execute("SET TimeZone = 'Europe/London'")
-        self.batch = order_exports._Batch(self.lake, self.connection, 3, None)
-        for name, columns in order_exports._STAGING.items():
+        self.staging = staging._Staging(self.lake, self.connection, 3, None)
+        for name, columns in staging._STAGING.items():
             self.connection.execute(f"CREATE TEMP TABLE {name} ({columns})")
 
     def check(self, data: bytes) -> None:
@@ -139,7 +139,7 @@ class Intake:
 
     def _stage(self, files: list[ExportFile], content: bytes | None) -> None:
         try:
-            failed = self.batch._read(files)
+            failed = self.staging.read(files)
             rows = self.connection.execute("SELECT export_date, raw FROM export_rows").fetchall()
             rejected = self.connection.execute(
                 "SELECT export_date, reason, raw_text FROM rejected_rows"
@@ -149,7 +149,7 @@ class Intake:
                 " USING (export_date, record)"
             ).fetchall()
         finally:
-            for name in order_exports._STAGING:
+            for name in staging._STAGING:
                 self.connection.execute(f"TRUNCATE {name}")
         assert {reason for _, reason, _ in rejected} <= REASONS.keys()
         accounted = Counter(row[0] for row in (*rows, *rejected, *malformed))
