@@ -98,15 +98,26 @@ def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
         copy = Settings(data_dir=data_dir)
         copy.lake_dir.mkdir(parents=True)
         shutil.copyfile(model.catalog, copy.catalog)
-        with closing(sqlite3.connect(copy.catalog)) as catalog, catalog:
-            catalog.execute("PRAGMA synchronous = OFF")
-            catalog.execute(
-                "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
-                [copy.data_path + "/"],
-            )
+        _move(copy)
         return Lake.from_settings(copy)
 
     return make
+
+
+def copy_data(model: Path, settings: Settings) -> None:
+    """Copy a data folder with its lake into that of `settings`."""
+    shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
+    _move(settings)
+
+
+def _move(settings: Settings) -> None:
+    """Have the catalog know that its files lie in the data folder of these settings."""
+    with closing(sqlite3.connect(settings.catalog)) as catalog, catalog:
+        catalog.execute("PRAGMA synchronous = OFF")
+        catalog.execute(
+            "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
+            [settings.data_path + "/"],
+        )
 
 
 def note_empty_tables(catalog: sqlite3.Connection) -> None:

@@ -13,8 +13,6 @@ from retail_assets_tests.platform import CUSTOMERS, PRODUCTS
 
 DAY, NEXT = date(2026, 10, 12), date(2026, 10, 13)
 
-pytestmark = pytest.mark.usefixtures("rules_may_change")
-
 
 @pytest.fixture
 def intake(settings, lake) -> Iterator[EventIntake]:
@@ -85,6 +83,7 @@ def test_a_check_of_what_is_up_to_date_finds_nothing_and_changes_nothing(taken):
     assert taken.rows("FROM lake.current_snapshot()") == snapshot
 
 
+@pytest.mark.usefixtures("rules_may_change")
 def test_after_a_rule_has_changed_a_check_says_so_and_a_replay_moves_the_rows(taken, monkeypatch):
     live = taken.tables()
     monkeypatch.setattr(events, "OUT_OF_RANGE_GBP", 650)
@@ -110,6 +109,7 @@ def test_after_a_rule_has_changed_a_check_says_so_and_a_replay_moves_the_rows(ta
     assert taken.tables() == live
 
 
+@pytest.mark.usefixtures("rules_may_change")
 def test_what_was_in_conflict_counts_when_the_first_is_no_longer_valid(taken, monkeypatch):
     monkeypatch.setattr(events, "OUT_OF_RANGE_GBP", 100)
     assert check(taken) == [
@@ -147,6 +147,7 @@ def test_new_reference_data_are_a_difference_until_they_are_replayed(taken):
     assert set(taken.events("product_name, customer_segment")) == {("Kettle", "loyal")}
 
 
+@pytest.mark.usefixtures("rules_may_change")
 def test_live_revenue_follows_a_replay(taken, monkeypatch):
     def revenue() -> list[tuple[str, str]]:
         live_revenue.refresh(taken.lake, taken.connection)
