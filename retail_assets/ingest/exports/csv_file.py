@@ -286,10 +286,10 @@ _WELL_FORMED = re.compile(rf"(?:{_FIELD})(?:,(?:{_FIELD}))*[\r\n]*")
 
 
 def _check_folded(file: CsvFile, record: Record) -> None:
-    """Raise if a record that goes over several lines looks as if it had taken in others.
+    """Raise if a record over several lines looks as if it had swallowed other records.
 
     A field may well have several lines, such as an address. But where two lines look like rows,
-    one of them has been taken into a field; and where quotes or the number of fields are wrong
+    one of them stands in a field; and where quotes or the number of fields are wrong
     already, one after the first is enough, or more text than such a record may have.
     """
     columns, lines = len(file.header), record.lines
@@ -301,15 +301,15 @@ def _check_folded(file: CsvFile, record: Record) -> None:
     sound = len(fields) == columns or (len(fields) == columns + 1 and not fields[-1])
     sound = sound and _WELL_FORMED.fullmatch("".join(lines)) is not None
     rows = [n for n, line in enumerate(lines) if _looks_like_a_row(line, file)]
-    taken = rows[1:] or [n for n in rows if n and not sound]
-    if not taken and not sound and sum(map(len, lines)) >= FOLDED_BYTES:
-        taken = [1]
-    if taken:
-        opened = max((n for n in range(taken[0]) if '"' in lines[n]), default=0)
+    swallowed = rows[1:] or [n for n in rows if n and not sound]
+    if not swallowed and not sound and sum(map(len, lines)) >= FOLDED_BYTES:
+        swallowed = [1]
+    if swallowed:
+        opened = max((n for n in range(swallowed[0]) if '"' in lines[n]), default=0)
         raise RetailAssetsError(
             f"{file.path}, line {record.line + opened}: a quote opens there and takes the lines"
-            f" after it, such as line {record.line + taken[0]}, into its field. Close it, or write"
-            " it twice if it belongs to the text, and ingest the file again."
+            f" after it, such as line {record.line + swallowed[0]}, into its field. Close it, or"
+            " write it twice if it belongs to the text, and ingest the file again."
         )
 
 

@@ -94,7 +94,7 @@ class RecordCount:
 
     @property
     def suspicious(self) -> bool:
-        """Whether a quote may have taken rows into its field: they cannot be counted like this.
+        """Whether a field may have swallowed rows through a quote: then this count is not exact.
 
         Where no line ends within quotes, each is a record at most: nothing can be missed then.
         """

@@ -37,7 +37,7 @@ _STAGING = {
     "rejected_rows": "row_id BIGINT, export_date DATE, reason VARCHAR, field VARCHAR,"
     " raw_text VARCHAR",
 }
-"""The temporary tables, beside those with the columns of the lake's."""
+"""The temporary tables; `staged_raw` and `staged_rejects` follow from them."""
 
 _REJECTS = """
     WITH stepping AS (
