@@ -28,15 +28,6 @@ GRACE = timedelta(days=2)
 A reader at an expired snapshot finds fewer rows, without an error.
 """
 
-MERGED_GRACE = timedelta(minutes=10)
-"""How long an unneeded file stays if no reader is open that began before."""
-
-FULL_HISTORY = timedelta(hours=1)
-"""How long every snapshot is kept, however many there are."""
-
-MAX_SNAPSHOTS = 20_000
-"""The number above which the history is thinned: each transaction reads all, 0.3 ms per 1,000."""
-
 FOLLOWED = frozenset(table.name for table in tables.ALL if table.followed)
 """Tables whose files are never rewritten: `table_changes` lists each row of a rewritten file as
 updated, and followers would produce or compute all of them again.
@@ -46,20 +37,11 @@ Rows of these tables are rarely deleted. Other tables that consumers follow, `li
 again, and find no difference.
 """
 
-MIN_FILES = 8
-"""How many files of a tier are needed for a merge: it makes files so many times larger."""
-
-INLINED_ROWS = 1_000
-"""How many rows in the catalog are needed for a flush: an update reads them all, 1 µs each."""
-
 SMALL_TABLE = 4_000_000
 """Bytes of a table up to which its files are rewritten without their deleted rows."""
 
 DELETED_FILES = 100
 """How many files are deleted in one hold of the lock."""
-
-EXPIRED_SNAPSHOTS = 500
-"""How many snapshots are expired in one hold of the lock; fewer are not worth one."""
 
 _DUE = "1970-01-01 00:00:00+00"
 _AFTER_DUE = "1971-01-01 00:00:00+00"
@@ -75,6 +57,29 @@ class Tier:
 
 TIERS = (Tier(32_000, 160_000), Tier(200_000, 1_600_000), Tier(1_600_000, 5_000_000))
 """A merge of 5 MB holds the lock for less than a tenth of a second. Larger files are left alone."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When there is enough to do.
+
+    A merge takes `min_files` of a tier, so it makes files so many times
+    larger. A flush takes `inlined_rows` in the catalog: an update reads them all, 1 µs each. The
+    history is thinned above `max_snapshots`, beyond `full_history`: each transaction reads all, 0.3
+    ms per 1,000; `expired_snapshots` go in one hold of the lock, fewer are not worth one. An
+    unneeded file stays for `merged_grace` if no reader is open that began before.
+    """
+
+    tiers: tuple[Tier, ...] = TIERS
+    min_files: int = 8
+    inlined_rows: int = 1_000
+    max_snapshots: int = 20_000
+    full_history: timedelta = timedelta(hours=1)
+    expired_snapshots: int = 500
+    merged_grace: timedelta = timedelta(minutes=10)
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,11 @@ LOOK = Step("look", 0, 0.0)
 
 
 def steps(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, *, keep_days: int = 30
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    keep_days: int = 30,
+    limits: Limits = LIMITS,
 ) -> Iterator[Step]:
     """Compact the lake step by step; the lock is free whenever this yields.
 
@@ -110,12 +119,13 @@ def steps(
         connection: a connection to it that can write, in no transaction, used by nobody else during
             a step.
         keep_days: how many days back the lake stays readable; two at least.
+        limits: when there is enough to do.
     """
-    yield from flush(lake, connection, INLINED_ROWS)
-    yield from rewrite(lake, connection, min_files=MIN_FILES)
-    yield from merge(lake, connection, TIERS, min_files=MIN_FILES)
-    yield from expire(lake, connection, keep_days, at_least=EXPIRED_SNAPSHOTS)
-    yield from delete(lake, connection)
+    yield from flush(lake, connection, limits.inlined_rows)
+    yield from rewrite(lake, connection, min_files=limits.min_files)
+    yield from merge(lake, connection, limits.tiers, min_files=limits.min_files)
+    yield from expire(lake, connection, keep_days, limits, at_least=limits.expired_snapshots)
+    yield from delete(lake, connection, limits)
 
 
 def reliable_since(connection: duckdb.DuckDBPyConnection) -> int:
@@ -231,19 +241,24 @@ def merge(
 
 
 def expire(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, keep_days: int, *, at_least: int = 1
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    keep_days: int,
+    limits: Limits = LIMITS,
+    *,
+    at_least: int = 1,
 ) -> Iterator[Step]:
     """Expire snapshots, the oldest first, if at least so many are due.
 
-    All of the last `keep_days` stay, up to `MAX_SNAPSHOTS`. If there are more, older ones than
-    `FULL_HISTORY` are thinned to the last one of each minute, and of each hour beyond two days.
+    All of the last `keep_days` stay, up to `max_snapshots`. If there are more, older ones than
+    `full_history` are thinned to the last one of each minute, and of each hour beyond two days.
     """
-    versions = _expendable(connection, keep_days)
+    versions = _expendable(connection, keep_days, limits)
     yield LOOK
     if len(versions) < at_least:
         return
-    for first in range(0, len(versions), EXPIRED_SNAPSHOTS):
-        some = versions[first : first + EXPIRED_SNAPSHOTS]
+    for first in range(0, len(versions), limits.expired_snapshots):
+        some = versions[first : first + limits.expired_snapshots]
         with (
             _hold(lake, "expire snapshots") as held,
             lake.locked_transaction(connection, "expire snapshots"),
@@ -254,14 +269,16 @@ def expire(
         yield Step("expire", len(some), held.seconds)
 
 
-def delete(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
+def delete(
+    lake: Lake, connection: duckdb.DuckDBPyConnection, limits: Limits = LIMITS
+) -> Iterator[Step]:
     """Delete the files that neither a snapshot nor a reader needs any more.
 
     DuckLake stores when a file became unneeded, but on an SQLite catalog compares times as text: in
     another time zone it deletes up to a day too early or too late. So due files are found here and
     marked with a time that any comparison gets right; DuckLake then deletes them.
     """
-    due = _due_files(lake, connection)
+    due = _due_files(lake, connection, limits.merged_grace)
     yield LOOK
     for first in range(0, len(due), DELETED_FILES):
         files = due[first : first + DELETED_FILES]
@@ -357,7 +374,7 @@ def _inlined_tables(connection: duckdb.DuckDBPyConnection, rows: int) -> list[st
     return sorted(table for table, count in counts if count >= rows)
 
 
-def _expendable(connection: duckdb.DuckDBPyConnection, keep_days: int) -> list[int]:
+def _expendable(connection: duckdb.DuckDBPyConnection, keep_days: int, limits: Limits) -> list[int]:
     """The snapshots to expire, oldest first; see `expire`.
 
     The snapshot that was the newest `keep_days` ago stays: it is the state of the lake then.
@@ -376,27 +393,29 @@ def _expendable(connection: duckdb.DuckDBPyConnection, keep_days: int) -> list[i
         " OR (time < full_from AND id <> last_id AND id IS DISTINCT FROM oldest) ORDER BY id",
         {
             "horizon": horizon,
-            "hour_ago": now - FULL_HISTORY,
-            "most": MAX_SNAPSHOTS,
+            "hour_ago": now - limits.full_history,
+            "most": limits.max_snapshots,
             "days_ago": now - GRACE,
         },
     ).fetchall()
     return [version for (version,) in found]
 
 
-def _due_files(lake: Lake, connection: duckdb.DuckDBPyConnection) -> list[int]:
+def _due_files(
+    lake: Lake, connection: duckdb.DuckDBPyConnection, merged_grace: timedelta
+) -> list[int]:
     """The ids of the files to delete."""
     now = datetime.now(timezone.utc)
     select = (
         f"SELECT data_file_id FROM {CATALOG}.ducklake_files_scheduled_for_deletion"
         " WHERE schedule_start::TIMESTAMPTZ < ? ORDER BY ALL"
     )
-    if not connection.execute(select, [now - MERGED_GRACE]).fetchone():
+    if not connection.execute(select, [now - merged_grace]).fetchone():
         return []
     oldest_reader = (_oldest_on_postgres if lake.on_postgres else _oldest_on_sqlite)(connection)
     until = now - GRACE
     if oldest_reader is not None:
-        until = max(until, min(now, oldest_reader) - MERGED_GRACE)
+        until = max(until, min(now, oldest_reader) - merged_grace)
     return [file for (file,) in connection.execute(select, [until]).fetchall()]
 
 

@@ -15,7 +15,7 @@ from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.ingest.messages.load import Received, Taken, can_take, take, warm_up
-from retail_assets.lake.compaction import LOOK, Step, steps
+from retail_assets.lake.compaction import LIMITS, LOOK, Limits, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 from retail_assets.worker.inbox import Inbox
@@ -70,6 +70,7 @@ class Intake:
         beat: Callable[[duckdb.DuckDBPyConnection], None],
         beat_is_due: Callable[[], bool],
         on_commit: Callable[[], None] = lambda: None,
+        compaction: Limits = LIMITS,
     ) -> None:
         self._lake = lake
         self._connection: duckdb.DuckDBPyConnection
@@ -78,6 +79,7 @@ class Intake:
         self._beat = beat
         self._beat_is_due = beat_is_due
         self._on_commit = on_commit
+        self._compaction = compaction
         self._upkeep: Iterator[Step] | None = None
         self._upkeep_at = time.monotonic() + FIRST_UPKEEP_SECONDS
         self._stepped_at = time.monotonic()
@@ -253,7 +255,7 @@ class Intake:
             if is_long:
                 with self._lake.transaction(connection, "fold the ledger"):
                     ledger.compact(connection)
-        yield from steps(self._lake, connection)
+        yield from steps(self._lake, connection, limits=self._compaction)
 
     def _beat_alone(self) -> None:
         try:

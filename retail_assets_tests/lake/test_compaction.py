@@ -7,7 +7,9 @@ import sqlite3
 import threading
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -17,7 +19,7 @@ from retail_assets import tables
 from retail_assets.consumers import live_revenue
 from retail_assets.consumers.framework import consume
 from retail_assets.lake import compaction
-from retail_assets.lake.compaction import reliable_since, steps
+from retail_assets.lake.compaction import LIMITS, Limits, Tier, reliable_since, steps
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.maintenance import maintain
 from retail_assets.outbound.kafka import outbound_topics
@@ -28,13 +30,15 @@ from retail_assets_tests.processes import finish, start
 COMMITS = 24
 ROWS = 40
 NOTHING: Counter[str] = Counter()
+EAGER = Limits(inlined_rows=1, min_files=2)
+"""Everything is done as soon as there is anything to do."""
 DAY = date(2026, 10, 5)
 
 
-def compact(lake: Lake, connection, *, keep_days: int = 30) -> Counter[str]:
+def compact(lake: Lake, connection, limits: Limits = LIMITS) -> Counter[str]:
     """Do all that is due; returns the count of each action."""
     done: Counter[str] = Counter()
-    for step in steps(lake, connection, keep_days=keep_days):
+    for step in steps(lake, connection, keep_days=30, limits=limits):
         done[step.action] += step.count
     return done
 
@@ -103,14 +107,7 @@ def written(model, settings):
     return Lake.from_settings(settings)
 
 
-@pytest.fixture
-def eager(monkeypatch):
-    """Do everything as soon as there is anything to do."""
-    monkeypatch.setattr(compaction, "INLINED_ROWS", 1)
-    monkeypatch.setattr(compaction, "MIN_FILES", 2)
-
-
-def test_every_row_every_snapshot_and_every_change_stay_and_the_files_become_few(written, eager):
+def test_every_row_every_snapshot_and_every_change_stay_and_the_files_become_few(written):
     with written.connect() as connection:
         last = current_snapshot(connection)
         first = last - COMMITS + 1
@@ -120,7 +117,7 @@ def test_every_row_every_snapshot_and_every_change_stay_and_the_files_become_few
         changed = {ab: changes(connection, *ab) for ab in ranges}
         assert len(in_use(connection)) == 16
 
-        done = compact(written, connection)
+        done = compact(written, connection, EAGER)
 
         assert (done["merge"], done["flush"]) == (17, 24 + COMMITS + 1)
         assert len(in_use(connection)) == 1
@@ -129,23 +126,20 @@ def test_every_row_every_snapshot_and_every_change_stay_and_the_files_become_few
         assert {ab: changes(connection, *ab) for ab in ranges} == changed
         assert changes(connection, last + 1, current_snapshot(connection)) == []
         assert connection.execute("SELECT version FROM changed_days").fetchall() == [(COMMITS,)]
-        assert compact(written, connection) == NOTHING
+        assert compact(written, connection, EAGER) == NOTHING
 
 
-def test_files_are_left_alone_until_there_are_many(written, monkeypatch):
-    monkeypatch.setattr(compaction, "MIN_FILES", 17)
+def test_files_are_left_alone_until_there_are_many(written):
     with written.connect() as connection:
-        assert compact(written, connection) == NOTHING
+        assert compact(written, connection, Limits(min_files=17)) == NOTHING
         assert len(in_use(connection)) == 16
 
 
-def test_more_files_than_are_merged_at_once_are_merged_one_batch_after_the_other(
-    written, monkeypatch
-):
-    monkeypatch.setattr(compaction, "MIN_FILES", 2)
-    monkeypatch.setattr(compaction, "TIERS", (compaction.Tier(below=32_000, target=5_000),))
+def test_more_files_than_are_merged_at_once_are_merged_one_batch_after_the_other(written):
+    limits = Limits(min_files=2, tiers=(Tier(below=32_000, target=5_000),))
     with written.connect() as connection:
-        merges = [step for step in steps(written, connection) if step.table == "raw_events"]
+        done = list(steps(written, connection, limits=limits))
+        merges = [step for step in done if step.table == "raw_events"]
         left = len(in_use(connection))
     counts = [step.count for step in merges if step.action == "merge"]
     assert len(counts) > 2
@@ -166,7 +160,7 @@ def test_a_row_is_rewritten_a_few_times_only_however_many_come(lake):
     for size in sizes.values():
         bytes_merged += size
     bytes_written = 64 * min(sizes.values())
-    assert len(live) < 2 * compaction.MIN_FILES
+    assert len(live) < 2 * LIMITS.min_files
     assert bytes_merged < 3 * bytes_written
 
 
@@ -184,42 +178,42 @@ def begin_a_long_result(connection):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("read", [begin, begin_a_long_result])
-def test_an_open_reader_keeps_its_files_however_long_they_were_merged_away(written, eager, read):
+def test_an_open_reader_keeps_its_files_however_long_they_were_merged_away(written, read):
     with written.connect() as connection, written.connect(read_only=True) as reader:
         now = rows_of(connection)
         before, end = read(reader)
-        compact(written, connection)
+        compact(written, connection, EAGER)
         in_a_process(grow_old, written, timedelta(hours=1))
         kept = files(written)
-        assert compact(written, connection)["delete"] == 0
+        assert compact(written, connection, EAGER)["delete"] == 0
         assert files(written) == kept
         if before is not None:
             assert rows_of(reader) == before == now
         end()
         assert rows_of(reader) == now
-        assert compact(written, connection)["delete"] == 17
+        assert compact(written, connection, EAGER)["delete"] == 17
         assert len(files(written)) == len(kept) - 17
         assert rows_of(reader) == rows_of(connection) == now
 
 
 @pytest.mark.processes
-def test_after_two_days_files_go_whoever_reads(written, eager):
+def test_after_two_days_files_go_whoever_reads(written):
     with written.connect() as connection, written.connect(read_only=True) as reader:
         begin(reader)
-        compact(written, connection)
+        compact(written, connection, EAGER)
         in_a_process(grow_old, written, timedelta(days=2, hours=1))
-        assert compact(written, connection)["delete"] == 17
+        assert compact(written, connection, EAGER)["delete"] == 17
 
 
 @pytest.mark.processes
-def test_files_that_were_just_merged_away_stay(written, eager):
+def test_files_that_were_just_merged_away_stay(written):
     with written.connect() as connection:
         before = files(written)
-        assert compact(written, connection)["merge"] > 0
+        assert compact(written, connection, EAGER)["merge"] > 0
         kept = files(written)
         assert before < kept
         in_a_process(grow_old, written, timedelta(minutes=9))
-        assert compact(written, connection) == NOTHING
+        assert compact(written, connection, EAGER) == NOTHING
         assert files(written) == kept
 
 
@@ -241,9 +235,8 @@ def snapshots(connection) -> list[int]:
 
 
 @pytest.mark.processes
-def test_a_long_history_is_thinned_to_minutes_and_hours_and_then_forgotten(written, monkeypatch):
-    monkeypatch.setattr(compaction, "MAX_SNAPSHOTS", 6)
-    monkeypatch.setattr(compaction, "EXPIRED_SNAPSHOTS", 4)
+def test_a_long_history_is_thinned_to_minutes_and_hours_and_then_forgotten(written):
+    limits = Limits(max_snapshots=6, expired_snapshots=4)
     with written.connect() as connection:
         top = current_snapshot(connection)
         now = datetime.now(timezone.utc)
@@ -273,7 +266,7 @@ def test_a_long_history_is_thinned_to_minutes_and_hours_and_then_forgotten(writt
         before = {at: rows_of(connection, at) for at in kept}
         changed = changes(connection, first + 8, top)
 
-        done = compact(written, connection, keep_days=30)
+        done = compact(written, connection, limits)
 
         assert done["expire"] == first + 3
         assert [at for at in snapshots(connection) if at <= top] == kept
@@ -293,9 +286,8 @@ def test_a_short_history_is_kept_whole(written):
         assert reliable_since(connection) == snapshots(connection)[0]
 
 
-def test_a_ledger_row_that_is_updated_all_the_time_stays_in_few_files(lake, monkeypatch):
-    monkeypatch.setattr(compaction, "INLINED_ROWS", 5)
-    monkeypatch.setattr(compaction, "MIN_FILES", 3)
+def test_a_ledger_row_that_is_updated_all_the_time_stays_in_few_files(lake):
+    limits = Limits(inlined_rows=5, min_files=3)
     rewritten = 0
     with lake.connect() as connection:
         connection.execute("INSERT INTO changed_days VALUES ('events', ?, 0, now())", [DAY])
@@ -303,7 +295,7 @@ def test_a_ledger_row_that_is_updated_all_the_time_stays_in_few_files(lake, monk
             with lake.transaction(connection, "count"):
                 connection.execute("UPDATE changed_days SET version = version + 1")
             if number % 6 == 0:
-                rewritten += compact(lake, connection)["rewrite"]
+                rewritten += compact(lake, connection, limits)["rewrite"]
                 assert len(in_use(connection, "changed_days")) < 6
         assert connection.execute("SELECT version FROM changed_days").fetchall() == [(60,)]
     assert rewritten >= 9
@@ -342,8 +334,10 @@ def write_and_take_back(lake: Lake, connection, table: tables.Table, **values: s
 
 
 @pytest.mark.parametrize("name", sorted(compaction.FOLLOWED))
-@pytest.mark.parametrize("upkeep", [compact, lambda lake, _: maintain(lake, keep_days=30)])
-def test_a_table_whose_changes_are_followed_is_not_rewritten(lake, eager, name, upkeep):
+@pytest.mark.parametrize(
+    "upkeep", [partial(compact, limits=EAGER), lambda lake, _: maintain(lake, keep_days=30)]
+)
+def test_a_table_whose_changes_are_followed_is_not_rewritten(lake, name, upkeep):
     with lake.connect() as connection:
         write_and_take_back(lake, connection, tables.BY_NAME[name])
         last = current_snapshot(connection)
@@ -364,12 +358,12 @@ def test_no_table_that_is_published_on_is_ever_rewritten(settings):
     assert published <= compaction.FOLLOWED
 
 
-def test_consumers_of_a_table_that_was_rewritten_find_that_nothing_differs(lake, eager):
+def test_consumers_of_a_table_that_was_rewritten_find_that_nothing_differs(lake):
     with lake.connect() as connection:
         write_and_take_back(lake, connection, tables.LIVE_ORDERS, status="'completed'")
         assert consume(lake, connection, live_revenue.CONSUMER).inserted["live_revenue"] == 3
         last = current_snapshot(connection)
-        assert compact(lake, connection)["rewrite"] == 3
+        assert compact(lake, connection, EAGER)["rewrite"] == 3
         commit_events(lake, connection, 0)
         assert changes(connection, last + 1, current_snapshot(connection), "live_orders")
         again = consume(lake, connection, live_revenue.CONSUMER)
@@ -377,11 +371,11 @@ def test_consumers_of_a_table_that_was_rewritten_find_that_nothing_differs(lake,
         assert sum(again.inserted.values()) + sum(again.deleted.values()) == 0
 
 
-def test_between_any_two_steps_others_write_and_so_may_the_connection_itself(written, eager):
+def test_between_any_two_steps_others_write_and_so_may_the_connection_itself(written):
     with written.connect() as connection, written.connect() as other:
         before = len(rows_of(connection))
         taken = []
-        for step in steps(written, connection):
+        for step in steps(written, connection, limits=EAGER):
             taken.append(step.action)
             commit_events(written, other, len(taken) * ROWS, source="other")
             commit_events(written, connection, len(taken) * ROWS, source="own")
@@ -413,12 +407,16 @@ class Doomed:
 
 def compact_and_die(data_dir: str, text: str, when: str) -> None:
     """Compact until a statement with that text."""
-    compaction.INLINED_ROWS, compaction.MIN_FILES = 1, 2
-    compaction.MAX_SNAPSHOTS, compaction.EXPIRED_SNAPSHOTS = 5, 1
-    compaction.MERGED_GRACE = compaction.FULL_HISTORY = timedelta(0)
+    limits = replace(
+        EAGER,
+        max_snapshots=5,
+        expired_snapshots=1,
+        merged_grace=timedelta(0),
+        full_history=timedelta(0),
+    )
     lake = lake_in(data_dir)
     with lake.connect() as connection:
-        compact(lake, Doomed(connection, text, when))  # type: ignore[arg-type]
+        compact(lake, Doomed(connection, text, when), limits)  # type: ignore[arg-type]
 
 
 @pytest.mark.processes
@@ -435,7 +433,7 @@ def compact_and_die(data_dir: str, text: str, when: str) -> None:
         ("cleanup_old_files", "after"),
     ],
 )
-def test_a_kill_in_the_middle_leaves_the_lake_whole(written, eager, monkeypatch, text, when):
+def test_a_kill_in_the_middle_leaves_the_lake_whole(written, text, when):
     data_dir = str(Path(written.catalog).parent.parent)
     with written.connect() as connection:
         before = rows_of(connection)
@@ -443,11 +441,11 @@ def test_a_kill_in_the_middle_leaves_the_lake_whole(written, eager, monkeypatch,
     with written.connect() as connection:
         assert rows_of(connection) == before
         commit_events(written, connection, 0, source="next")
-        monkeypatch.setattr(compaction, "MERGED_GRACE", timedelta(0))
-        compact(written, connection)
+        at_once = replace(EAGER, merged_grace=timedelta(0))
+        compact(written, connection, at_once)
         assert len(rows_of(connection)) == len(before) + ROWS
         assert set(in_use(connection)) <= files(written)
-        compact(written, connection)
+        compact(written, connection, at_once)
         assert connection.execute(
             f"SELECT count(*) FROM {compaction.CATALOG}.ducklake_files_scheduled_for_deletion"
         ).fetchone() == (0,)
@@ -455,7 +453,7 @@ def test_a_kill_in_the_middle_leaves_the_lake_whole(written, eager, monkeypatch,
 
 
 @pytest.mark.processes
-def test_writers_and_a_compaction_at_once_end_with_every_row_once(written, eager):
+def test_writers_and_a_compaction_at_once_end_with_every_row_once(written):
     data_dir = str(Path(written.catalog).parent.parent)
     with written.connect(read_only=True) as connection:
         before = len(rows_of(connection))
@@ -463,12 +461,12 @@ def test_writers_and_a_compaction_at_once_end_with_every_row_once(written, eager
     with written.connect() as connection, written.connect(read_only=True) as reader:
         seen = before
         while any(writer.is_alive() for writer in writers):
-            compact(written, connection)
+            compact(written, connection, EAGER)
             found = len(rows_of(reader))
             assert found >= seen
             seen = found
         assert finish(writers) == [0, 0]
-        compact(written, connection)
+        compact(written, connection, EAGER)
         found = rows_of(connection)
         assert len(found) == before + 2 * 25 * ROWS
         assert len({(row[3], row[4]) for row in found}) == len(found)

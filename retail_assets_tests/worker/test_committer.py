@@ -17,7 +17,7 @@ from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.ingest.messages.load import Received
 from retail_assets.ingest.repair.dead_letters import redrive
-from retail_assets.lake import compaction
+from retail_assets.lake.compaction import Limits
 from retail_assets.lake.connection import Lake
 from retail_assets.worker import committer as stream_intake
 from retail_assets.worker.committer import Intake
@@ -368,8 +368,6 @@ def test_between_batches_the_lake_is_kept_up(seen, monkeypatch):
         (stream_intake, "STEP_SECONDS", 0),
         (offsets, "COMPACT_ROWS", 2),
         (heartbeat, "COMPACT_ROWS", 2),
-        (compaction, "INLINED_ROWS", 1),
-        (compaction, "MIN_FILES", 2),
     ):
         monkeypatch.setattr(module, name, value)
     inbox, figures = Inbox(), Figures()
@@ -383,7 +381,10 @@ def test_between_batches_the_lake_is_kept_up(seen, monkeypatch):
         now = datetime.now(timezone.utc)
         heartbeat.beat(connection, "w1", ["kafka"], heartbeat.RUNNING, None, {}, now)
 
-    intake = Intake(seen.lake, inbox, figures, beat=beat, beat_is_due=lambda: True)
+    eager = Limits(inlined_rows=1, min_files=2)
+    intake = Intake(
+        seen.lake, inbox, figures, beat=beat, beat_is_due=lambda: True, compaction=eager
+    )
     intake.run(draining, threading.Event())
 
     assert figures.problems == {}
