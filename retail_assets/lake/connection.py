@@ -334,9 +334,8 @@ class Lake:
 
     def _check_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Make sure that whoever creates the lake right now is done."""
-        # Not duckdb_tables(): it reads the statistics of each, a third of the time to open a lake.
-        columns = "SELECT 1 FROM duckdb_columns() WHERE database_name = 'lake' LIMIT 1"
-        if connection.execute(columns).fetchone() is None:
+        # Not duckdb_tables() or duckdb_columns(): these take a quarter of the time to open a lake.
+        if connection.execute(f"SELECT 1 FROM {CATALOG}.ducklake_table LIMIT 1").fetchone() is None:
             raise self._no_lake()
 
     def _no_lake(self) -> "NoLakeError":

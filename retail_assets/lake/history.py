@@ -51,6 +51,15 @@ def _changes(text: str) -> tuple[Change, ...]:
     return tuple(Change(int(id_), kind in _INSERTED) for kind, id_ in _CHANGE.findall(text))
 
 
+def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
+    """The number that grows with each change of tables, columns or views."""
+    row = connection.execute(
+        f"SELECT max(schema_version) FROM {CATALOG}.ducklake_snapshot"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def table_names(connection: duckdb.DuckDBPyConnection) -> dict[int, str]:
     """The name of each table, by its id."""
     rows = connection.execute(
