@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import dagster as dg
@@ -22,6 +22,7 @@ RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 Rule = Callable[..., nw.LazyFrame]
 
 
+@cache  # Dagster tries a thousand dates for each
 def freshness(timezone: str) -> dg.FreshnessPolicy:
     """Yesterday must be there when people come to work."""
     return dg.FreshnessPolicy.cron(
