@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import date
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import duckdb
 import pytest
@@ -20,7 +20,10 @@ from retail_assets import business_days
 from retail_assets.ingest.events import staging as event_workspace
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests import outside
+from retail_assets_tests import migrations, outside
+
+if TYPE_CHECKING:
+    from retail_assets_tests.platform import Platform
 
 # The outcome of a build depends on the code alone; `--hypothesis-profile explore` goes further.
 _any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,6 +39,7 @@ WriteExport: TypeAlias = Callable[..., Path]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Watch that a run which leaves out tests that start processes or servers starts none."""
+    migrations.read_once()
     if "not processes" in config.getoption("markexpr"):
         config.pluginmanager.register(outside.Watch())
 
@@ -67,6 +71,15 @@ def lake(settings: Settings, new_lake: NewLake) -> Lake:
     """An empty lake with all its tables, at the place that `settings` names."""
     new_lake(settings.data_dir)
     return Lake.from_settings(settings)
+
+
+@pytest.fixture
+def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Platform"]:
+    """The platform with four published days: `DAYS` of platform.py, whose import takes long."""
+    from retail_assets_tests.platform import published_platform
+
+    with published_platform(settings, tmp_path_factory) as platform:
+        yield platform
 
 
 @pytest.fixture

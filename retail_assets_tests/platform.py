@@ -1,6 +1,8 @@
 """The platform on a data folder of a test: its definitions and a real Dagster instance."""
 
 import atexit
+import fcntl
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -88,7 +90,9 @@ def _home() -> Path:
 @contextmanager
 def published_platform(settings: Settings, folders: pytest.TempPathFactory) -> Iterator["Platform"]:
     """The same, with four days published; a copy, because publishing takes seconds."""
-    model = _published(folders.getbasetemp() / "published")
+    base = folders.getbasetemp()
+    # One for all workers of pytest-xdist, which have a folder each.
+    model = _published((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "published")
     shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
     with closing(sqlite3.connect(settings.catalog)) as catalog, catalog:
         catalog.execute(
@@ -102,12 +106,17 @@ def published_platform(settings: Settings, folders: pytest.TempPathFactory) -> I
 @cache
 def _published(folder: Path) -> Path:
     settings = Settings(data_dir=folder)
-    write_reference(settings)
-    for n, day in enumerate(DAYS):
-        write_export_to(settings.exports_dir, day, [order_row(f"O{n}", day)])
-    with open_platform(settings) as platform:
-        assert platform.run(automation.REFERENCE).success
-        assert platform.run(automation.BATCH, DAYS[0], DAYS[-1], checks=True).success
+    done = folder.with_name("published, all of it")
+    with folder.with_name("publishing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            write_reference(settings)
+            for n, day in enumerate(DAYS):
+                write_export_to(settings.exports_dir, day, [order_row(f"O{n}", day)])
+            with open_platform(settings) as platform:
+                assert platform.run(automation.REFERENCE).success
+                assert platform.run(automation.BATCH, DAYS[0], DAYS[-1], checks=True).success
+            done.touch()
     return folder
 
 

@@ -24,6 +24,7 @@ CONTEXT.set_forkserver_preload(
         "retail_assets.worker.sources.kafka.source",
         "retail_assets.worker.sources.webhook.server",
         "retail_assets.worker.sources.webhook.source",
+        "retail_assets_tests.conftest",
         "retail_assets_tests.warm",
     ]
 )

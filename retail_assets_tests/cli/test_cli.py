@@ -21,7 +21,6 @@ from retail_assets_tests.platform import (
     DAYS,
     FIRST,
     Platform,
-    published_platform,
 )
 
 pytestmark = DAGSTER_CALLS_ITSELF
@@ -37,12 +36,6 @@ COMMANDS = [
     "maintain",
     "verify",
 ]
-
-
-@pytest.fixture
-def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with published_platform(settings, tmp_path_factory) as platform:
-        yield platform
 
 
 class Command:
@@ -69,15 +62,15 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return Command(monkeypatch, capfd)
 
 
-@pytest.mark.processes
-def test_the_installed_command_shows_all_that_there_is(settings: Settings) -> None:
-    executable = Path(sys.executable).with_name("retail-assets")
-    done = subprocess.run([executable, "--help"], capture_output=True, text=True, check=True)
-    assert [name for name in COMMANDS if name in done.stdout] == COMMANDS
+def test_the_command_shows_all_that_there_is(command: Command) -> None:
+    code, out, _ = command("--help")
+    assert (code, [name for name in COMMANDS if name in out]) == (0, COMMANDS)
 
 
 @pytest.mark.processes
-def test_an_error_is_one_sentence_without_a_traceback(settings: Settings) -> None:
+def test_an_error_of_the_installed_command_is_one_sentence_without_a_traceback(
+    settings: Settings,
+) -> None:
     executable = Path(sys.executable).with_name("retail-assets")
     done = subprocess.run(
         [executable, "query", "SELECT 1"], capture_output=True, text=True, check=False

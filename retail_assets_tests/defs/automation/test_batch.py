@@ -22,7 +22,6 @@ from retail_assets_tests.platform import (
     PRODUCTS,
     Platform,
     open_platform,
-    published_platform,
     request_days,
     revenue_by_day,
     write_reference,
@@ -41,12 +40,6 @@ def later(days: int) -> date:
 def platform(settings: Settings) -> Iterator[Platform]:
     write_reference(settings)
     with open_platform(settings) as platform:
-        yield platform
-
-
-@pytest.fixture
-def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with published_platform(settings, tmp_path_factory) as platform:
         yield platform
 
 
@@ -122,6 +115,7 @@ def test_days_of_queued_and_running_runs_are_not_started_again(
     assert platform.requested("new_exports") == [(str(later(3)), str(later(3)))]
 
 
+@pytest.mark.usefixtures("lake")
 def test_a_day_that_fails_is_tried_three_times_then_reported_until_its_export_is_replaced(
     platform: Platform, write_export: WriteExport
 ) -> None:
@@ -227,6 +221,7 @@ def test_a_changed_category_restates_the_days_that_sold_it(
 # --- reference data ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("lake")
 def test_reference_files_are_taken_in_by_one_run_once_they_are_still(platform: Platform) -> None:
     assert not platform.tick("changed_reference").run_requests
     (request,) = platform.tick("changed_reference").run_requests or []
@@ -238,6 +233,7 @@ def test_reference_files_are_taken_in_by_one_run_once_they_are_still(platform: P
     assert not platform.tick("changed_reference").run_requests
 
 
+@pytest.mark.usefixtures("lake")
 def test_a_changed_reference_file_is_taken_in_and_the_other_left_alone(platform: Platform) -> None:
     platform.tick("changed_reference")
     platform.start(automation.REFERENCE, "changed_reference")
@@ -254,6 +250,7 @@ def test_a_changed_reference_file_is_taken_in_and_the_other_left_alone(platform:
     assert request.asset_selection == [dg.AssetKey("products")]
 
 
+@pytest.mark.usefixtures("lake")
 def test_a_reference_file_that_is_wrong_is_tried_once_until_it_is_replaced(
     platform: Platform,
 ) -> None:
@@ -265,6 +262,7 @@ def test_a_reference_file_that_is_wrong_is_tried_once_until_it_is_replaced(
         assert not platform.tick("changed_reference").run_requests
 
 
+@pytest.mark.usefixtures("lake")
 def test_reference_files_are_taken_in_again_after_the_lake_was_thrown_away(
     platform: Platform,
 ) -> None:
@@ -293,6 +291,7 @@ def test_the_schedule_runs_yesterday_even_without_its_export(platform: Platform)
     assert request.partition_key == str(business_days.last_complete_day(platform.settings))
 
 
+@pytest.mark.usefixtures("lake")
 def test_the_schedule_skips_a_day_that_is_published(
     platform: Platform, write_export: WriteExport
 ) -> None:

@@ -32,7 +32,6 @@ from retail_assets_tests.platform import (
     QUIET,
     Platform,
     open_platform,
-    published_platform,
     without_checks,
     write_reference,
 )
@@ -52,12 +51,6 @@ def platform(settings: Settings, new_lake: NewLake) -> Iterator[Platform]:
     new_lake(settings.data_dir)
     write_reference(settings)
     with open_platform(settings) as platform:
-        yield platform
-
-
-@pytest.fixture
-def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with published_platform(settings, tmp_path_factory) as platform:
         yield platform
 
 
