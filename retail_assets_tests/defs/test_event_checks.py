@@ -1,22 +1,18 @@
 """The checks of the event lane: green on what was taken in, red on a planted fault, by name."""
 
-from collections.abc import Iterator
-
 import dagster as dg
 import pytest
 
+from retail_assets import tables
 from retail_assets.consumers import live_revenue
-from retail_assets.settings import Settings
 from retail_assets_tests.defs.automation.test_events import carry_out, requests
-from retail_assets_tests.defs.test_asset_checks import evaluate as evaluate_all
-from retail_assets_tests.defs.test_asset_checks import red
+from retail_assets_tests.defs.test_asset_checks import Result, red, results
 from retail_assets_tests.event_files import EventIntake, event, write_events
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     DAYS,
     FIRST,
     Platform,
-    published_platform,
 )
 
 pytestmark = DAGSTER_CALLS_ITSELF
@@ -26,22 +22,26 @@ ADD_UP = ("raw_events", "lines_add_up")
 CHANGED = ("raw_events", "changed_files_are_known")
 READABLE = ("raw_events", "files_are_readable")
 AGREES = ("live_revenue", "stream_agrees_with_batch")
-EVENT_LANE = ("raw_events", "enriched_events", "dead_letter_events", "live_revenue")
+EVENT_LANE = (
+    tables.RAW_EVENTS,
+    tables.ENRICHED_EVENTS,
+    tables.DEAD_LETTER_EVENTS,
+    tables.LIVE_REVENUE,
+)
 AT = f"{FIRST}T09:30:00+01:00"
 
 
 @pytest.fixture
-def platform(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(published: Platform) -> Platform:
     """Four published days with an order each, O0 to O3, and events of the first."""
-    with published_platform(settings, tmp_path_factory) as platform:
-        write_events(
-            settings,
-            FILE,
-            [event(0, event_timestamp=AT), "null", event(0, event_timestamp=AT), "{"],
-        )
-        write_events(settings, f"{FIRST}/copy.jsonl", [event(0, event_timestamp=AT), "null"])
-        take_in(platform)
-        yield platform
+    write_events(
+        published.settings,
+        FILE,
+        [event(0, event_timestamp=AT), "null", event(0, event_timestamp=AT), "{"],
+    )
+    write_events(published.settings, f"{FIRST}/copy.jsonl", [event(0, event_timestamp=AT), "null"])
+    take_in(published)
+    return published
 
 
 def take_in(platform: Platform) -> None:
@@ -50,13 +50,13 @@ def take_in(platform: Platform) -> None:
         live_revenue.refresh(intake.lake, intake.connection)
 
 
-def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
-    """Run the checks of the event lane by themselves."""
-    return evaluate_all(platform, dg.AssetSelection.checks_for_assets(*EVENT_LANE))
+def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckResult]:
+    """What the checks of the event lane find."""
+    return results(platform.settings, EVENT_LANE)
 
 
-def metadata(evaluation: dg.AssetCheckEvaluation) -> dict[str, object]:
-    return {name: value.value for name, value in evaluation.metadata.items()}
+def metadata(result: Result) -> dict[str, object]:
+    return {name: value.value for name, value in result.metadata.items()}
 
 
 def test_every_check_is_green_on_what_was_taken_in(platform: Platform) -> None:
