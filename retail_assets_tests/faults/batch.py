@@ -15,7 +15,7 @@ from retail_assets.defs.assets.orders import DAILY_ASSETS
 from retail_assets.ingest.exports import load as order_exports
 from retail_assets.ingest.exports import reference
 from retail_assets.ingest.exports.stale_days import stale_days
-from retail_assets.lake.connection import Lake
+from retail_assets.lake.connection import CATALOG, Lake
 from retail_assets.lake.publish import publish_days, publish_table
 from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.settings import Settings
@@ -86,15 +86,28 @@ def recompute(
     )
 
 
+def _ever_written(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """The tables that have files, or rows in the catalog; to ask the others takes a second."""
+    rows = connection.execute(
+        f"SELECT DISTINCT table_name FROM {CATALOG}.ducklake_table WHERE table_id IN"
+        f" (SELECT table_id FROM {CATALOG}.ducklake_data_file"
+        f" UNION ALL SELECT table_id FROM {CATALOG}.ducklake_inlined_data_tables)"
+    ).fetchall()
+    return {name for (name,) in rows}
+
+
 def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of every table, in order, without what tells when or in which folder.
 
     At which snapshot a consumer is depends on how often others have committed.
     """
-    found = {}
+    found: dict[str, list[tuple[Any, ...]]] = {table.name: [] for table in tables.ALL}
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         connection.execute("BEGIN")
+        ever_written = _ever_written(connection)
         for table in tables.ALL:
+            if table.name not in ever_written:
+                continue
             columns = [
                 _COMPARED.get(name, name).format(folder=settings.data_dir)
                 for name in table.column_names

@@ -11,8 +11,8 @@ from retail_assets.ingest.event_files.reader import ReadLimits
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
-SMALL = ReadLimits(block_bytes=400, portion_bytes=800, line_bytes=0)
-"""Bytes: three lines, and six."""
+SMALL = ReadLimits(block_bytes=400, portion_bytes=1200, line_bytes=0)
+"""Bytes: three lines, and nine."""
 
 
 def take_in(settings: Settings, *files: str) -> None:
