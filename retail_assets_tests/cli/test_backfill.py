@@ -14,13 +14,20 @@ from retail_assets.errors import UsageError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import WriteExport, order_row
-from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, new_home, write_reference
+from retail_assets_tests.platform import (
+    DAGSTER_CALLS_ITSELF,
+    Platform,
+    new_home,
+    write_reference,
+)
 
 pytestmark = DAGSTER_CALLS_ITSELF
 
 DAY = date(2026, 10, 12)
 LAST = DAY + timedelta(days=3)
 DAYS = business_days.days_between(DAY, LAST)
+NEXT = LAST + timedelta(days=1)
+"""The day after those that the fixture `published` has published, which are the same."""
 
 
 @pytest.fixture
@@ -73,6 +80,7 @@ def test_a_range_is_one_run_and_doing_it_again_does_nothing(
     assert runs("restate") == []
 
 
+@pytest.mark.usefixtures("lake")
 def test_a_bad_day_is_named_and_running_again_does_only_what_is_missing(
     settings: Settings, exports: list[Path], write_export: WriteExport
 ) -> None:
@@ -92,15 +100,17 @@ def test_a_bad_day_is_named_and_running_again_does_only_what_is_missing(
 
 
 def test_a_late_order_restates_its_day_though_that_lies_before_the_range(
-    settings: Settings, exports: list[Path], write_export: WriteExport
+    published: Platform, write_export: WriteExport
 ) -> None:
-    assert run_backfill(settings, DAY, DAYS[1]) == Outcome(2, {}, ())
-    write_export(DAYS[2], [order_row("O2", DAYS[2]), order_row("LATE", DAY)])
-    assert run_backfill(settings, DAYS[2], DAYS[2]) == Outcome(1, {}, ())
+    settings = published.settings
+    write_export(NEXT, [order_row("O4", NEXT), order_row("LATE", DAY)])
+    assert run_backfill(settings, NEXT, NEXT) == Outcome(1, {}, ())
     assert runs("restate") == [("SUCCESS", DAY, DAY)]
-    assert revenue(settings) == {str(DAY): "20.00", str(DAYS[1]): "10.00", str(DAYS[2]): "10.00"}
+    others = {str(day): "10.00" for day in (*DAYS, NEXT)}
+    assert revenue(settings) == others | {str(DAY): "20.00"}
 
 
+@pytest.mark.usefixtures("lake")
 def test_one_file_of_many_days_publishes_each_of_them_with_one_command(
     settings: Settings, write_export: WriteExport
 ) -> None:
@@ -115,6 +125,7 @@ def test_one_file_of_many_days_publishes_each_of_them_with_one_command(
     assert revenue(settings) == {str(day): "10.00" for day in DAYS}
 
 
+@pytest.mark.usefixtures("lake")
 def test_late_orders_of_a_day_whose_export_is_missing_are_published_and_the_day_is_named(
     settings: Settings, exports: list[Path], write_export: WriteExport
 ) -> None:
@@ -130,21 +141,24 @@ def test_late_orders_of_a_day_whose_export_is_missing_are_published_and_the_day_
 
 
 def test_bad_reference_data_are_a_problem_but_do_not_stop_the_orders(
-    settings: Settings, exports: list[Path]
+    published: Platform, write_export: WriteExport
 ) -> None:
+    settings = published.settings
     write_reference(settings, products="product_id\nP1\n")
-    outcome = run_backfill(settings, DAY, DAY)
+    write_export(NEXT, [order_row("O4", NEXT)])
+    outcome = run_backfill(settings, NEXT, NEXT)
     assert (outcome.days, outcome.failed) == (1, {})
     (problem,) = outcome.problems
     assert "products.csv lacks the columns product_name" in problem
-    assert revenue(settings) == {str(DAY): "10.00"}
+    assert revenue(settings) == {str(day): "10.00" for day in (*DAYS, NEXT)}
 
 
 def test_it_needs_no_dagster_home(
-    settings: Settings, exports: list[Path], monkeypatch: pytest.MonkeyPatch
+    published: Platform, write_export: WriteExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DAGSTER_HOME")
-    assert run_backfill(settings, DAY, DAY) == Outcome(1, {}, ())
+    write_export(NEXT, [order_row("O4", NEXT)])
+    assert run_backfill(published.settings, NEXT, NEXT) == Outcome(1, {}, ())
 
 
 def test_a_dagster_home_that_is_no_folder_is_wrong_usage(

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -43,17 +44,26 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return Quiet(monkeypatch, capfd)
 
 
-@pytest.fixture
-def intake(settings: Settings, new_lake: NewLake) -> Iterator[EventIntake]:
-    """A lake with three accepted events and two dead letters."""
-    new_lake(settings.data_dir)
-    with EventIntake.open(settings) as intake:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Path:
+    """A data folder with three accepted events and two dead letters."""
+    folder = tmp_path_factory.mktemp("ingested")
+    new_lake(folder)
+    with EventIntake.open(Settings(data_dir=folder)) as intake:
         intake.write(f"{DAY}/a.jsonl", [event(1), event(2, order_value_gbp=700)])
         intake.write(
             f"{DAY}/b.jsonl",
             [event(3), event(4, order_value_gbp=-4, customer_id="C9"), "null", event(1)],
         )
         intake.take()
+    return folder
+
+
+@pytest.fixture
+def intake(settings: Settings, model: Path) -> Iterator[EventIntake]:
+    """The same, the test's own."""
+    shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
+    with EventIntake.open(settings) as intake:
         yield intake
 
 

@@ -1,6 +1,5 @@
 """A year of real groceries, from the package to revenue, against pandas on its own."""
 
-import shutil
 from datetime import date
 from decimal import Decimal
 from importlib.util import find_spec
@@ -15,8 +14,8 @@ from retail_assets.cli.backfill import run_backfill
 from retail_assets.lake.connection import Lake
 from retail_assets.samples.complete_journey import import_complete_journey
 from retail_assets.settings import Settings
+from retail_assets_tests.platform import new_home
 
-ROOT = Path(__file__).parents[2]
 FIRST, LAST, DAYS = date(2017, 1, 1), date(2018, 1, 1), 366
 
 
@@ -25,8 +24,7 @@ def test_the_year_is_backfilled_in_one_run_and_its_revenue_is_exact(
     settings, tmp_path, monkeypatch
 ):
     home = tmp_path / "dagster"
-    home.mkdir()
-    shutil.copy(ROOT / "deploy/dagster/dagster.yaml", home)
+    new_home(home)
     monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "500")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     journey = Settings(data_dir=tmp_path, start_date=FIRST)

@@ -27,7 +27,7 @@ from retail_assets.lake.publish import publish_table
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake, order_row, write_export_to
 from retail_assets_tests.event_files import event
-from retail_assets_tests.platform import INSTANCE, write_reference
+from retail_assets_tests.platform import INSTANCE, NO_OUTPUT, write_reference
 from tools.broker import free_port
 
 pytestmark = [
@@ -61,9 +61,13 @@ if "grpc" in sys.orig_argv:
     from retail_assets.defs.automation import batch, worker
 
     batch.TICK_SECONDS, worker.REPORT_SECONDS = 1, 5
+if "dagster._daemon" in sys.orig_argv:
+    from dagster._daemon import controller
+
+    controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
 """
-"""Has the code server, which evaluates the sensors, wait less: a report that has just been missed
-is made a minute later."""
+"""Has the code server, which evaluates the sensors, and the daemon wait less: a report that has
+just been missed is made a minute later, and backfills are looked at every half minute."""
 
 T = TypeVar("T")
 
@@ -168,7 +172,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Ite
     folder = tmp_path_factory.mktemp("services")
     home = folder / "dagster"
     home.mkdir()
-    shutil.copy(INSTANCE, home)
+    (home / "dagster.yaml").write_text(INSTANCE.read_text() + NO_OUTPUT)
     settings = Settings(data_dir=folder, threads=1)
     publish_reference(new_lake(folder), Settings(data_dir=tmp_path_factory.mktemp("reference")))
     running = Services(settings, free_port())
@@ -209,7 +213,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Ite
 
 @pytest.fixture(scope="module", autouse=True)
 def launched(services: Services) -> str:
-    """The id of a backfill, launched before all tests because it takes the daemon a minute."""
+    """The id of a backfill, launched before all tests because it takes the daemon some time."""
     answer = services.ask(
         "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams:"
         " $params) { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }"

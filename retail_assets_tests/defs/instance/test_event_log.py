@@ -4,14 +4,12 @@ import logging
 import os
 import queue
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 import pytest
@@ -268,6 +266,20 @@ def answer_what_is_seen(base_dir: str, run_id: str, asked: Connection) -> None:
     log.dispose()
 
 
+def fork_and_write(base_dir: str) -> None:
+    log = PooledSqliteEventLogStorage(base_dir)
+    log.store_event(materialization("run", "daily", DAYS[0]))
+    assert open_files(base_dir)
+    child = os.fork()
+    if child == 0:
+        inherited = open_files(base_dir)
+        log.store_event(materialization("run", "daily", DAYS[1]))
+        os._exit(1 if inherited else 0)
+    log.store_event(materialization("run", "daily", DAYS[2]))
+    assert os.waitpid(child, 0)[1] == 0, "the child inherited open shards or failed"
+    assert days_in(log) == set(DAYS[:3])
+
+
 def finish(*started: BaseProcess) -> None:
     assert processes.finish(started) == [0] * len(started)
 
@@ -275,13 +287,48 @@ def finish(*started: BaseProcess) -> None:
 # --- equal to the stock class -------------------------------------------------------------------
 
 
+Told: TypeAlias = tuple[object, ...]
+
+
+def told(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Told:
+    """What an instance has of a backfill, without what differs from run to run."""
+    log = log_of(instance)
+    rows = [
+        (e.dagster_event_type, e.step_key, e.dagster_event and e.dagster_event.partition)
+        for e in (r.event_log_entry for r in log.get_records_for_run(run.run_id).records)
+    ]
+    attempts = log.get_latest_asset_partition_materialization_attempts_without_materializations
+    return (
+        rows,
+        days_in(log, "daily"),
+        days_in(log, "downstream"),
+        attempts(dg.AssetKey("daily")),
+        log.get_stats_for_run(run.run_id).materializations,
+        instance.all_asset_keys(),
+    )
+
+
+@pytest.fixture(scope="module")
+def recording(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dg.DagsterRun, list[EventLogEntry], Told]:
+    """A backfill, its events, and what the stock class has of it."""
+    home = write_config(tmp_path_factory.mktemp("recorder"), stock=True)
+    with dg.DagsterInstance.from_config(str(home)) as recorder:
+        assert type(log_of(recorder)) is SqliteEventLogStorage
+        run = backfill(recorder)
+        records = log_of(recorder).get_records_for_run(run.run_id).records
+        return run, [record.event_log_entry for record in records], told(recorder, run)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_the_same_events_give_equal_rows_and_answers(
-    open_instance: Callable[..., dg.DagsterInstance], tmp_path: Path, batch_size: int
+    open_instance: Callable[..., dg.DagsterInstance],
+    recording: tuple[dg.DagsterRun, list[EventLogEntry], Told],
+    tmp_path: Path,
+    batch_size: int,
 ) -> None:
-    recorder = open_instance("recorder", stock=True)
-    run = backfill(recorder)
-    events = [r.event_log_entry for r in log_of(recorder).get_records_for_run(run.run_id).records]
+    run, events, _ = recording
     kinds = {event.dagster_event_type for event in events}
     assert kinds >= {
         DagsterEventType.ASSET_MATERIALIZATION,
@@ -324,29 +371,14 @@ def test_the_same_events_give_equal_rows_and_answers(
 @pytest.mark.parametrize("batch_size", ["0", "5", "500"])
 def test_a_backfill_is_recorded_as_by_the_stock_class(
     open_instance: Callable[..., dg.DagsterInstance],
+    recording: tuple[dg.DagsterRun, list[EventLogEntry], Told],
     monkeypatch: pytest.MonkeyPatch,
     batch_size: str,
 ) -> None:
-    def recorded(instance: dg.DagsterInstance) -> tuple[object, ...]:
-        run = backfill(instance)
-        log = log_of(instance)
-        rows = [
-            (e.dagster_event_type, e.step_key, e.dagster_event and e.dagster_event.partition)
-            for e in (r.event_log_entry for r in log.get_records_for_run(run.run_id).records)
-        ]
-        attempts = log.get_latest_asset_partition_materialization_attempts_without_materializations
-        return (
-            rows,
-            days_in(log, "daily"),
-            days_in(log, "downstream"),
-            attempts(dg.AssetKey("daily")),
-            log.get_stats_for_run(run.run_id).materializations,
-            instance.all_asset_keys(),
-        )
-
-    stock = recorded(open_instance("stock", stock=True))
+    _, _, stock = recording
     monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", batch_size)
-    ours = recorded(open_instance("ours"))
+    instance = open_instance("ours")
+    ours = told(instance, backfill(instance))
     assert ours == stock
     assert ours[1] == set(DAYS)
 
@@ -441,34 +473,7 @@ def test_threads_share_the_storage(storage: PooledSqliteEventLogStorage) -> None
 @needs_fork
 @needs_proc
 def test_a_forked_child_inherits_no_open_shard_and_both_go_on_writing(tmp_path: Path) -> None:
-    script = f"""
-import os, sys
-sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from retail_assets_tests.defs.instance.test_event_log import (
-    PooledSqliteEventLogStorage, days_in, materialization, open_files
-)
-
-base_dir = sys.argv[1]
-log = PooledSqliteEventLogStorage(base_dir)
-log.store_event(materialization("run", "daily", "2024-01-01"))
-assert open_files(base_dir)
-child = os.fork()
-if child == 0:
-    inherited = open_files(base_dir)
-    log.store_event(materialization("run", "daily", "2024-01-02"))
-    os._exit(1 if inherited else 0)
-log.store_event(materialization("run", "daily", "2024-01-03"))
-assert os.waitpid(child, 0)[1] == 0, "the child inherited open shards or failed"
-assert len(days_in(log)) == 3, days_in(log)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANG_SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
+    finish(processes.start(fork_and_write, str(tmp_path)))
 
 
 # --- watching -----------------------------------------------------------------------------------
