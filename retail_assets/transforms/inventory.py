@@ -26,9 +26,9 @@ def inventory_levels(
     both = products.select("product_id", "stock_on_hand").join(moved, on="product_id", how="full")
     counted = both.select(
         "stock_on_hand",
-        product_id=_either(col("product_id"), col("product_id_right")),
-        sold=_either(col("sold"), nw.lit(0)).cast(nw.Int64),
-        returned=_either(col("returned"), nw.lit(0)).cast(nw.Int64),
+        product_id=nw.coalesce(col("product_id"), col("product_id_right")),
+        sold=nw.coalesce(col("sold"), nw.lit(0)).cast(nw.Int64),
+        returned=nw.coalesce(col("returned"), nw.lit(0)).cast(nw.Int64),
     )
     stock = col("stock_on_hand") - col("sold") + col("returned")
     return counted.with_columns(stock=stock).with_columns(
@@ -117,7 +117,3 @@ def _days_around(moved: nw.LazyFrame, products: nw.LazyFrame, low_stock_units: i
         )
         .select("product_id", "day", "opened")
     )
-
-
-def _either(first: nw.Expr, second: nw.Expr) -> nw.Expr:
-    return nw.when(first.is_null()).then(second).otherwise(first)

@@ -234,13 +234,7 @@ def with_attributes(
     return (
         rows.join(products.select("product_id", *of_product), on="product_id", how="left")
         .join(customers.select("customer_id", *of_customer), on="customer_id", how="left")
-        .with_columns(
-            nw.when(nw.col(name).is_null())
-            .then(nw.lit(UNKNOWN))
-            .otherwise(nw.col(name))
-            .alias(name)
-            for name in (*of_product, *of_customer)
-        )
+        .with_columns(nw.col(*of_product, *of_customer).fill_null(UNKNOWN))
     )
 
 
@@ -296,10 +290,7 @@ def unreconciled_days(completed: nw.LazyFrame, raw_orders: nw.LazyFrame) -> nw.L
         raw.join(excluded, on="order_date", how="left")
         .join(counted, on="order_date", how="full")
         .select(
-            nw.when(nw.col("order_date").is_null())
-            .then(nw.col("order_date_right"))
-            .otherwise(nw.col("order_date"))
-            .alias("order_date"),
+            nw.coalesce("order_date", "order_date_right").alias("order_date"),
             *(
                 nw.when(nw.col(name).is_null()).then(nw.lit(0)).otherwise(nw.col(name)).alias(name)
                 for name in measures

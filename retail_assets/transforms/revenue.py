@@ -73,9 +73,7 @@ def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> 
         completed_value_gbp=nw.col("order_value_gbp").sum(), completed_count=nw.len()
     )
     both = completed.join(published, on="order_date", how="full").with_columns(
-        order_date=nw.when(nw.col("order_date").is_null())
-        .then(nw.col("order_date_right"))
-        .otherwise(nw.col("order_date"))
+        order_date=nw.coalesce("order_date", "order_date_right")
     )
     return both.filter(
         nw.col("completed_count").is_null()
@@ -114,10 +112,7 @@ def waiting(
     money = nw.Decimal(21, 2)
     types = {"accepted": nw.Int64, "published": nw.Int64}
     both = accepted.join(published, on="order_date", how="full").select(
-        nw.when(nw.col("order_date").is_null())
-        .then(nw.col("order_date_right"))
-        .otherwise(nw.col("order_date"))
-        .alias("order_date"),
+        nw.coalesce("order_date", "order_date_right").alias("order_date"),
         *(
             nw.when(nw.col(name).is_null())
             .then(nw.lit(0))
