@@ -18,11 +18,11 @@ from retail_assets_tests.lake.test_compaction import (
     rows_of,
     snapshots,
 )
-from retail_assets_tests.lake.test_postgres import lake, server, settings
+from retail_assets_tests.lake.test_postgres import lake, model, server, settings
 
 pytestmark = pytest.mark.processes
 
-__all__ = ["lake", "server", "settings"]
+__all__ = ["lake", "model", "server", "settings"]
 
 
 @pytest.mark.parametrize("read", [begin, begin_a_long_result])

@@ -85,7 +85,14 @@ def server() -> Iterator[str]:
             stdout=subprocess.DEVNULL,
         )
 
-    run("initdb", "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}")
+    run(
+        "initdb",
+        "--no-sync",
+        "-U",
+        "postgres",
+        "--auth=scram-sha-256",
+        f"--pwfile={folder / 'password'}",
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,13 +115,31 @@ def settings(server, tmp_path) -> Settings:
     return Settings(data_dir=tmp_path, lake_catalog=f"postgres:{server} dbname={name}")
 
 
-@pytest.fixture
-def lake(settings) -> Lake:
-    """A lake of the test's own."""
-    made = Lake.from_settings(settings)
-    with made.connect():
+@pytest.fixture(scope="module")
+def model(server, tmp_path_factory) -> str:
+    """A database with an empty lake: to create the tables takes seconds."""
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE model")
+    folder = tmp_path_factory.mktemp("model")
+    settings = Settings(data_dir=folder, lake_catalog=f"postgres:{server} dbname=model")
+    with Lake.from_settings(settings).connect():
         pass
-    return made
+    return "model"
+
+
+@pytest.fixture
+def lake(server, model, settings) -> Lake:
+    """A lake of the test's own, from a copy."""
+    name = settings.catalog.rpartition("dbname=")[2]
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {model}")
+    with psycopg.connect(f"{server} dbname={name}") as connection:
+        connection.execute(
+            "UPDATE ducklake_metadata SET value = %s WHERE key = 'data_path'",
+            [settings.data_path + "/"],
+        )
+    return Lake.from_settings(settings)
 
 
 DAYS = [date(2026, 10, day) for day in (5, 6)]

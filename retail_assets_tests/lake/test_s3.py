@@ -65,10 +65,11 @@ def endpoint(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture
-def lake(endpoint, tmp_path, monkeypatch) -> Lake:
+def lake(endpoint, tmp_path, monkeypatch, new_lake) -> Lake:
     """A lake whose files are in the bucket."""
     for name, value in (KEYS | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
+    new_lake(tmp_path)
     prefix = tmp_path.name.replace("_", "-")
     return Lake.from_settings(Settings(data_dir=tmp_path, lake_data=f"s3://shop/{prefix}/lake"))
 
