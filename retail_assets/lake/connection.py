@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import duckdb
 
@@ -30,7 +29,8 @@ POSTGRES = "postgres:"
 CATALOG = "__ducklake_metadata_lake"
 """What DuckLake calls the database of the catalog of `lake`."""
 
-_authors: "WeakKeyDictionary[duckdb.DuckDBPyConnection, str]" = WeakKeyDictionary()
+AUTHOR = "getvariable('retail_assets_author')"
+"""What tells the transactions of a connection apart in the history of the lake, in its SQL."""
 
 ROW_GROUP = 122_880
 """Rows of a Parquet row group. Within one, the order of rows makes no day faster to find."""
@@ -164,6 +164,7 @@ class Lake:
             self._load_extensions(connection)
             attach(connection)
             connection.execute("USE lake")
+            connection.execute(f"SET VARIABLE retail_assets_author = {literal(token_hex(8))}")
             connection.execute(f"SET TimeZone = {literal(self.timezone)}")
         except BaseException:
             connection.close()
@@ -192,8 +193,8 @@ class Lake:
         try:
             # First: at the end it would look through all that the transaction has changed.
             connection.execute(
-                "CALL lake.set_commit_message(?, ?, extra_info => ?)",
-                ["retail_assets", message, author(connection)],
+                f"CALL lake.set_commit_message('retail_assets', ?, extra_info => {AUTHOR})",
+                [message],
             )
             # From here on: SQLite, opened by then, writes no more before the COMMIT.
             before = bytes_written()
@@ -391,11 +392,6 @@ def _usable(folder: Path) -> Iterator[None]:
             " Set RETAIL_DATA_DIR (or RETAIL_LAKE_CATALOG, where that is set) to a folder that you"
             " may write to, or make this one such."
         ) from error
-
-
-def author(connection: duckdb.DuckDBPyConnection) -> str:
-    """What tells the transactions of a connection apart in the history of the lake."""
-    return _authors.setdefault(connection, token_hex(8))
 
 
 def commit(connection: duckdb.DuckDBPyConnection) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from retail_assets.lake.connection import CATALOG, author
+from retail_assets.lake.connection import AUTHOR, CATALOG
 from retail_assets.lake.sql import literal
 from retail_assets.tables import Table
 
@@ -37,10 +37,10 @@ class Commit:
 def commits(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> list[Commit] | None:
     """The commits after a snapshot, up to another one; None if some of them are expired."""
     rows = connection.execute(
-        "SELECT snapshot_id, changes_made, commit_extra_info IS NOT DISTINCT FROM ?"
+        f"SELECT snapshot_id, changes_made, commit_extra_info IS NOT DISTINCT FROM {AUTHOR}"
         f" FROM {CATALOG}.ducklake_snapshot_changes"
         " WHERE snapshot_id > ? AND snapshot_id <= ?",
-        [author(connection), after, upto],
+        [after, upto],
     ).fetchall()
     if len(rows) != upto - after:
         return None
