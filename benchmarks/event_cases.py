@@ -98,6 +98,7 @@ def platform(data: Path, out: Path) -> Work:
     from retail_assets import tables
     from retail_assets.ingest.event_files import load as event_files
     from retail_assets.ingest.event_files.pending import pending_event_files
+    from retail_assets.ingest.events.session import EventSession
     from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.publish import publish_table
@@ -118,7 +119,7 @@ def platform(data: Path, out: Path) -> Work:
     def run() -> Counts:
         pending = pending_event_files(settings)
         with lake.connect() as connection:
-            found = event_files.ingest(lake, connection, settings, pending.files)
+            found = event_files.ingest(EventSession(lake, connection), settings, pending.files)
         taken = found.files.values()
         return {
             "files": len(taken),

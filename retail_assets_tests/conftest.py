@@ -11,13 +11,13 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import duckdb
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from retail_assets import business_days
-from retail_assets.ingest.events import staging as event_workspace
+from retail_assets.ingest.events import staging
+from retail_assets.ingest.events.compiled_sql import compiled_sql
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests import migrations, outside
@@ -83,19 +83,10 @@ def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def rules_may_change() -> Iterator[None]:
-    """Read the rules of events anew for each batch, not once a process."""
-    create = event_workspace.create
-
-    def create_anew(connection: duckdb.DuckDBPyConnection) -> None:
-        event_workspace.texts().clear()
-        create(connection)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(event_workspace, "REUSED_ROWS", 0)
-        patch.setattr(event_workspace, "create", create_anew)
-        yield
-    event_workspace.texts().clear()
+def rules_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the rules of events for each batch, not once a process."""
+    monkeypatch.setattr(staging, "REUSED_ROWS", 0)
+    monkeypatch.setattr(staging, "compiled_sql", compiled_sql.__wrapped__)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import duckdb
 
 from retail_assets.ingest.event_files.load import Ingested, ingest
 from retail_assets.ingest.event_files.pending import pending_event_files
+from retail_assets.ingest.events.session import EventSession
+from retail_assets.ingest.messages.load import warm_session
 from retail_assets.ingest.repair import dead_letters
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -64,18 +66,25 @@ class EventIntake:
     """A lake to take event files into, over one connection."""
 
     settings: Settings
-    lake: Lake
-    connection: duckdb.DuckDBPyConnection
+    session: EventSession
+
+    @property
+    def lake(self) -> Lake:
+        return self.session.lake
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        return self.session.connection
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings) -> Iterator["EventIntake"]:
+    def open(cls, settings: Settings, *, cached: bool = False) -> Iterator["EventIntake"]:
         """Connect to the lake of these settings, where files are replaced by corrected ones."""
         # Tables this small take longer with more threads.
         settings = settings.model_copy(update={"threads": 1, "changed_event_files": "replace"})
         lake = Lake.from_settings(settings)
         with lake.connect() as connection:
-            yield cls(settings, lake, connection)
+            yield cls(settings, (warm_session if cached else EventSession)(lake, connection))
 
     def write(self, path: str, lines: Sequence[str] | bytes, **options: Any) -> None:
         """Write an event file; see `write_events`."""
@@ -85,7 +94,7 @@ class EventIntake:
         """Take in some files, by default all that are pending."""
         if paths is None:
             paths = list(pending_event_files(self.settings, self.connection).files)
-        return ingest(self.lake, self.connection, self.settings, paths, **options)
+        return ingest(self.session, self.settings, paths, **options)
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return self.connection.execute(sql, parameters).fetchall()

@@ -27,18 +27,19 @@ def ingest_events() -> None:
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest.event_files import load as event_files
     from retail_assets.ingest.event_files.pending import pending_event_files
+    from retail_assets.ingest.events.session import EventSession
     from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
     lake = Lake.from_settings(settings)
     with progress_bar() as progress, lake.connect() as connection:
+        session = EventSession(lake, connection)
 
         def ingest(paths: "Collection[str]") -> event_files.Ingested:
             task = progress.add_task("Event files", total=len(paths))
             return event_files.ingest(
-                lake,
-                connection,
+                session,
                 settings,
                 paths,
                 progress=lambda done: progress.update(task, completed=done),
@@ -72,6 +73,7 @@ def replay(
 ) -> None:
     """Recompute enriched events and dead letters from raw_events, day by day."""
     from retail_assets.consumers import live_revenue
+    from retail_assets.ingest.events.session import EventSession
     from retail_assets.ingest.repair import replay as work
     from retail_assets.lake.checksums import note_new_files
     from retail_assets.lake.connection import Lake
@@ -81,12 +83,13 @@ def replay(
     lake.must_exist()
     differences: list[work.Difference] = []
     with progress_bar() as progress, lake.connect() as connection:
+        session = EventSession(lake, connection)
         days = work.event_days(connection, start.date(), end.date())
         for day in progress.track(days, description="Check" if check else "Replay"):
             if check:
-                differences += work.check_day(lake, connection, day)
+                differences += work.check_day(session, day)
             else:
-                work.replay_day(lake, connection, day)
+                work.replay_day(session, day)
         if not check:
             live_revenue.refresh(lake, connection)
             note_new_files(lake, connection)
@@ -112,12 +115,13 @@ def retract_events(
     """Retract the events and dead letters of earlier versions of a file; raw lines stay."""
     from retail_assets.consumers import live_revenue
     from retail_assets.ingest.event_files.retraction import retract
+    from retail_assets.ingest.events.session import EventSession
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
-        done = retract(lake, connection, settings, file, version)
+        done = retract(EventSession(lake, connection), settings, file, version)
         live_revenue.refresh(lake, connection)
     for item in done:
         tell(
@@ -189,6 +193,7 @@ def redrive_letters(
 ) -> None:
     """Validate dead letters again, as they are or corrected, and ingest those that are valid."""
     from retail_assets.consumers import live_revenue
+    from retail_assets.ingest.events.session import EventSession
     from retail_assets.ingest.repair import dead_letters
     from retail_assets.lake.connection import Lake
 
@@ -206,7 +211,7 @@ def redrive_letters(
             ids = [letter["id"] for letter in found]
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
-        done = dead_letters.redrive(lake, connection, ids or [], payload=payload)
+        done = dead_letters.redrive(EventSession(lake, connection), ids or [], payload=payload)
         live_revenue.refresh(lake, connection)
     print_rows(out, ["id", "outcome"], [[item.id, item.outcome] for item in done])
 

@@ -10,11 +10,11 @@ import duckdb
 
 from retail_assets.explain import told
 from retail_assets.ingest.events.batch import SMALL
-from retail_assets.ingest.events.cache import forget
 from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
-from retail_assets.ingest.messages.load import Received, Taken, can_take, take, warm_up
+from retail_assets.ingest.messages.load import Received, Taken, can_take, take, warm_session
 from retail_assets.lake.compaction import LIMITS, LOOK, Limits, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
@@ -73,7 +73,7 @@ class Intake:
         compaction: Limits = LIMITS,
     ) -> None:
         self._lake = lake
-        self._connection: duckdb.DuckDBPyConnection
+        self._session: EventSession
         self._inbox = inbox
         self._figures = figures
         self._beat = beat
@@ -87,9 +87,8 @@ class Intake:
 
     def run(self, draining: "Event", give_up: "Event") -> None:
         """Work until `draining` is set and nothing waits any more, or `give_up` is set."""
-        self._connection = self._lake.open()
+        self._session = self._open()
         try:
-            warm_up(self._connection)
             while not give_up.is_set():
                 batch = self._inbox.take(
                     max_events=MAX_EVENTS,
@@ -105,7 +104,15 @@ class Intake:
                 self._busy = self._busy and bool(batch)
                 self._keep_up()
         finally:
-            self._connection.close()
+            self._session.connection.close()
+
+    def _open(self) -> EventSession:
+        connection = self._lake.open()
+        try:
+            return warm_session(self._lake, connection)
+        except BaseException:
+            connection.close()
+            raise
 
     def _take(self, batch: Sequence[Received], give_up: "Event") -> None:
         """Ingest a batch, whatever happens."""
@@ -177,10 +184,8 @@ class Intake:
         self._figures.problem(NAME, None)
 
     def _commit(self, batch: Sequence[Received]) -> None:
-        connection, beat = self._connection, self._beat_is_due()
-        taken = take(
-            self._lake, connection, batch, also=lambda: self._beat(connection) if beat else None
-        )
+        session, beat = self._session, self._beat_is_due()
+        taken = take(session, batch, also=lambda: self._beat(session.connection) if beat else None)
         self._succeeded()
         self._busy = sum(found.lines for found in taken.values()) > SMALL
         self._count(batch, taken)
@@ -198,29 +203,24 @@ class Intake:
             )
 
     def _recover(self) -> None:
-        """After a failure nothing is known of the connection: go on with another one."""
+        """After a failure nothing is known of the session: go on with another one."""
         self._upkeep = None
-        fresh = None
         try:
-            fresh = self._lake.open()
-            warm_up(fresh)
+            fresh = self._open()
         except Exception:
             logger.exception("The lake cannot be opened")
-            if fresh is not None:
-                fresh.close()
             return
-        forget(self._connection)
-        self._connection.close()
-        self._connection = fresh
+        self._session.connection.close()
+        self._session = fresh
 
     def _can_write(self) -> bool:
         try:
-            with self._lake.transaction(self._connection, "heartbeat"):
-                self._beat(self._connection)
+            with self._lake.transaction(self._session.connection, "heartbeat"):
+                self._beat(self._session.connection)
         except Exception:
             logger.exception("The lake cannot be written to")
             return False
-        return can_take(self._lake, self._connection)
+        return can_take(self._session)
 
     def _keep_up(self) -> None:
         """Take a step of the lake's upkeep, if it is time.
@@ -231,7 +231,7 @@ class Intake:
         now = time.monotonic()
         if now < self._upkeep_at or (self._busy and now < self._stepped_at + BUSY_STEP_SECONDS):
             return
-        self._upkeep = self._upkeep or self._steps(self._connection)
+        self._upkeep = self._upkeep or self._steps(self._session.connection)
         try:
             step = next(self._upkeep, None)
         except Exception as error:  # noqa: BLE001  # it is begun again later
@@ -259,8 +259,8 @@ class Intake:
 
     def _beat_alone(self) -> None:
         try:
-            with self._lake.transaction(self._connection, "heartbeat"):
-                self._beat(self._connection)
+            with self._lake.transaction(self._session.connection, "heartbeat"):
+                self._beat(self._session.connection)
         except Exception as error:  # noqa: BLE001  # tried again at the next beat
             self._failed(error)
         else:

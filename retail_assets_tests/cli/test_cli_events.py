@@ -221,7 +221,7 @@ def test_status_tells_of_pending_event_files_and_of_dead_letters(
     file = write_events(settings, f"{DAY}/c.jsonl", [event(5)])
     write_events(settings, f"{DAY}/bad.jsonl.gz", b"\x1f\x8b\x08")
     for _ in range(MAX_ATTEMPTS):
-        event_files.ingest(intake.lake, intake.connection, settings, [f"{DAY}/bad.jsonl.gz"])
+        event_files.ingest(intake.session, settings, [f"{DAY}/bad.jsonl.gz"])
     code, out, _ = command("status", *JSON)
     assert code == 0
     figures = {row["figure"]: row["value"] for row in json.loads(out)}

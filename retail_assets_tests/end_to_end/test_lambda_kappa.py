@@ -76,7 +76,7 @@ class Lanes:
         received = Received(
             "kafka", "orders:0", day, positions, [text.encode() for text in payloads], 0.0
         )
-        take(self.intake.lake, self.intake.connection, [received])
+        take(self.intake.session, [received])
         self.follow()
 
     def follow(self) -> None:
@@ -163,11 +163,11 @@ def test_both_lanes_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lanes):
     live = lanes.tables()
     assert all(live.values()), "each table has something to lose"
     for day in (DAY, NEXT):
-        assert replay.check_day(lanes.intake.lake, lanes.intake.connection, day) == []
+        assert replay.check_day(lanes.intake.session, day) == []
     for table in DERIVED:
         lanes.platform.change(f"DELETE FROM lake.{table.name}")
     for day in (DAY, NEXT):
-        replay.replay_day(lanes.intake.lake, lanes.intake.connection, day)
+        replay.replay_day(lanes.intake.session, day)
     for consumer in all_consumers(lanes.platform.settings):
         feed.rewind(lanes.intake.lake, lanes.intake.connection, consumer)
     lanes.follow()

@@ -8,6 +8,7 @@ from retail_assets.consumers import live_revenue
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.event_files.reader import ReadLimits
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
@@ -29,7 +30,7 @@ def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         for files in batches:
-            event_files.ingest(lake, connection, settings, files, limits=SMALL)
+            event_files.ingest(EventSession(lake, connection), settings, files, limits=SMALL)
         live_revenue.refresh(lake, connection)
 
 

@@ -11,8 +11,7 @@ from datetime import date, datetime, timezone
 import duckdb
 import pytest
 
-from retail_assets.ingest.events import cache as event_memory
-from retail_assets.ingest.events.batch import EventBatch, Settled
+from retail_assets.ingest.events.batch import BatchResult, EventBatch
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.ingest.messages.load import Received
@@ -122,11 +121,11 @@ def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_lett
 ):
     take = stream_intake.take
 
-    def breaking(lake, connection, batch, **options):
+    def breaking(session, batch, **options):
         for received in batch:
             if received.defect is None and any(b"poison" in each for each in received.payloads):
                 raise duckdb.InternalException("it met something odd")
-        return take(lake, connection, batch, **options)
+        return take(session, batch, **options)
 
     monkeypatch.setattr(stream_intake, "take", breaking)
     inbox, figures = Inbox(), Figures()
@@ -166,7 +165,7 @@ def test_an_event_that_needs_more_memory_than_there_is_is_refused_alone_and_kept
     [refused] = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert "the dead letter kafka:orders:0:1 (out_of_memory): Out of Memory Error" in refused
 
-    [redriven] = redrive(seen.lake, seen.connection, seen.letters())
+    [redriven] = redrive(seen.session, seen.letters())
     assert redriven.outcome == "accepted"
     assert seen.events() == [("E1",), ("E2",), ("E3",), ("E4",)]
 
@@ -175,11 +174,11 @@ def breaking(monkeypatch: pytest.MonkeyPatch, errors: Iterator[Exception]) -> No
     """Have transactions with the word in a payload fail, for as long as there are errors."""
     take = stream_intake.take
 
-    def failing(lake, connection, batch, **options):
+    def failing(session, batch, **options):
         poisoned = any(b"poison" in each for received in batch for each in received.payloads)
         if poisoned and (error := next(errors, None)):
             raise error
-        return take(lake, connection, batch, **options)
+        return take(session, batch, **options)
 
     monkeypatch.setattr(stream_intake, "take", failing)
 
@@ -197,14 +196,14 @@ def test_memory_that_is_short_for_a_while_makes_no_event_a_dead_letter(seen, mon
 
 def test_while_memory_is_short_for_every_event_none_is_refused(seen, monkeypatch):
     # The last to fail is the made-up event: where it succeeds, the real one is to blame.
-    settle, failures = EventBatch.settle, iter(range(13))
+    apply, failures = EventBatch.apply, iter(range(13))
 
-    def failing(batch: EventBatch) -> Settled:
+    def failing(batch: EventBatch) -> BatchResult:
         if next(failures, None) is not None:
             raise duckdb.OutOfMemoryException("no block")
-        return settle(batch)
+        return apply(batch)
 
-    monkeypatch.setattr(EventBatch, "settle", failing)
+    monkeypatch.setattr(EventBatch, "apply", failing)
     inbox = Inbox()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
@@ -272,8 +271,9 @@ def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("cold", [False, True])
 def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
     """Whether the lake cannot be written to, or what a new connection needs cannot be read."""
-    open_, transaction, warm_up = Lake.open, Lake.transaction, stream_intake.warm_up
+    open_, transaction, warm = Lake.open, Lake.transaction, stream_intake.warm_session
     opened: list[weakref.ref[duckdb.DuckDBPyConnection]] = []
+    caches: list[weakref.ref[object]] = []
     at_once: list[int] = []
     failures = iter(range(6))
 
@@ -281,7 +281,7 @@ def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
         connection = open_(lake)
         opened.append(weakref.ref(connection))
         gc.collect()
-        at_once.append(len(event_memory._memories))
+        at_once.append(len([each for each in caches if each() is not None]))
         return connection
 
     def failing(lake, connection, message):
@@ -289,16 +289,18 @@ def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
             raise duckdb.IOException("disk full")
         return transaction(lake, connection, message)
 
-    def warming(connection):
-        warm_up(connection)
+    def warming(lake, connection):
+        session = warm(lake, connection)
+        caches.append(weakref.ref(session.cache))
         if cold and len(opened) > 1:
             raise duckdb.IOException("no such file")
+        return session
 
     # pytest keeps what is logged, and the frames of the exceptions with it.
     monkeypatch.setattr(stream_intake.logger, "disabled", True)
     monkeypatch.setattr(Lake, "open", opening)
     monkeypatch.setattr(Lake, "transaction", failing)
-    monkeypatch.setattr(stream_intake, "warm_up", warming)
+    monkeypatch.setattr(stream_intake, "warm_session", warming)
     inbox = Inbox()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
@@ -314,23 +316,21 @@ def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
 def test_a_connection_that_cannot_be_made_ready_is_closed(seen, monkeypatch):
     failed: list[duckdb.DuckDBPyConnection] = []
 
-    def failing(connection):
+    def failing(_, connection):
         failed.append(connection)
         raise duckdb.IOException("no such file")
 
-    connection = seen.lake.open()
-    monkeypatch.setattr(stream_intake, "warm_up", failing)
+    monkeypatch.setattr(stream_intake, "warm_session", failing)
     intake = Intake(seen.lake, Inbox(), Figures(), beat=print, beat_is_due=lambda: False)
-    intake._connection = connection
+    intake._session = seen.session
     intake._recover()
-    assert intake._connection is connection
+    assert intake._session is seen.session
     with pytest.raises(duckdb.IOException):
         intake.run(threading.Event(), threading.Event())
     assert len(failed) == 2
     for each in failed:
         with pytest.raises(duckdb.ConnectionException):
             each.execute("SELECT 1")
-    connection.close()
 
 
 def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch):

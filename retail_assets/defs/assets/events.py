@@ -13,6 +13,7 @@ from retail_assets import tables
 from retail_assets.defs.assets.daily import RETRIES, table_spec
 from retail_assets.defs.resource import LakeResource
 from retail_assets.ingest.event_files import load as event_files
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.repair import replay
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.publish import Publication, day_facts
@@ -65,8 +66,9 @@ def event_assets(
     ) -> Iterator[dg.Output[object]]:
         days = [date.fromisoformat(key) for key in context.partition_keys]
         with lake.get_connection() as connection:
+            session = EventSession(lake.lake, connection)
             if config.files:
-                found = event_files.ingest(lake.lake, connection, settings, config.files)
+                found = event_files.ingest(session, settings, config.files)
                 about = _ingest_metadata(found)
                 context.log.info(
                     "{files} files: {lines} lines, {accepted} accepted, {dead_lettered}"
@@ -81,7 +83,7 @@ def event_assets(
                     )
             else:
                 for day in replay.event_days(connection, min(days), max(days)):
-                    replay.replay_day(lake.lake, connection, day)
+                    replay.replay_day(session, day)
                     context.log.info("%s is recomputed from its raw events", day)
                 about = {"replayed": True}
             for table in EVENT_TABLES:

@@ -31,8 +31,9 @@ from retail_assets.ingest.event_files.reader import (
     plain_hash,
     read_new,
 )
-from retail_assets.ingest.events.batch import EventBatch, Settled
+from retail_assets.ingest.events.batch import BatchResult, EventBatch, event_batch
 from retail_assets.ingest.events.lines import to_arrow
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers import event_files as event_ledger
 from retail_assets.ingest.ledgers.event_files import (
     FILE,
@@ -43,7 +44,6 @@ from retail_assets.ingest.ledgers.event_files import (
     apply_deltas,
 )
 from retail_assets.ingest.messages.faults import lines_at_fault
-from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class Ingested:
 
 
 def ingest(
-    lake: Lake,
-    connection: duckdb.DuckDBPyConnection,
+    session: EventSession,
     settings: "Settings",
     paths: Iterable[str],
     *,
@@ -95,8 +94,7 @@ def ingest(
     """Take in what is new of some event files; a bad file fails alone, by name.
 
     Args:
-        lake: the lake that the connection is to.
-        connection: a connection that can write, in no transaction.
+        session: a session of ingest.
         settings: where the files lie, and the days that there are.
         paths: the files, relative to the events folder.
         progress: called with the number of files done.
@@ -113,7 +111,7 @@ def ingest(
     Raises:
         Exception: whatever says that the lake cannot be written to; no file is blamed for it.
     """
-    intake = _Intake(lake, connection, settings, progress, stop, limits)
+    intake = _Intake(session, settings, progress, stop, limits)
     found = intake.run(list(paths), unknown)
     if forget_gone and not stop():
         intake.forget_gone()
@@ -125,15 +123,14 @@ class _Intake:
 
     def __init__(
         self,
-        lake: Lake,
-        connection: duckdb.DuckDBPyConnection,
+        session: EventSession,
         settings: "Settings",
         progress: Callable[[int], None],
         stop: Callable[[], bool],
         limits: ReadLimits,
     ) -> None:
-        self._lake = lake
-        self._connection = connection
+        self._session = session
+        self._lake, self._connection = session.lake, session.connection
         self._settings = settings
         self._progress = progress
         self._stop = stop
@@ -183,7 +180,7 @@ class _Intake:
                 )
 
     def forget_gone(self) -> None:
-        failed = event_ledger.failed_paths(self._connection)
+        failed = event_ledger.failed_paths(self._session)
         gone = [path for path in failed if not self._folder.has(path)]
         if gone:
             with self._lake.transaction(self._connection, "clear failures of files that are gone"):
@@ -248,7 +245,7 @@ class _Intake:
         unreadable: Mapping[FoundFile, str],
     ) -> None:
         try:
-            self._transact(self._connection, waiting, staged, unreadable)
+            self._transact(self._session, waiting, staged, unreadable)
         except NO_FILES_FAULT:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
@@ -274,7 +271,7 @@ class _Intake:
                     failed[item.file] = f"{item.path} cannot be ingested: {problem}"
         if failed:
             with self._lake.connect() as connection:
-                self._transact(connection, [], None, failed)
+                self._transact(EventSession(self._lake, connection), [], None, failed)
         if of_the_lake:
             raise of_the_lake
 
@@ -283,7 +280,7 @@ class _Intake:
         try:
             # After a failure nothing is known of a connection.
             with self._lake.connect() as connection:
-                self._transact(connection, part, _arrow(part), {})
+                self._transact(EventSession(self._lake, connection), part, _arrow(part), {})
         except NO_FILES_FAULT:
             raise
         except Exception as error:  # noqa: BLE001  # as above
@@ -308,16 +305,13 @@ class _Intake:
 
     def _transact(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        session: EventSession,
         waiting: Sequence[Waiting],
         staged: "tuple[pa.Table, pa.Table] | None",
         unreadable: Mapping[FoundFile, str],
     ) -> None:
-        with (
-            EventBatch(connection) as batch,
-            batch.transaction(self._lake, "ingest event files", staged),
-        ):
-            taken, new_fields = self._settle(connection, batch, waiting, unreadable)
+        with event_batch(session, "ingest event files", staged) as batch:
+            taken, new_fields = self._apply(session, batch, waiting, unreadable)
         self._transactions += 1
         self._begun |= {
             item.path: item.key for item in waiting if item.entry is None or item.restarted
@@ -330,9 +324,9 @@ class _Intake:
         self._result.failed |= {file.path: text for file, text in unreadable.items()}
         self._result.new_fields += new_fields
 
-    def _settle(
+    def _apply(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        session: EventSession,
         batch: EventBatch,
         waiting: Sequence[Waiting],
         unreadable: Mapping[FoundFile, str],
@@ -343,9 +337,9 @@ class _Intake:
             What came of each file, and the fields that are new.
         """
         paths = [item.path for item in waiting]
-        self._renew_hashes(connection, waiting)
+        self._renew_hashes(session.connection, waiting)
         replacing = self._settings.changed_event_files == "replace"
-        found = _related(connection, waiting, replacing=replacing)
+        found = _related(session, waiting, replacing=replacing)
         known = {entry.path: entry for entry in found if entry.superseded_us is None}
         overtaken = [
             item.path for item in waiting if state_of(known.get(item.path)) != state_of(item.entry)
@@ -357,12 +351,12 @@ class _Intake:
             if item.path not in overtaken
         ]
         batch.leave_out(FILE, overtaken)
-        settled, taken = apply(connection, batch, Plan(current, found, replace_changed=replacing))
-        failed = event_ledger.failed_paths(connection)
+        result, taken = apply(session, batch, Plan(current, found, replace_changed=replacing))
+        failed = event_ledger.failed_paths(session)
         # Of a file that was at fault in this run a later portion may have been read already.
         readable = [path for path in paths if path not in self._result.failed]
-        event_ledger.note_failures(connection, unreadable, readable, failed)
-        return taken, settled.new_fields
+        event_ledger.note_failures(session.connection, unreadable, readable, failed)
+        return taken, result.new_fields
 
     def _renew_hashes(
         self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting]
@@ -391,9 +385,7 @@ class _Intake:
                             event_ledger.enter_hash(connection, before, item.content)
 
 
-def _related(
-    connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting], *, replacing: bool
-) -> list[Entry]:
+def _related(session: EventSession, waiting: Sequence[Waiting], *, replacing: bool) -> list[Entry]:
     """What the ledger has of some files, and of all whose owner they may change."""
     paths = [item.path for item in waiting]
     contents = {item.content for item in waiting}
@@ -402,7 +394,7 @@ def _related(
         for item in waiting
         if item.entry and (replacing or item.portion.resumed or not item.restarted)
     }
-    found = event_ledger.related(connection, paths, contents=contents, left=left)
+    found = event_ledger.related(session, paths, contents=contents, left=left)
     owners = {content_of(entry): entry for entry in found if entry.copy_of is None}
     taken_over = {
         item.content
@@ -410,44 +402,42 @@ def _related(
         if item.content in owners and item.after().received_us < owners[item.content].received_us
     } - left
     if taken_over:
-        found = event_ledger.related(connection, paths, contents=contents, left=left | taken_over)
+        found = event_ledger.related(session, paths, contents=contents, left=left | taken_over)
     return found
 
 
-def apply(
-    connection: duckdb.DuckDBPyConnection, batch: EventBatch, plan: Plan
-) -> tuple[Settled, list[Taken]]:
+def apply(session: EventSession, batch: EventBatch, plan: Plan) -> tuple[BatchResult, list[Taken]]:
     """In the transaction, do what is planned: the rows, and the ledger that says whence they came.
 
     Returns:
         What was changed, and what came of each file of the transaction.
     """
     plan.move_rows(batch)
-    settled = batch.settle()
+    result = batch.apply()
     changes = {
         (delta.source_name, delta.version): delta
-        for delta in settled.deltas
+        for delta in result.deltas
         if delta.source == FILE and plan.has((delta.source_name, delta.version))
     }
     written = plan.entries(changes)
     replaced = plan.known & {entry.key for entry in written}
-    event_ledger.write(connection, written, replaced=replaced)
+    event_ledger.write(session, written, replaced=replaced)
     apply_deltas(
-        connection,
+        session,
         [
             delta
-            for delta in settled.deltas
+            for delta in result.deltas
             if delta.source != FILE or (delta.source_name, delta.version) not in changes
         ],
     )
-    return settled, plan.taken(changes)
+    return result, plan.taken(changes)
 
 
 def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
     """All portions end to end, so that a thousand small files are as fast as a large one.
 
     Returns:
-        Lines and sources as `EventBatch.add` takes them; None if there are no lines.
+        Lines and sources as `event_batch` takes them; None if there are no lines.
     """
     import numpy as np
     import pyarrow as pa

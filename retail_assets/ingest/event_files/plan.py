@@ -258,9 +258,9 @@ class Plan:
         """In the transaction, move the rows of versions that the transaction has no lines of."""
         batch.leave_out(FILE, self.copies)
         for owner, heir in self.heirs:
-            batch.inherit(FILE, owner.key, heir.key, heir.received_date, heir.received_us)
+            batch.stage_copy(FILE, owner.key, heir.key, heir.received_date, heir.received_us)
         batch.retract(FILE, [entry.key for entry in self.retracted.values()])
-        batch.displace(FILE, [entry.key for entry in self.displaced])
+        batch.remove_copies(FILE, [entry.key for entry in self.displaced])
 
     def entries(self, changes: Mapping[Key, "Delta"]) -> list[Entry]:
         """The ledger's entries that are to be written, with what was counted."""
@@ -285,7 +285,7 @@ class Plan:
 
     def _taken(self, item: Waiting, delta: "Delta | None") -> Taken:
         old, lines = item.entry, item.portion.lines
-        accepted, dead_lettered = (delta.taken, delta.taken_dead) if delta else (0, 0)
+        accepted, dead_lettered = (delta.new_accepted, delta.new_dead_lettered) if delta else (0, 0)
         is_copy = self._after[item.key].copy_of is not None
         if any(heir.key == item.key for _, heir in self.heirs):
             # A copy no more: what it has of the other's lines counts from now on as its own.

@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import duckdb
-
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_files.folder import event_folder
 from retail_assets.ingest.event_files.load import apply
 from retail_assets.ingest.event_files.plan import Plan, content_of
-from retail_assets.ingest.events.batch import EventBatch
+from retail_assets.ingest.events.batch import event_batch
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers import event_files as event_ledger
 from retail_assets.ingest.ledgers.event_files import Entry
-from retail_assets.lake.connection import Lake
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
@@ -29,8 +27,7 @@ class Retracted:
 
 
 def retract(
-    lake: Lake,
-    connection: duckdb.DuckDBPyConnection,
+    session: EventSession,
     settings: "Settings",
     path: str,
     version: int | None = None,
@@ -40,8 +37,7 @@ def retract(
     Duplicates of the events that came elsewhere count in their place.
 
     Args:
-        lake: the lake that the connection is to.
-        connection: a connection that can write, in no transaction.
+        session: a session of ingest.
         settings: where the files lie.
         path: the file, relative to the events folder.
         version: the version; by default all before the current one.
@@ -53,11 +49,8 @@ def retract(
         RetailAssetsError: if there is no such version, or it still lies in the folder and would be
             ingested again.
     """
-    with (
-        EventBatch(connection) as batch,
-        batch.transaction(lake, f"retract events of {path}", None),
-    ):
-        chosen = _chosen(event_ledger.versions(connection, [path]), path, version)
+    with event_batch(session, f"retract events of {path}") as batch:
+        chosen = _chosen(event_ledger.versions(session.connection, [path]), path, version)
         if any(entry.superseded_us is None for entry in chosen) and event_folder(settings).has(
             path
         ):
@@ -66,9 +59,9 @@ def retract(
                 " replace it by the right one and ingest that, then retract this version."
             )
         left = {content_of(entry) for entry in chosen if entry.copy_of is None}
-        found = event_ledger.related(connection, [], contents=[], left=left)
+        found = event_ledger.related(session, [], contents=[], left=left)
         related = {entry.key: entry for entry in (*chosen, *found)}
-        apply(connection, batch, Plan([], list(related.values()), retracted=chosen))
+        apply(session, batch, Plan([], list(related.values()), retracted=chosen))
     return [Retracted(path, entry.version, entry.accepted, entry.dead_lettered) for entry in chosen]
 
 

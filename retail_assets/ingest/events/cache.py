@@ -1,20 +1,21 @@
-"""What a connection that takes in one small batch after the other remembers of the lake.
+"""What a session knows of the lake without a query, for one small batch after the other.
 
-To ask the lake which events it has already, and what it knows of a few products and customers,
-takes longer than to judge a hundred events, and ever longer as history grows. So the worker keeps
-filters of the identities and of the files that there may be, and copies of the reference tables;
-what others commit is taken up from the history of the lake, within each batch's transaction, or
-before it if that is much. Where that is not possible, the lake is asked as ever.
+To query the lake for the events that it has already, and for a few products and customers, takes
+longer than to validate a hundred events, and ever longer as history grows. So the cache has Bloom
+filters of identities and of files, and copies of the reference tables. What others commit it reads
+from the history of the lake, within each batch's transaction, or before it if that is much. Where
+that is not possible, the lake is queried.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import duckdb
 
 from retail_assets import tables
-from retail_assets.ingest.events.staging import REFERENCE_KEYS, forget_plans
+from retail_assets.ingest.events.compiled_sql import REFERENCE_KEYS
+from retail_assets.ingest.events.staging import Staging
 from retail_assets.lake import history
 from retail_assets.lake.connection import current_snapshot
 
@@ -39,8 +40,8 @@ MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
 MOST_NEW = 500_000
-"""Of more rows that others committed nothing is taken up while all who write wait: these take a
-quarter of a second. A transaction that takes in files has about as many."""
+"""Limit on rows of others that are read while all who write wait: these take a quarter of a second.
+A transaction that ingests files has about as many."""
 
 _BATCH_ROWS = 100_000
 
@@ -48,26 +49,10 @@ _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name
 _FAILED = tables.FAILED_EVENT_FILES.name
+_REFERENCE = tuple(table.name for table in REFERENCE_KEYS)
 
-_NOTED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
+_FILTERED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
 """What the filters have of rows."""
-
-_memories: "WeakKeyDictionary[duckdb.DuckDBPyConnection, EventMemory]" = WeakKeyDictionary()
-
-
-def remember(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give a connection a memory, for as long as anybody has it."""
-    _memories[connection] = EventMemory(connection)
-
-
-def forget(connection: duckdb.DuckDBPyConnection) -> None:
-    """Take its memory from a connection that is not used any more, though somebody has it still."""
-    _memories.pop(connection, None)
-
-
-def memory_of(connection: duckdb.DuckDBPyConnection) -> "EventMemory | None":
-    """The memory of a connection, if it was given one."""
-    return _memories.get(connection)
 
 
 class _Filter:
@@ -89,34 +74,30 @@ class _Filter:
         return item in self._bloom
 
     def add(self, items: Iterable[Hashable]) -> None:
-        """Note that there are some more."""
-        noted = list(items)
-        self._bloom.update(noted)
-        self._count += len(noted)
+        """Add some more."""
+        added = list(items)
+        self._bloom.update(added)
+        self._count += len(added)
 
     def add_rows(self, batches: "Iterable[pa.RecordBatch]") -> None:
-        """Note whatever is in the columns of some rows."""
+        """Add whatever is in the columns of some rows."""
         for batch in batches:
             for column in batch.columns:
                 self.add(column.drop_null().to_pylist())
 
 
-class EventMemory:
-    """What is remembered, and up to which snapshot of the lake each part of it is true.
-
-    It is of one connection, and given it whenever it has to ask: to hold it would keep both alive.
+class EventCache:
+    """Parts of the lake, each with the snapshot up to which it is true.
 
     `positions` are the next ones that are new of parts of sources, by source and `source_name`: to
     be used after `refresh`, and set after a commit. `fields` are those in event_fields: none ever
     leaves it.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        (self._threads,) = connection.execute("SELECT current_setting('threads')").fetchone() or (
-            1,
-        )
-        self._threads_used = self._threads
-        self._wanted = [_EVENTS, *REFERENCE_KEYS]
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+        self._connection = staging.connection
+        self._wanted = [_EVENTS, *_REFERENCE]
         self._filters: dict[str, _Filter] = {}
         self._failed: frozenset[str] = frozenset()
         self.positions: dict[tuple[str, str], int] = {}
@@ -126,53 +107,55 @@ class EventMemory:
         self._seen: dict[str, int] = {}
         self._tables: dict[int, str] = {}
 
-    def use_one_thread(self, connection: duckdb.DuckDBPyConnection, *, only: bool) -> None:
-        """Have statements use one thread, or all of them.
-
-        With a few rows, most of the time would go into waking the others.
-        """
-        wanted = 1 if only else self._threads
-        if wanted != self._threads_used:
-            connection.execute(f"SET threads = {wanted}")
-            self._threads_used = wanted
-
-    def prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def warm(self) -> None:
         """Outside of a transaction, read from the lake what is missing, and catch up."""
         if not self._missing() and not self.is_behind:
             return
-        connection.execute("BEGIN")
+        self._connection.execute("BEGIN")
         try:
-            now = current_snapshot(connection)
-            self._take_up(connection, now)
-            self._tables = history.table_names(connection)
+            now = current_snapshot(self._connection)
+            self._catch_up(now)
+            self._tables = history.table_names(self._connection)
             for name in self._missing():
-                if name in _NOTED:
-                    self._read_filter(connection, name)
+                if name in _FILTERED:
+                    self._read_filter(name)
                 elif name == _FAILED:
-                    self._read_failed(connection)
+                    self._read_failed()
                 else:
-                    self._copy(connection, name)
+                    self._copy(name)
                 self._seen[name] = now
-        finally:
-            connection.execute("COMMIT")
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # Copies that were made may be gone.
+            self.invalidate()
+            with suppress(duckdb.TransactionException):
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def invalidate(self) -> None:
+        """Have all parts read again."""
+        self._seen.clear()
+        self.positions.clear()
 
     @property
     def is_behind(self) -> bool:
-        """Whether others had committed more than `refresh` may take up."""
+        """Whether others had committed more than `refresh` reads."""
         return any(snapshot != self._now for snapshot in self._seen.values())
 
-    def refresh(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """In a transaction, take up what others have committed since the last batch.
+    def refresh(self) -> bool:
+        """In a transaction, catch up with what others have committed since the last batch.
 
-        A part that cannot be brought up to date, or has too much to take up, is not used before the
-        next `prepare`.
+        A part that cannot be brought up to date, or has too much to catch up with, is not used
+        before the next `warm`.
+
+        Returns:
+            Whether `warm` has nothing to catch up with.
         """
-        self._take_up(connection, current_snapshot(connection), at_most=MOST_NEW)
+        self._catch_up(current_snapshot(self._connection), at_most=MOST_NEW)
+        return not self.is_behind
 
-    def _take_up(
-        self, connection: duckdb.DuckDBPyConnection, now: int, *, at_most: int | None = None
-    ) -> None:
-        """Bring what is remembered up to date, where no more rows than these have come."""
+    def _catch_up(self, now: int, *, at_most: int | None = None) -> None:
+        """Bring all parts up to date where no more rows than these have come."""
         oldest = min(self._seen.values(), default=None)
         self._now = now
         if oldest is None:
@@ -180,15 +163,14 @@ class EventMemory:
             return
         if now == oldest:
             return
-        commits = history.commits(connection, oldest, now)
+        commits = history.commits(self._connection, oldest, now)
         if commits is None:
-            self._seen.clear()
-            self.positions.clear()
+            self.invalidate()
             return
         inserted = self._follow(commits)
         for name in self._seen:
             snapshots = inserted.get(name)
-            if not snapshots or self._add_inserted(connection, name, snapshots, at_most):
+            if not snapshots or self._add_inserted(name, snapshots, at_most):
                 self._seen[name] = now
 
     def _follow(self, commits: Sequence[history.Commit]) -> dict[str, list[int]]:
@@ -204,7 +186,7 @@ class EventMemory:
                 is_new = name is not None and commit.snapshot > self._seen.get(
                     name, commit.snapshot
                 )
-                if name in REFERENCE_KEYS or name == _FAILED:
+                if name in _REFERENCE or name == _FAILED:
                     if is_new:
                         del self._seen[name]
                 elif not change.inserted or commit.own:
@@ -215,30 +197,24 @@ class EventMemory:
                     inserted.setdefault(name, []).append(commit.snapshot)
         return inserted
 
-    def _add_inserted(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        name: str,
-        snapshots: Sequence[int],
-        at_most: int | None,
-    ) -> bool:
-        """Note the rows that some snapshots inserted, unless they are too many."""
+    def _add_inserted(self, name: str, snapshots: Sequence[int], at_most: int | None) -> bool:
+        """Add the rows that some snapshots inserted to a filter, unless they are too many."""
         inserted = (
-            f"SELECT {_NOTED[name]} FROM"
+            f"SELECT {_FILTERED[name]} FROM"
             f" lake.table_insertions('{name}', {min(snapshots)}, {max(snapshots)})"
         )
         if at_most is None:
-            self._filters[name].add_rows(_batches(connection, inserted))
+            self._filters[name].add_rows(_batches(self._connection, inserted))
             return True
-        batches = list(_batches(connection, f"{inserted} LIMIT {at_most + 1}"))
+        batches = list(_batches(self._connection, f"{inserted} LIMIT {at_most + 1}"))
         if sum(batch.num_rows for batch in batches) > at_most:
             return False
         self._filters[name].add_rows(batches)
         return True
 
-    def holds(self, table: str) -> bool:
-        """Whether `temp.main.all_TABLE` has all rows of a reference table."""
-        return self._is_current(table) and table in self._copied
+    def copied_tables(self) -> Collection[str]:
+        """The reference tables of which `temp.main.copied_TABLE` has all rows."""
+        return {name for name in self._copied if self._is_current(name)}
 
     def known(self, identities: Iterable[int]) -> list[int] | None:
         """Return those of some identities (as DuckDB hashes them) that the lake may have.
@@ -251,7 +227,7 @@ class EventMemory:
         return [identity for identity in identities if identity in filter_]
 
     def add(self, identities: Iterable[int]) -> None:
-        """Note that the lake has some identities, or is about to have them."""
+        """Add identities that the lake has, or is about to have."""
         if _EVENTS in self._filters:
             self._filters[_EVENTS].add(identities)
 
@@ -267,7 +243,7 @@ class EventMemory:
         return any(name in filter_ for name in names)
 
     def add_files(self, names: Iterable[str | None]) -> None:
-        """Note paths and contents that the ledger has, or is about to have."""
+        """Add paths and contents that the ledger has, or is about to have."""
         if _FILES in self._filters:
             self._filters[_FILES].add(name for name in names if name is not None)
 
@@ -290,30 +266,34 @@ class EventMemory:
                 self._seen.pop(name, None)
         return [name for name in self._wanted if name not in self._seen]
 
-    def _read_filter(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    def _read_filter(self, name: str) -> None:
         least, most = (LEAST_EVENTS, MOST_EVENTS) if name == _EVENTS else (LEAST_FILES, MOST_FILES)
         self._filters.pop(name, None)
-        (count,) = connection.execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
-        if count > most:
-            return
-        filter_ = _Filter(count, least)
-        filter_.add_rows(_batches(connection, f"SELECT {_NOTED[name]} FROM lake.{name}"))
-        self._filters[name] = filter_
+        count = self._count(name)
+        if count <= most:
+            filter_ = _Filter(count, least)
+            query = f"SELECT {_FILTERED[name]} FROM lake.{name}"
+            filter_.add_rows(_batches(self._connection, query))
+            self._filters[name] = filter_
 
-    def _read_failed(self, connection: duckdb.DuckDBPyConnection) -> None:
-        rows = connection.execute(f"SELECT path FROM lake.{_FAILED}").fetchall()
+    def _read_failed(self) -> None:
+        rows = self._connection.execute(f"SELECT path FROM lake.{_FAILED}").fetchall()
         self._failed = frozenset(path for (path,) in rows)
 
-    def _copy(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    def _copy(self, name: str) -> None:
         """Copy a reference table, unless it is too large."""
-        execute = connection.execute
-        (rows,) = execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
         self._copied.discard(name)
-        if rows <= MOST_ROWS:
-            forget_plans(connection)
+        if self._count(name) <= MOST_ROWS:
+            self._staging.discard_plans()
             # A table that is made again leaves nothing of the old one in memory, unlike TRUNCATE.
-            execute(f"CREATE OR REPLACE TEMP TABLE all_{name} AS SELECT * FROM lake.{name}")
+            self._connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE copied_{name} AS SELECT * FROM lake.{name}"
+            )
             self._copied.add(name)
+
+    def _count(self, name: str) -> int:
+        (count,) = self._connection.execute(f"SELECT count(*) FROM lake.{name}").fetchone() or (0,)
+        return int(count)
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> "Iterator[pa.RecordBatch]":

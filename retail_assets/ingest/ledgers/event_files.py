@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from retail_assets.ingest.events.batch import Delta
-from retail_assets.ingest.events.cache import memory_of
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -172,18 +172,18 @@ class LakeState:
         return (*self.taken.get(path, ())[2:5], *self.failed.get(path, ())[3:4])
 
 
-def apply_deltas(connection: duckdb.DuckDBPyConnection, deltas: Sequence[Delta]) -> None:
+def apply_deltas(session: EventSession, deltas: Sequence[Delta]) -> None:
     """In a transaction, bring the ledgers in line with rows that came and went by other sources."""
-    offsets.apply_deltas(connection, [delta for delta in deltas if delta.source != FILE])
+    offsets.apply_deltas(session.connection, [delta for delta in deltas if delta.source != FILE])
     changes = {
         (delta.source_name, delta.version): delta
         for delta in deltas
         if delta.source == FILE and (delta.accepted or delta.dead_lettered)
     }
     if changes:
-        found = versions(connection, {path for path, _ in changes})
+        found = versions(session.connection, {path for path, _ in changes})
         changed = [entry.counting(changes[entry.key]) for entry in found if entry.key in changes]
-        write(connection, changed, replaced=changes)
+        write(session, changed, replaced=changes)
 
 
 def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> dict[str, Entry]:
@@ -211,7 +211,7 @@ def versions(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> l
 
 
 def related(
-    connection: duckdb.DuckDBPyConnection,
+    session: EventSession,
     paths: Collection[str],
     *,
     contents: Collection[str | None],
@@ -219,20 +219,20 @@ def related(
 ) -> list[Entry]:
     """What the ledger has of some files, and of files of the same content.
 
-    Within a transaction of an `EventBatch`, whose cache may know that there are none.
+    In a transaction of the session, whose cache may know that there are none.
 
     Args:
-        connection: a connection to the lake.
+        session: a session of ingest.
         paths: the files, of which the current versions are listed.
         contents: hashes of whole contents, of which the owners are listed.
         left: hashes of contents of which owner and copies are listed: the owner may change.
     """
     wanted, leaving = (sorted(filter(None, hashes)) for hashes in (contents, left))
-    memory = memory_of(connection)
-    if memory and not memory.may_have_files((*paths, *wanted, *leaving)):
+    cache = session.cache
+    if cache and not cache.may_have_files((*paths, *wanted, *leaving)):
         return []
     return _read(
-        connection,
+        session.connection,
         "((superseded_at IS NULL AND path IN (SELECT unnest($paths::VARCHAR[])))"
         " OR (retracted_at IS NULL AND lines > 0"
         " AND ((copy_of IS NULL AND content_hash IN (SELECT unnest($wanted::VARCHAR[])))"
@@ -281,21 +281,18 @@ def _read(
     return entries
 
 
-def write(
-    connection: duckdb.DuckDBPyConnection, written: Sequence[Entry], *, replaced: Collection[Key]
-) -> None:
+def write(session: EventSession, written: Sequence[Entry], *, replaced: Collection[Key]) -> None:
     """Enter versions of files, in place of what there is of those `replaced`."""
     if not written:
         return
-    memory = memory_of(connection)
-    if memory:
-        memory.add_files(
+    if session.cache:
+        session.cache.add_files(
             name
             for entry in written
             for name in (entry.path, entry.progress.content_hash, entry.copy_of)
         )
     if replaced:
-        connection.execute(
+        session.connection.execute(
             "DELETE FROM lake.event_files WHERE (path, version) IN"
             " (SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[]))",
             [[path for path, _ in replaced], [version for _, version in replaced]],
@@ -321,23 +318,19 @@ def write(
         "superseded_at TIMESTAMPTZ": [_instant(entry.superseded_us) for entry in written],
         "retracted_at TIMESTAMPTZ": [_instant(entry.retracted_us) for entry in written],
     }
-    insert_columns(connection, "event_files", columns, "now() AS ingested_at")
+    insert_columns(session.connection, "event_files", columns, "now() AS ingested_at")
 
 
 def _instant(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 
-def failed_paths(connection: duckdb.DuckDBPyConnection) -> Collection[str]:
-    """The files that could not be read.
-
-    On a connection with a memory, as of the last transaction of an `EventBatch`.
-    """
-    memory = memory_of(connection)
-    remembered = memory.failed_files() if memory else None
-    if remembered is not None:
-        return remembered
-    found = connection.execute("SELECT path FROM lake.failed_event_files").fetchall()
+def failed_paths(session: EventSession) -> Collection[str]:
+    """The files that could not be read; with a cache, as of the session's last transaction."""
+    cached = session.cache.failed_files() if session.cache else None
+    if cached is not None:
+        return cached
+    found = session.connection.execute("SELECT path FROM lake.failed_event_files").fetchall()
     return [path for (path,) in found]
 
 

@@ -7,8 +7,9 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from retail_assets.ingest.events.batch import AbortError, EventBatch
+from retail_assets.ingest.events.batch import AbortError, abort, event_batch
 from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.messages.load import can_take
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
@@ -30,7 +31,7 @@ def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[i
 
     Args:
         lake: where they should go.
-        lines: lines of which a transaction has failed, as `EventBatch.add` takes them.
+        lines: lines of which a transaction has failed, as `event_batch` takes them.
         sources: their sources.
 
     Returns:
@@ -47,7 +48,7 @@ def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[i
         if len(found) == MAX_LINES:
             return {}
         with lake.connect() as connection:
-            if not can_take(lake, connection):
+            if not can_take(EventSession(lake, connection)):
                 raise error
         found[row] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
         logger.error(
@@ -75,8 +76,7 @@ def _try(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> None:
     with (
         suppress(AbortError),
         lake.connect() as connection,
-        EventBatch(connection) as batch,
-        batch.transaction(lake, "try event lines", (lines, sources)),
+        event_batch(EventSession(lake, connection), "try event lines", (lines, sources)) as batch,
     ):
-        batch.settle()
-        raise AbortError
+        batch.apply()
+        abort()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from retail_assets.ingest.events.batch import AbortError, EventBatch
-from retail_assets.ingest.events.cache import memory_of, remember
+from retail_assets.ingest.events.batch import AbortError, EventBatch, abort, event_batch
+from retail_assets.ingest.events.session import EventSession
+from retail_assets.ingest.events.strategies import Small
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers.event_files import apply_deltas
 from retail_assets.ingest.messages.payloads import payloads_to_arrow
@@ -77,8 +78,7 @@ class Taken:
 
 
 def take(
-    lake: Lake,
-    connection: duckdb.DuckDBPyConnection,
+    session: EventSession,
     batch: Sequence[Received],
     *,
     also: Callable[[], None] = _nothing,
@@ -86,56 +86,47 @@ def take(
     """Take in what was received, in one transaction.
 
     Args:
-        lake: the lake that the connection is to.
-        connection: a connection that can write, in no transaction.
+        session: a session of ingest.
         batch: what was received; nobody is told of it here.
         also: called in the transaction, for a heartbeat.
 
     Returns:
         What came of it, for each source with new lines.
     """
-    with (
-        EventBatch(connection) as events,
-        events.transaction(lake, "ingest events", _arrow(batch)),
-    ):
-        entries = _advance(_next_positions(connection, batch), batch, events)
-        settled = events.settle()
+    with event_batch(session, "ingest events", _arrow(batch)) as events:
+        entries = _advance(_next_positions(session, batch), batch, events)
+        result = events.apply()
         others = []
-        for delta in settled.deltas:
+        for delta in result.deltas:
             part = (delta.source, delta.source_name)
             if part in entries:
                 entries[part] = entries[part].plus(delta)
             else:
                 others.append(delta)
-        offsets.append(connection, list(entries.values()))
-        apply_deltas(connection, others)
+        offsets.append(session.connection, list(entries.values()))
+        apply_deltas(session, others)
         also()
-    warn_of_new_fields(settled.new_fields)
-    memory = memory_of(connection)
-    if memory:
-        memory.positions.update({part: entry.position for part, entry in entries.items()})
-    mine = [delta for delta in settled.deltas if (delta.source, delta.source_name) in entries]
+    warn_of_new_fields(result.new_fields)
+    if session.cache:
+        session.cache.positions.update({part: entry.position for part, entry in entries.items()})
+    mine = [delta for delta in result.deltas if (delta.source, delta.source_name) in entries]
     return {
         source: Taken(
             sum(entry.lines for part, entry in entries.items() if part[0] == source),
-            sum(delta.taken for delta in mine if delta.source == source),
-            sum(delta.taken_dead for delta in mine if delta.source == source),
+            sum(delta.new_accepted for delta in mine if delta.source == source),
+            sum(delta.new_dead_lettered for delta in mine if delta.source == source),
         )
         for source in sorted({source for source, _ in entries})
     }
 
 
-def can_take(lake: Lake, connection: duckdb.DuckDBPyConnection) -> bool:
+def can_take(session: EventSession) -> bool:
     """Whether a made-up event goes through all that a batch goes through but the commit.
 
     Where it does not, what failed says nothing of the events that it was tried with.
     """
-
-    def abort() -> None:
-        raise AbortError
-
     try:
-        take(lake, connection, [_made_up()], also=abort)
+        take(session, [_made_up()], also=abort)
     except AbortError:
         return True
     except Exception:
@@ -155,39 +146,36 @@ def warn_of_new_fields(fields: Sequence[tuple[str, str]]) -> None:
         logger.warning("Fields that no event had before: %s", found)
 
 
-def warm_up(connection: duckdb.DuckDBPyConnection) -> None:
-    """Get a connection ready to take in one batch after the other, of few events each.
+def warm_session(lake: Lake, connection: duckdb.DuckDBPyConnection) -> EventSession:
+    """Get a connection ready to ingest one batch after the other, of few events each.
 
-    It gets a cache, and validates a made-up event, so that the first real one need not wait.
+    The session has a cache, and has validated a made-up event: the first real one need not wait.
     """
-    remember(connection)
-    with EventBatch(connection) as events:
-        events.add(*_arrow([_made_up()]))
+    session = EventSession(lake, connection, cached=True)
+    session.open(small=True)
+    Small(session.staging).stage(*_arrow([_made_up()]))
+    session.staging.clear(changes_stored=False)
+    return session
 
 
 _Part = tuple[str, str]
 
 
-def _next_positions(
-    connection: duckdb.DuckDBPyConnection, batch: Sequence[Received]
-) -> dict[_Part, int]:
-    """The next position that is new of each part that something was received from.
-
-    Within a transaction of an `EventBatch`.
-    """
-    memory = memory_of(connection)
+def _next_positions(session: EventSession, batch: Sequence[Received]) -> dict[_Part, int]:
+    """In a transaction, the next position that is new of each part of what was received."""
+    cache = session.cache
     parts = {(received.source, received.source_name) for received in batch}
     found: dict[_Part, int] = {}
-    if memory:
-        # Who fails from here on does not know whether he has committed: then the ledger is asked.
-        found = {part: memory.positions.pop(part) for part in parts & memory.positions.keys()}
+    if cache:
+        # After a failure from here on, only the ledger knows whether this was committed.
+        found = {part: cache.positions.pop(part) for part in parts & cache.positions.keys()}
     unknown: dict[str, list[str]] = {}
     for source, source_name in parts - found.keys():
         unknown.setdefault(source, []).append(source_name)
     return found | {
         (source, part): position
         for source, names in unknown.items()
-        for part, position in offsets.next_positions(connection, source, names).items()
+        for part, position in offsets.next_positions(session.connection, source, names).items()
     }
 
 
@@ -212,7 +200,7 @@ def _advance(
 
 
 def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
-    """Lines and sources as `EventBatch.add` takes them."""
+    """Lines and sources as `event_batch` takes them."""
     import numpy as np
     import pyarrow as pa
 

@@ -17,12 +17,13 @@ import duckdb
 
 from retail_assets.engines.event_content import content_id
 from retail_assets.errors import RetailAssetsError, UsageError
-from retail_assets.ingest.events.batch import CONFLICT, AbortError, EventBatch
+from retail_assets.ingest.events.batch import AbortError, abort, event_batch
+from retail_assets.ingest.events.columns import origin_of
+from retail_assets.ingest.events.duplicates import CONFLICT
 from retail_assets.ingest.events.lines import REFUSED
-from retail_assets.ingest.events.staging import origin_of
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers.event_files import apply_deltas
 from retail_assets.ingest.messages.payloads import payloads_to_arrow
-from retail_assets.lake.connection import Lake
 
 REDRIVE = "redrive"
 
@@ -96,17 +97,12 @@ def find(
 
 
 def redrive(
-    lake: Lake,
-    connection: duckdb.DuckDBPyConnection,
-    ids: Sequence[str],
-    *,
-    payload: str | None = None,
+    session: EventSession, ids: Sequence[str], *, payload: str | None = None
 ) -> list[Redriven]:
     """Validate dead letters again, as they are or with a corrected payload; ingest the valid ones.
 
     Args:
-        lake: the lake that the connection is to.
-        connection: a connection that can write, in no transaction.
+        session: a session of ingest.
         ids: the letters.
         payload: what the one letter should have been, a JSON object.
 
@@ -118,7 +114,7 @@ def redrive(
     """
     if payload is not None and len(ids) != 1:
         raise UsageError("A payload corrects one dead letter: name one.")
-    letters = {letter["id"]: letter for letter in find(connection, ids=ids)}
+    letters = {letter["id"]: letter for letter in find(session.connection, ids=ids)}
     missing = [name for name in ids if name not in letters]
     if missing:
         raise RetailAssetsError(
@@ -135,19 +131,18 @@ def redrive(
         }
     todo = [letter for name, letter in letters.items() if name not in outcomes]
     if todo:
-        outcomes |= _take_in(lake, connection, todo, payload)
+        outcomes |= _ingest(session, todo, payload)
     if payload is not None and outcomes[ids[0]].startswith("still"):
         raise RetailAssetsError(f"The payload is not valid: {outcomes[ids[0]]}.")
     return [Redriven(name, outcomes[name]) for name in sorted(outcomes)]
 
 
-def _take_in(
-    lake: Lake,
-    connection: duckdb.DuckDBPyConnection,
-    letters: Sequence[dict[str, Any]],
-    payload: str | None,
+def _ingest(
+    session: EventSession, letters: Sequence[dict[str, Any]], payload: str | None
 ) -> dict[str, str]:
     import pyarrow as pa
+
+    connection = session.connection
 
     texts = [
         _as_it_is(connection, letter) if payload is None else _one_line(payload)
@@ -174,38 +169,38 @@ def _take_in(
             "version": pa.array([1] * len(letters), pa.int64()),
         }
     )
-    with EventBatch(connection) as batch:
-        batch.add(lines, sources)
-        outcomes = {
+    outcomes: dict[str, str] = {}
+    conflicts: dict[str, str] = {}
+    with (
+        suppress(AbortError),
+        event_batch(session, "redrive dead letters", (lines, sources)) as batch,
+    ):
+        outcomes |= {
             name: f"still {reason}{f' ({field})' if field else ''}"
             for name, reason, field in batch.problems()
         }
-        conflicts: dict[str, str] = {}
-        with suppress(AbortError), lake.transaction(connection, "redrive dead letters"):
-            # Only now: somebody else may have done the same a moment ago.
-            there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
-            for name in names:
-                if there.get(name, True):
-                    # Its file's version was retracted, or a replay took it for valid.
-                    outcomes[name] = "redriven before" if name in there else "no dead letter now"
-            batch.leave_out(REDRIVE, list(outcomes))
-            deltas = batch.settle().deltas
-            conflicts = {
-                name: f"still {CONFLICT} ({field})"
-                for name, reason, field in batch.problems()
-                if reason == CONFLICT and name in names
-            }
-            if conflicts:
-                raise AbortError
-            apply_deltas(connection, deltas)
-            accepted = {
-                delta.source_name
-                for delta in deltas
-                if delta.source == REDRIVE and delta.accepted > 0
-            }
+        # Only now: somebody else may have done the same a moment ago.
+        there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
+        for name in names:
+            if there.get(name, True):
+                # Its file's version was retracted, or a replay took it for valid.
+                outcomes[name] = "redriven before" if name in there else "no dead letter now"
+        batch.leave_out(REDRIVE, list(outcomes))
+        deltas = batch.apply().deltas
+        conflicts = {
+            name: f"still {CONFLICT} ({field})"
+            for name, reason, field in batch.problems()
+            if reason == CONFLICT and name in names
+        }
+        if conflicts:
+            abort()
+        apply_deltas(session, deltas)
+        accepted = {
+            delta.source_name for delta in deltas if delta.source == REDRIVE and delta.accepted > 0
+        }
     if conflicts:
         others = [letter for letter in letters if letter["id"] not in conflicts]
-        return conflicts | (_take_in(lake, connection, others, payload) if others else {})
+        return conflicts | (_ingest(session, others, payload) if others else {})
     for name in names:
         outcomes.setdefault(name, "accepted" if name in accepted else "duplicate")
     return outcomes

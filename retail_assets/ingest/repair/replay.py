@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from typing import NoReturn
 
 import duckdb
 
 from retail_assets import tables
-from retail_assets.ingest.events.batch import EventBatch
+from retail_assets.ingest.events.batch import AbortError, EventBatch, abort, event_batch
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers.event_files import apply_deltas
-from retail_assets.lake.connection import Lake
 
 TABLES = (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
 
@@ -41,45 +40,34 @@ def event_days(connection: duckdb.DuckDBPyConnection, first: date, last: date) -
     ]
 
 
-def replay_day(lake: Lake, connection: duckdb.DuckDBPyConnection, day: date) -> None:
+def replay_day(session: EventSession, day: date) -> None:
     """Recompute a received day from its raw events, in one transaction."""
-    with EventBatch(connection) as batch, lake.transaction(connection, f"replay {day}"):
-        _replay(connection, batch, day)
+    with event_batch(session, f"replay {day}") as batch:
+        _replay(session, batch, day)
 
 
-def check_day(lake: Lake, connection: duckdb.DuckDBPyConnection, day: date) -> Sequence[Difference]:
+def check_day(session: EventSession, day: date) -> Sequence[Difference]:
     """Replay a day, say what differs (`processed_at` aside), and take it back.
 
     Writers wait as they would for a replay.
     """
     found: list[Difference] = []
-    with (
-        EventBatch(connection) as batch,
-        suppress(_TakeBack),
-        lake.transaction(connection, f"check replay of {day}"),
-    ):
+    connection = session.connection
+    with suppress(AbortError), event_batch(session, f"check replay of {day}") as batch:
         # AT (VERSION …) would show what this transaction has changed as well.
         for table in TABLES:
             connection.execute(
                 f"CREATE TEMP TABLE {_before(table)} AS {_rows(table, day, 'lake.' + table.name)}"
             )
-        _replay(connection, batch, day)
+        _replay(session, batch, day)
         found = [_difference(connection, table, day) for table in TABLES]
-        _take_back()
+        abort()
     return [difference for difference in found if difference.gone or difference.new]
 
 
-class _TakeBack(Exception):  # noqa: N818  # it is no error
-    """Ends a transaction without its changes."""
-
-
-def _take_back() -> NoReturn:
-    raise _TakeBack
-
-
-def _replay(connection: duckdb.DuckDBPyConnection, batch: EventBatch, day: date) -> None:
+def _replay(session: EventSession, batch: EventBatch, day: date) -> None:
     batch.add_day(day)
-    apply_deltas(connection, batch.settle().deltas)
+    apply_deltas(session, batch.apply().deltas)
 
 
 def _before(table: tables.Table) -> str:

@@ -13,24 +13,30 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from retail_assets.explain import told
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.event_files import pending as event_pending
 from retail_assets.ingest.event_files.folder import event_folder, is_event_file, is_packed
-from retail_assets.ingest.messages.load import warm_up, warn_of_new_fields
+from retail_assets.ingest.messages.load import warm_session, warn_of_new_fields
 from retail_assets.lake.connection import Lake
 from retail_assets.worker.metrics import Batch, Figures
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import duckdb
 
+    from retail_assets.ingest.events.session import EventSession
     from retail_assets.ingest.ledgers.event_files import FoundFile
     from retail_assets.settings import Settings
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +162,8 @@ class FileLane:
             self._changed.notify_all()
 
     def _scan(self) -> None:
-        self._again_and_again(SCAN, self._scan_once, read_only=True)
+        lake = replace(self._lake, threads=1)
+        self._again_and_again(SCAN, lambda: lake.connect(read_only=True), self._scan_once)
 
     def _scan_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
         """Look at the whole folder; returns how long to rest then."""
@@ -190,9 +197,9 @@ class FileLane:
         )
 
     def _take(self) -> None:
-        self._again_and_again(NAME, self._take_once, read_only=False)
+        self._again_and_again(NAME, self._warm_session, self._take_once)
 
-    def _take_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
+    def _take_once(self, session: "EventSession") -> float:
         """Take in some of what waits; there is no need to rest then."""
         with self._changed:
             self._changed.wait_for(
@@ -212,7 +219,7 @@ class FileLane:
         began = time.monotonic()
         try:
             if there:
-                self._ingest(connection, there, unknown, since)
+                self._ingest(session, there, unknown, since)
         finally:
             if share:
                 now = time.monotonic()
@@ -235,14 +242,13 @@ class FileLane:
 
     def _ingest(
         self,
-        connection: "duckdb.DuckDBPyConnection",
+        session: "EventSession",
         paths: Sequence[str],
         unknown: Collection[str],
         noticed: float | None,
     ) -> None:
         found = event_files.ingest(
-            self._lake,
-            connection,
+            session,
             self._settings,
             paths,
             unknown=unknown,
@@ -272,16 +278,21 @@ class FileLane:
         )
         self._on_commit()
 
+    @contextmanager
+    def _warm_session(self) -> Iterator["EventSession"]:
+        with self._lake.connect() as connection:
+            yield warm_session(self._lake, connection)
+
     def _again_and_again(
-        self, name: str, work: "Callable[[duckdb.DuckDBPyConnection], float]", *, read_only: bool
+        self,
+        name: str,
+        connect: "Callable[[], AbstractContextManager[T]]",
+        work: "Callable[[T], float]",
     ) -> None:
         """Do some work until the end, with a connection that is made again after a failure."""
         while not self._stop.is_set():
             try:
-                lake = replace(self._lake, threads=1) if read_only else self._lake
-                with lake.connect(read_only=read_only) as connection:
-                    if not read_only:
-                        warm_up(connection)
+                with connect() as connection:
                     while not self._stop.is_set():
                         rest = work(connection)
                         self._figures.problem(name, None)

@@ -120,7 +120,7 @@ def test_a_file_that_is_gone_again_when_it_is_read_fails_by_name_and_alone(bucke
     bucket.put(f"{DAY}/b.jsonl", [event(2)])
     paths = list(pending_event_files(intake.settings).files)
     bucket.delete(f"{DAY}/a.jsonl")
-    found = ingest(intake.lake, intake.connection, intake.settings, paths)
+    found = ingest(intake.session, intake.settings, paths)
     assert list(found.failed) == [f"{DAY}/a.jsonl"]
     assert intake.events() == [("E2",)]
 

@@ -30,7 +30,9 @@ from retail_assets.ingest.event_files.pending import MAX_ATTEMPTS, Pending, pend
 from retail_assets.ingest.event_files.plan import Taken
 from retail_assets.ingest.event_files.reader import LIMITS, ReadLimits
 from retail_assets.ingest.event_files.retraction import Retracted, retract
-from retail_assets.ingest.events.batch import EventBatch, Settled
+from retail_assets.ingest.events import batch as event_batch
+from retail_assets.ingest.events.batch import BatchResult, EventBatch
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.messages import faults as event_faults
 from retail_assets.ingest.repair import dead_letters
 from retail_assets.ingest.repair.replay import check_day
@@ -48,10 +50,17 @@ BAD = "{"
 class Events:
     """A lake to take event files into, over one connection."""
 
-    lake: Lake
-    connection: duckdb.DuckDBPyConnection
+    session: EventSession
     settings: Settings
     limits: ReadLimits = LIMITS
+
+    @property
+    def lake(self) -> Lake:
+        return self.session.lake
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        return self.session.connection
 
     @property
     def folder(self) -> Path:
@@ -76,7 +85,7 @@ class Events:
     def take(self, *paths: str) -> Ingested:
         """Take in these files, or all that are pending; the ledger must balance after it."""
         files = paths or tuple(self.pending().files)
-        came = ingest(self.lake, self.connection, self.settings, files, limits=self.limits)
+        came = ingest(self.session, self.settings, files, limits=self.limits)
         self.must_balance()
         return came
 
@@ -148,7 +157,7 @@ def events(lake: Lake, settings: Settings) -> Iterator[Events]:
     # Tables this small take longer with more threads.
     lake = Lake.from_settings(settings.model_copy(update={"threads": 1}))
     with lake.connect() as connection:
-        yield Events(lake, connection, settings)
+        yield Events(EventSession(lake, connection), settings)
 
 
 def outcomes(came: Ingested) -> dict[str, tuple[Any, ...]]:
@@ -595,7 +604,7 @@ def test_a_copy_has_the_rows_once_its_owner_is_retracted(events: Events) -> None
     events.write("a.jsonl", event(2))
     events.take()
     assert events.ledger()["b.jsonl"] == (2, 0, 0, 2, "a.jsonl")
-    done = retract(events.lake, events.connection, events.settings, "a.jsonl")
+    done = retract(events.session, events.settings, "a.jsonl")
     assert done == [Retracted("a.jsonl", 1, 1, 1)]
     events.must_balance()
     assert events.ledger()["b.jsonl"] == (2, 1, 1, 0, None)
@@ -609,20 +618,20 @@ def test_a_retraction_brings_duplicates_forward_and_lasts(events: Events) -> Non
     events.take()
     settings = events.settings
     with pytest.raises(RetailAssetsError, match="no earlier version"):
-        retract(events.lake, events.connection, settings, "a.jsonl")
+        retract(events.session, settings, "a.jsonl")
     with pytest.raises(RetailAssetsError, match="still lies in the events folder"):
-        retract(events.lake, events.connection, settings, "a.jsonl", 1)
+        retract(events.session, settings, "a.jsonl", 1)
     with pytest.raises(RetailAssetsError, match="no events of a file c"):
-        retract(events.lake, events.connection, settings, "c.jsonl")
+        retract(events.session, settings, "c.jsonl")
     content = (events.folder / "a.jsonl").read_bytes()
     (events.folder / "a.jsonl").unlink()
-    done = retract(events.lake, events.connection, settings, "a.jsonl", 1)
+    done = retract(events.session, settings, "a.jsonl", 1)
     assert done == [Retracted("a.jsonl", 1, 2, 0)]
     events.must_balance()
     assert events.accepted() == [("E1", "b.jsonl", 1)]
     assert len(events.rows("FROM lake.raw_events")) == 3
     (day,) = {day for (day,) in events.rows("SELECT received_date FROM lake.raw_events")}
-    assert check_day(events.lake, events.connection, day) == []
+    assert check_day(events.session, day) == []
     # What comes again counts again, as a version of its own.
     write_events(events.settings, "a.jsonl", content)
     assert outcomes(events.take()) == {"a.jsonl": ("changed", 2, 0, 0)}
@@ -689,7 +698,7 @@ def test_a_lake_of_an_earlier_release_goes_on_where_it_was(events: Events) -> No
         assert found == [(1, None)]
     assert [letter["id"] for letter in dead_letters.find(events.connection)] == ["file:a.jsonl:2"]
     (day,) = {day for (day,) in events.rows("SELECT received_date FROM lake.raw_events")}
-    assert check_day(events.lake, events.connection, day) == []
+    assert check_day(events.session, day) == []
     grow(file, f"{event(2)}\n")
     assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
     events.write("a.jsonl", event(3))
@@ -722,14 +731,13 @@ def test_a_line_that_was_left_is_read_when_the_clock_alone_has_moved(
     now = time.time_ns() + hour
     write_events(settings, "a.jsonl", event(1).encode(), modified_ns=now)
     with lake.connect() as connection:
-        first = ingest(lake, connection, settings, ["a.jsonl"])
+        session = EventSession(lake, connection)
+        first = ingest(session, settings, ["a.jsonl"])
         assert first.files["a.jsonl"].lines == 0
         assert list(pending_event_files(settings).files) == []
         monkeypatch.setattr(time, "time_ns", lambda: now + hour)
         assert list(pending_event_files(settings).files) == ["a.jsonl"]
-        assert outcomes(ingest(lake, connection, settings, ["a.jsonl"])) == {
-            "a.jsonl": ("grown", 1, 0, 0)
-        }
+        assert outcomes(ingest(session, settings, ["a.jsonl"])) == {"a.jsonl": ("grown", 1, 0, 0)}
 
 
 def test_a_half_written_line_is_never_half_read(events: Events) -> None:
@@ -866,8 +874,7 @@ def test_a_run_that_is_stopped_leaves_the_rest_for_another(events: Events) -> No
         events.write(path, *(event(n) for n in range(12)))
     asked = iter([False, False, True])
     came = ingest(
-        events.lake,
-        events.connection,
+        events.session,
         events.settings,
         ["a.jsonl", "b.jsonl"],
         stop=lambda: next(asked, True),
@@ -962,7 +969,7 @@ def test_a_large_file_of_an_earlier_release_has_copies_too(events: Events, name:
 
 def retract_all(events: Events, path: str) -> None:
     (events.folder / path).unlink()
-    retract(events.lake, events.connection, events.settings, path, 1)
+    retract(events.session, events.settings, path, 1)
     events.must_balance()
 
 
@@ -1268,18 +1275,18 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     With `venom` it only meets that while the line is not refused.
     """
     faults: list[Exception] = [duckdb.InternalException("it met something odd")]
-    settle = EventBatch.settle
+    apply = EventBatch.apply
 
-    def breaking(batch: EventBatch) -> Settled:
+    def breaking(batch: EventBatch) -> BatchResult:
         found = batch._connection.execute(
-            "SELECT 1 FROM temp.main.judged_events WHERE payload LIKE '%poison%'"
+            "SELECT 1 FROM temp.main.staged_lines WHERE payload LIKE '%poison%'"
             " OR (payload LIKE '%venom%' AND defect IS NULL)"
         )
         if found.fetchone() and faults:
             raise faults[-1]
-        return settle(batch)
+        return apply(batch)
 
-    monkeypatch.setattr(EventBatch, "settle", breaking)
+    monkeypatch.setattr(EventBatch, "apply", breaking)
     return faults
 
 
@@ -1321,7 +1328,7 @@ def test_a_line_that_fails_every_transaction_is_refused_alone_and_kept_whole(
     assert events.pending().files == {}
     poison.clear()
     ids = [letter["id"] for letter in dead_letters.find(events.connection)]
-    redriven = dead_letters.redrive(events.lake, events.connection, ids)
+    redriven = dead_letters.redrive(events.session, ids)
     assert {one.outcome for one in redriven} == {"accepted"}
 
 
@@ -1330,7 +1337,7 @@ def test_a_line_that_needs_more_memory_than_there_is_stops_no_other(events: Even
     events.write("a.jsonl", event(1), wide, event(3))
     lake = replace(events.lake, memory_limit="48MB")
     with lake.connect() as connection:
-        ingest(lake, connection, events.settings, ["a.jsonl"])
+        ingest(EventSession(lake, connection), events.settings, ["a.jsonl"])
     assert events.accepted() == [("E1", "a.jsonl", 1), ("E3", "a.jsonl", 3)]
     assert events.rows("SELECT position, reason, payload FROM dead_letter_events") == [
         (2, "out_of_memory", wide)
@@ -1487,9 +1494,7 @@ def test_fields_of_events_that_are_not_valid_are_no_news(events: Events) -> None
 def test_made_up_field_names_do_not_fill_the_ledger(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from retail_assets.ingest.events import staging as event_workspace
-
-    monkeypatch.setattr(event_workspace, "MAX_FIELDS", 10)
+    monkeypatch.setattr(event_batch, "MAX_FIELDS", 10)
     events.write("a.jsonl", event(1, **{f"field{n}": n for n in range(100)}))
     events.write("b.jsonl", event(2, **{"x" * 100_000: 1}))
     assert len(events.take().new_fields) == 10
@@ -1527,7 +1532,7 @@ def test_the_order_of_arrival_makes_no_difference(
         new_lake(other.data_dir)
         lake = Lake.from_settings(other)
         with lake.connect() as connection:
-            one_by_one = Events(lake, connection, other)
+            one_by_one = Events(EventSession(lake, connection), other)
             for path in order:
                 write_events(other, path, contents[path], modified_ns=times[path])
                 one_by_one.take()

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from retail_assets.ingest.event_files.load import ingest
 from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.event_files.reader import LIMITS, ReadLimits
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.repair.replay import check_day
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake.connection import Lake
@@ -137,6 +138,7 @@ class Events(RuleBasedStateMachine):
         # Tables this small take longer with more threads.
         self.lake = Lake.from_settings(self.settings.model_copy(update={"threads": 1}))
         self.connection = self.stack.enter_context(self.lake.connect())
+        self.session = EventSession(self.lake, self.connection)
         self.folder = Path(self.settings.events_location)
         self.on_disk: dict[str, OnDisk] = {}
         self.taken: dict[str, bytes] = {}
@@ -152,7 +154,7 @@ class Events(RuleBasedStateMachine):
                 self.take_in()
             self.the_tables_follow_from_what_was_taken()
             for day in sorted(set(PATHS.values())):
-                assert check_day(self.lake, self.connection, day) == []
+                assert check_day(self.session, day) == []
         finally:
             self.stack.close()
 
@@ -226,7 +228,7 @@ class Events(RuleBasedStateMachine):
     def take_in(self) -> None:
         pending = pending_event_files(self.settings, self.connection)
         assert pending.left_alone == {}
-        came = ingest(self.lake, self.connection, self.settings, pending.files, limits=self.limits)
+        came = ingest(self.session, self.settings, pending.files, limits=self.limits)
         assert came.failed == {}
         for file in came.files.values():
             assert min(file.lines, file.accepted, file.dead_lettered, file.duplicate) >= 0, file
@@ -268,10 +270,11 @@ class Events(RuleBasedStateMachine):
         pending = pending_event_files(self.settings, self.connection)
         with pytest.MonkeyPatch.context() as patch, suppress(Killed):
             patch.setattr(lake_connection, "commit", killed)
-            ingest(self.lake, self.connection, self.settings, pending.files, limits=self.limits)
+            ingest(self.session, self.settings, pending.files, limits=self.limits)
         # What the process had staged is gone with it.
         self.connection.close()
         self.connection = self.stack.enter_context(self.lake.connect())
+        self.session = EventSession(self.lake, self.connection)
         self.take_in()
 
     @precondition(lambda self: self.ingested)
@@ -279,9 +282,7 @@ class Events(RuleBasedStateMachine):
     def take_in_again(self) -> None:
         ledger = "SELECT * EXCLUDE (ingested_at) FROM lake.event_files ORDER BY ALL"
         before = self.rows(ledger)
-        came = ingest(
-            self.lake, self.connection, self.settings, sorted(self.on_disk), limits=self.limits
-        )
+        came = ingest(self.session, self.settings, sorted(self.on_disk), limits=self.limits)
         assert {file.outcome for file in came.files.values()} <= {"unchanged"}
         assert self.rows(ledger) == before
 

@@ -15,11 +15,11 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.ingest.event_files.pending import pending_event_files
-from retail_assets.ingest.events import cache as event_memory
-from retail_assets.ingest.events.cache import EventMemory, memory_of
+from retail_assets.ingest.events import cache as event_cache
+from retail_assets.ingest.events.cache import EventCache
 from retail_assets.ingest.ledgers import event_files as event_ledger
 from retail_assets.ingest.messages import load as received
-from retail_assets.ingest.messages.load import Received, take, warm_up
+from retail_assets.ingest.messages.load import Received, take, warm_session
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake import lock
 from retail_assets.lake.publish import publish_table
@@ -41,25 +41,23 @@ def batch(first: int, *payloads: str, part: str = "orders:5") -> Received:
 
 @pytest.fixture
 def intakes(settings, lake) -> Iterator[Callable[[], EventIntake]]:
-    """Opens connections that remember, as many as a test asks for."""
+    """Opens sessions with a cache, as many as a test asks for."""
     with ExitStack() as stack:
 
         def opened() -> EventIntake:
-            intake = stack.enter_context(EventIntake.open(settings))
-            warm_up(intake.connection)
-            return intake
+            return stack.enter_context(EventIntake.open(settings, cached=True))
 
         yield opened
 
 
-def memory(intake: EventIntake) -> EventMemory:
-    found = memory_of(intake.connection)
+def cache_of(intake: EventIntake) -> EventCache:
+    found = intake.session.cache
     assert found is not None
     return found
 
 
 def accepted(intake: EventIntake, *items: Received) -> int:
-    return sum(found.accepted for found in take(intake.lake, intake.connection, items).values())
+    return sum(found.accepted for found in take(intake.session, items).values())
 
 
 def test_what_others_take_in_is_known(intakes):
@@ -75,7 +73,7 @@ def test_positions_that_others_take_in_are_known(intakes):
     mine, others = intakes(), intakes()
     accepted(mine, batch(0, event(1)))
     accepted(others, batch(0, event(1), event(2)))
-    taken = take(mine.lake, mine.connection, [batch(1, event(2), event(3))])["kafka"]
+    taken = take(mine.session, [batch(1, event(2), event(3))])["kafka"]
     assert (taken.lines, taken.accepted) == (1, 1)
     assert mine.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,), (2,)]
 
@@ -113,6 +111,35 @@ def test_reference_data_that_others_replace_are_taken_up(intakes, settings, lake
     assert len(found) == 2_498
 
 
+def test_a_cache_that_fails_to_warm_begins_again(intakes, monkeypatch, lake):
+    intake = intakes()
+    rows = {
+        tables.PRODUCTS: "'P1' AS product_id, 'Tea' AS product_name, 'Drinks' AS product_category,"
+        " 3.5::DECIMAL(12,2) AS unit_price_gbp, 10::BIGINT AS stock_on_hand",
+        tables.CUSTOMERS: "'C1' AS customer_id, 'Loyal' AS customer_segment,"
+        " 'North' AS home_region, DATE '2020-01-01' AS joined_on",
+    }
+    with lake.connect() as connection:
+        for table, row in rows.items():
+            publish_table(lake, connection, table, nw.from_native(connection.sql(f"SELECT {row}")))
+    accepted(intake, batch(0, event(1)))
+    count = EventCache._count
+
+    def failing(self: EventCache, name: str) -> int:
+        if name == tables.CUSTOMERS.name:
+            raise duckdb.IOException("no such file")
+        return count(self, name)
+
+    monkeypatch.setattr(EventCache, "_count", failing)
+    with pytest.raises(duckdb.IOException):
+        accepted(intake, batch(1, event(2)))
+    monkeypatch.setattr(EventCache, "_count", count)
+    # The copy of the products was gone with the transaction.
+    accepted(intake, batch(1, event(2)))
+    assert intake.events("product_name, customer_segment") == [("Tea", "Loyal")] * 2
+    assert cache_of(intake).copied_tables() == {table.name for table in rows}
+
+
 def test_each_batch_says_when_it_was_taken_in(intakes):
     intake = intakes()
     for number in range(3):
@@ -123,7 +150,7 @@ def test_each_batch_says_when_it_was_taken_in(intakes):
 
 
 def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monkeypatch, lake):
-    monkeypatch.setattr(event_memory, "MOST_ROWS", 0)
+    monkeypatch.setattr(event_cache, "MOST_ROWS", 0)
     intake = intakes()
     with lake.connect() as connection:
         customer = connection.sql(
@@ -134,7 +161,7 @@ def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monk
     # The first batch finds that the table has changed, the second might have a copy of it.
     for number in (0, 1):
         accepted(intake, batch(number, event(number)))
-    assert not memory(intake).holds(tables.CUSTOMERS.name)
+    assert tables.CUSTOMERS.name not in cache_of(intake).copied_tables()
     assert intake.events("customer_segment") == [("Loyal",), ("Loyal",)]
 
 
@@ -147,30 +174,30 @@ def test_a_history_that_was_forgotten_is_read_anew(intakes):
     assert accepted(mine, batch(1, event(4), event(9))) == 1
     # Now with what was read anew.
     assert accepted(mine, batch(3, event(5), event(9), event(10))) == 1
-    assert memory(mine).known([1, 2]) == []
+    assert cache_of(mine).known([1, 2]) == []
     assert mine.events() == [("E1",), ("E10",), ("E2",), ("E3",), ("E4",), ("E5",), ("E9",)]
 
 
 def test_more_events_than_there_is_room_for_are_all_known(intakes, monkeypatch):
-    monkeypatch.setattr(event_memory, "LEAST_EVENTS", 20)
+    monkeypatch.setattr(event_cache, "LEAST_EVENTS", 20)
     intake = intakes()
     for first in range(0, 200, 10):
         assert accepted(intake, batch(first, *map(event, range(first, first + 10)))) == 10
     assert accepted(intake, batch(200, *map(event, range(210)))) == 10
-    assert memory(intake)._filters[tables.ENRICHED_EVENTS.name].room > 200
+    assert cache_of(intake)._filters[tables.ENRICHED_EVENTS.name].room > 200
 
 
 def test_of_more_events_than_are_remembered_the_lake_is_asked(intakes, monkeypatch):
-    monkeypatch.setattr(event_memory, "MOST_EVENTS", 1)
+    monkeypatch.setattr(event_cache, "MOST_EVENTS", 1)
     accepted(intakes(), batch(0, event(1), event(2)))
     intake = intakes()
-    assert memory(intake).known([1]) is None
+    assert cache_of(intake).known([1]) is None
     assert accepted(intake, batch(2, event(2), event(3))) == 1
 
 
 def test_a_false_positive_is_no_duplicate(intakes, monkeypatch):
     intake = intakes()
-    monkeypatch.setattr(EventMemory, "known", lambda _, identities: list(identities))
+    monkeypatch.setattr(EventCache, "known", lambda _, identities: list(identities))
     assert accepted(intake, batch(0, event(1), event(2))) == 2
 
 
@@ -188,10 +215,10 @@ def test_new_fields_are_counted_once_whoever_saw_them_first(intakes):
 
 def test_a_connection_that_nobody_has_any_more_leaves_nothing_in_memory(lake):
     connection = lake.open()
-    warm_up(connection)
+    session = warm_session(lake, connection)
     connection.close()
-    left = [weakref.ref(connection), weakref.ref(memory_of(connection))]
-    del connection
+    left = [weakref.ref(connection), weakref.ref(session.cache)]
+    del connection, session
     gc.collect()
     assert [each() for each in left] == [None, None]
 
@@ -199,9 +226,9 @@ def test_a_connection_that_nobody_has_any_more_leaves_nothing_in_memory(lake):
 def test_positions_that_others_take_in_while_all_is_read_anew_are_known(intakes):
     mine, others = intakes(), intakes()
     accepted(mine, batch(0, event(1)))
-    memory(mine)._seen.clear()
+    cache_of(mine)._seen.clear()
     accepted(others, batch(0, event(1), event(2)))
-    taken = take(mine.lake, mine.connection, [batch(1, event(2), event(3))])
+    taken = take(mine.session, [batch(1, event(2), event(3))])
     assert taken["kafka"].lines == 1
 
 
@@ -209,19 +236,19 @@ def test_positions_that_others_take_in_while_all_is_read_anew_are_known(intakes)
 def fetched(monkeypatch, lake) -> dict[bool, int]:
     """How many rows a memory has read, while all who write wait and while they do not."""
     rows = {True: 0, False: 0}
-    batches = event_memory._batches
+    batches = event_cache._batches
 
     def counted(*query) -> Iterator:
         for each in batches(*query):
             rows[lake.catalog in lock._held.catalogs] += each.num_rows
             yield each
 
-    monkeypatch.setattr(event_memory, "_batches", counted)
+    monkeypatch.setattr(event_cache, "_batches", counted)
     return rows
 
 
 def test_much_that_others_took_in_is_not_read_while_all_wait(intakes, monkeypatch, fetched):
-    monkeypatch.setattr(event_memory, "MOST_NEW", 5)
+    monkeypatch.setattr(event_cache, "MOST_NEW", 5)
     mine, others = intakes(), intakes()
     accepted(mine, batch(0, event(0)))
     for first in (1, 11, 21):
@@ -231,7 +258,7 @@ def test_much_that_others_took_in_is_not_read_while_all_wait(intakes, monkeypatc
     assert accepted(mine, batch(1, event(7), event(30), event(31))) == 1
     assert fetched[False] == 30
     assert fetched[True] <= 6
-    assert not memory(mine).is_behind
+    assert not cache_of(mine).is_behind
     # That it stepped aside leaves nothing in the history.
     assert mine.rows("SELECT id - 1 FROM lake.current_snapshot()") == before
 
@@ -249,26 +276,26 @@ def test_little_that_others_took_in_is_taken_up_at_once(intakes, monkeypatch, fe
 
 
 def test_while_others_take_in_too_much_again_and_again_the_lake_is_asked(intakes, monkeypatch):
-    monkeypatch.setattr(event_memory, "MOST_NEW", 5)
+    monkeypatch.setattr(event_cache, "MOST_NEW", 5)
     mine, others = intakes(), intakes()
     accepted(mine, batch(0, event(0)))
-    prepare = EventMemory.prepare
+    warm = EventCache.warm
     theirs = iter(
         [batch(first, *map(event, range(first, first + 10)), part="orders:1") for first in (10, 20)]
     )
 
-    def overtaken(self: EventMemory, connection: duckdb.DuckDBPyConnection) -> None:
-        prepare(self, connection)
-        if self is memory(mine) and (received := next(theirs, None)):
+    def overtaken(self: EventCache) -> None:
+        warm(self)
+        if self is cache_of(mine) and (received := next(theirs, None)):
             accepted(others, received)
 
-    monkeypatch.setattr(EventMemory, "prepare", overtaken)
+    monkeypatch.setattr(EventCache, "warm", overtaken)
     assert accepted(mine, batch(1, event(15), event(25), event(30))) == 1
-    assert memory(mine).is_behind
-    assert memory(mine).known([1]) is None
+    assert cache_of(mine).is_behind
+    assert cache_of(mine).known([1]) is None
     assert accepted(mine, batch(4, event(16), event(26), event(30), event(31))) == 1
-    assert not memory(mine).is_behind
-    assert memory(mine).known([1]) == []
+    assert not cache_of(mine).is_behind
+    assert cache_of(mine).known([1]) == []
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -286,7 +313,7 @@ def test_whoever_does_not_know_whether_he_committed_asks(intakes, monkeypatch, c
     with pytest.raises(ConnectionError):
         accepted(intake, batch(1, event(2)))
     monkeypatch.setattr(lake_connection, "commit", commit)
-    taken = take(intake.lake, intake.connection, [batch(1, event(2))])
+    taken = take(intake.session, [batch(1, event(2))])
     assert [found.lines for found in taken.values()] == ([] if committed else [1])
     assert intake.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,)]
     assert intake.events() == [("E1",), ("E2",)]
@@ -297,7 +324,7 @@ def test_the_lake_is_asked_for_little(intakes, monkeypatch):
     accepted(intake, batch(0, event(1)))
     monkeypatch.setattr(received.offsets, "next_positions", None)
     assert accepted(intake, batch(1, event(2))) == 1
-    assert memory(intake).positions == {PART: 2}
+    assert cache_of(intake).positions == {PART: 2}
 
 
 def test_for_new_files_the_ledger_is_not_asked(intakes, monkeypatch):
@@ -337,8 +364,8 @@ def test_a_file_that_another_could_not_read_is_known(intakes):
 def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
     intakes, seed, least, most, monkeypatch, tmp_path: Path
 ):
-    monkeypatch.setattr(event_memory, "LEAST_FILES", least)
-    monkeypatch.setattr(event_memory, "MOST_NEW", most)
+    monkeypatch.setattr(event_cache, "LEAST_FILES", least)
+    monkeypatch.setattr(event_cache, "MOST_NEW", most)
     chance = random.Random(seed)  # noqa: S311
     workers = [intakes(), intakes()]
     tables_ = (
@@ -380,7 +407,7 @@ def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
 def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_nothing(
     intakes, seed, most, monkeypatch, tmp_path: Path
 ):
-    monkeypatch.setattr(event_memory, "MOST_NEW", most)
+    monkeypatch.setattr(event_cache, "MOST_NEW", most)
     chance = random.Random(seed)  # noqa: S311
     workers = [intakes(), intakes()]
     positions = [0, 0]

@@ -41,8 +41,8 @@ def replayed(intake: EventIntake) -> bool:
     """Whether a replay of each day finds nothing to change, and changes nothing."""
     before = intake.tables()
     for day in (DAY, NEXT):
-        assert not replay.check_day(intake.lake, intake.connection, day)
-        replay.replay_day(intake.lake, intake.connection, day)
+        assert not replay.check_day(intake.session, day)
+        replay.replay_day(intake.session, day)
     return intake.tables() == before
 
 
@@ -90,13 +90,13 @@ def test_a_redrive_takes_it_in_identified_by_its_content_and_once(intake):
     intake.write(FIRST, [event(1), *[event(1, order_value_gbp=11)] * 2])
     intake.take()
     one, other = conflicts(intake)
-    done = dead_letters.redrive(intake.lake, intake.connection, [one, other])
+    done = dead_letters.redrive(intake.session, [one, other])
     assert sorted(item.outcome for item in done) == ["accepted", "duplicate"]
     (accepted,) = intake.events("event_id, order_value_gbp::VARCHAR, source")[1:]
     assert accepted[1:] == ("11.00", "redrive")
     assert accepted[0] == "E1" or accepted[0].startswith("content:")
     assert conflicts(intake) == [one, other], "they stay for ever"
-    (again,) = dead_letters.redrive(intake.lake, intake.connection, [one])
+    (again,) = dead_letters.redrive(intake.session, [one])
     assert again.outcome == "redriven before"
     assert counts(intake) == {FIRST: (3, 1, 2, 0)}
     assert replayed(intake)
@@ -108,11 +108,9 @@ def test_a_payload_that_conflicts_is_refused_and_changes_nothing(intake):
     before = intake.tables()
     (letter,) = conflicts(intake)
     with pytest.raises(RetailAssetsError, match=r"still conflicting_event \(event_id\)"):
-        dead_letters.redrive(
-            intake.lake, intake.connection, [letter], payload=event(1, order_value_gbp=12)
-        )
+        dead_letters.redrive(intake.session, [letter], payload=event(1, order_value_gbp=12))
     assert intake.tables() == before
-    (done,) = dead_letters.redrive(intake.lake, intake.connection, [letter], payload=event(9))
+    (done,) = dead_letters.redrive(intake.session, [letter], payload=event(9))
     assert done.outcome == "accepted"
 
 
@@ -122,9 +120,9 @@ def test_of_several_redrives_one_that_conflicts_keeps_no_other_back(intake):
         "kafka", "orders:0", DAY, [1, 2, 3], [text.encode() for text in messages], 0.0,
         defect="not_taken",
     )  # fmt: skip
-    take(intake.lake, intake.connection, [given_up])
+    take(intake.session, [given_up])
     ids = intake.letters()
-    done = dead_letters.redrive(intake.lake, intake.connection, ids)
+    done = dead_letters.redrive(intake.session, ids)
     assert {item.id[-1]: item.outcome for item in done} == {
         "1": "accepted", "2": "still conflicting_event (event_id)", "3": "accepted",
     }  # fmt: skip
@@ -169,7 +167,7 @@ def test_any_order_of_arrival_gives_the_same_events_and_letters(intake, files, o
     assert sum(numbers[2] for numbers in counts(intake).values()) == len(letters) + len(files)
     live = intake.tables()
     for (day,) in intake.rows("SELECT DISTINCT received_date FROM raw_events"):
-        assert not replay.check_day(intake.lake, intake.connection, day)
+        assert not replay.check_day(intake.session, day)
     assert intake.tables() == live
 
 

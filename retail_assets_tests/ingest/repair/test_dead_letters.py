@@ -6,6 +6,7 @@ from datetime import date
 import pytest
 
 from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.messages.load import Received, take
 from retail_assets.ingest.repair import dead_letters, replay
 from retail_assets.ingest.repair.dead_letters import Redriven
@@ -54,7 +55,7 @@ def taken(settings, tmp_path_factory, request) -> Iterator[EventIntake]:
 
 
 def redrive(intake: EventIntake, *ids: str, payload: str | None = None) -> dict[str, str]:
-    done = dead_letters.redrive(intake.lake, intake.connection, ids, payload=payload)
+    done = dead_letters.redrive(intake.session, ids, payload=payload)
     return {item.id: item.outcome for item in done}
 
 
@@ -116,7 +117,7 @@ def test_after_a_rule_has_changed_a_letter_is_taken_in_as_it_is_and_once(taken):
 
 
 def test_what_came_of_each_letter_is_told_in_the_order_of_their_ids(taken):
-    done = dead_letters.redrive(taken.lake, taken.connection, [NULL, NUL, DEAR])
+    done = dead_letters.redrive(taken.session, [NULL, NUL, DEAR])
     assert done == [
         Redriven(DEAR, "accepted"),
         Redriven(NUL, "no event as it is (nul_byte): give it a payload"),
@@ -127,7 +128,7 @@ def test_what_came_of_each_letter_is_told_in_the_order_of_their_ids(taken):
 def test_what_the_lake_could_not_take_in_is_whole_and_is_redriven_as_it_is(taken):
     payloads = [event(number).encode() for number in (7, 8)]
     given_up = Received("kafka", "orders:0", DAY, [5, 6], payloads, 0.0, defect="not_taken")
-    take(taken.lake, taken.connection, [given_up])
+    take(taken.session, [given_up])
     ids = find(taken, reason="not_taken")
 
     assert redrive(taken, *ids, NUL) == {
@@ -223,7 +224,7 @@ def mend(values: dict[str, object], letter: str, payload: str, started: str) -> 
         mine.touch()
         while len(list(mine.parent.iterdir())) < 2:
             pass
-        (done,) = dead_letters.redrive(lake, connection, [letter], payload=payload)
+        (done,) = dead_letters.redrive(EventSession(lake, connection), [letter], payload=payload)
     mine.write_text(done.outcome)
 
 
@@ -242,7 +243,7 @@ def test_a_redriven_event_goes_with_its_file_when_that_is_replaced(taken):
     for table, kept in (("raw_events", 2), ("enriched_events", 0)):
         found = taken.rows(f"SELECT count(*) FROM {table} WHERE source = 'redrive'")
         assert found == [(kept,)]
-    assert replay.check_day(taken.lake, taken.connection, DAY) == []
+    assert replay.check_day(taken.session, DAY) == []
 
 
 def test_a_redriven_event_stays_when_its_file_grows(taken):
@@ -256,7 +257,7 @@ def test_a_replay_keeps_redriven_events(taken):
     redrive(taken, DEAR)
     redrive(taken, NEGATIVE, payload=event(3))
     mended = taken.tables()
-    replay.replay_day(taken.lake, taken.connection, DAY)
+    replay.replay_day(taken.session, DAY)
     found = taken.events("event_id, order_value_gbp::VARCHAR")
     assert found == [("E1", "10.00"), ("E2", "900.00"), ("E3", "10.00")]
     # By today's rules the letter is a valid event itself, and it was received first.

@@ -44,13 +44,13 @@ def check(intake: EventIntake) -> list[tuple[date, str, int, int]]:
     return [
         (found.day, found.table, found.gone, found.new)
         for day in (DAY, NEXT)
-        for found in replay.check_day(intake.lake, intake.connection, day)
+        for found in replay.check_day(intake.session, day)
     ]
 
 
 def run_replay(intake: EventIntake, *days: date) -> None:
     for day in days:
-        replay.replay_day(intake.lake, intake.connection, day)
+        replay.replay_day(intake.session, day)
 
 
 def processed(intake: EventIntake) -> dict[str, object]:
@@ -91,7 +91,7 @@ def test_after_a_rule_has_changed_a_check_says_so_and_a_replay_moves_the_rows(ta
         (NEXT, "enriched_events", 1, 0),
         (NEXT, "dead_letter_events", 0, 1),
     ]
-    (moved,) = replay.check_day(taken.lake, taken.connection, NEXT)[:1]
+    (moved,) = replay.check_day(taken.session, NEXT)[:1]
     assert moved.examples == (f"file:{NEXT}/b.jsonl:2",)
     assert taken.tables() == live
 

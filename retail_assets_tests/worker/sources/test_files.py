@@ -15,7 +15,7 @@ import watchfiles
 
 from retail_assets.ingest.event_files import pending as event_pending
 from retail_assets.ingest.event_files.folder import EventFolder
-from retail_assets.ingest.events.batch import EventBatch, Settled
+from retail_assets.ingest.events.batch import BatchResult, EventBatch
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.metrics import Figures
@@ -172,16 +172,16 @@ def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
 def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
     seen, start_lane, monkeypatch, caplog
 ):
-    settle = EventBatch.settle
+    apply = EventBatch.apply
 
-    def breaking(batch: EventBatch) -> Settled:
+    def breaking(batch: EventBatch) -> BatchResult:
         if ("odd.jsonl",) in batch._connection.execute(
-            "SELECT source_name FROM temp.main.judged_events"
+            "SELECT source_name FROM temp.main.staged_lines"
         ).fetchall():
             raise duckdb.InternalException("it met something odd")
-        return settle(batch)
+        return apply(batch)
 
-    monkeypatch.setattr(EventBatch, "settle", breaking)
+    monkeypatch.setattr(EventBatch, "apply", breaking)
     for name in ("a", "odd", "z"):
         seen.write(f"{name}.jsonl", [event(ord(name[0]))])
     figures = start_lane()
@@ -204,7 +204,7 @@ def test_a_new_field_is_warned_about_once(seen, lane, caplog):
     for number, changed in enumerate(({}, {"note": "x"}, {"note": "y"})):
         seen.write(f"{number}.jsonl", [event(number, **changed)])
         lane._notice([f"{number}.jsonl"], time.time())
-        lane._take_once(seen.connection)
+        lane._take_once(seen.session)
     assert [record.getMessage() for record in caplog.records] == [
         "Fields that no event had before: note (VARCHAR)"
     ]
@@ -218,7 +218,7 @@ def notice(lane: FileLane, seen: EventIntake, *numbers: int) -> None:
 
 def take(seen: EventIntake, lane: FileLane) -> set[int]:
     """Take a turn; returns the numbers of all events that are there then."""
-    lane._take_once(seen.connection)
+    lane._take_once(seen.session)
     return {int(name.removeprefix("E")) for (name,) in seen.events()}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.messages.load import Received, take
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -158,10 +159,11 @@ def member(source: KafkaSource, settings: Settings, *, max_events: int = 100) ->
 
     def ingest(inbox: Inbox) -> None:
         with lake.connect() as connection:
+            session = EventSession(lake, connection)
             while not over.is_set() or inbox.events:
                 batch = inbox.take(max_events=max_events, linger_seconds=0, timeout_seconds=0.05)
                 if batch:
-                    take(lake, connection, batch)
+                    take(session, batch)
                 for received in batch:
                     received.done()
 

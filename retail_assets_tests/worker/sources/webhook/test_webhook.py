@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import duckdb
 import httpx
 import pytest
 from hypothesis import Phase, given
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 
 from retail_assets.errors import UsageError
 from retail_assets.ingest.events.lines import MAX_LINE_BYTES
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.messages import load as received
 from retail_assets.ingest.messages.bodies import json_events
 from retail_assets.ingest.messages.payloads import original_bytes
@@ -69,7 +69,7 @@ def test_events_reach_the_tables_and_bad_lines_the_dead_letters(lake: Lake):
     ):
         answer = pool.submit(webhook.post, body, "application/x-ndjson")
         batch = webhook.take()
-        taken = received.take(lake, connection, batch)["webhook"]
+        taken = received.take(EventSession(lake, connection), batch)["webhook"]
         for item in batch:
             item.done()
         assert answer.result().status_code == 202
@@ -171,10 +171,11 @@ BODIES = st.builds(
 # To shrink an example takes minutes, by requests and commits.
 @hypothesis_settings(max_examples=12, phases=[Phase.generate])
 def test_what_was_accepted_is_in_the_lake_whole_and_nothing_of_what_was_not(
-    intake_of_webhook: tuple[Webhook, Lake, duckdb.DuckDBPyConnection],
+    intake_of_webhook: tuple[Webhook, EventSession],
     bodies: list[tuple[bytes, str]],
 ):
-    webhook, lake, connection = intake_of_webhook
+    webhook, session = intake_of_webhook
+    connection = session.connection
     for body, kind in bodies:
         before = webhook.source.metrics()["webhook_events_accepted_total"]
         [(last,)] = connection.execute("SELECT max(position) FROM raw_events").fetchall()
@@ -186,7 +187,7 @@ def test_what_was_accepted_is_in_the_lake_whole_and_nothing_of_what_was_not(
         while sender.is_alive():
             batch = webhook.inbox.take(max_events=10**6, linger_seconds=0, timeout_seconds=0.01)
             if batch:
-                received.take(lake, connection, batch)
+                received.take(session, batch)
             for item in batch:
                 item.done()
         rows = connection.execute(
@@ -215,7 +216,7 @@ def _without(body: bytes, kind: str = "") -> bytes:
 @pytest.fixture(scope="module")
 def intake_of_webhook(
     tmp_path_factory: pytest.TempPathFactory, new_lake: Callable[[Path], Lake]
-) -> Iterator[tuple[Webhook, Lake, duckdb.DuckDBPyConnection]]:
+) -> Iterator[tuple[Webhook, EventSession]]:
     """A webhook that takes bodies of any size, and a lake of its own."""
     folder = tmp_path_factory.mktemp("webhook")
     lake = new_lake(folder)
@@ -223,7 +224,7 @@ def intake_of_webhook(
         running_webhook(webhook_max_bytes=5_000_000) as webhook,
         lake.connect() as connection,
     ):
-        yield webhook, lake, connection
+        yield webhook, EventSession(lake, connection)
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])

@@ -1,0 +1,86 @@
+"""The rules of events as SQL, compiled from `transforms.events` once a process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import duckdb
+import narwhals as nw
+
+from retail_assets import tables
+from retail_assets.engines import duckdb_events as engine
+from retail_assets.ingest.events.columns import LINE_COLUMNS
+from retail_assets.transforms import events
+
+REFERENCE_KEYS = {tables.PRODUCTS: "product_id", tables.CUSTOMERS: "customer_id"}
+"""The tables that events are enriched from, each with its key."""
+
+_TYPED_ONLY = (
+    "form",
+    "too_deep",
+    "repeated",
+    "nul",
+    "finite",
+    "whole_pence",
+    "time_is_text",
+    "days_ahead",
+    *(f"has_{name}" for name in engine.FIELDS),
+)
+"""Columns of typed lines that only the rules read."""
+
+
+@dataclass(frozen=True)
+class CompiledSql:
+    """Queries of tables that are named without a schema.
+
+    So a WITH clause in front can give them other rows than those of the temporary tables.
+
+    - `validate` reads `received_lines` (`LINE_COLUMNS`), and adds `reason` and `field` (null for
+      valid events), the typed fields, and the identity `own_id` (null where it is to be made of the
+      content). `staged_columns` are the names and types of all of these.
+    - `enrich` reads `staged_lines` (`staged_columns`), `known_products` and `known_customers`, and
+      gives the valid ones the columns of enriched_events but for `processed_at`.
+    """
+
+    validate: str
+    staged_columns: str
+    enrich: str
+
+
+@cache
+def compiled_sql() -> CompiledSql:
+    """Compile the rules, which takes longer than to ingest a thousand events."""
+    with duckdb.connect(config={"threads": 1}) as connection:
+        connection.execute(f"CREATE TABLE received_lines ({LINE_COLUMNS})")
+        typed = nw.from_native(connection.sql(engine.parsed("received_lines")))
+        validated = events.judge(typed).drop(*_TYPED_ONLY).to_native().sql_query()
+        # An identity that a lake has already stays, however today's rules would spell the content.
+        staged = connection.sql(
+            "SELECT * EXCLUDE (event_id), coalesce(nullif(event_id, ''),"
+            f" CASE WHEN stored_id LIKE 'content:%' THEN stored_id END) AS own_id"
+            f" FROM ({validated})"
+        )
+        columns = dict(zip(staged.columns, map(str, staged.types), strict=True))
+        connection.execute(f"CREATE TABLE staged_lines ({as_sql(columns)})")
+        for table in REFERENCE_KEYS:
+            connection.execute(f"CREATE TABLE known_{table.name} ({as_sql(table.types)})")
+        valid = connection.sql(
+            "SELECT * RENAME (own_id AS event_id) FROM staged_lines WHERE reason IS NULL"
+        )
+        enriched = events.enrich(
+            nw.from_native(valid),
+            nw.from_native(connection.sql("FROM known_products")),
+            nw.from_native(connection.sql("FROM known_customers")),
+        ).select(*enriched_types())
+        return CompiledSql(staged.sql_query(), as_sql(columns), enriched.to_native().sql_query())
+
+
+def enriched_types() -> dict[str, str]:
+    """The columns of enriched_events but for `processed_at`, with their types."""
+    types = tables.ENRICHED_EVENTS.types
+    return {name: type_ for name, type_ in types.items() if name != "processed_at"}
+
+
+def as_sql(types: Mapping[str, str]) -> str:
+    """Columns as in the statement that creates a table."""
+    return ", ".join(f"{name} {type_}" for name, type_ in types.items())

@@ -1,0 +1,142 @@
+"""How a batch goes through the staging tables: a small and a large strategy.
+
+A small batch goes through statements that are planned once a session, a large one through such as
+are planned for it, and read its lines where they are.
+"""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import duckdb
+from typing_extensions import override
+
+from retail_assets.engines import duckdb_events as engine
+from retail_assets.engines.event_content import content_id
+from retail_assets.ingest.events.compiled_sql import REFERENCE_KEYS
+from retail_assets.ingest.events.staging import STAGED, Staging
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_UNIDENTIFIED = f"{STAGED} WHERE own_id IS NULL AND reason IS NULL"
+_FIND_UNIDENTIFIED = f"SELECT 1 FROM {_UNIDENTIFIED} LIMIT 1"
+_READ_UNIDENTIFIED = f"SELECT rowid, payload FROM {_UNIDENTIFIED}"
+_IDENTIFY_FLAT = (
+    f"UPDATE {STAGED} SET own_id = c.event_id FROM"
+    f" ({engine.flat_content_ids(f'(SELECT rowid AS line_no, payload FROM {_UNIDENTIFIED})')}) AS c"
+    " WHERE staged_lines.rowid = c.line_no"
+)
+
+
+class Large:
+    """Lines from Arrow, and from staging straight into the lake."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+        self._connection = staging.connection
+
+    def execute(self, sql: str) -> duckdb.DuckDBPyConnection:
+        """Execute a statement over temporary tables alone."""
+        return self._connection.execute(sql)
+
+    def stage(self, lines: "pa.Table", sources: "pa.Table") -> None:
+        """Stage and validate lines as `event_batch` takes them."""
+        self._validate(lines, sources)
+        self._identify()
+
+    def stage_query(self, lines: str) -> None:
+        """Stage and validate the lines of a query, with `LINE_COLUMNS`."""
+        self._staging.validate(lines)
+        self._identify()
+
+    def _identify(self) -> None:
+        """Give valid lines without an identity one by their content."""
+        if not self.execute(_FIND_UNIDENTIFIED).fetchone():
+            return
+        self.execute(_IDENTIFY_FLAT)
+        found = self.execute(_READ_UNIDENTIFIED).fetchall()
+        if found:
+            ids = [content_id(payload) for _, payload in found]
+            self._connection.execute(
+                f"UPDATE {STAGED} SET own_id = c.id FROM"
+                " (SELECT unnest(?::BIGINT[]) AS line_no, unnest(?::VARCHAR[]) AS id) AS c"
+                " WHERE staged_lines.rowid = c.line_no",
+                [[line_no for line_no, _ in found], ids],
+            )
+
+    def _validate(self, lines: "pa.Table", sources: "pa.Table") -> None:
+        self._staging.discard_plans()
+        arrow = {"arrow_lines": lines, "arrow_sources": sources}
+        for name, table in arrow.items():
+            self._connection.register(name, table)
+        try:
+            self._staging.validate(
+                "SELECT s.received_date, s.source, s.source_name, s.version, l.position,"
+                " make_timestamptz(l.received_us) AS received_at, l.payload, l.defect,"
+                " false AS stored, NULL::VARCHAR AS stored_id"
+                " FROM arrow_lines AS l JOIN arrow_sources AS s USING (source_no)"
+            )
+        finally:
+            for name in arrow:
+                self._connection.unregister(name)
+
+    def insert_enriched(self, copied: Collection[str]) -> None:
+        """Insert valid lines into enriched_events.
+
+        Of the reference tables that are `copied`, temp.main.copied_TABLE has all rows.
+        """
+        known = ", ".join(
+            f"known_{table.name} AS NOT MATERIALIZED ("
+            + (
+                # To choose the rows that are needed takes as long as the join with all.
+                f"FROM temp.main.copied_{table.name}"
+                if table.name in copied
+                else f"FROM lake.{table.name} WHERE {key} IN (SELECT {key} FROM {STAGED})"
+            )
+            + ")"
+            for table, key in REFERENCE_KEYS.items()
+        )
+        self._connection.execute(
+            f"INSERT INTO lake.enriched_events BY NAME WITH {known}"
+            f" SELECT *, now() AS processed_at FROM ({self._staging.sql.enrich})"
+        )
+
+
+class Small(Large):
+    """Lines as parameters, and prepared statements from one temporary table to the next."""
+
+    @override
+    def execute(self, sql: str) -> duckdb.DuckDBPyConnection:
+        return self._staging.execute_prepared(sql)
+
+    @override
+    def _validate(self, lines: "pa.Table", sources: "pa.Table") -> None:
+        # To register a table would change the temporary catalog.
+        by_line = sources.take(lines["source_no"].combine_chunks()).drop_columns(["source_no"])
+        columns = [
+            *(by_line[name] for name in ("received_date", "source", "source_name", "version")),
+            *(lines[name] for name in ("position", "received_us", "payload", "defect")),
+        ]
+        self._connection.execute(
+            "INSERT INTO temp.main.received_lines SELECT unnest(?::DATE[]), unnest(?::VARCHAR[]),"
+            " unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::BIGINT[]),"
+            " make_timestamptz(unnest(?::BIGINT[])), unnest(?::VARCHAR[]), unnest(?::VARCHAR[]),"
+            " false, NULL",
+            [column.to_pylist() for column in columns],
+        )
+        self._staging.validate()
+
+    @override
+    def insert_enriched(self, copied: Collection[str]) -> None:
+        for table, key in REFERENCE_KEYS.items():
+            rows = f"WHERE {key} IN (SELECT {key} FROM {STAGED})"
+            insert = f"INSERT INTO temp.main.known_{table.name}"
+            if table.name in copied:
+                self.execute(f"{insert} FROM temp.main.copied_{table.name} {rows}")
+            else:
+                self._connection.execute(f"{insert} FROM lake.{table.name} {rows}")
+        self.execute(f"INSERT INTO temp.main.entering_events {self._staging.sql.enrich}")
+        self._connection.execute(
+            "INSERT INTO lake.enriched_events BY NAME"
+            " SELECT *, now() AS processed_at FROM temp.main.entering_events"
+        )
