@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from retail_assets import tables
 from retail_assets.errors import AuditError, RetailAssetsError
 from retail_assets.ingest.event_files.load import ingest
+from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.exports.reference import before_swap, read_reference, restate
 from retail_assets.ingest.repair.replay import check_day
 from retail_assets.lake.publish import publish_days, publish_table
@@ -386,7 +387,7 @@ def test_a_change_reaches_the_events_that_it_concerns_and_no_others(settings, la
     load(tables.CUSTOMERS, "")
     load(tables.PRODUCTS, "P1,Kettle,Kitchen,,\nP2,Lamp,Lighting,,\n")
     with lake.connect() as connection:
-        ingest(lake, connection, settings, ["2026-10-12/a.jsonl"])
+        ingest(EventSession(lake, connection), settings, ["2026-10-12/a.jsonl"])
     load(tables.PRODUCTS, "P1,Kettle,Home,,\nP9,Mat,Bath,,\n")
 
     assert categories() == [
@@ -398,4 +399,4 @@ def test_a_change_reaches_the_events_that_it_concerns_and_no_others(settings, la
         ("P9", "Bath", "new", 1, 1),
     ]
     with lake.connect() as connection:
-        assert check_day(lake, connection, date(2026, 10, 12)) == []
+        assert check_day(EventSession(lake, connection), date(2026, 10, 12)) == []
