@@ -62,11 +62,11 @@ def write_events(
 
 
 @dataclass(frozen=True)
-class EventIntake:
-    """A lake to take event files into, over one connection."""
+class OverSession:
+    """A lake, as a session of ingest is connected to it."""
 
-    settings: Settings
     session: EventSession
+    settings: Settings
 
     @property
     def lake(self) -> Lake:
@@ -76,6 +76,11 @@ class EventIntake:
     def connection(self) -> duckdb.DuckDBPyConnection:
         return self.session.connection
 
+
+@dataclass(frozen=True)
+class EventIntake(OverSession):
+    """A lake to take event files into, over one connection."""
+
     @classmethod
     @contextmanager
     def open(cls, settings: Settings, *, cached: bool = False) -> Iterator["EventIntake"]:
@@ -84,7 +89,7 @@ class EventIntake:
         settings = settings.model_copy(update={"threads": 1, "changed_event_files": "replace"})
         lake = Lake.from_settings(settings)
         with lake.connect() as connection:
-            yield cls(settings, (warm_session if cached else EventSession)(lake, connection))
+            yield cls((warm_session if cached else EventSession)(lake, connection), settings)
 
     def write(self, path: str, lines: Sequence[str] | bytes, **options: Any) -> None:
         """Write an event file; see `write_events`."""

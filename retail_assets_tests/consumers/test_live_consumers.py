@@ -219,7 +219,7 @@ def test_only_orders_since_the_day_of_the_opening_stock_count(followers: Followe
     )
     assert followers.level("P1") == (100, 2, 0, 98, False)
     settings = followers.intake.settings.model_copy(update={"stock_date": date(2026, 10, 4)})
-    other = EventIntake(settings, followers.intake.session)
+    other = EventIntake(followers.intake.session, settings)
     Followers(other, followers.numbers).rebuild()
     assert followers.level("P1") == (100, 32, 0, 68, False)
 

@@ -22,10 +22,7 @@ from typing_extensions import Self
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_files import json_documents, regular_files
 from retail_assets.ingest.event_files.folder import EventFolder
-from retail_assets.ingest.event_files.load import (
-    Ingested,
-    ingest,
-)
+from retail_assets.ingest.event_files.load import Ingested, ingest
 from retail_assets.ingest.event_files.pending import MAX_ATTEMPTS, Pending, pending_event_files
 from retail_assets.ingest.event_files.plan import Taken
 from retail_assets.ingest.event_files.reader import LIMITS, ReadLimits
@@ -41,26 +38,16 @@ from retail_assets.lake.connection import Lake
 from retail_assets.lake.schema import create_missing_tables
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
-from retail_assets_tests.event_files import STILL_NS, event, write_events
+from retail_assets_tests.event_files import STILL_NS, OverSession, event, write_events
 
 BAD = "{"
 
 
 @dataclass(frozen=True)
-class Events:
+class Events(OverSession):
     """A lake to take event files into, over one connection."""
 
-    session: EventSession
-    settings: Settings
     limits: ReadLimits = LIMITS
-
-    @property
-    def lake(self) -> Lake:
-        return self.session.lake
-
-    @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        return self.session.connection
 
     @property
     def folder(self) -> Path:
