@@ -107,7 +107,7 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
         rows["row_number"] = np.arange(len(rows))
         return rows.drop(columns=extra)
 
-    def judge(rows: Any) -> Any:
+    def validate(rows: Any) -> Any:
         value = rows["order_value_gbp"].where(
             rows["order_value_gbp"].str.fullmatch(r"[+-]?\d{1,10}(\.\d{1,2}0*)?")
         )
@@ -152,7 +152,7 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
     def run() -> Result:
         raws = []
         for path in work.exports:
-            rows = judge(read(path))
+            rows = validate(read(path))
             name = path.name.split(".")[0]
             good = rows[rows["reason"] == ""].drop(columns=["reason", "order_value_gbp"])
             good.to_parquet(work.out / f"raw_{name}.parquet", index=False)

@@ -33,7 +33,7 @@ def python_loop(data: Path, _: Path) -> Work:
         accepted = dead = 0
         with event_file(data).open(encoding="utf-8") as lines:
             for line in lines:
-                event, _ = rules.judge(line)
+                event, _ = rules.validate(line)
                 if event is None:
                     dead += 1
                 else:
@@ -53,8 +53,8 @@ def bytewax(data: Path, out: Path) -> Work:
     rules = Rules(data / "reference")
     flow = Dataflow("events")
     lines = op.input("lines", flow, FileSource(event_file(data), batch_size=1000))
-    judged = op.map("judge", lines, lambda line: (line, *rules.judge(line)))
-    routes = op.branch("route", judged, lambda item: item[1] is not None)
+    validated = op.map("judge", lines, lambda line: (line, *rules.validate(line)))
+    routes = op.branch("route", validated, lambda item: item[1] is not None)
     events = op.map("event", routes.trues, lambda item: ("", json.dumps(item[1])))
     dead = op.map(
         "letter", routes.falses, lambda item: ("", json.dumps({"line": item[0], "why": item[2]}))
@@ -75,12 +75,12 @@ def pathway(data: Path, out: Path) -> Work:
 
     rules = Rules(data / "reference")
 
-    def judged(line: str) -> str:
-        event, reason = rules.judge(line)
+    def validated(line: str) -> str:
+        event, reason = rules.validate(line)
         return f"+{json.dumps(event)}" if event is not None else f"-{reason}"
 
     lines = pw.io.plaintext.read(str(event_file(data)), mode="static")
-    result = lines.select(pw.this.data, verdict=pw.apply_with_type(judged, str, pw.this.data))
+    result = lines.select(pw.this.data, verdict=pw.apply_with_type(validated, str, pw.this.data))
     good = result.filter(pw.this.verdict.str.startswith("+")).select(pw.this.verdict)
     bad = result.filter(pw.this.verdict.str.startswith("-"))
     pw.io.jsonlines.write(good, str(out / "events.jsonl"))

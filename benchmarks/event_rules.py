@@ -29,7 +29,7 @@ class Rules:
         with (reference / "customers.csv").open() as file:
             self._customers = {row["customer_id"]: row for row in csv.DictReader(file)}
 
-    def judge(self, line: str) -> tuple[dict[str, Any] | None, str | None]:
+    def validate(self, line: str) -> tuple[dict[str, Any] | None, str | None]:
         """The enriched event, or the reason why it is none."""
         try:
             event = json.loads(line)

@@ -38,7 +38,7 @@ def run(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[s
     thread.start()
     began = 0.0
     (source,) = worker.sources
-    while sum(found.lines for found in worker.figures.sources.values()) < lines:
+    while sum(found.lines for found in worker.metrics.sources.values()) < lines:
         has_some = source.metrics()["kafka_waiting_bytes"] > 0
         began = began or (time.perf_counter() if has_some else 0.0)
         time.sleep(0.005)
@@ -47,7 +47,7 @@ def run(bootstrap: str, topic: str, lines: int, data: Path, out: Path) -> dict[s
     seconds = time.perf_counter() - began
     stop.set()
     thread.join()
-    totals = worker.figures.sources["kafka"]
+    totals = worker.metrics.sources["kafka"]
     return {
         "seconds": round(seconds, 2),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

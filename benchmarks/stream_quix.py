@@ -96,7 +96,7 @@ def work(
             began.append(time.perf_counter())
         progress[number] += 1
         line = payload.decode(errors="replace")
-        event, reason = rules.judge(line)
+        event, reason = rules.validate(line)
         if event is not None:
             event["extra"] = json.dumps(event["extra"])
         return {"payload": line, "event": event, "reason": reason, "duplicate": False}

@@ -169,7 +169,7 @@ def _reason() -> str:
     return f"CASE {' '.join(cases)} END AS reason"
 
 
-def judged(messages: DataFrame) -> DataFrame:
+def validated(messages: DataFrame) -> DataFrame:
     """Each line with its fields, and the reason why it is no event."""
 
     def text(name: str) -> str:
@@ -287,7 +287,7 @@ def run(bootstrap: str, topic: str, data: Path, out: Path, *, unique: bool) -> d
     )
     sink = Sink(spark, data / "reference", out, unique=unique)
     query = (
-        judged(messages)
+        validated(messages)
         .writeStream.foreachBatch(sink)
         .option("checkpointLocation", str(out / "checkpoint"))
         .trigger(availableNow=True)
@@ -306,7 +306,7 @@ def _warm_up(spark: SparkSession, data: Path, out: Path, *, unique: bool) -> Non
     with path.open("rb") as file:
         rows = [(line, 0, number) for number, line in enumerate(islice(file, 2000))]
     batch = spark.createDataFrame(rows, COLUMNS)
-    Sink(spark, data / "reference", out, unique=unique)(judged(batch), 0)
+    Sink(spark, data / "reference", out, unique=unique)(validated(batch), 0)
     shutil.rmtree(out)
 
 

@@ -145,9 +145,15 @@ def write_export(settings: Settings) -> WriteExport:
     """Write a day's export into the exports folder of `settings`; see `write_export_to`."""
 
     def write(
-        day: date, rows: Sequence[str] | str | bytes, *, header: str = HEADER, packed: bool = False
+        day: date,
+        rows: Sequence[str] | str | bytes,
+        *,
+        header: str = HEADER,
+        compressed: bool = False,
     ) -> Path:
-        return write_export_to(settings.exports_dir, day, rows, header=header, packed=packed)
+        return write_export_to(
+            settings.exports_dir, day, rows, header=header, compressed=compressed
+        )
 
     return write
 
@@ -158,7 +164,7 @@ def write_export_to(
     rows: Sequence[str] | str | bytes,
     *,
     header: str = HEADER,
-    packed: bool = False,
+    compressed: bool = False,
 ) -> Path:
     """Write a day's export, in place of what lies there: rows under a header, or a whole file."""
     if isinstance(rows, bytes):
@@ -167,10 +173,9 @@ def write_export_to(
         content = rows.encode()
     else:
         content = "".join(f"{row}\n" for row in (header, *rows)).encode()
-    plain, compressed = business_days.export_paths(folder, day)
-    path = compressed if packed else plain
+    path = business_days.export_paths(folder, day)[compressed]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path.write_bytes(gzip.compress(content) if compressed else content)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import duckdb
 
-from retail_assets.ingest.event_files.load import Ingested, ingest
+from retail_assets.ingest.event_files.load import IngestResult, ingest
 from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.messages.load import warm_session
@@ -78,12 +78,12 @@ class OverSession:
 
 
 @dataclass(frozen=True)
-class EventIntake(OverSession):
+class EventLoader(OverSession):
     """A lake to take event files into, over one connection."""
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings, *, cached: bool = False) -> Iterator["EventIntake"]:
+    def open(cls, settings: Settings, *, cached: bool = False) -> Iterator["EventLoader"]:
         """Connect to the lake of these settings, where files are replaced by corrected ones."""
         # Tables this small take longer with more threads.
         settings = settings.model_copy(update={"threads": 1, "changed_event_files": "replace"})
@@ -95,7 +95,7 @@ class EventIntake(OverSession):
         """Write an event file; see `write_events`."""
         write_events(self.settings, path, lines, **options)
 
-    def take(self, paths: Sequence[str] | None = None, **options: Any) -> Ingested:
+    def ingest(self, paths: Sequence[str] | None = None, **options: Any) -> IngestResult:
         """Take in some files, by default all that are pending."""
         if paths is None:
             paths = list(pending_event_files(self.settings, self.connection).files)

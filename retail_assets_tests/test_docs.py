@@ -37,7 +37,7 @@ from retail_assets.worker.inbox import Inbox
 from retail_assets.worker.sources.base import Source
 from retail_assets.worker.worker import Worker
 from retail_assets_tests.defs.test_io_manager import completed
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish
 from tools.data_dictionary import data_dictionary
 from tools.settings_page import settings_page
@@ -245,15 +245,15 @@ def test_a_consumer_is_added_as_contributing_says(settings, lake, with_table):
         duckdb=duckdb,
     )
     with_table(found.CUSTOMER_EVENTS)
-    with EventIntake.open(settings) as intake:
-        intake.write("2026-10-12/a.jsonl", [event(1), event(2), event(3, customer_id="C2"), "{"])
-        intake.take()
-        consume(lake, intake.connection, found.CONSUMER)
-        assert sorted(intake.rows("FROM customer_events")) == [("C1", 2), ("C2", 1)]
-        intake.write("2026-10-12/b.jsonl", [event(4, customer_id="C2")])
-        intake.take()
-        consume(lake, intake.connection, found.CONSUMER)
-        assert sorted(intake.rows("FROM customer_events")) == [("C1", 2), ("C2", 2)]
+    with EventLoader.open(settings) as loader:
+        loader.write("2026-10-12/a.jsonl", [event(1), event(2), event(3, customer_id="C2"), "{"])
+        loader.ingest()
+        consume(lake, loader.connection, found.CONSUMER)
+        assert sorted(loader.rows("FROM customer_events")) == [("C1", 2), ("C2", 1)]
+        loader.write("2026-10-12/b.jsonl", [event(4, customer_id="C2")])
+        loader.ingest()
+        consume(lake, loader.connection, found.CONSUMER)
+        assert sorted(loader.rows("FROM customer_events")) == [("C1", 2), ("C2", 2)]
 
 
 def test_a_source_is_added_as_contributing_says(settings, lake):

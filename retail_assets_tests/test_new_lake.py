@@ -9,7 +9,7 @@ import pytest
 
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 
 STATISTICS = """
     SELECT table_name, t.record_count, t.next_row_id, c.column_id, contains_null, contains_nan,
@@ -27,9 +27,9 @@ def test_a_first_row_leaves_the_same_statistics_in_a_copy_as_in_a_lake_made_from
     new_lake(copied.data_dir)
     found: list[set[Any]] = []
     for settings in (made, copied):
-        with EventIntake.open(settings) as intake:
-            intake.write("2026-10-12/a.jsonl", [event(1), event(2, product_id=None), "{"])
-            intake.take()
+        with EventLoader.open(settings) as loader:
+            loader.write("2026-10-12/a.jsonl", [event(1), event(2, product_id=None), "{"])
+            loader.ingest()
         with closing(sqlite3.connect(settings.catalog)) as catalog:
             found.append(set(catalog.execute(STATISTICS)))
     of_made, of_copied = found

@@ -17,9 +17,9 @@ from retail_assets.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from retail_assets.ingest.event_files.load import Ingested
+    from retail_assets.ingest.event_files.load import IngestResult
     from retail_assets.ingest.event_files.pending import Pending
-    from retail_assets.ingest.event_files.plan import Taken
+    from retail_assets.ingest.event_files.plan import FileResult
 
 
 def ingest_events() -> None:
@@ -36,7 +36,7 @@ def ingest_events() -> None:
     with progress_bar() as progress, lake.connect() as connection:
         session = EventSession(lake, connection)
 
-        def ingest(paths: "Collection[str]") -> event_files.Ingested:
+        def ingest(paths: "Collection[str]") -> event_files.IngestResult:
             task = progress.add_task("Event files", total=len(paths))
             return event_files.ingest(
                 session,
@@ -216,7 +216,9 @@ def redrive_letters(
     print_rows(out, ["id", "outcome"], [[item.id, item.outcome] for item in done])
 
 
-def _tell_of_event_files(found: "Ingested", pending: "Pending", unsettled: Iterable[str]) -> None:
+def _tell_of_event_files(
+    found: "IngestResult", pending: "Pending", unsettled: Iterable[str]
+) -> None:
     """Print the notices about files, and the files that were not ingested."""
     for file in found.files.values():
         if file.notice:
@@ -231,20 +233,20 @@ def _tell_of_event_files(found: "Ingested", pending: "Pending", unsettled: Itera
         tell(f"New field {name} ({kind})", style="yellow")
 
 
-def _print_event_files(files: "Iterable[Taken]") -> None:
-    taken = [file for file in files if file.outcome != "unchanged"]
+def _print_event_files(files: "Iterable[FileResult]") -> None:
+    changed = [file for file in files if file.outcome != "unchanged"]
     names = ("lines", "accepted", "dead_lettered", "duplicate")
     print_table(
         out,
         ("file", "outcome", *(name.replace("_", "-") for name in names)),
         [
             [cell(file.path), file.outcome, *(cell(getattr(file, name)) for name in names)]
-            for file in taken
+            for file in changed
         ],
         numbers=(False, False, True, True, True, True),
         footer=[
-            f"{len(taken)} files",
+            f"{len(changed)} files",
             "",
-            *(cell(sum(getattr(file, name) for file in taken)) for name in names),
+            *(cell(sum(getattr(file, name) for file in changed)) for name in names),
         ],
     )

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 POSTGRES = "postgres:"
 
 CATALOG = "__ducklake_metadata_lake"
-"""What DuckLake calls the database of the catalog of `lake`."""
+"""The name that DuckLake gives the database of the catalog of `lake`."""
 
 AUTHOR = "getvariable('retail_assets_author')"
-"""What tells the transactions of a connection apart in the history of the lake, in its SQL."""
+"""The SQL variable that marks the transactions of a connection in the history of the lake."""
 
 ROW_GROUP = 122_880
 """Rows of a Parquet row group. Within one, the order of rows makes no day faster to find."""
@@ -73,7 +73,7 @@ class Lake:
         return self.catalog.startswith(POSTGRES)
 
     def exists(self) -> bool:
-        """Whether there is a catalog to read; a database server is taken at its word."""
+        """Whether there is a catalog to read; a database server is not asked."""
         if self.on_postgres:
             return True
         catalog = Path(self.catalog)
@@ -224,7 +224,7 @@ class Lake:
             "autoload_known_extensions": False,
             # Until those of the wheels are loaded, whose signatures are checked.
             "allow_unsigned_extensions": True,
-            # Of local files, it would fill the memory limit with such as are merged away soon.
+            # For local files it would fill the memory limit with files that are merged away soon.
             "enable_external_file_cache": self.data_path.startswith("s3://"),
             "memory_limit": self.memory_limit,
             "temp_directory": self.spill_dir,

@@ -15,7 +15,7 @@ from typing import Any
 def bytes_written() -> int | None:
     """Count the bytes that this process has written since it started, to any file.
 
-    If the count stands still, no file of the lake was written. None if the operating system does
+    If the count does not change, no file of the lake was written. None if the operating system does
     not tell.
     """
     try:

@@ -16,7 +16,7 @@ COMPRESSED_EVERY = 5
 
 
 class EventFileWriter:
-    """Writes the event files of one day after the other; every fifth file is packed."""
+    """Writes the event files of one day after the other; every fifth file is compressed."""
 
     def __init__(self, staged: StagedFiles, data_dir: Path) -> None:
         self.lines = 0

@@ -50,9 +50,9 @@ class StagedFiles:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
-        """Give a binary file to write the content of `path` to; packed if the name ends in `.gz`.
+        """Give a binary file to write the content of `path` to; compressed if the name ends in `.gz`.
 
-        Raises FileExistsError, naming the file, if `path` or its packed or unpacked twin holds
+        Raises FileExistsError, naming the file, if `path` or its compressed or plain counterpart holds
         other content.
         """
         self._make_folder(path.parent)
@@ -62,8 +62,8 @@ class StagedFiles:
                 # no name and no time in the header: the same content gives the same bytes
                 with gzip.GzipFile(
                     filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0
-                ) as packed:
-                    yield cast("BinaryIO", packed)
+                ) as compressed:
+                    yield cast("BinaryIO", compressed)
             else:
                 yield raw
         if _would_replace(path):
@@ -114,14 +114,17 @@ def _partial(path: Path) -> Path:
 def _would_replace(path: Path) -> bool:
     twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
     return twin.exists() or (
-        path.exists() and not _same_content(path, _partial(path), packed=path.suffix == ".gz")
+        path.exists() and not _same_content(path, _partial(path), compressed=path.suffix == ".gz")
     )
 
 
-def _same_content(left: Path, right: Path, *, packed: bool) -> bool:
-    if not packed and left.stat().st_size != right.stat().st_size:
+def _same_content(left: Path, right: Path, *, compressed: bool) -> bool:
+    if not compressed and left.stat().st_size != right.stat().st_size:
         return False
-    with _reader(left, packed=packed) as one, _reader(right, packed=packed) as other:
+    with (
+        _reader(left, compressed=compressed) as one,
+        _reader(right, compressed=compressed) as other,
+    ):
         while True:
             block = _block(one)
             if block is None or block != _block(other):
@@ -131,12 +134,12 @@ def _same_content(left: Path, right: Path, *, packed: bool) -> bool:
 
 
 def _block(handle: BinaryIO) -> bytes | None:
-    """The next block; None where a file that should be packed is not."""
+    """The next block; None where a file that should be compressed is not."""
     try:
         return handle.read(COMPARED_AT_ONCE_BYTES)
     except (gzip.BadGzipFile, EOFError):
         return None
 
 
-def _reader(path: Path, *, packed: bool) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if packed else path.open("rb")
+def _reader(path: Path, *, compressed: bool) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path, "rb")) if compressed else path.open("rb")

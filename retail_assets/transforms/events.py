@@ -90,7 +90,7 @@ REASONS: Mapping[str, str] = {
 _TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
 
 
-def judge(parsed: nw.LazyFrame) -> nw.LazyFrame:
+def validate(parsed: nw.LazyFrame) -> nw.LazyFrame:
     """Validate event lines: say why a line is not a valid event.
 
     Args:

@@ -56,7 +56,7 @@ _IDS = ("order_id", "customer_id", "product_id")
 _TEXT_FIELDS = (*_IDS, "region", "status")
 
 
-def judge(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
+def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     """Validate the rows of an export: say why a row cannot be used.
 
     Args:

@@ -1,1 +1,1 @@
-"""The resident worker: takes events from its sources through the ingest, and feeds consumers."""
+"""The resident worker: ingests events from its sources, and runs consumers."""

@@ -11,7 +11,7 @@ import duckdb
 
 from retail_assets.explain import told
 from retail_assets.lake.connection import Lake
-from retail_assets.worker.metrics import Figures
+from retail_assets.worker.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Loop:
         self,
         name: str,
         lake: Lake,
-        figures: Figures,
+        metrics: Metrics,
         iterate: Iteration,
         *,
         seconds: float,
@@ -91,7 +91,7 @@ class Loop:
     ) -> None:
         self.name = name
         self._lake = lake
-        self._figures = figures
+        self._metrics = metrics
         self._iterate = iterate
         self._seconds = seconds
         self._on_wake = on_wake
@@ -134,11 +134,11 @@ class Loop:
                 with self._lock:
                     self._iterate(connection, failures)
                 failures = 0
-                self._figures.problem(self.name, None)
+                self._metrics.problem(self.name, None)
             except Exception as error:  # noqa: BLE001  # the loop goes on, whatever happened
                 failures += 1
                 logger.warning("%s failed and is tried again: %s", self.name, told(error))
-                self._figures.problem(self.name, f"{self.name}: {told(error)}")
+                self._metrics.problem(self.name, f"{self.name}: {told(error)}")
                 if connection is not None:
                     connection.close()
                     connection = None

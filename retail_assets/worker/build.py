@@ -95,7 +95,7 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
 
 def _metrics(worker: Worker) -> bytes:
     worker.measure()
-    return metrics_text(worker.figures)
+    return metrics_text(worker.metrics)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -143,7 +143,7 @@ def _consume(worker: Worker, consumer: "Consumer") -> "Iteration":
         if time.monotonic() >= measured + LAG_SECONDS:
             measured = time.monotonic()
             # Before the round, which may fail again and again.
-            worker.figures.gauge(
+            worker.metrics.gauge(
                 {
                     f"{consumer.name}{LAG}": round(lag(connection, consumer).seconds, 1),
                     f"{consumer.name}_keys_set_aside": quarantined_keys(connection, consumer),
@@ -182,7 +182,7 @@ def _notify(worker: Worker, settings: "Settings") -> "Iteration":
     def iterate(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
         collect(worker.lake, connection, settings)
         sent = send(worker.lake, connection, settings, stop=lambda: worker.stopping)
-        worker.figures.gauge({"notifications_waiting": sent.waiting})
+        worker.metrics.gauge({"notifications_waiting": sent.waiting})
         if sent.problem:
             # A failing service does not make the worker lag.
             logger.warning("A notification could not be sent: %s", sent.problem)

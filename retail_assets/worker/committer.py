@@ -1,4 +1,4 @@
-"""The intake of the worker: micro-batches out of the inbox into the lake, one thread, in order."""
+"""The committer: micro-batches out of the inbox into the lake, one thread, in order."""
 
 import logging
 import time
@@ -14,12 +14,18 @@ from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
 from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
-from retail_assets.ingest.messages.load import Received, Taken, can_take, take, warm_session
+from retail_assets.ingest.messages.load import (
+    Received,
+    SourceResult,
+    can_ingest,
+    ingest,
+    warm_session,
+)
 from retail_assets.lake.compaction import LIMITS, LOOK, Limits, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 from retail_assets.worker.inbox import Inbox
-from retail_assets.worker.metrics import Batch, Figures
+from retail_assets.worker.metrics import Batch, Metrics
 
 if TYPE_CHECKING:
     from threading import Event
@@ -31,12 +37,12 @@ MAX_EVENTS = 2 * ROW_GROUP
 
 LINGER_SECONDS = 0.005
 """How long the first event of a micro-batch waits for others, since it was received: many that are
-sent at once come in pieces. While a batch is taken in the next one gathers anyway."""
+sent at once come in pieces. While a batch is committed the next one gathers anyway."""
 
 IDLE_SECONDS = 0.5
 
 ATTEMPTS = 3
-"""How often a batch that fails is tried as a whole, before the event at fault is looked for; and
+"""How often a batch that fails is tried as a whole, before the failing event is looked for; and
 an event that runs out of memory all alone, before it is refused."""
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0, 5.0)
@@ -53,19 +59,19 @@ BUSY_STEP_SECONDS = 10.0
 NAME = "intake"
 
 
-class Intake:
-    """Takes what waits in the inbox into the lake, until it is told to stop and the inbox is empty.
+class Committer:
+    """Commits what waits in the inbox to the lake, until it has to stop and the inbox is empty.
 
     A batch that fails is tried again, for as long as it takes if the disk, the memory, the network
-    or the catalog is at fault. If a single event is, it is found by halving, and becomes a dead
-    letter. So does one for which alone the memory does not suffice, while it does for others.
+    or the catalog is the cause. If a single event is the cause, bisection finds it, and it becomes
+    a dead letter. So does an event that runs out of memory alone, while others do not.
     """
 
     def __init__(
         self,
         lake: Lake,
         inbox: Inbox,
-        figures: Figures,
+        metrics: Metrics,
         *,
         beat: Callable[[duckdb.DuckDBPyConnection], None],
         beat_is_due: Callable[[], bool],
@@ -75,7 +81,7 @@ class Intake:
         self._lake = lake
         self._session: EventSession
         self._inbox = inbox
-        self._figures = figures
+        self._metrics = metrics
         self._beat = beat
         self._beat_is_due = beat_is_due
         self._on_commit = on_commit
@@ -96,7 +102,7 @@ class Intake:
                     timeout_seconds=IDLE_SECONDS,
                 )
                 if batch:
-                    self._take(batch, give_up)
+                    self._ingest_waiting(batch, give_up)
                 elif draining.is_set():
                     return
                 elif self._beat_is_due():
@@ -114,7 +120,7 @@ class Intake:
             connection.close()
             raise
 
-    def _take(self, batch: Sequence[Received], give_up: "Event") -> None:
+    def _ingest_waiting(self, batch: Sequence[Received], give_up: "Event") -> None:
         """Ingest a batch, whatever happens."""
         for attempt in range(ATTEMPTS):
             try:
@@ -147,7 +153,7 @@ class Intake:
 
         Returns:
             Why it cannot be committed, if that may be due to its events; None once it is
-            committed, or given up.
+            committed, or abandoned.
         """
         single = len(part) == len(part[0].payloads) == 1
         refused = single and part[0].defect is not None
@@ -174,31 +180,33 @@ class Intake:
 
     def _failed(self, error: Exception) -> None:
         logger.warning("Events could not be ingested, they are tried again: %s", told(error))
-        self._figures.problem(NAME, f"events wait, the lake cannot be written to: {told(error)}")
+        self._metrics.problem(NAME, f"events wait, the lake cannot be written to: {told(error)}")
         self._recover()
 
     def _succeeded(self) -> None:
         """Note that the lake can be written to; what failed with it is tried again at once."""
-        if NAME in self._figures.problems:
+        if NAME in self._metrics.problems:
             self._upkeep_at = time.monotonic()
-        self._figures.problem(NAME, None)
+        self._metrics.problem(NAME, None)
 
     def _commit(self, batch: Sequence[Received]) -> None:
         session, beat = self._session, self._beat_is_due()
-        taken = take(session, batch, also=lambda: self._beat(session.connection) if beat else None)
+        results = ingest(
+            session, batch, also=lambda: self._beat(session.connection) if beat else None
+        )
         self._succeeded()
-        self._busy = sum(found.lines for found in taken.values()) > SMALL
-        self._count(batch, taken)
+        self._busy = sum(found.lines for found in results.values()) > SMALL
+        self._count(batch, results)
         for received in batch:
             received.done()
         self._on_commit()
 
-    def _count(self, batch: Sequence[Received], taken: Mapping[str, Taken]) -> None:
+    def _count(self, batch: Sequence[Received], results: Mapping[str, SourceResult]) -> None:
         now = time.time()
-        for source, found in taken.items():
+        for source, found in results.items():
             oldest = min(received.offered_at for received in batch if received.source == source)
             waited = max(0.0, now - oldest)
-            self._figures.add(
+            self._metrics.add(
                 Batch(source, found.lines, found.accepted, found.dead_lettered, waited)
             )
 
@@ -220,7 +228,7 @@ class Intake:
         except Exception:
             logger.exception("The lake cannot be written to")
             return False
-        return can_take(self._session)
+        return can_ingest(self._session)
 
     def _keep_up(self) -> None:
         """Take a step of the lake's upkeep, if it is time.
@@ -236,16 +244,16 @@ class Intake:
             step = next(self._upkeep, None)
         except Exception as error:  # noqa: BLE001  # it is begun again later
             logger.warning("The upkeep of the lake failed: %s", told(error))
-            self._figures.problem("upkeep", f"the lake is not compacted: {told(error)}")
+            self._metrics.problem("upkeep", f"the lake is not compacted: {told(error)}")
             self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
             self._recover()
             return
         if step is None:
-            self._figures.problem("upkeep", None)
+            self._metrics.problem("upkeep", None)
             self._upkeep, self._upkeep_at = None, time.monotonic() + UPKEEP_SECONDS
         elif step != LOOK:
             self._stepped_at = now
-            self._figures.gauge({"upkeep_hold_seconds": round(step.seconds, 3)})
+            self._metrics.gauge({"upkeep_hold_seconds": round(step.seconds, 3)})
             self._upkeep_at = time.monotonic() + STEP_SECONDS
 
     def _steps(self, connection: duckdb.DuckDBPyConnection) -> Iterator[Step]:
@@ -253,7 +261,7 @@ class Intake:
             is_long = ledger.is_long(connection)
             yield LOOK
             if is_long:
-                with self._lake.transaction(connection, "fold the ledger"):
+                with self._lake.transaction(connection, "compact the ledger"):
                     ledger.compact(connection)
         yield from steps(self._lake, connection, limits=self._compaction)
 
@@ -268,7 +276,7 @@ class Intake:
 
 
 def _refused(received: Received, error: Exception) -> Received:
-    """A single event that the lake does not take in, as a dead letter."""
+    """A single event that the lake cannot ingest, as a dead letter."""
     defect = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
     logger.error(
         "An event becomes the dead letter %s:%s:%d (%s): %s",
@@ -278,7 +286,7 @@ def _refused(received: Received, error: Exception) -> Received:
 
 
 def _events(received: Received) -> list[Received]:
-    """Events that came together, each alone; whoever offered them is told with the last."""
+    """Events that came together, each alone; their `done` or `failed` is called with the last."""
     events = [
         replace(
             received,

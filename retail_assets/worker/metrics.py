@@ -54,7 +54,7 @@ class Totals:
 
 
 @dataclass
-class Figures:
+class Metrics:
     """Counts since the start, and the latencies of the last minute; for several threads."""
 
     sources: dict[str, Totals] = field(default_factory=dict)
@@ -81,13 +81,13 @@ class Figures:
             else:
                 self.problems[where] = text
 
-    def gauge(self, figures: Mapping[str, float]) -> None:
-        """Set figures that go up and down."""
+    def gauge(self, metrics: Mapping[str, float]) -> None:
+        """Set metrics that go up and down."""
         with self._lock:
-            self.gauges |= figures
+            self.gauges |= metrics
 
     def snapshot(self) -> dict[str, Any]:
-        """All figures by name; latencies in milliseconds, rates per second."""
+        """All metrics by name; latencies in milliseconds, rates per second."""
         since = time.monotonic() - WINDOW_SECONDS
         with self._lock:
             recent = [batch for when, batch in self._recent if when >= since]

@@ -22,11 +22,11 @@ from retail_assets.lake.connection import Lake
 from retail_assets.lake.sqlite_locks import stay_connected
 from retail_assets.secrets import mask
 from retail_assets.worker.background import CooldownLock, Iteration, Loop
-from retail_assets.worker.committer import Intake
+from retail_assets.worker.committer import Committer
 from retail_assets.worker.inbox import Inbox
-from retail_assets.worker.metrics import Figures
+from retail_assets.worker.metrics import Metrics
 from retail_assets.worker.sources.base import Source
-from retail_assets.worker.sources.files import FileLane
+from retail_assets.worker.sources.files import FilePipeline
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
@@ -54,13 +54,15 @@ class Worker:
         self.settings = settings
         self.lake = Lake.from_settings(settings)
         self.name = heartbeat.new_worker()
-        self.figures = Figures()
+        self.metrics = Metrics()
         self.inbox = Inbox()
         self.sources: list[Source] = []
         self._loops: list[Loop] = []
         self._lock = CooldownLock()
         self._files = (
-            FileLane(settings, self.lake, self.figures, on_commit=self._taken_in) if files else None
+            FilePipeline(settings, self.lake, self.metrics, on_commit=self._note_ingest)
+            if files
+            else None
         )
         self._started_at = datetime.now(timezone.utc)
         self._beat_at = 0.0
@@ -87,7 +89,7 @@ class Worker:
             Loop(
                 name,
                 replace(self.lake, threads=1),
-                self.figures,
+                self.metrics,
                 iterate,
                 seconds=seconds,
                 on_wake=on_wake,
@@ -112,8 +114,8 @@ class Worker:
             stay_connected(self.lake, connection)
             started: list[Source] = []
             draining, give_up = threading.Event(), threading.Event()
-            intake = threading.Thread(
-                target=self._intake().run, args=(draining, give_up), name="intake"
+            committer = threading.Thread(
+                target=self._committer().run, args=(draining, give_up), name="committer"
             )
             try:
                 for source in self.sources:
@@ -121,11 +123,11 @@ class Worker:
                     started.append(source)
                 if self._files:
                     self._files.start()
-                intake.start()
+                committer.start()
                 for loop in self._loops:
                     loop.start()
-                say(f"Worker {self.name} takes events from {', '.join(self._source_names())}.")
-                self._wait(stop, intake)
+                say(f"Worker {self.name} ingests events from {', '.join(self._source_names())}.")
+                self._wait(stop, committer)
                 say("Stopping: what was received is committed first.")
             finally:
                 # Also after a failure: the deadline counts from here.
@@ -134,10 +136,10 @@ class Worker:
                 self._stop_sources(started)
                 draining.set()
                 self.inbox.wake()
-                if intake.ident is not None:
-                    intake.join(DRAIN_SHARE * self.settings.stop_seconds)
+                if committer.ident is not None:
+                    committer.join(DRAIN_SHARE * self.settings.stop_seconds)
                     give_up.set()
-                    intake.join()
+                    committer.join()
                 self.inbox.close()
                 self._end(started)
                 self._beat_in_transaction(connection)
@@ -147,16 +149,16 @@ class Worker:
         self.measure()
         problem = self._problem()
         ok = problem is None and not self.stopping
-        return ok, {"worker": self.name, "problem": problem, **self.figures.snapshot()}
+        return ok, {"worker": self.name, "problem": problem, **self.metrics.snapshot()}
 
     def measure(self) -> None:
         """Update the gauges."""
         for source in self.sources:
-            self.figures.gauge(source.metrics())
+            self.metrics.gauge(source.metrics())
         now = time.monotonic()
-        if not heartbeat.is_lagging(self._problem(), self.figures.snapshot()):
+        if not heartbeat.is_lagging(self._problem(), self.metrics.snapshot()):
             self._on_time_at = now
-        self.figures.gauge(
+        self.metrics.gauge(
             {
                 "inbox_events": self.inbox.events,
                 "inbox_bytes": self.inbox.bytes,
@@ -164,14 +166,14 @@ class Worker:
             }
         )
 
-    def _intake(self) -> Intake:
-        return Intake(
+    def _committer(self) -> Committer:
+        return Committer(
             self.lake,
             self.inbox,
-            self.figures,
+            self.metrics,
             beat=self._beat,
             beat_is_due=lambda: time.monotonic() - self._beat_at >= heartbeat.BEAT_SECONDS,
-            on_commit=self._taken_in,
+            on_commit=self._note_ingest,
         )
 
     def _wait(self, stop: threading.Event, intake: threading.Thread) -> None:
@@ -181,7 +183,7 @@ class Worker:
                 raise RuntimeError("The intake has ended: start the worker again.")
             if time.monotonic() - logged >= LOG_SECONDS:
                 logged = time.monotonic()
-                logger.info("%s", self.figures.snapshot())
+                logger.info("%s", self.metrics.snapshot())
 
     def _stop_sources(self, started: Sequence[Source]) -> None:
         for source in started:
@@ -207,7 +209,7 @@ class Worker:
 
     def _problem(self) -> str | None:
         found = [
-            *self.figures.problems.values(),
+            *self.metrics.problems.values(),
             *filter(None, (source.problem() for source in self.sources)),
         ]
         return mask("; ".join(found)) or None
@@ -222,7 +224,7 @@ class Worker:
             self._source_names(),
             heartbeat.STOPPED if self.stopping else heartbeat.RUNNING,
             self._problem(),
-            self.figures.snapshot(),
+            self.metrics.snapshot(),
             self._started_at,
         )
 
@@ -230,7 +232,7 @@ class Worker:
         with self.lake.transaction(connection, "heartbeat"):
             self._beat(connection)
 
-    def _taken_in(self) -> None:
+    def _note_ingest(self) -> None:
         self._lock.note_events()
         self.wake()
 

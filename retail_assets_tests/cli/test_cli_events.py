@@ -22,7 +22,7 @@ from retail_assets.settings import Settings
 from retail_assets.transforms import events
 from retail_assets_tests.cli.test_cli import Command
 from retail_assets_tests.conftest import NewLake
-from retail_assets_tests.event_files import EventIntake, event, write_events
+from retail_assets_tests.event_files import EventLoader, event, write_events
 
 DAY = "2026-10-12"
 LETTER = f"file:{DAY}/b.jsonl:2"
@@ -49,22 +49,22 @@ def model(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Path:
     """A data folder with three accepted events and two dead letters."""
     folder = tmp_path_factory.mktemp("ingested")
     new_lake(folder)
-    with EventIntake.open(Settings(data_dir=folder)) as intake:
-        intake.write(f"{DAY}/a.jsonl", [event(1), event(2, order_value_gbp=700)])
-        intake.write(
+    with EventLoader.open(Settings(data_dir=folder)) as loader:
+        loader.write(f"{DAY}/a.jsonl", [event(1), event(2, order_value_gbp=700)])
+        loader.write(
             f"{DAY}/b.jsonl",
             [event(3), event(4, order_value_gbp=-4, customer_id="C9"), "null", event(1)],
         )
-        intake.take()
+        loader.ingest()
     return folder
 
 
 @pytest.fixture
-def intake(settings: Settings, model: Path) -> Iterator[EventIntake]:
+def loader(settings: Settings, model: Path) -> Iterator[EventLoader]:
     """The same, the test's own."""
     shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
-    with EventIntake.open(settings) as intake:
-        yield intake
+    with EventLoader.open(settings) as loader:
+        yield loader
 
 
 def cells(text: str) -> list[list[str]]:
@@ -79,7 +79,7 @@ def cells(text: str) -> list[list[str]]:
 # --- ingest-events -------------------------------------------------------------------------------
 
 
-def test_pending_event_files_are_taken_in_and_counted(settings: Settings, command: Command) -> None:
+def test_pending_event_files_are_ingested_and_counted(settings: Settings, command: Command) -> None:
     # What the names have in them steers no terminal, and adds no line to a message.
     odd, shown = f"{DAY}/c\n\x1b[31m[red].jsonl.gz", f"{DAY}/c\\n\\u001b[31m[red].jsonl.gz"
     write_events(settings, f"{DAY}/a [b].jsonl", [event(1), event(2, surprise=1), "null"])
@@ -132,7 +132,7 @@ def test_pending_event_files_are_taken_in_and_counted(settings: Settings, comman
 JSON = ("--format", "json")
 
 
-def test_a_file_that_cannot_be_read_fails_by_name_and_the_others_are_taken_in(
+def test_a_file_that_cannot_be_read_fails_by_name_and_the_others_are_ingested(
     settings: Settings, command: Command
 ) -> None:
     write_events(settings, f"{DAY}/good.jsonl", [event(1)])
@@ -190,13 +190,13 @@ def test_files_with_other_endings_are_counted_and_named(
 
 
 def test_status_tells_what_a_living_worker_says_but_not_what_it_last_saw_of_the_folder(
-    settings: Settings, intake: EventIntake, command: Command
+    settings: Settings, loader: EventLoader, command: Command
 ) -> None:
     write_events(settings, f"{DAY}/c.jsonl", [event(5)])
     said = {"pending_event_files": 0, "latency_p99_ms": 120.5, "fraud_lag_seconds": 9, "late": None}
-    with intake.lake.transaction(intake.connection, "heartbeat"):
+    with loader.lake.transaction(loader.connection, "heartbeat"):
         now = datetime.now(timezone.utc)
-        heartbeat.beat(intake.connection, "W1", ["kafka"], "running", "no broker", said, now)
+        heartbeat.beat(loader.connection, "W1", ["kafka"], "running", "no broker", said, now)
     _, out, _ = command("status", *JSON)
     figures = {row["figure"]: row["value"] for row in json.loads(out)}
     assert figures["stream worker"].startswith("W1 on ")
@@ -206,7 +206,7 @@ def test_status_tells_what_a_living_worker_says_but_not_what_it_last_saw_of_the_
     assert {name: value for name, value in figures.items() if name.startswith("worker: ")} == {
         "worker: latency p99 ms": 120.5
     }
-    intake.connection.execute(
+    loader.connection.execute(
         "UPDATE lake.stream_workers SET heartbeat_at = heartbeat_at - INTERVAL 1 HOUR"
     )
     _, out, _ = command("status", *JSON)
@@ -216,12 +216,12 @@ def test_status_tells_what_a_living_worker_says_but_not_what_it_last_saw_of_the_
 
 
 def test_status_tells_of_pending_event_files_and_of_dead_letters(
-    settings: Settings, intake: EventIntake, command: Command
+    settings: Settings, loader: EventLoader, command: Command
 ) -> None:
     file = write_events(settings, f"{DAY}/c.jsonl", [event(5)])
     write_events(settings, f"{DAY}/bad.jsonl.gz", b"\x1f\x8b\x08")
     for _ in range(MAX_ATTEMPTS):
-        event_files.ingest(intake.session, settings, [f"{DAY}/bad.jsonl.gz"])
+        event_files.ingest(loader.session, settings, [f"{DAY}/bad.jsonl.gz"])
     code, out, _ = command("status", *JSON)
     assert code == 0
     figures = {row["figure"]: row["value"] for row in json.loads(out)}
@@ -237,7 +237,7 @@ def test_status_tells_of_pending_event_files_and_of_dead_letters(
 # --- consumers -----------------------------------------------------------------------------------
 
 
-def test_consumers_are_listed_and_rewound(intake: EventIntake, command: Command) -> None:
+def test_consumers_are_listed_and_rewound(loader: EventLoader, command: Command) -> None:
     def listed(name: str) -> dict[str, Any]:
         code, out, _ = command("consumers", "list", *JSON)
         assert code == 0
@@ -248,13 +248,13 @@ def test_consumers_are_listed_and_rewound(intake: EventIntake, command: Command)
     code, out, _ = command("consumers", "rewind", "live_orders")
     assert (code, out) == (0, "live_orders is recomputed: 3 rows were inserted or deleted.\n")
     assert listed("live_orders")["commits_behind"] == 0
-    intake.connection.execute("DELETE FROM lake.live_orders")
+    loader.connection.execute("DELETE FROM lake.live_orders")
     assert command("consumers", "rewind", "live_orders")[:2] == (0, out)
-    assert intake.rows("SELECT count(*) FROM live_orders") == [(3,)]
+    assert loader.rows("SELECT count(*) FROM live_orders") == [(3,)]
 
 
-def test_who_rewinds_a_consumer_is_told_what_is_set_aside(
-    intake: EventIntake, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_who_rewinds_a_consumer_is_told_what_is_quarantined(
+    loader: EventLoader, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
         if keys is None or connection.execute(f"FROM {keys} WHERE order_id = 'O1'").fetchone():
@@ -269,7 +269,7 @@ def test_who_rewinds_a_consumer_is_told_what_is_set_aside(
 
 
 def test_a_consumer_that_there_is_not_is_named_with_those_that_there_are(
-    intake: EventIntake, command: Command
+    loader: EventLoader, command: Command
 ) -> None:
     code, _, err = command("consumers", "rewind", "nobody")
     assert code == 2
@@ -280,7 +280,7 @@ def test_a_consumer_that_there_is_not_is_named_with_those_that_there_are(
 
 
 def test_a_replay_says_how_many_days_it_has_recomputed(
-    intake: EventIntake, command: Command
+    loader: EventLoader, command: Command
 ) -> None:
     assert command("replay", *RANGE) == (0, "1 days with events are recomputed.\n", "")
     assert command("replay", *RANGE, "--check") == (0, "1 days with events would not change.\n", "")
@@ -289,7 +289,7 @@ def test_a_replay_says_how_many_days_it_has_recomputed(
 
 
 def test_a_check_that_finds_differences_exits_with_one_and_names_them(
-    intake: EventIntake, command: Command, monkeypatch: pytest.MonkeyPatch
+    loader: EventLoader, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "OUT_OF_RANGE_GBP", 500)
     code, out, err = command("replay", *RANGE, "--check")
@@ -335,7 +335,9 @@ def test_without_a_lake_there_is_one_sentence(
 # --- dead-letters --------------------------------------------------------------------------------
 
 
-def test_letters_are_listed_by_what_is_asked_for(intake: EventIntake, command: Command) -> None:
+def test_dead_letters_are_listed_by_what_is_asked_for(
+    loader: EventLoader, command: Command
+) -> None:
     code, out, err = command("dead-letters", "list", *JSON)
     assert (code, err) == (0, "")
     assert [(row["id"], row["reason"], row["field"]) for row in json.loads(out)] == [
@@ -354,7 +356,7 @@ def test_letters_are_listed_by_what_is_asked_for(intake: EventIntake, command: C
     assert "C9" not in out
 
 
-def test_a_letter_is_shown_whole(intake: EventIntake, command: Command) -> None:
+def test_a_dead_letter_is_shown_whole(loader: EventLoader, command: Command) -> None:
     code, out, err = command("dead-letters", "show", LETTER)
     assert (code, err) == (0, "")
     shown = dict(row for row in cells(out) if row[0])
@@ -362,7 +364,9 @@ def test_a_letter_is_shown_whole(intake: EventIntake, command: Command) -> None:
     assert '"customer_id": "C9"' in shown["payload"]
 
 
-def test_a_letter_that_is_not_there_is_one_sentence(intake: EventIntake, command: Command) -> None:
+def test_a_dead_letter_that_is_not_there_is_one_sentence(
+    loader: EventLoader, command: Command
+) -> None:
     for name in ("show", "redrive"):
         code, out, err = command("dead-letters", name, "file:none:1")
         assert (code, out) == (1, "")
@@ -370,7 +374,7 @@ def test_a_letter_that_is_not_there_is_one_sentence(intake: EventIntake, command
         assert "Traceback" not in err
 
 
-def test_letters_are_redriven_as_they_are(intake: EventIntake, command: Command) -> None:
+def test_dead_letters_are_redriven_as_they_are(loader: EventLoader, command: Command) -> None:
     code, out, err = command("dead-letters", "redrive", LETTER, f"file:{DAY}/b.jsonl:3")
     assert (code, err) == (0, "")
     assert cells(out)[1:] == [
@@ -381,16 +385,16 @@ def test_letters_are_redriven_as_they_are(intake: EventIntake, command: Command)
     assert (code, cells(out)[1:]) == (0, [[LETTER, "still not_positive (order_value_gbp)"]])
 
 
-def test_a_reason_that_no_open_letter_has_redrives_nothing(
-    intake: EventIntake, command: Command
+def test_a_reason_that_no_open_dead_letter_has_redrives_nothing(
+    loader: EventLoader, command: Command
 ) -> None:
     code, out, err = command("dead-letters", "redrive", "--reason", "not_json")
     assert (code, err) == (0, "")
     assert cells(out)[1:] == []
 
 
-def test_a_letter_is_mended_with_a_payload_from_the_line_or_from_a_file(
-    intake: EventIntake, command: Command, tmp_path: Path
+def test_a_dead_letter_is_corrected_with_a_payload_from_the_line_or_from_a_file(
+    loader: EventLoader, command: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "mended.json"
     file.write_text(json.dumps(json.loads(event(4, order_value_gbp=44)), indent=2) + "\n")
@@ -408,7 +412,7 @@ def test_a_letter_is_mended_with_a_payload_from_the_line_or_from_a_file(
     assert len(json.loads(command("dead-letters", "list", "--all", *JSON)[1])) == 2
 
 
-def test_a_payload_that_is_not_valid_is_one_sentence(intake: EventIntake, command: Command) -> None:
+def test_a_payload_that_is_not_valid_is_one_sentence(loader: EventLoader, command: Command) -> None:
     code, out, err = command("dead-letters", "redrive", LETTER, "--payload", "{}")
     assert (code, out) == (1, "")
     assert err == "Error: The payload is not valid: still missing_field (order_id).\n"
@@ -424,14 +428,14 @@ def test_a_payload_that_is_not_valid_is_one_sentence(intake: EventIntake, comman
     ],
 )
 def test_wrong_usage_of_redrive_exits_with_two(
-    intake: EventIntake, command: Command, arguments: list[str], message: str
+    loader: EventLoader, command: Command, arguments: list[str], message: str
 ) -> None:
     code, out, err = command("dead-letters", "redrive", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith(message)
 
 
-def test_the_commands_of_the_event_lane_have_help(command: Command) -> None:
+def test_the_commands_of_the_event_pipeline_have_help(command: Command) -> None:
     for name in ("ingest-events", "replay", "dead-letters", "dead-letters redrive"):
         code, out, _ = command(*name.split(), "--help")
         assert code == 0

@@ -17,7 +17,7 @@ from retail_assets.ingest.ledgers.offsets import consumer_offset
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
 from retail_assets.tables import INSTANT, MONEY, Column, Table
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 
 DAY = date(2026, 10, 12)
 
@@ -37,7 +37,7 @@ SPENT = Table(
 class Spender:
     """Sums up what customers spend, over a lake of its own; fails for the customers `poison`."""
 
-    intake: EventIntake
+    loader: EventLoader
     poison: set[str] = field(default_factory=set)
     computed: list[list[str]] = field(default_factory=list)
     meanwhile: Callable[[], object] = lambda: None
@@ -64,34 +64,34 @@ class Spender:
         }
 
     def consume(self, **options: Any) -> Consumed | None:
-        return framework.consume(self.intake.lake, self.intake.connection, self.consumer, **options)
+        return framework.consume(self.loader.lake, self.loader.connection, self.consumer, **options)
 
     def rewind(self) -> None:
-        framework.rewind(self.intake.lake, self.intake.connection, self.consumer)
+        framework.rewind(self.loader.lake, self.loader.connection, self.consumer)
 
-    def take(self, name: str, *lines: str) -> None:
-        self.intake.write(f"{DAY}/{name}.jsonl", lines)
-        self.intake.take()
+    def ingest(self, name: str, *lines: str) -> None:
+        self.loader.write(f"{DAY}/{name}.jsonl", lines)
+        self.loader.ingest()
 
     def change(self, sql: str) -> None:
-        with self.intake.lake.transaction(self.intake.connection, "a test's change"):
-            self.intake.connection.execute(sql)
+        with self.loader.lake.transaction(self.loader.connection, "a test's change"):
+            self.loader.connection.execute(sql)
 
     def spent(self) -> dict[str, int]:
         return {
             customer: int(total)
-            for customer, total in self.intake.rows("SELECT customer_id, total FROM spent")
+            for customer, total in self.loader.rows("SELECT customer_id, total FROM spent")
         }
 
     def rows(self) -> list[tuple[Any, ...]]:
-        return self.intake.rows("SELECT * FROM spent ORDER BY ALL")
+        return self.loader.rows("SELECT * FROM spent ORDER BY ALL")
 
     def snapshot(self) -> int:
-        return current_snapshot(self.intake.connection)
+        return current_snapshot(self.loader.connection)
 
     def letters(self) -> dict[str, int]:
         return dict(
-            self.intake.rows(
+            self.loader.rows(
                 "SELECT key, attempts FROM consumer_dead_letters WHERE consumer = 'spending'"
             )
         )
@@ -99,11 +99,11 @@ class Spender:
 
 @pytest.fixture
 def spender(lake: Lake, settings: Settings) -> Iterator[Spender]:
-    with EventIntake.open(settings) as intake:
+    with EventLoader.open(settings) as loader:
         columns = ", ".join(f"{column.name} {column.type}" for column in SPENT.columns)
-        with intake.lake.transaction(intake.connection, "create a table"):
-            intake.connection.execute(f"CREATE TABLE lake.spent ({columns})")
-        yield Spender(intake)
+        with loader.lake.transaction(loader.connection, "create a table"):
+            loader.connection.execute(f"CREATE TABLE lake.spent ({columns})")
+        yield Spender(loader)
 
 
 def buys(number: int, customer: str, value: int, **more: Any) -> str:
@@ -111,13 +111,13 @@ def buys(number: int, customer: str, value: int, **more: Any) -> str:
 
 
 def test_what_has_changed_is_recomputed_and_nothing_else(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     first = spender.consume()
     assert first is not None
     assert (first.rebuilt, first.keys, first.inserted) == (True, ("C1", "C2"), {"spent": 2})
     assert spender.spent() == {"C1": 10, "C2": 5}
 
-    spender.take("b", buys(3, "C2", 7), buys(4, "C3", 1))
+    spender.ingest("b", buys(3, "C2", 7), buys(4, "C3", 1))
     second = spender.consume()
     assert second is not None
     assert spender.computed[1:] == [["C2", "C3"]]
@@ -132,11 +132,11 @@ def test_many_keys_are_computed_piece_by_piece(
     # A key counts one more than its rows, of which each has two.
     monkeypatch.setattr(framework, "PIECE_ROWS", 9)
     customers = [f"C{number}" for number in range(7)]
-    spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
+    spender.ingest("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
     spender.consume()
     assert spender.computed.pop() == customers
 
-    spender.take("b", *(buys(10 + number, name, 2) for number, name in enumerate(customers)))
+    spender.ingest("b", *(buys(10 + number, name, 2) for number, name in enumerate(customers)))
     breaks: list[int] = []
     consumed = spender.consume(between_pieces=lambda: breaks.append(len(spender.computed)))
 
@@ -153,9 +153,9 @@ def test_a_consumer_may_ask_for_all_keys_at_once(
 ) -> None:
     monkeypatch.setattr(framework, "PIECE_ROWS", 1)
     spender.in_pieces = False
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
-    spender.take("b", buys(3, "C1", 10), buys(4, "C2", 5))
+    spender.ingest("b", buys(3, "C1", 10), buys(4, "C2", 5))
     spender.consume()
     assert spender.computed == [["C1", "C2"]] * 2
 
@@ -165,12 +165,12 @@ def test_a_key_of_many_rows_is_not_computed_with_as_many_others(
 ) -> None:
     monkeypatch.setattr(framework, "PIECE_ROWS", 12)
     customers = [f"C{number}" for number in range(7)]
-    spender.take("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
-    spender.take("b", *(buys(10 + number, "C0", 1) for number in range(20)))
+    spender.ingest("a", *(buys(number, name, 1) for number, name in enumerate(customers)))
+    spender.ingest("b", *(buys(10 + number, "C0", 1) for number in range(20)))
     spender.consume()
     spender.computed.clear()
 
-    spender.take("c", *(buys(40 + number, name, 2) for number, name in enumerate(customers)))
+    spender.ingest("c", *(buys(40 + number, name, 2) for number, name in enumerate(customers)))
     spender.consume()
     assert sorted(chain.from_iterable(spender.computed)) == customers
     assert len(spender.computed) > 1
@@ -180,19 +180,19 @@ def test_a_key_of_many_rows_is_not_computed_with_as_many_others(
 
 
 def test_rows_of_keys_that_are_gone_go(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
-    spender.take("a", buys(1, "C1", 10), buys(5, "C5", 50))
+    spender.ingest("a", buys(1, "C1", 10), buys(5, "C5", 50))
     consumed = spender.consume()
     assert consumed is not None
     assert spender.spent() == {"C1": 10, "C5": 50}
 
 
 def test_rows_that_stay_the_same_are_not_written_again(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
     before = spender.rows()
-    spender.take("a", buys(1, "C1", 10, region="South West"), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10, region="South West"), buys(2, "C2", 5))
     consumed = spender.consume()
     assert consumed is not None
     assert consumed.key_count == 2
@@ -200,69 +200,69 @@ def test_rows_that_stay_the_same_are_not_written_again(spender: Spender) -> None
     assert spender.rows() == before
 
 
-def test_where_nothing_has_changed_nothing_is_committed_save_that_the_offset_keeps_up(
+def test_where_nothing_has_changed_nothing_is_committed_except_that_the_offset_keeps_up(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(framework, "PERSIST_AFTER", 3)
-    spender.take("a", buys(1, "C1", 10))
+    spender.ingest("a", buys(1, "C1", 10))
     spender.consume()
     snapshot = spender.snapshot()
-    offset = consumer_offset(spender.intake.connection, "spending")
+    offset = consumer_offset(spender.loader.connection, "spending")
     assert offset == snapshot - 1, "its own commit is not seen"
     assert spender.consume() is None
     spender.change("INSERT INTO lake.event_fields VALUES ('a', 'x', now())")
     assert spender.consume() is None
     assert spender.snapshot() == snapshot + 1
-    assert consumer_offset(spender.intake.connection, "spending") == offset
+    assert consumer_offset(spender.loader.connection, "spending") == offset
     spender.change("INSERT INTO lake.event_fields VALUES ('b', 'x', now())")
     assert spender.consume() is None
     assert spender.snapshot() == snapshot + 3
-    assert consumer_offset(spender.intake.connection, "spending") == snapshot + 2
+    assert consumer_offset(spender.loader.connection, "spending") == snapshot + 2
     assert len(spender.computed) == 1
 
 
 def test_an_offset_that_has_not_moved_for_long_moves(
     spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spender.take("a", buys(1, "C1", 10))
+    spender.ingest("a", buys(1, "C1", 10))
     spender.consume()
     monkeypatch.setattr(framework, "PERSIST_AGE", "INTERVAL 0 SECOND")
     seen = spender.snapshot()
     assert spender.consume() is None
-    assert consumer_offset(spender.intake.connection, "spending") == seen
+    assert consumer_offset(spender.loader.connection, "spending") == seen
 
 
-def test_offsets_are_folded_and_say_the_same(spender: Spender) -> None:
+def test_offsets_are_compacted_and_say_the_same(spender: Spender) -> None:
     for number in range(3):
-        spender.take(f"{number}", buys(number, "C1", 10))
+        spender.ingest(f"{number}", buys(number, "C1", 10))
         spender.consume()
-    connection = spender.intake.connection
+    connection = spender.loader.connection
     before = consumer_offset(connection, "spending")
     positions = "SELECT position FROM stream_offsets WHERE kind = 'consumer' AND name = 'spending'"
-    assert len(spender.intake.rows(positions)) == 3
+    assert len(spender.loader.rows(positions)) == 3
 
-    with spender.intake.lake.transaction(connection, "fold"):
+    with spender.loader.lake.transaction(connection, "fold"):
         offsets.compact(connection)
-    assert spender.intake.rows(positions) == [(before,)]
+    assert spender.loader.rows(positions) == [(before,)]
     assert consumer_offset(connection, "spending") == before
     assert spender.consume() is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_offsets_are_folded_once_they_are_many(
+def test_offsets_are_compacted_once_they_are_many(
     spender: Spender, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offsets, "COMPACT_ROWS", 2)
     for number in range(rows):
-        spender.take(f"{number}", buys(number, "C1", 10))
+        spender.ingest(f"{number}", buys(number, "C1", 10))
         spender.consume()
     # One of them stays.
-    assert offsets.is_long(spender.intake.connection) == (rows > 2)
+    assert offsets.is_long(spender.loader.connection) == (rows > 2)
 
 
 def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> None:
     assert spender.consume() is None
-    spender.take("a", buys(1, "C1", 10))
+    spender.ingest("a", buys(1, "C1", 10))
     consumed = spender.consume()
     assert consumed is not None
     assert not consumed.rebuilt
@@ -271,7 +271,7 @@ def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> 
 
 def test_a_rewind_gives_the_same_rows_and_mends_what_was_spoiled(spender: Spender) -> None:
     for line in (buys(1, "C1", 10), buys(2, "C2", 5), buys(3, "C2", 5)):
-        spender.take(f"{len(spender.computed)}", line)
+        spender.ingest(f"{len(spender.computed)}", line)
         spender.consume()
     before = spender.rows()
     spender.rewind()
@@ -290,13 +290,13 @@ def test_a_rewind_gives_the_same_rows_and_mends_what_was_spoiled(spender: Spende
 
 
 def test_compaction_hides_no_change(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
-    spender.take("b", *(buys(number, "C3", 1) for number in range(10, 30)))
-    spender.take("c", *(buys(number, "C4", 1) for number in range(30, 50)))
-    spender.take("a", buys(2, "C2", 5))
+    spender.ingest("b", *(buys(number, "C3", 1) for number in range(10, 30)))
+    spender.ingest("c", *(buys(number, "C4", 1) for number in range(30, 50)))
+    spender.ingest("a", buys(2, "C2", 5))
     for action in ("flush_inlined_data", "rewrite_data_files", "merge_adjacent_files"):
-        spender.intake.connection.execute(f"CALL ducklake_{action}('lake')")
+        spender.loader.connection.execute(f"CALL ducklake_{action}('lake')")
     consumed = spender.consume()
     assert consumed is not None
     assert not consumed.rebuilt
@@ -304,16 +304,16 @@ def test_compaction_hides_no_change(spender: Spender) -> None:
 
 
 def test_what_the_lake_has_forgotten_is_rebuilt(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
-    spender.take("a", buys(2, "C2", 5))
-    spender.take("b", buys(3, "C3", 7))
+    spender.ingest("a", buys(2, "C2", 5))
+    spender.ingest("b", buys(3, "C3", 7))
     old = list(range(spender.snapshot()))
     for call in (
         f"expire_snapshots('lake', versions => {old})",
         "cleanup_old_files('lake', cleanup_all => true)",
     ):
-        spender.intake.connection.execute(f"CALL ducklake_{call}")
+        spender.loader.connection.execute(f"CALL ducklake_{call}")
     consumed = spender.consume()
     assert consumed is not None
     assert consumed.rebuilt
@@ -323,13 +323,13 @@ def test_what_the_lake_has_forgotten_is_rebuilt(spender: Spender) -> None:
 def test_what_followed_an_offset_may_be_forgotten_though_its_own_snapshot_is_not(
     spender: Spender,
 ) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
     spender.consume()
-    offset = consumer_offset(spender.intake.connection, "spending")
+    offset = consumer_offset(spender.loader.connection, "spending")
     assert offset is not None
-    spender.take("a", buys(2, "C2", 5))
+    spender.ingest("a", buys(2, "C2", 5))
     # As of an hour with many snapshots, of which the last of each minute is kept.
-    spender.intake.connection.execute(
+    spender.loader.connection.execute(
         "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [[offset + 1]]
     )
     consumed = spender.consume()
@@ -339,25 +339,25 @@ def test_what_followed_an_offset_may_be_forgotten_though_its_own_snapshot_is_not
 
 
 def test_who_finds_that_another_worker_was_faster_steps_back(spender: Spender) -> None:
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 5))
-    with EventIntake.open(spender.intake.settings) as intake:
-        faster = Spender(intake)
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 5))
+    with EventLoader.open(spender.loader.settings) as loader:
+        faster = Spender(loader)
         spender.meanwhile = faster.consume
         assert spender.consume() is None
     assert [len(computed) for computed in (spender.computed, faster.computed)] == [1, 1]
     assert spender.spent() == {"C1": 10, "C2": 5}
-    assert spender.intake.rows("SELECT count(*) FROM spent") == [(2,)]
+    assert spender.loader.rows("SELECT count(*) FROM spent") == [(2,)]
 
 
 def test_a_rewind_and_another_rebuild_in_the_middle_of_a_rebuild_double_nothing(
     spender: Spender,
 ) -> None:
-    spender.take("a", buys(1, "C1", 10))
+    spender.ingest("a", buys(1, "C1", 10))
     spender.consume()
     spender.rewind()
     spender.change("DELETE FROM lake.spent")
-    with EventIntake.open(spender.intake.settings) as intake:
-        other = Spender(intake)
+    with EventLoader.open(spender.loader.settings) as loader:
+        other = Spender(loader)
 
         def meanwhile() -> None:
             other.consume()
@@ -365,7 +365,7 @@ def test_a_rewind_and_another_rebuild_in_the_middle_of_a_rebuild_double_nothing(
 
         spender.meanwhile = meanwhile
         assert spender.consume() is None
-    assert spender.intake.rows("SELECT customer_id FROM spent") == [("C1",)]
+    assert spender.loader.rows("SELECT customer_id FROM spent") == [("C1",)]
 
 
 def test_workers_that_follow_at_once_while_events_come_end_with_the_rows_of_one(
@@ -376,8 +376,8 @@ def test_workers_that_follow_at_once_while_events_come_end_with_the_rows_of_one(
 
     def follow() -> None:
         try:
-            with EventIntake.open(spender.intake.settings) as intake:
-                worker = Spender(intake)
+            with EventLoader.open(spender.loader.settings) as loader:
+                worker = Spender(loader)
                 last = False
                 while not last:
                     last = done.is_set()
@@ -389,21 +389,21 @@ def test_workers_that_follow_at_once_while_events_come_end_with_the_rows_of_one(
     for worker in workers:
         worker.start()
     for number in range(6):
-        spender.take(f"f{number}", buys(number, f"C{number % 2}", 1), buys(50 + number, "C9", 2))
+        spender.ingest(f"f{number}", buys(number, f"C{number % 2}", 1), buys(50 + number, "C9", 2))
     done.set()
     for worker in workers:
         worker.join()
     assert problems == []
     assert spender.spent() == {"C0": 3, "C1": 3, "C9": 12}
-    assert spender.intake.rows("SELECT count(*) FROM spent") == [(3,)]
+    assert spender.loader.rows("SELECT count(*) FROM spent") == [(3,)]
 
 
 def test_a_round_that_fails_says_whose_it_was_and_leaves_everything_as_it_was(
     spender: Spender,
 ) -> None:
-    spender.take("a", buys(1, "C1", 10))
+    spender.ingest("a", buys(1, "C1", 10))
     spender.consume()
-    spender.take("b", buys(2, "C1", 1), buys(3, "C2", 1))
+    spender.ingest("b", buys(2, "C1", 1), buys(3, "C2", 1))
     spender.poison = {"C2"}
     snapshot = spender.snapshot()
     for failures in range(framework.ATTEMPTS - 1):
@@ -419,10 +419,10 @@ def test_a_round_that_fails_says_whose_it_was_and_leaves_everything_as_it_was(
 
 def failed(spender: Spender) -> None:
     """Eight customers, of whom C2 and C5 could not be computed; C1 is there from before."""
-    spender.take("a", buys(1, "C1", 10), buys(2, "C2", 10))
+    spender.ingest("a", buys(1, "C1", 10), buys(2, "C2", 10))
     spender.consume()
     spender.poison = {"C2", "C5"}
-    spender.take("b", *(buys(10 + number, f"C{number}", 1) for number in range(8)))
+    spender.ingest("b", *(buys(10 + number, f"C{number}", 1) for number in range(8)))
     consumed = spender.consume(failures=framework.ATTEMPTS - 1)
     assert consumed is not None
     assert set(consumed.failed) == {"C2", "C5"}
@@ -439,7 +439,7 @@ def test_failing_keys_are_quarantined_and_the_others_published(spender: Spender)
 
 def test_a_quarantined_key_that_changes_again_does_not_stop_the_others(spender: Spender) -> None:
     failed(spender)
-    spender.take("c", buys(30, "C5", 1), buys(31, "C6", 1))
+    spender.ingest("c", buys(30, "C5", 1), buys(31, "C6", 1))
     consumed = spender.consume()
     assert consumed is not None
     assert set(consumed.failed) == {"C5"}
@@ -450,7 +450,7 @@ def test_a_quarantined_key_that_changes_again_does_not_stop_the_others(spender: 
 def test_a_key_that_can_be_computed_again_is_no_dead_letter_any_more(spender: Spender) -> None:
     failed(spender)
     spender.poison = {"C5"}
-    spender.take("c", buys(30, "C2", 1))
+    spender.ingest("c", buys(30, "C2", 1))
     spender.consume()
     assert spender.letters() == {"C5": 3}
     assert spender.spent()["C2"] == 12
@@ -488,7 +488,7 @@ def test_where_all_keys_fail_it_is_not_for_the_keys(
 ) -> None:
     monkeypatch.setattr(framework, "MOST_QUARANTINED", 3)
     spender.poison = {f"C{number}" for number in range(8)}
-    spender.take("a", *(buys(number, f"C{number}", 1) for number in range(8)))
+    spender.ingest("a", *(buys(number, f"C{number}", 1) for number in range(8)))
     with pytest.raises(ConsumerError):
         spender.consume(failures=framework.ATTEMPTS - 1)
     assert spender.letters() == {}
@@ -496,16 +496,16 @@ def test_where_all_keys_fail_it_is_not_for_the_keys(
 
 
 def test_the_lag_counts_the_commits_to_the_sources(spender: Spender) -> None:
-    connection = spender.intake.connection
+    connection = spender.loader.connection
 
     def lag() -> int:
         return framework.lag(connection, spender.consumer).snapshots
 
     assert framework.lag(connection, spender.consumer) == framework.Lag(0, 0.0)
-    spender.take("a", *(buys(number, "C1", 10) for number in range(20)))
+    spender.ingest("a", *(buys(number, "C1", 10) for number in range(20)))
     assert lag() == 1
     spender.change("INSERT INTO lake.event_fields VALUES ('a', 'x', now())")
-    spender.take("b", buys(20, "C2", 1))
+    spender.ingest("b", buys(20, "C2", 1))
     assert lag() == 2
     assert 0 < framework.lag(connection, spender.consumer).seconds < 3600
     spender.consume()

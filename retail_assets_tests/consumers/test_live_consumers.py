@@ -19,7 +19,7 @@ from retail_assets import tables
 from retail_assets.consumers import framework, inventory, live_orders, live_revenue
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 
 LONDON = ZoneInfo("Europe/London")
 DAY = date(2026, 10, 12)
@@ -30,16 +30,16 @@ AT = "2026-10-12T09:30:00+01:00"
 class Followers:
     """A lake whose three consumers are run one after the other."""
 
-    intake: EventIntake
+    loader: EventLoader
     numbers: Iterator[int]
 
     def follow(self) -> None:
         for consumer in self.consumers:
-            framework.consume(self.intake.lake, self.intake.connection, consumer)
+            framework.consume(self.loader.lake, self.loader.connection, consumer)
 
     def rebuild(self) -> None:
         for consumer in self.consumers:
-            framework.rewind(self.intake.lake, self.intake.connection, consumer)
+            framework.rewind(self.loader.lake, self.loader.connection, consumer)
         self.follow()
 
     @cached_property
@@ -47,12 +47,12 @@ class Followers:
         return (
             live_orders.CONSUMER,
             live_revenue.CONSUMER,
-            inventory.consumer(self.intake.settings),
+            inventory.consumer(self.loader.settings),
         )
 
-    def take(self, name: str, *lines: str) -> None:
-        self.intake.write(f"{DAY}/{name}.jsonl", lines)
-        self.intake.take()
+    def ingest(self, name: str, *lines: str) -> None:
+        self.loader.write(f"{DAY}/{name}.jsonl", lines)
+        self.loader.ingest()
         self.follow()
 
     def stock(self, products: dict[str, int | None]) -> None:
@@ -65,11 +65,11 @@ class Followers:
         )
 
     def change(self, sql: str, *parameters: Any) -> None:
-        with self.intake.lake.transaction(self.intake.connection, "a test's change"):
-            self.intake.connection.execute(sql, parameters)
+        with self.loader.lake.transaction(self.loader.connection, "a test's change"):
+            self.loader.connection.execute(sql, parameters)
 
     def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        return self.intake.rows(sql, *parameters)
+        return self.loader.rows(sql, *parameters)
 
     def level(self, product: str) -> tuple[Any, ...]:
         """Opening stock, sold, returned, stock, and whether that is low."""
@@ -95,8 +95,8 @@ class Followers:
 
 @pytest.fixture
 def followers(lake: Lake, settings: Settings) -> Iterator[Followers]:
-    with EventIntake.open(settings) as intake:
-        yield Followers(intake, count())
+    with EventLoader.open(settings) as loader:
+        yield Followers(loader, count())
 
 
 # Live revenue
@@ -115,7 +115,7 @@ def curve(followers: Followers, region: str = "North") -> list[tuple[str, int, i
 
 
 def test_revenue_grows_minute_by_minute_of_business_time(followers: Followers) -> None:
-    followers.take(
+    followers.ingest(
         "a",
         event(1, event_timestamp="2026-10-12T08:30:59Z"),
         event(2, event_timestamp=AT, order_value_gbp=5),
@@ -135,8 +135,8 @@ def test_revenue_grows_minute_by_minute_of_business_time(followers: Followers) -
 
 
 def test_late_corrected_and_retracted_events_put_their_minutes_right(followers: Followers) -> None:
-    followers.take("a", event(1, event_timestamp=AT), event(2, event_timestamp=AT))
-    followers.take(
+    followers.ingest("a", event(1, event_timestamp=AT), event(2, event_timestamp=AT))
+    followers.ingest(
         "b",
         # The order began earlier than was known; its value is still what the latest event says.
         event(10, order_id="O1", event_timestamp="2026-10-11T23:59:00", order_value_gbp=99),
@@ -157,26 +157,26 @@ def test_late_corrected_and_retracted_events_put_their_minutes_right(followers: 
         (DAY - timedelta(days=1), "North", 10),
         (DAY, "South", 7),
     ]
-    followers.take("b", event(12, order_id="O3", event_timestamp="2026-10-12T13:00:00"))
+    followers.ingest("b", event(12, order_id="O3", event_timestamp="2026-10-12T13:00:00"))
     assert curve(followers) == [("09:30", 20, 20), ("13:00", 10, 30)]
     assert curve(followers, "South") == []
 
 
 def test_a_refresh_says_which_days_it_recomputed(followers: Followers) -> None:
     def refresh() -> dict[date, int] | None:
-        lake, connection = followers.intake.lake, followers.intake.connection
+        lake, connection = followers.loader.lake, followers.loader.connection
         published = live_revenue.refresh(lake, connection)
         return None if published is None else dict(published.rows)
 
-    followers.intake.write(
+    followers.loader.write(
         f"{DAY}/a.jsonl",
         [event(1, event_timestamp=AT), event(2, event_timestamp="2026-10-13T10:00:00")],
     )
-    followers.intake.take()
+    followers.loader.ingest()
     assert refresh() == {DAY: 1, DAY + timedelta(days=1): 1}
     assert refresh() is None
-    followers.intake.write(f"{DAY}/b.jsonl", [event(3, event_timestamp=AT, region="South")])
-    followers.intake.take()
+    followers.loader.write(f"{DAY}/b.jsonl", [event(3, event_timestamp=AT, region="South")])
+    followers.loader.ingest()
     assert refresh() == {DAY: 2}
 
 
@@ -187,7 +187,7 @@ def test_stock_is_what_there_was_less_what_was_sold_plus_what_came_back(
     followers: Followers,
 ) -> None:
     followers.stock({"P1": 100, "P2": 5, "P3": None})
-    followers.take(
+    followers.ingest(
         "a",
         event(1, quantity=30),
         event(2),
@@ -202,7 +202,7 @@ def test_stock_is_what_there_was_less_what_was_sold_plus_what_came_back(
     )
     # Returned without saying what and how many: what was sold.
     back = {"order_id": "O5", "status": "returned", "event_timestamp": "2026-10-13T09:00:00"}
-    followers.take("b", event(20, product_id=None, **back))
+    followers.ingest("b", event(20, product_id=None, **back))
     assert followers.level("P1") == (100, 35, 10, 75, False)
     assert followers.level("P2") == (5, 0, 0, 5, True)
     assert followers.level("P3") == (None, 2, 0, None, False)
@@ -212,21 +212,21 @@ def test_stock_is_what_there_was_less_what_was_sold_plus_what_came_back(
 
 def test_only_orders_since_the_day_of_the_opening_stock_count(followers: Followers) -> None:
     followers.stock({"P1": 100})
-    followers.take(
+    followers.ingest(
         "a",
         event(1, quantity=30, event_timestamp="2026-10-04T23:59:00"),
         event(2, quantity=2, event_timestamp="2026-10-05T00:00:00"),
     )
     assert followers.level("P1") == (100, 2, 0, 98, False)
-    settings = followers.intake.settings.model_copy(update={"stock_date": date(2026, 10, 4)})
-    other = EventIntake(followers.intake.session, settings)
+    settings = followers.loader.settings.model_copy(update={"stock_date": date(2026, 10, 4)})
+    other = EventLoader(followers.loader.session, settings)
     Followers(other, followers.numbers).rebuild()
     assert followers.level("P1") == (100, 32, 0, 68, False)
 
 
 def test_stock_follows_the_reference_data(followers: Followers) -> None:
     followers.stock({"P1": 100, "P2": 5})
-    followers.take("a", event(1, quantity=30))
+    followers.ingest("a", event(1, quantity=30))
     followers.change("UPDATE lake.products SET stock_on_hand = 35 WHERE product_id = 'P1'")
     followers.follow()
     assert followers.level("P1") == (35, 30, 0, 5, True)
@@ -243,18 +243,18 @@ def sale(number: int, quantity: int, hour: int, **more: Any) -> str:
 
 def test_each_crossing_is_alerted_once(followers: Followers) -> None:
     followers.stock({"P1": 20, "P2": 9})
-    followers.take("a", sale(1, 10, 8), sale(9, 3, 8, product_id="P2"))
+    followers.ingest("a", sale(1, 10, 8), sale(9, 3, 8, product_id="P2"))
     assert followers.alerts() == [], "the one has enough, the other never had"
-    followers.take("b", sale(2, 4, 9), sale(3, 1, 10))
+    followers.ingest("b", sale(2, 4, 9), sale(3, 1, 10))
     assert followers.alerts() == [("E2", 6)]
     once = followers.rows("FROM stock_alerts")
-    followers.take("c", sale(4, 1, 11))
+    followers.ingest("c", sale(4, 1, 11))
     assert followers.rows("FROM stock_alerts") == once
     # It comes back, and goes again.
-    followers.take(
+    followers.ingest(
         "d", event(5, order_id="O1", status="returned", event_timestamp="2026-10-12T12:00:00")
     )
-    followers.take("e", sale(6, 5, 13))
+    followers.ingest("e", sale(6, 5, 13))
     assert followers.alerts() == [("E2", 6), ("E6", 9)]
     before = followers.everything()
     followers.rebuild()
@@ -265,15 +265,15 @@ def test_a_late_sale_moves_the_crossing_and_a_cancelled_one_takes_it_back(
     followers: Followers,
 ) -> None:
     followers.stock({"P1": 20})
-    followers.take("a", sale(1, 6, 8), sale(2, 6, 12))
+    followers.ingest("a", sale(1, 6, 8), sale(2, 6, 12))
     assert followers.alerts() == [("E2", 8)]
-    followers.take("b", sale(3, 5, 10))
+    followers.ingest("b", sale(3, 5, 10))
     assert followers.alerts() == [("E3", 9)]
     cancelled = {"order_id": "O3", "status": "cancelled", "event_timestamp": "2026-10-12T15:00:00"}
-    followers.take("c", event(4, **cancelled))
+    followers.ingest("c", event(4, **cancelled))
     assert followers.alerts() == [("E2", 8)]
     # A correction of the order is no other sale.
-    followers.take("d", sale(5, 7, 16, order_id="O2"))
+    followers.ingest("d", sale(5, 7, 16, order_id="O2"))
     assert followers.alerts() == [("E2", 7)]
 
 
@@ -358,8 +358,8 @@ def crowd(tmp_path_factory: pytest.TempPathFactory, new_lake: Any) -> Iterator[F
     """One lake for all examples: each has orders, products and a region of its own."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("crowd"))
     new_lake(settings.data_dir)
-    with EventIntake.open(settings) as intake:
-        yield Followers(intake, count())
+    with EventLoader.open(settings) as loader:
+        yield Followers(loader, count())
 
 
 def insert(followers: Followers, example: str, events: Sequence[dict[str, Any]]) -> None:
@@ -439,7 +439,7 @@ def test_events_in_any_order_and_batches_of_any_size_end_in_the_same_tables(
         if some:
             insert(crowd, example, some)
             crowd.follow()
-    low = crowd.intake.settings.low_stock_units
+    low = crowd.loader.settings.low_stock_units
     expected = model(events, stock, low)
     crowd.follow()
     assert found(crowd, example) == expected

@@ -7,7 +7,7 @@ from retail_assets import tables
 from retail_assets.consumers import live_revenue
 from retail_assets_tests.defs.automation.test_events import carry_out, requests
 from retail_assets_tests.defs.test_asset_checks import Result, red, results
-from retail_assets_tests.event_files import EventIntake, event, write_events
+from retail_assets_tests.event_files import EventLoader, event, write_events
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     DAYS,
@@ -40,14 +40,14 @@ def platform(published: Platform) -> Platform:
         [event(0, event_timestamp=AT), "null", event(0, event_timestamp=AT), "{"],
     )
     write_events(published.settings, f"{FIRST}/copy.jsonl", [event(0, event_timestamp=AT), "null"])
-    take_in(published)
+    ingest_events(published)
     return published
 
 
-def take_in(platform: Platform) -> None:
-    with EventIntake.open(platform.settings) as intake:
-        intake.take()
-        live_revenue.refresh(intake.lake, intake.connection)
+def ingest_events(platform: Platform) -> None:
+    with EventLoader.open(platform.settings) as loader:
+        loader.ingest()
+        live_revenue.refresh(loader.lake, loader.connection)
 
 
 def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckResult]:
@@ -59,7 +59,7 @@ def metadata(result: Result) -> dict[str, object]:
     return {name: value.value for name, value in result.metadata.items()}
 
 
-def test_every_check_is_green_on_what_was_taken_in(platform: Platform) -> None:
+def test_every_check_is_green_on_what_was_ingested(platform: Platform) -> None:
     evaluations = evaluate(platform)
     assert red(evaluations) == set()
     assert metadata(evaluations[ADD_UP]) == {
@@ -119,18 +119,18 @@ def test_a_run_checks_the_files_of_its_days(platform: Platform) -> None:
     assert found["lines_add_up"], "the fault lies on an earlier day"
 
 
-def test_an_unreadable_file_is_a_warning_that_names_it_until_it_is_mended(
+def test_an_unreadable_file_is_a_warning_that_names_it_until_it_is_corrected(
     platform: Platform,
 ) -> None:
     write_events(platform.settings, f"{FIRST}/bad.jsonl.gz", b"\x1f\x8b\x08")
-    take_in(platform)
+    ingest_events(platform)
     evaluations = evaluate(platform)
     assert red(evaluations) == {READABLE}
     assert evaluations[READABLE].severity == dg.AssetCheckSeverity.WARN
     (problem,) = metadata(evaluations[READABLE]).values()
     assert list(problem) == [f"{FIRST}/bad.jsonl.gz"]  # type: ignore[call-overload]
     write_events(platform.settings, f"{FIRST}/bad.jsonl.gz", [event(9, status="pending")])
-    take_in(platform)
+    ingest_events(platform)
     assert red(evaluate(platform)) == set()
 
 
@@ -138,7 +138,7 @@ def test_a_file_that_changed_is_a_warning_that_says_what_became_of_its_events(
     platform: Platform,
 ) -> None:
     write_events(platform.settings, FILE, ["null"])
-    take_in(platform)
+    ingest_events(platform)
     evaluations = evaluate(platform)
     assert red(evaluations) == {CHANGED}
     assert evaluations[CHANGED].severity == dg.AssetCheckSeverity.WARN
@@ -157,7 +157,7 @@ def test_where_stream_and_batch_differ_the_orders_behind_it_are_named(platform: 
         "2026-10-20": [event(70)],
     }.items():
         write_events(platform.settings, f"{day}/b.jsonl", events)
-    take_in(platform)
+    ingest_events(platform)
     evaluations = evaluate(platform)
     assert red(evaluations) == {AGREES}
     evaluation = evaluations[AGREES]
@@ -184,7 +184,7 @@ def test_differences_that_cancel_out_are_differences(platform: Platform) -> None
             event(50, order_value_gbp=6, event_timestamp=at, region="South"),
         ],
     )
-    take_in(platform)
+    ingest_events(platform)
     found = metadata(evaluate(platform)[AGREES])
     assert found["stream_minus_batch_gbp"] == {str(DAYS[1]): 0.0}
     assert len(found["orders"]) == 2  # type: ignore[arg-type]
@@ -194,5 +194,5 @@ def test_days_that_only_one_of_both_has_are_no_difference(platform: Platform) ->
     write_events(
         platform.settings, "2026-10-20/b.jsonl", [event(9, event_timestamp="2026-10-20T10:00:00Z")]
     )
-    take_in(platform)
+    ingest_events(platform)
     assert red(evaluate(platform)) == set()

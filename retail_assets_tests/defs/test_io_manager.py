@@ -341,7 +341,7 @@ def test_a_value_that_does_not_fit_fails_its_day_alone(lake, settings, instance)
     assert (day, "Overflow" in problem) == (FIRST, True)
 
 
-def test_a_bad_day_that_is_mended_is_materialized_by_the_next_run(lake, settings, instance):
+def test_a_bad_day_that_is_corrected_is_materialized_by_the_next_run(lake, settings, instance):
     run(settings, instance, [completed_asset(TWICE), daily_revenue], FIRST, THIRD)
     run(settings, instance, [completed_asset(GOOD), daily_revenue], SECOND)
     days = {str(FIRST), str(SECOND), str(THIRD)}

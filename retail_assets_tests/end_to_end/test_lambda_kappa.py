@@ -13,10 +13,10 @@ from retail_assets import tables
 from retail_assets.consumers import framework as feed
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.automation import batch as automation
-from retail_assets.ingest.messages.load import Received, take
+from retail_assets.ingest.messages.load import Received, ingest
 from retail_assets.ingest.repair import replay
 from retail_assets_tests.conftest import order_row, write_export_to
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     Platform,
@@ -64,9 +64,9 @@ def order(number: int, hour: int, value: float = 10, **changed) -> str:
 class Lanes:
     """A lake with both lanes at work on it."""
 
-    def __init__(self, platform: Platform, intake: EventIntake) -> None:
+    def __init__(self, platform: Platform, loader: EventLoader) -> None:
         self.platform = platform
-        self.intake = intake
+        self.loader = loader
         self.position = 0
 
     def stream(self, *payloads: str, day: date = DAY) -> None:
@@ -76,12 +76,12 @@ class Lanes:
         received = Received(
             "kafka", "orders:0", day, positions, [text.encode() for text in payloads], 0.0
         )
-        take(self.intake.session, [received])
+        ingest(self.loader.session, [received])
         self.follow()
 
     def follow(self) -> None:
         for consumer in all_consumers(self.platform.settings):
-            feed.consume(self.intake.lake, self.intake.connection, consumer)
+            feed.consume(self.loader.lake, self.loader.connection, consumer)
 
     def export(self, day: date, rows: Sequence[str]) -> None:
         """Run the night's batch over an export."""
@@ -89,14 +89,14 @@ class Lanes:
         assert self.platform.run(automation.BATCH, DAY, day, checks=True).success
 
     def revenue(self, table: str, columns: str = "") -> list[tuple[str, ...]]:
-        return self.intake.rows(
+        return self.loader.rows(
             "SELECT order_date::VARCHAR, region, total_revenue::VARCHAR, order_count"
             f"{columns} FROM {table} ORDER BY ALL"
         )
 
     def tables(self) -> dict[str, list[tuple]]:
         return {
-            table.name: self.intake.rows(
+            table.name: self.loader.rows(
                 f"SELECT {', '.join(name for name in table.column_names if name not in WHEN)}"
                 f" FROM {table.name} ORDER BY ALL"
             )
@@ -110,12 +110,12 @@ def lanes(settings, lake):
     few = {"low_stock_units": 3, "fraud_orders_in_window": 2, "fraud_window_minutes": 240}
     settings = settings.model_copy(update=few)
     write_reference(settings)
-    with open_platform(settings) as platform, EventIntake.open(settings) as intake:
+    with open_platform(settings) as platform, EventLoader.open(settings) as loader:
         assert platform.run(automation.REFERENCE).success
-        yield Lanes(platform, intake)
+        yield Lanes(platform, loader)
 
 
-def test_both_lanes_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lanes):
+def test_both_pipelines_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lanes):
     # During the day: a duplicate, a correction, a cancellation, a bad one, and one out of order.
     lanes.stream(order(1, 9), order(2, 11, 20, region="South"), "{")
     lanes.stream(order(1, 9), order(3, 10, 5), order(12, 12, 25, of=2, region="South"))
@@ -163,12 +163,12 @@ def test_both_lanes_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lanes):
     live = lanes.tables()
     assert all(live.values()), "each table has something to lose"
     for day in (DAY, NEXT):
-        assert replay.check_day(lanes.intake.session, day) == []
+        assert replay.check_day(lanes.loader.session, day) == []
     for table in DERIVED:
         lanes.platform.change(f"DELETE FROM lake.{table.name}")
     for day in (DAY, NEXT):
-        replay.replay_day(lanes.intake.session, day)
+        replay.replay_day(lanes.loader.session, day)
     for consumer in all_consumers(lanes.platform.settings):
-        feed.rewind(lanes.intake.lake, lanes.intake.connection, consumer)
+        feed.rewind(lanes.loader.lake, lanes.loader.connection, consumer)
     lanes.follow()
     assert lanes.tables() == live

@@ -12,11 +12,11 @@ from retail_assets.ingest.events.session import EventSession
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 
-SMALL = ReadLimits(block_bytes=400, portion_bytes=1200, line_bytes=0)
+SMALL = ReadLimits(block_bytes=400, chunk_bytes=1200, line_bytes=0)
 """Bytes: three lines, and nine."""
 
 
-def take_in(settings: Settings, *files: str) -> None:
+def ingest_events(settings: Settings, *files: str) -> None:
     """Take in some event files, by default all that are pending, and bring live revenue up."""
     _take_in(settings, [files or list(pending_event_files(settings).files)])
 
@@ -42,4 +42,4 @@ def race(settings: Settings, started: str, name: int, racers: int) -> None:
     while len(list(barrier.iterdir())) < racers:
         time.sleep(0.001)
     # From different ends: what one has just taken in, another comes to.
-    take_in(settings, *(pending if name % 2 else reversed(pending)))
+    ingest_events(settings, *(pending if name % 2 else reversed(pending)))

@@ -60,7 +60,7 @@ def without_versions(settings: Settings) -> dict[str, list[tuple[object, ...]]]:
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_exports_of_different_days_taken_in_at_once_give_the_tables_of_one_after_the_other(
+def test_exports_of_different_days_ingested_at_once_give_the_tables_of_one_after_the_other(
     tmp_path, new_lake
 ):
     calm, busy = (Settings(data_dir=tmp_path / name, threads=1) for name in ("calm", "busy"))
@@ -78,7 +78,7 @@ def test_exports_of_different_days_taken_in_at_once_give_the_tables_of_one_after
     assert without_versions(busy) == without_versions(calm)
 
 
-def test_days_taken_in_together_give_the_tables_of_one_after_the_other(tmp_path, new_lake):
+def test_days_ingested_together_give_the_tables_of_one_after_the_other(tmp_path, new_lake):
     days = DAYS[:3]
     together, alone, backwards = (
         Settings(data_dir=tmp_path / name, threads=1) for name in ("together", "alone", "backwards")

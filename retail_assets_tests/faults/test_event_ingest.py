@@ -11,7 +11,7 @@ from retail_assets.settings import Settings
 from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.faults.batch import contents
 from retail_assets_tests.faults.boundaries import run_undisturbed, run_watched
-from retail_assets_tests.faults.ingestion import SMALL, one_by_one, race, take_in
+from retail_assets_tests.faults.ingestion import SMALL, ingest_events, one_by_one, race
 from retail_assets_tests.faults.kill import Walk, copy, do
 from retail_assets_tests.processes import finish, start
 
@@ -77,7 +77,7 @@ def first_day(tmp_path_factory, new_lake) -> Settings:
 def next_day(tmp_path_factory, first_day) -> Settings:
     """The lake with the first files taken in, and the later ones."""
     settings = copy(first_day, tmp_path_factory.mktemp("next") / "data")
-    do(take_in, settings)
+    do(ingest_events, settings)
     later_files(settings)
     return settings
 
@@ -120,7 +120,7 @@ def assert_balanced(settings: Settings) -> None:
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory, next_day) -> Walk:
-    return Walk.of(take_in, (), next_day, tmp_path_factory.mktemp("walk"))
+    return Walk.of(ingest_events, (), next_day, tmp_path_factory.mktemp("walk"))
 
 
 @pytest.mark.slow
@@ -138,12 +138,12 @@ def test_killed_in_the_middle_of_a_commit_the_next_ingest_gives_the_same_tables(
 
 def test_a_second_ingest_commits_nothing_but_that_a_file_still_cannot_be_read(next_day, tmp_path):
     settings = copy(next_day, tmp_path / "twice")
-    do(take_in, settings)
+    do(ingest_events, settings)
     expected = contents(settings)
     assert_balanced(settings)
     report = tmp_path / "boundaries"
     values = settings.model_dump()
-    assert finish([start(run_watched, take_in, values, (), str(report))]) == [0]
+    assert finish([start(run_watched, ingest_events, values, (), str(report))]) == [0]
     assert {name.partition(" of ")[2] for name in report.read_text().splitlines()} == {
         "ingest event files"
     }
@@ -153,7 +153,7 @@ def test_a_second_ingest_commits_nothing_but_that_a_file_still_cannot_be_read(ne
 @pytest.mark.slow
 def test_several_that_take_the_same_files_in_at_once_give_the_tables_of_one(next_day, tmp_path):
     calm = copy(next_day, tmp_path / "calm")
-    do(take_in, calm)
+    do(ingest_events, calm)
     busy = copy(next_day, tmp_path / "busy")
     started = tmp_path / "started"
     started.mkdir()
@@ -166,12 +166,12 @@ def test_several_that_take_the_same_files_in_at_once_give_the_tables_of_one(next
     assert_balanced(busy)
 
 
-def test_files_taken_in_one_by_one_in_any_order_give_the_tables_of_all_at_once(first_day, tmp_path):
+def test_files_ingested_one_by_one_in_any_order_give_the_tables_of_all_at_once(first_day, tmp_path):
     together = copy(first_day, tmp_path / "together")
     later_files(together)
     Path(together.events_location, "2026-10-14/broken.jsonl.gz").unlink()
     copies = [copy(together, tmp_path / str(n)) for n in range(3)]
-    do(take_in, together)
+    do(ingest_events, together)
     assert_balanced(together)
     files = [
         str(path.relative_to(together.events_location))

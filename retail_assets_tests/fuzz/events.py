@@ -37,7 +37,7 @@ with atheris.instrument_imports(
     from retail_assets.ingest.event_files import content_hash, json_documents
     from retail_assets.ingest.event_files import decoding as event_content
     from retail_assets.ingest.event_files import reader as event_reader
-    from retail_assets.ingest.event_files.reader import Portion, ReadLimits
+    from retail_assets.ingest.event_files.reader import Chunk, ReadLimits
     from retail_assets.ingest.events import lines as event_lines
     from retail_assets.ingest.events.lines import BOM
     from retail_assets.ingest.ledgers.event_files import DOCUMENTS, OPEN, VALUES, Progress
@@ -124,7 +124,7 @@ def lower_limits() -> None:
 
 
 class Judge:
-    """The connection that lines are judged with."""
+    """The connection that lines are validated with."""
 
     def __init__(self) -> None:
         self.inputs = 0
@@ -140,10 +140,10 @@ class Judge:
             "CREATE TABLE lines (line_no BIGINT, received_date DATE, received_at TIMESTAMPTZ,"
             " payload VARCHAR, defect VARCHAR)"
         )
-        judged = events.judge(
+        validated = events.validate(
             nw.from_native(self.connection.sql(duckdb_events.parsed("lines")))
         ).to_native()
-        execute(f"PREPARE judge AS SELECT line_no, reason, field FROM ({judged.sql_query()})")
+        execute(f"PREPARE validate AS SELECT line_no, reason, field FROM ({validated.sql_query()})")
         execute("CREATE TABLE valid (line_no BIGINT, payload VARCHAR)")
         execute(f"PREPARE identify AS {duckdb_events.flat_content_ids('valid')}")
 
@@ -171,7 +171,7 @@ class Judge:
                 " unnest(?::VARCHAR[]), unnest(?::VARCHAR[])",
                 [len(texts), texts, defects],
             )
-            found = execute("EXECUTE judge").fetchall()
+            found = execute("EXECUTE validate").fetchall()
             assert sorted(number for number, _, _ in found) == list(range(len(texts)))
             for number, reason, field in found:
                 assert reason is None or reason in events.REASONS, reason
@@ -201,25 +201,27 @@ class Judge:
 
 def check_file(content: bytes, ways: bytes) -> pa.Table:
     """Read a file at once and in other ways; all come to the same lines, which hold all of it."""
-    packed = bool(ways[0] & 1)
+    compressed = bool(ways[0] & 1)
     limits = sized(4096, 1000)
-    whole = lines_of(content, Progress(), limits, packed=packed)
+    whole = lines_of(content, Progress(), limits, compressed=compressed)
     limits = sized(BLOCKS[ways[0] >> 1 & 7], PORTION_LINES[ways[0] >> 4 & 3])
-    assert same(whole, lines_of(content, Progress(), limits, packed=packed))
+    assert same(whole, lines_of(content, Progress(), limits, compressed=compressed))
     if whole is None:
         return to_arrow([])
-    lines, portions = whole
-    check_complete(content, lines, portions, packed=packed)
-    twice = lines_of(content, portions[-1].progress, limits, packed=packed)
+    lines, chunks = whole
+    check_complete(content, lines, chunks, compressed=compressed)
+    twice = lines_of(content, chunks[-1].progress, limits, compressed=compressed)
     assert twice is not None
     assert twice[0].num_rows == 0, "reading twice gives nothing more"
     # What is there at first may be any part of it, and somebody is writing to it.
     first_size = int.from_bytes(ways[1:3], "big") % (len(content) + 1)
-    before = lines_of(content[:first_size], Progress(), limits, packed=packed, still=False)
+    before = lines_of(
+        content[:first_size], Progress(), limits, compressed=compressed, settled=False
+    )
     if before is not None:
-        after = lines_of(content, before[1][-1].progress, limits, packed=packed)
+        after = lines_of(content, before[1][-1].progress, limits, compressed=compressed)
         assert after is not None
-        if any(portion.restarted for portion in after[1]):
+        if any(chunk.restarted for chunk in after[1]):
             assert same(after, whole)
         else:
             together = pa.concat_tables([before[0], after[0]])
@@ -230,33 +232,37 @@ def check_file(content: bytes, ways: bytes) -> pa.Table:
 def sized(block: int, lines: int) -> ReadLimits:
     """Limits of the reader; sets those of what unpacks a file."""
     event_content.BLOCK_BYTES = max(block, 16)
-    return ReadLimits(block_bytes=block, document_block_bytes=block, portion_lines=lines)
+    return ReadLimits(block_bytes=block, document_block_bytes=block, chunk_lines=lines)
 
 
-Read = tuple[pa.Table, list[Portion]]
+Read = tuple[pa.Table, list[Chunk]]
 
 
 def lines_of(
-    content: bytes, known: Progress, limits: ReadLimits, *, packed: bool, still: bool = True
+    content: bytes, known: Progress, limits: ReadLimits, *, compressed: bool, settled: bool = True
 ) -> Read | None:
     """The lines that are read of a file; None if it is refused."""
     try:
-        portions = list(
+        chunks = list(
             event_reader.read_new(
-                lambda: io.BytesIO(content), packed=packed, known=known, still=still, limits=limits
+                lambda: io.BytesIO(content),
+                compressed=compressed,
+                known=known,
+                settled=settled,
+                limits=limits,
             )
         )
     except RetailAssetsError:
         return None
-    assert portions[-1].last
-    assert not any(portion.last for portion in portions[:-1])
-    assert not still or portions[-1].progress.last_line != OPEN
-    return to_arrow(portions), portions
+    assert chunks[-1].last
+    assert not any(chunk.last for chunk in chunks[:-1])
+    assert not settled or chunks[-1].progress.last_line != OPEN
+    return to_arrow(chunks), chunks
 
 
-def to_arrow(portions: list[Portion]) -> pa.Table:
-    tables = [event_lines.to_arrow(portion.data, portion.cut) for portion in portions]
-    assert [table.num_rows for table in tables] == [portion.lines for portion in portions]
+def to_arrow(chunks: list[Chunk]) -> pa.Table:
+    tables = [event_lines.to_arrow(chunk.data, chunk.cut) for chunk in chunks]
+    assert [table.num_rows for table in tables] == [chunk.lines for chunk in chunks]
     return pa.concat_tables(tables or [event_lines.to_arrow(b"")])
 
 
@@ -267,20 +273,22 @@ def same(one: Read | None, other: Read | None) -> bool:
 
 
 def check_complete(
-    content: bytes, lines: pa.Table, portions: list[Portion], *, packed: bool
+    content: bytes, lines: pa.Table, chunks: list[Chunk], *, compressed: bool
 ) -> None:
     """The lines hold what the file holds, by a count of its bytes."""
-    with event_content.opened(lambda: io.BytesIO(content), packed=packed, still=True) as opened:
+    with event_content.opened(
+        lambda: io.BytesIO(content), compressed=compressed, settled=True
+    ) as opened:
         assert opened is not None
         text = b""
         while block := opened.read(4096):
             text += block
-    assert portions[-1].progress.bytes_taken == len(text)
-    assert portions[-1].progress.lines == lines.num_rows
-    if any(portion.cut for portion in portions):
+    assert chunks[-1].progress.bytes_taken == len(text)
+    assert chunks[-1].progress.lines == lines.num_rows
+    if any(chunk.cut for chunk in chunks):
         return
-    data = b"".join(portion.data for portion in portions)
-    checkpoint = portions[-1].progress.checkpoint
+    data = b"".join(chunk.data for chunk in chunks)
+    checkpoint = chunks[-1].progress.checkpoint
     expected = [line.removeprefix(BOM) for line in text.split(b"\n")]
     may_be_batches = any(line.startswith(b"[") or b"}{" in line for line in expected)
     if checkpoint in (DOCUMENTS, VALUES) or may_be_batches:

@@ -44,7 +44,7 @@ LIMITS = Limits(columns=20, header_bytes=500, line_bytes=1_500)
 INPUTS = 1_000
 """How many go through one connection."""
 
-PLAIN, PACKED, SPOILT, BESIDE = b"pgz+"
+PLAIN, COMPRESSED, SPOILT, BESIDE = b"pgz+"
 """A file as it is; one that gzip makes of it; one called so; one that is read with another."""
 
 
@@ -82,14 +82,16 @@ WORDS = (
 
 def seeds() -> Iterator[bytes]:
     for text in TEXTS:
-        for kind in (PLAIN, PACKED, BESIDE):
+        for kind in (PLAIN, COMPRESSED, BESIDE):
             yield bytes([kind]) + text.encode()
         yield bytes([PLAIN]) + text.encode("utf-16")
-    packed = gzip.compress(TEXTS[3].encode(), mtime=0)
-    yield from (bytes([SPOILT]) + data for data in (packed, packed[:-9], packed + packed))
+    compressed = gzip.compress(TEXTS[3].encode(), mtime=0)
+    yield from (
+        bytes([SPOILT]) + data for data in (compressed, compressed[:-9], compressed + compressed)
+    )
 
 
-class Intake:
+class ExportReader:
     """A folder of exports, and the connection that they are staged in."""
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +101,7 @@ class Intake:
         self._connect()
 
     def _connect(self) -> None:
-        """Begin anew, so that what DuckDB keeps of rows that were deleted does not add up."""
+        """Connect again, so that what DuckDB keeps of rows that were deleted does not add up."""
         self.connection = duckdb.connect(config={"threads": 1})
         self.connection.execute("SET TimeZone = 'Europe/London'")
         self.staging = staging._Staging(self.lake, self.connection, 3, None)
@@ -113,9 +115,9 @@ class Intake:
             self.connection.close()
             self._connect()
         kind, content = (data[0], data[1:]) if data else (PLAIN, b"")
-        packed = kind in (PACKED, SPOILT)
-        path = self.folder / f"orders_{DAY:%Y_%m_%d}.csv{'.gz' if packed else ''}"
-        path.write_bytes(gzip.compress(content, 1) if kind == PACKED else content)
+        compressed = kind in (COMPRESSED, SPOILT)
+        path = self.folder / f"orders_{DAY:%Y_%m_%d}.csv{'.gz' if compressed else ''}"
+        path.write_bytes(gzip.compress(content, 1) if kind == COMPRESSED else content)
         files = []
         try:
             file = inspect(locate(self.folder, DAY), LIMITS)
@@ -197,7 +199,7 @@ def header_of(content: str) -> str:
 
 def main() -> None:
     folder = folder_for("exports")
-    fuzz(Intake(folder / "scratch").check, folder, seeds(), WORDS)
+    fuzz(ExportReader(folder / "scratch").check, folder, seeds(), WORDS)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     st.text("'\"\n:{}( aE", max_size=9),
     st.text("'\"\n:{}( aE", max_size=9),
 )
-def test_a_payload_that_speaks_of_the_disk_is_at_fault_itself(connection, sql, sign, before, after):
+def test_a_payload_that_speaks_of_the_disk_is_blamed_itself(connection, sql, sign, before, after):
     payload = f"{before}{sign}{after}{{"  # no JSON, whatever is around
     with pytest.raises(duckdb.Error) as failed:
         connection.execute(sql, [payload]).fetchall()
@@ -94,7 +94,7 @@ def test_a_payload_that_speaks_of_the_disk_is_at_fault_itself(connection, sql, s
     ),
     st.sampled_from(CLAIMS),
 )
-def test_what_the_lake_runs_on_is_at_fault_though_its_error_quotes_a_payload(error, claim):
+def test_what_the_lake_runs_on_is_blamed_though_its_error_quotes_a_payload(error, claim):
     assert not is_of_the_data(error(claim))
     assert not is_of_the_data(error(f'Failed to execute query "INSERT ... {claim}": no answer'))
 
@@ -112,7 +112,7 @@ def test_an_error_of_the_disk_or_memory_that_duckdb_wraps_is_none_of_the_data(co
     assert not is_of_the_data(failed.value)
 
 
-def test_a_payload_that_is_no_unicode_is_at_fault_and_a_lack_of_threads_is_not(connection):
+def test_a_payload_that_is_no_unicode_is_blamed_and_a_lack_of_threads_is_not(connection):
     with pytest.raises(RuntimeError) as failed:
         connection.execute("SELECT ?", ["\ud800 can't start new thread"])
     assert is_of_the_data(failed.value)

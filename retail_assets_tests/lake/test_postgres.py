@@ -154,7 +154,7 @@ def write_exports(settings: Settings) -> None:
         os.utime(path, (0, 0))
 
 
-def test_the_batch_lane_gives_the_same_tables_as_with_an_sqlite_catalog(
+def test_the_batch_pipeline_gives_the_same_tables_as_with_an_sqlite_catalog(
     settings, tmp_path, new_lake
 ):
     small = Settings(data_dir=tmp_path / "sqlite")

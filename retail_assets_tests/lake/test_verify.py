@@ -28,7 +28,7 @@ from retail_assets.lake.verify import verify
 from retail_assets.settings import Settings
 from retail_assets_tests.cli.test_cli import Command
 from retail_assets_tests.conftest import order_row, write_export_to
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, DAYS, FIRST, published_platform
 
 pytestmark = DAGSTER_CALLS_ITSELF
@@ -48,13 +48,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with orders, events and consumers, all of whose rows are in files."""
     folder = tmp_path_factory.mktemp("verified")
     settings = Settings(data_dir=folder)
-    with published_platform(settings, tmp_path_factory), EventIntake.open(settings) as intake:
-        intake.write(f"{EVENT_DAY}/a.jsonl", [event(1), event(2, order_value_gbp=700), "no event"])
-        intake.take()
+    with published_platform(settings, tmp_path_factory), EventLoader.open(settings) as loader:
+        loader.write(f"{EVENT_DAY}/a.jsonl", [event(1), event(2, order_value_gbp=700), "no event"])
+        loader.ingest()
         for consumer in all_consumers(settings):
-            consume(intake.lake, intake.connection, consumer)
-        maintain(intake.lake, keep_days=30)
-        note_new_files(intake.lake, intake.connection)
+            consume(loader.lake, loader.connection, consumer)
+        maintain(loader.lake, keep_days=30)
+        note_new_files(loader.lake, loader.connection)
     return folder
 
 
@@ -190,12 +190,12 @@ def test_a_checksum_is_noted_for_each_new_file_and_only_for_those(
     monkeypatch.setattr(
         FileStore, "open", lambda store, file: opened.append(file.id) or open_file(store, file)
     )
-    with EventIntake.open(settings) as intake:
-        intake.write(f"{EVENT_DAY}/b.jsonl", [event(n) for n in range(10, 40)])
-        intake.take()
+    with EventLoader.open(settings) as loader:
+        loader.write(f"{EVENT_DAY}/b.jsonl", [event(n) for n in range(10, 40)])
+        loader.ingest()
         fresh = len(named(whole)) - known
         assert fresh > 0
-        note_new_files(whole, intake.connection)
+        note_new_files(whole, loader.connection)
     # Others would be read if the cost followed the lake.
     assert opened == sorted(file.id for file in named(whole))[-fresh:]
     with opened_notes(whole) as notes:
@@ -347,19 +347,19 @@ def back_up(settings: Settings, copy: Path, meanwhile: Callable[[], None]) -> No
 def test_a_backup_that_is_restored_elsewhere_goes_on_where_it_was(
     whole: Lake, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with EventIntake.open(settings) as intake:
-        intake.write(f"{EVENT_DAY}/b.jsonl", [event(n) for n in range(10, 40)])
-        intake.take()
+    with EventLoader.open(settings) as loader:
+        loader.write(f"{EVENT_DAY}/b.jsonl", [event(n) for n in range(10, 40)])
+        loader.ingest()
         before = rows(whole)
 
         def meanwhile() -> None:
-            intake.write(f"{EVENT_DAY}/c.jsonl", [event(n) for n in range(40, 80)])
-            intake.take()
+            loader.write(f"{EVENT_DAY}/c.jsonl", [event(n) for n in range(40, 80)])
+            loader.ingest()
             maintain(whole, keep_days=30)
 
         elsewhere = Settings(data_dir=tmp_path_factory.mktemp("elsewhere"))
         back_up(settings, elsewhere.data_dir, meanwhile)
-        newest = intake.tables()
+        newest = loader.tables()
     shutil.copytree(settings.data_dir / "events", elsewhere.data_dir / "events")
     for name in ("lake", "events"):
         shutil.rmtree(settings.data_dir / name)
@@ -367,12 +367,12 @@ def test_a_backup_that_is_restored_elsewhere_goes_on_where_it_was(
     restored = Lake.from_settings(elsewhere)
     assert verify(restored, deep=True).damages == ()
     assert rows(restored) == before
-    with EventIntake.open(elsewhere) as intake:
+    with EventLoader.open(elsewhere) as loader:
         # What came after the backup comes again, once.
-        assert {path: file.outcome for path, file in intake.take().files.items()} == {
+        assert {path: file.outcome for path, file in loader.ingest().files.items()} == {
             f"{EVENT_DAY}/c.jsonl": "new"
         }
-        assert intake.tables() == newest
+        assert loader.tables() == newest
         write_export_to(elsewhere.exports_dir, DAYS[0], [order_row("O9", DAYS[0])])
     maintain(restored, keep_days=30)
     assert verify(restored, deep=True).damages == ()

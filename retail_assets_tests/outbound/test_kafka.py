@@ -19,7 +19,7 @@ from retail_assets.outbound import kafka as publishing
 from retail_assets.outbound.kafka import Produced, ProduceError, TopicProducer, outbound_topics
 from retail_assets.outbound.strict_json import strict
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from tools.broker import Broker, durable_broker, running_broker
 
 pytestmark = pytest.mark.processes
@@ -41,9 +41,9 @@ def broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
-def intake(settings: Settings, lake: Lake, broker: Broker) -> Iterator[EventIntake]:
-    with EventIntake.open(from_beginning(settings, broker)) as intake:
-        yield intake
+def loader(settings: Settings, lake: Lake, broker: Broker) -> Iterator[EventLoader]:
+    with EventLoader.open(from_beginning(settings, broker)) as loader:
+        yield loader
 
 
 def from_beginning(settings: Settings, broker: Broker, **changed: Any) -> Settings:
@@ -56,23 +56,23 @@ def from_beginning(settings: Settings, broker: Broker, **changed: Any) -> Settin
     return settings.model_copy(update=update | changed)
 
 
-def producer(intake: EventIntake, name: str = OFFSET, **changed: Any) -> TopicProducer:
-    settings = intake.settings.model_copy(update=changed)
+def producer(loader: EventLoader, name: str = OFFSET, **changed: Any) -> TopicProducer:
+    settings = loader.settings.model_copy(update=changed)
     (found,) = [each for each in outbound_topics(settings) if each.name == name]
     return TopicProducer(settings, found)
 
 
-def produce(intake: EventIntake, name: str = OFFSET, **changed: Any) -> Produced | None:
+def produce(loader: EventLoader, name: str = OFFSET, **changed: Any) -> Produced | None:
     """One round of a producer that has just started."""
-    started = producer(intake, name, **changed)
+    started = producer(loader, name, **changed)
     try:
-        return started.produce(intake.lake, intake.connection)
+        return started.produce(loader.lake, loader.connection)
     finally:
         started.close()
 
 
-def offset(intake: EventIntake) -> int | None:
-    return consumer_offset(intake.connection, OFFSET)
+def offset(loader: EventLoader) -> int | None:
+    return consumer_offset(loader.connection, OFFSET)
 
 
 def messages(broker: Broker, topic: str = TOPIC) -> list[tuple[str, str, dict[str, Any] | None]]:
@@ -115,12 +115,12 @@ def changes(broker: Broker) -> list[tuple[str, str]]:
     return [(key, change) for key, change, _ in messages(broker)]
 
 
-def test_an_event_is_sent_with_all_that_is_known_of_it(intake: EventIntake, broker: Broker) -> None:
-    intake.write(
+def test_an_event_is_sent_with_all_that_is_known_of_it(loader: EventLoader, broker: Broker) -> None:
+    loader.write(
         f"{DAY}/a.jsonl", [event(1, event_timestamp="2026-10-12T10:30:00+01:00", gift={"to": "x"})]
     )
-    intake.take()
-    produce(intake)
+    loader.ingest()
+    produce(loader)
     ((key, change, value),) = messages(broker)
     assert (key, change) == ("E1", "snapshot")
     assert value is not None
@@ -151,14 +151,14 @@ def test_an_event_is_sent_with_all_that_is_known_of_it(intake: EventIntake, brok
     }
 
 
-def test_what_is_sent_is_strict_json(intake: EventIntake, broker: Broker) -> None:
+def test_what_is_sent_is_strict_json(loader: EventLoader, broker: Broker) -> None:
     odd = (
         '{"a": NaN, "b": [-Infinity, 1e400, 1e5], "c": {"b": 1, "b": 2},'
         ' "d": 1234567890123456789012}'
     )
-    intake.write(f"{DAY}/a.jsonl", [event(1).replace("}", f', "odd": {odd}}}')])
-    intake.take()
-    produce(intake)
+    loader.write(f"{DAY}/a.jsonl", [event(1).replace("}", f', "odd": {odd}}}')])
+    loader.ingest()
+    produce(loader)
     ((_, _, value),) = messages(broker)
     assert value is not None
     assert value["extra"] == {
@@ -230,39 +230,39 @@ class Pairs(list[tuple[str, Any]]):
     """The names and values of a JSON object, as they stand there."""
 
 
-def test_each_round_sends_what_came_since_the_last(intake: EventIntake, broker: Broker) -> None:
+def test_each_round_sends_what_came_since_the_last(loader: EventLoader, broker: Broker) -> None:
     for first in (1, 3):
-        intake.write(f"{DAY}/{first}.jsonl", [event(first), event(first + 1)])
-        intake.take()
-        done = produce(intake)
+        loader.write(f"{DAY}/{first}.jsonl", [event(first), event(first + 1)])
+        loader.ingest()
+        done = produce(loader)
         assert done is not None
         assert (done.rows, done.tombstones, done.complete) == (2, 0, True)
-        assert produce(intake) is None
+        assert produce(loader) is None
     assert changes(broker) == [
         *(("E1", "snapshot"), ("E2", "snapshot")),
         *(("E3", "insert"), ("E4", "insert")),
     ]
 
 
-def test_from_now_on_means_nothing_of_what_was_before(intake: EventIntake, broker: Broker) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
-    intake.take()
-    assert produce(intake, publish_from="now") is None
-    intake.write(f"{DAY}/b.jsonl", [event(2)])
-    intake.take()
-    produce(intake, publish_from="now")
+def test_from_now_on_means_nothing_of_what_was_before(loader: EventLoader, broker: Broker) -> None:
+    loader.write(f"{DAY}/a.jsonl", [event(1)])
+    loader.ingest()
+    assert produce(loader, publish_from="now") is None
+    loader.write(f"{DAY}/b.jsonl", [event(2)])
+    loader.ingest()
+    produce(loader, publish_from="now")
     assert changes(broker) == [("E2", "insert")]
 
 
-def test_an_event_that_was_taken_back_is_a_tombstone_and_one_that_changed_an_update(
-    intake: EventIntake, broker: Broker
+def test_an_event_that_was_retracted_is_a_tombstone_and_one_that_changed_an_update(
+    loader: EventLoader, broker: Broker
 ) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1), event(2)])
-    intake.take()
-    produce(intake)
-    intake.write(f"{DAY}/a.jsonl", [event(2, order_value_gbp=20), event(3), ""])
-    intake.take()
-    done = produce(intake)
+    loader.write(f"{DAY}/a.jsonl", [event(1), event(2)])
+    loader.ingest()
+    produce(loader)
+    loader.write(f"{DAY}/a.jsonl", [event(2, order_value_gbp=20), event(3), ""])
+    loader.ingest()
+    done = produce(loader)
     assert done is not None
     assert (done.rows, done.tombstones) == (2, 1)
     last = {key: (change, value) for key, change, value in messages(broker)}
@@ -273,12 +273,12 @@ def test_an_event_that_was_taken_back_is_a_tombstone_and_one_that_changed_an_upd
     assert last["E3"][0] == "insert"
 
 
-def test_many_changes_of_an_event_are_one_message(intake: EventIntake, broker: Broker) -> None:
-    produce(intake)
+def test_many_changes_of_an_event_are_one_message(loader: EventLoader, broker: Broker) -> None:
+    produce(loader)
     for value in (10, 200, 3000):
-        intake.write(f"{DAY}/a.jsonl", [event(1, order_value_gbp=value)])
-        intake.take()
-    produce(intake)
+        loader.write(f"{DAY}/a.jsonl", [event(1, order_value_gbp=value)])
+        loader.ingest()
+    produce(loader)
     ((key, _, value),) = messages(broker)
     assert key == "E1"
     assert value is not None
@@ -286,10 +286,10 @@ def test_many_changes_of_an_event_are_one_message(intake: EventIntake, broker: B
 
 
 def test_a_crash_before_the_offset_moves_sends_again(
-    intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    loader: EventLoader, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1), event(2)])
-    intake.take()
+    loader.write(f"{DAY}/a.jsonl", [event(1), event(2)])
+    loader.ingest()
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
@@ -297,44 +297,44 @@ def test_a_crash_before_the_offset_moves_sends_again(
     with monkeypatch.context() as patch:
         patch.setattr(publishing, "move_consumer", crash)
         with pytest.raises(KeyboardInterrupt):
-            produce(intake)
-    assert offset(intake) is None
-    produce(intake)
+            produce(loader)
+    assert offset(loader) is None
+    produce(loader)
     assert changes(broker) == [("E1", "snapshot"), ("E2", "snapshot")] * 2
 
 
-def test_a_round_that_is_stopped_moves_no_offset(intake: EventIntake, broker: Broker) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
-    intake.take()
-    stopped = producer(intake)
-    assert stopped.produce(intake.lake, intake.connection, stop=lambda: True) is None
-    assert offset(intake) is None
-    assert stopped.produce(intake.lake, intake.connection) is not None
+def test_a_round_that_is_stopped_moves_no_offset(loader: EventLoader, broker: Broker) -> None:
+    loader.write(f"{DAY}/a.jsonl", [event(1)])
+    loader.ingest()
+    stopped = producer(loader)
+    assert stopped.produce(loader.lake, loader.connection, stop=lambda: True) is None
+    assert offset(loader) is None
+    assert stopped.produce(loader.lake, loader.connection) is not None
     stopped.close()
     assert ("E1", "snapshot") in changes(broker)
 
 
-def test_a_portion_is_some_commits_and_the_next_goes_on(
-    intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+def test_a_chunk_is_some_commits_and_the_next_goes_on(
+    loader: EventLoader, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "MOST_SNAPSHOTS", 2)
-    produce(intake, publish_from="now")
+    produce(loader, publish_from="now")
     for number in range(5):
-        intake.write(f"{DAY}/{number}.jsonl", [event(number)])
-        intake.take()
-    rounds = producer(intake)
+        loader.write(f"{DAY}/{number}.jsonl", [event(number)])
+        loader.ingest()
+    rounds = producer(loader)
     complete = []
-    while (done := rounds.produce(intake.lake, intake.connection)) is not None:
+    while (done := rounds.produce(loader.lake, loader.connection)) is not None:
         complete.append(done.rows)
     rounds.close()
     assert len(complete) > 1
     assert changes(broker) == [(f"E{number}", "insert") for number in range(5)]
 
 
-def test_more_rows_than_the_client_holds_are_all_sent(intake: EventIntake, broker: Broker) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(number) for number in range(7_000)])
-    intake.take()
-    done = produce(intake, kafka_options={"queue.buffering.max.messages": 100})
+def test_more_rows_than_the_client_holds_are_all_sent(loader: EventLoader, broker: Broker) -> None:
+    loader.write(f"{DAY}/a.jsonl", [event(number) for number in range(7_000)])
+    loader.ingest()
+    done = produce(loader, kafka_options={"queue.buffering.max.messages": 100})
     assert done is not None
     assert done.rows == 7_000
     assert {key for key, _ in changes(broker)} == {f"E{number}" for number in range(7_000)}
@@ -342,49 +342,49 @@ def test_more_rows_than_the_client_holds_are_all_sent(intake: EventIntake, broke
 
 @pytest.mark.parametrize("forgotten", [slice(0, 1), slice(1, 2), slice(0, None)])
 def test_what_the_lake_has_forgotten_is_sent_whole(
-    intake: EventIntake, broker: Broker, forgotten: slice
+    loader: EventLoader, broker: Broker, forgotten: slice
 ) -> None:
-    produce(intake)
-    seen = offset(intake)
+    produce(loader)
+    seen = offset(loader)
     assert seen is not None
     for number in (1, 2):
-        intake.write(f"{DAY}/{number}.jsonl", [event(number)])
-        intake.take()
-    since = range(seen, current_snapshot(intake.connection))
-    intake.connection.execute(
+        loader.write(f"{DAY}/{number}.jsonl", [event(number)])
+        loader.ingest()
+    since = range(seen, current_snapshot(loader.connection))
+    loader.connection.execute(
         "CALL ducklake_expire_snapshots('lake', versions => ?::UBIGINT[])", [list(since[forgotten])]
     )
-    done = produce(intake)
+    done = produce(loader)
     assert done is not None
     assert done.whole
     assert changes(broker) == [("E1", "snapshot"), ("E2", "snapshot")]
-    assert produce(intake) is None
+    assert produce(loader) is None
 
 
 def test_commits_that_change_nothing_move_the_offset_now_and_then(
-    intake: EventIntake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    loader: EventLoader, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PERSIST_AFTER", 3)
-    produce(intake, publish_from="now")
-    rounds, seen = producer(intake), []
+    produce(loader, publish_from="now")
+    rounds, seen = producer(loader), []
     for number in range(4):
-        with intake.lake.transaction(intake.connection, "something else"):
-            move_consumer(intake.connection, "somebody", number)
-        assert rounds.produce(intake.lake, intake.connection) is None
-        seen.append(offset(intake))
+        with loader.lake.transaction(loader.connection, "something else"):
+            move_consumer(loader.connection, "somebody", number)
+        assert rounds.produce(loader.lake, loader.connection) is None
+        seen.append(offset(loader))
     assert 1 < len(set(seen)) < 4
     assert messages(broker) == []
 
 
-def test_alerts_of_several_tables_share_a_topic(intake: EventIntake, broker: Broker) -> None:
-    with intake.lake.transaction(intake.connection, "an alert"):
-        intake.connection.execute(
+def test_alerts_of_several_tables_share_a_topic(loader: EventLoader, broker: Broker) -> None:
+    with loader.lake.transaction(loader.connection, "an alert"):
+        loader.connection.execute(
             "INSERT INTO lake.fraud_alerts BY NAME SELECT 'E1' AS event_id, 'C1' AS customer_id,"
             " 'O1' AS order_id, DATE '2026-10-12' AS order_date, DATE '2026-10-12' AS"
             " received_date, 'North' AS region, 900 AS order_value_gbp, 'velocity' AS reasons,"
             " 0.9 AS rule_score, 0.9 AS score, 'Five orders in an hour' AS explanation"
         )
-    produce(intake, "publish_alerts")
+    produce(loader, "publish_alerts")
     ((key, change, value),) = messages(broker, ALERTS)
     assert (key, change) == ("fraud_alerts:E1", "snapshot")
     assert value is not None
@@ -392,64 +392,64 @@ def test_alerts_of_several_tables_share_a_topic(intake: EventIntake, broker: Bro
     assert messages(broker) == []
 
 
-def test_only_one_process_publishes_at_a_time(intake: EventIntake, broker: Broker) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
-    intake.take()
-    with publishing.FileLock(intake.settings.lake_dir / f"{OFFSET}.lock", thread_local=False):
-        assert produce(intake) is None
-    assert produce(intake) is not None
+def test_only_one_process_publishes_at_a_time(loader: EventLoader, broker: Broker) -> None:
+    loader.write(f"{DAY}/a.jsonl", [event(1)])
+    loader.ingest()
+    with publishing.FileLock(loader.settings.lake_dir / f"{OFFSET}.lock", thread_local=False):
+        assert produce(loader) is None
+    assert produce(loader) is not None
 
 
 def test_a_broker_that_is_away_costs_nothing_but_time(settings: Settings, lake: Lake) -> None:
     with durable_broker() as broker:
         broker.create_topic(TOPIC)
-        with EventIntake.open(from_beginning(settings, broker)) as intake:
-            rounds = producer(intake, kafka_options={"message.timeout.ms": 2_000})
-            intake.write(f"{DAY}/a.jsonl", [event(1)])
-            intake.take()
-            assert rounds.produce(intake.lake, intake.connection) is not None
-            before = offset(intake)
-            intake.write(f"{DAY}/b.jsonl", [event(2)])
-            intake.take()
+        with EventLoader.open(from_beginning(settings, broker)) as loader:
+            rounds = producer(loader, kafka_options={"message.timeout.ms": 2_000})
+            loader.write(f"{DAY}/a.jsonl", [event(1)])
+            loader.ingest()
+            assert rounds.produce(loader.lake, loader.connection) is not None
+            before = offset(loader)
+            loader.write(f"{DAY}/b.jsonl", [event(2)])
+            loader.ingest()
             broker.kill()
             with pytest.raises(ProduceError, match="could not send to the topic enriched"):
-                rounds.produce(intake.lake, intake.connection)
-            assert offset(intake) == before
+                rounds.produce(loader.lake, loader.connection)
+            assert offset(loader) == before
             broker.start()
-            done = rounds.produce(intake.lake, intake.connection)
+            done = rounds.produce(loader.lake, loader.connection)
             rounds.close()
             assert done is not None
             assert done.rows == 1
             assert {key for key, _ in changes(broker)} == {"E1", "E2"}
 
 
-def test_a_missing_topic_is_said(intake: EventIntake) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
-    intake.take()
+def test_a_missing_topic_is_said(loader: EventLoader) -> None:
+    loader.write(f"{DAY}/a.jsonl", [event(1)])
+    loader.ingest()
     with pytest.raises(ProduceError, match=r"topic nowhere .* create it"):
-        produce(intake, publish_events_topic="nowhere")
-    assert offset(intake) is None
+        produce(loader, publish_events_topic="nowhere")
+    assert offset(loader) is None
 
 
-def test_options_that_do_not_work_are_said_without_their_secrets(intake: EventIntake) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
-    intake.take()
+def test_options_that_do_not_work_are_said_without_their_secrets(loader: EventLoader) -> None:
+    loader.write(f"{DAY}/a.jsonl", [event(1)])
+    loader.ingest()
     options = {"security.protocol": "secret-one"}
     with pytest.raises(ProduceError) as raised:
-        produce(intake, kafka_options=options)
+        produce(loader, kafka_options=options)
     assert "secret-one" not in str(raised.value)
     assert "security.protocol" in str(raised.value)
 
 
 def test_an_event_too_large_to_send_is_named_and_not_passed_over(
-    intake: EventIntake, broker: Broker
+    loader: EventLoader, broker: Broker
 ) -> None:
-    intake.write(f"{DAY}/a.jsonl", [event(1), event(2, note="x" * 10_000)])
-    intake.take()
+    loader.write(f"{DAY}/a.jsonl", [event(1), event(2, note="x" * 10_000)])
+    loader.ingest()
     with pytest.raises(ProduceError, match=r"too large .*key E2"):
-        produce(intake, kafka_options={"message.max.bytes": 5_000})
-    assert offset(intake) is None
-    produce(intake)
+        produce(loader, kafka_options={"message.max.bytes": 5_000})
+    assert offset(loader) is None
+    produce(loader)
     assert ("E2", "snapshot") in changes(broker)
 
 

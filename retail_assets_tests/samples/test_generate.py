@@ -406,14 +406,14 @@ def test_generating_again_into_the_same_folder_touches_nothing(tmp_path: Path) -
     assert (again.files_written, again.files_unchanged) == (0, first.files_written)
 
 
-def test_a_file_packed_by_another_zlib_is_the_same_file(tmp_path: Path) -> None:
+def test_a_file_compressed_by_another_zlib_is_the_same_file(tmp_path: Path) -> None:
     generate(tmp_path, days=5, orders_per_day=8, events=0, start=START, seed=1)
-    packed = tmp_path / "exports/orders_2026_03_23.csv.gz"
-    packed.write_bytes(gzip.compress(content(packed), compresslevel=1, mtime=12))
-    repacked = packed.read_bytes()
+    compressed = tmp_path / "exports/orders_2026_03_23.csv.gz"
+    compressed.write_bytes(gzip.compress(content(compressed), compresslevel=1, mtime=12))
+    repacked = compressed.read_bytes()
     again = generate(tmp_path, days=5, orders_per_day=8, events=0, start=START, seed=1)
     assert again.files_written == 0
-    assert packed.read_bytes() == repacked
+    assert compressed.read_bytes() == repacked
 
 
 @pytest.mark.parametrize(

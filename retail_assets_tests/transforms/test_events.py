@@ -28,12 +28,12 @@ DEEP = ("too_complex", None)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
+def validate() -> Iterator[Judge]:
     """Judges lines that landed on a day; returns the typed rows in order."""
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Europe/London'")
 
-        def judged(
+        def validated(
             data: bytes, received: date = DAY, landed: str | None = None
         ) -> list[dict[str, Any]]:
             lines = to_arrow(data)
@@ -44,12 +44,12 @@ def judge() -> Iterator[Judge]:
                 " FROM lines)"
             )
             parsed = nw.from_native(connection.sql(duckdb_events.parsed(query)))
-            found = events.judge(parsed).to_native().order("n").project(in_time())
+            found = events.validate(parsed).to_native().order("n").project(in_time())
             rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
             assert len(rows) == lines.num_rows
             return rows
 
-        yield judged
+        yield validated
 
 
 def in_time() -> str:
@@ -235,8 +235,8 @@ OF_LINES = events.REASONS.keys() - (
 
 
 @pytest.mark.parametrize("reason", [None, *sorted(OF_LINES)])
-def test_a_line_is_judged_by_the_first_rule_that_it_breaks(
-    judge: Judge, reason: str | None
+def test_a_line_is_validated_by_the_first_rule_that_it_breaks(
+    validate: Judge, reason: str | None
 ) -> None:
     cases = [
         (text if isinstance(text, bytes) else text.encode(), said)
@@ -244,12 +244,12 @@ def test_a_line_is_judged_by_the_first_rule_that_it_breaks(
         if (said[0] if said else None) == reason
     ]
     assert cases, "every reason is given for some line"
-    rows = judge(b"".join(text + b"\n" for text, _ in cases))
+    rows = validate(b"".join(text + b"\n" for text, _ in cases))
     found = [(text[:200], verdict(row)) for (text, _), row in zip(cases, rows, strict=True)]
     assert found == [(text[:200], said) for text, said in cases]
 
 
-def test_the_rules_are_tried_in_the_order_of_the_reasons(judge: Judge) -> None:
+def test_the_rules_are_tried_in_the_order_of_the_reasons(validate: Judge) -> None:
     """A line that breaks two rules has the reason that stands first."""
     changes: list[tuple[dict[str, Any], str]] = [
         ({"note": "\0"}, "control_character"),
@@ -269,21 +269,21 @@ def test_the_rules_are_tried_in_the_order_of_the_reasons(judge: Judge) -> None:
         for number, (one, reason) in enumerate(changes)
         for other, _ in changes[number:]
     ]
-    rows = judge("\n".join(line for line, _ in pairs).encode())
+    rows = validate("\n".join(line for line, _ in pairs).encode())
     assert [row["reason"] for row in rows] == [reason for _, reason in pairs]
     assert [order.index(reason) for _, reason in changes] == sorted(
         order.index(reason) for _, reason in changes
     )
 
 
-def values(judge: Judge, name: str, texts: Mapping[str, Any], received: date = DAY) -> None:
+def values(validate: Judge, name: str, texts: Mapping[str, Any], received: date = DAY) -> None:
     """Assert what valid events with these JSON texts have in a column."""
-    rows = judge("\n".join(raw(name, text) for text in texts).encode(), received)
+    rows = validate("\n".join(raw(name, text) for text in texts).encode(), received)
     found = {text: verdict(row) or row[name] for text, row in zip(texts, rows, strict=True)}
     assert found == texts
 
 
-def test_amounts_are_exact_whether_they_are_numbers_or_texts(judge: Judge) -> None:
+def test_amounts_are_exact_whether_they_are_numbers_or_texts(validate: Judge) -> None:
     texts = {
         "1": "1", "1.5": "1.5", "10.10": "10.1", "1e3": "1000", "1E+2": "100", "1.5e1": "15",
         "0.01": "0.01", "9999999999.99": "9999999999.99", "1.000": "1", "123e-2": "1.23",
@@ -292,10 +292,10 @@ def test_amounts_are_exact_whether_they_are_numbers_or_texts(judge: Judge) -> No
         # What binary numbers add.
         "0.30000000000000004": "0.3", "1.1500000000000001": "1.15", "4.3499999999999996": "4.35",
     }  # fmt: skip
-    values(judge, VALUE, {text: Decimal(value) for text, value in texts.items()})
+    values(validate, VALUE, {text: Decimal(value) for text, value in texts.items()})
 
 
-def test_texts_lose_the_blanks_around_them_and_nothing_else(judge: Judge) -> None:
+def test_texts_lose_the_blanks_around_them_and_nothing_else(validate: Judge) -> None:
     texts = {
         '"A"': "A", '" A"': "A", '"A "': "A", '"\\tA\\r\\n"': "A", '"\u00a0A\u00a0"': "A",
         '"A B"': "A B", '" A\\u0020"': "A", '"\\u00a0A\u00a0 "': "A", '"A\u00a0B"': "A\u00a0B",
@@ -304,20 +304,20 @@ def test_texts_lose_the_blanks_around_them_and_nothing_else(judge: Judge) -> Non
         '"a\\nb"': "a\nb", '"{"': "{", '"\u2003A"': "\u2003A", '"\\u0001"': "\x01",
     }  # fmt: skip
     for name in ("order_id", "customer_id", "region", "product_id", "event_id"):
-        values(judge, name, texts)
+        values(validate, name, texts)
 
 
-def test_a_status_may_be_written_in_any_case_and_a_blank_one_is_none(judge: Judge) -> None:
+def test_a_status_may_be_written_in_any_case_and_a_blank_one_is_none(validate: Judge) -> None:
     texts = {
         '"completed"': "completed", '" Completed "': "completed", '"RETURNED"': "returned",
         '"Cancelled\\n"': "cancelled", '""': "", '" "': "", "null": None,
     }  # fmt: skip
-    values(judge, "status", texts)
+    values(validate, "status", texts)
 
 
-def test_quantities_are_whole_numbers_however_written(judge: Judge) -> None:
+def test_quantities_are_whole_numbers_however_written(validate: Judge) -> None:
     texts = {"1": 1, "2.0": 2, "3e0": 3, "1e2": 100, "9223372036854775807": 2**63 - 1, "null": None}
-    values(judge, "quantity", texts)
+    values(validate, "quantity", texts)
 
 
 LONDON_TIMES = {
@@ -349,45 +349,45 @@ LONDON_TIMES = {
 }
 
 
-def test_times_with_an_offset_are_converted_and_those_without_are_local(judge: Judge) -> None:
-    rows = judge("\n".join(event(event_timestamp=text) for text in LONDON_TIMES).encode())
+def test_times_with_an_offset_are_converted_and_those_without_are_local(validate: Judge) -> None:
+    rows = validate("\n".join(event(event_timestamp=text) for text in LONDON_TIMES).encode())
     assert [verdict(row) for row in rows] == [None] * len(rows)
     found = [row[TIME].astimezone(timezone.utc).isoformat() for row in rows]
     assert dict(zip(LONDON_TIMES, found, strict=True)) == LONDON_TIMES
 
 
-def test_the_date_of_an_event_is_that_of_the_business_time_zone(judge: Judge) -> None:
+def test_the_date_of_an_event_is_that_of_the_business_time_zone(validate: Judge) -> None:
     texts = {
         "2026-10-19T23:30:00Z": date(2026, 10, 20), "2026-10-20T00:30:00+02:00": date(2026, 10, 19),
         "2026-10-19T22:59:59Z": date(2026, 10, 19), "2026-10-25T23:30:00Z": date(2026, 10, 25),
         "2026-10-25T00:30:00": date(2026, 10, 25), "2026-10-24T23:00:00Z": date(2026, 10, 25),
         "2026-03-28T23:59:59": date(2026, 3, 28), "2026-03-29T23:00:00Z": date(2026, 3, 30),
     }  # fmt: skip
-    rows = judge("\n".join(event(event_timestamp=t) for t in texts).encode(), date(2026, 10, 25))
+    rows = validate("\n".join(event(event_timestamp=t) for t in texts).encode(), date(2026, 10, 25))
     assert {t: row["event_date"] for t, row in zip(texts, rows, strict=True)} == texts
 
 
-def test_an_event_may_be_a_day_ahead_of_when_it_landed(judge: Judge) -> None:
+def test_an_event_may_be_a_day_ahead_of_when_it_landed(validate: Judge) -> None:
     line = event(event_timestamp="2026-10-20T23:59:59").encode()
-    assert [verdict(judge(line, DAY + n * A_DAY)[0]) for n in (-2, -1, 0, 9)] == [
+    assert [verdict(validate(line, DAY + n * A_DAY)[0]) for n in (-2, -1, 0, 9)] == [
         ("absurd_timestamp", TIME), None, None, None,
     ]  # fmt: skip
 
 
-def test_when_it_landed_counts_and_not_the_day_that_its_file_is_named_by(judge: Judge) -> None:
+def test_when_it_landed_counts_and_not_the_day_that_its_file_is_named_by(validate: Judge) -> None:
     """A file of a week is named by its first day, and written to until the last."""
     days = [event(event_timestamp=f"2026-10-{20 + n}T10:00:00Z").encode() for n in range(7)]
-    landed = judge(b"\n".join(days), landed="2026-10-26T00:30:00+01:00")
+    landed = validate(b"\n".join(days), landed="2026-10-26T00:30:00+01:00")
     assert [verdict(row) for row in landed] == [None] * 7
     # The lake does not know it of the rows that it has had for long.
-    known = [verdict(row) for row in judge(b"\n".join(days))]
+    known = [verdict(row) for row in validate(b"\n".join(days))]
     assert known == [None] * 2 + [("absurd_timestamp", TIME)] * 5
     late = event(event_timestamp="2026-10-28T00:00:00").encode()
-    assert verdict(judge(late, landed="2026-10-26T22:30:00Z")[0]) == ("absurd_timestamp", TIME)
-    assert verdict(judge(late, landed="2026-10-27T00:30:00Z")[0]) is None
+    assert verdict(validate(late, landed="2026-10-26T22:30:00Z")[0]) == ("absurd_timestamp", TIME)
+    assert verdict(validate(late, landed="2026-10-27T00:30:00Z")[0]) is None
 
 
-def test_other_fields_are_kept_as_json(judge: Judge) -> None:
+def test_other_fields_are_kept_as_json(validate: Judge) -> None:
     texts = {
         event(): None,
         event(event_id=None, status=None): None,
@@ -401,31 +401,31 @@ def test_other_fields_are_kept_as_json(judge: Judge) -> None:
         },
         event(note=None, status=None): {"note": None},
     }  # fmt: skip
-    rows = judge("\n".join(texts).encode())
+    rows = validate("\n".join(texts).encode())
     assert [verdict(row) for row in rows] == [None] * len(rows)
     assert [row["extra"] and json.loads(row["extra"]) for row in rows] == list(texts.values())
 
 
-def test_a_comma_before_a_closing_bracket_is_tolerated_as_duckdb_does(judge: Judge) -> None:
+def test_a_comma_before_a_closing_bracket_is_tolerated_as_duckdb_does(validate: Judge) -> None:
     """Python's json refuses it; what the event says is in no doubt."""
     lines = [event()[:-1] + ",}", raw("note", "[1,]"), raw("note", '{"a":1,}')]
     with pytest.raises(json.JSONDecodeError):
         json.loads(lines[0])
-    assert [verdict(row) for row in judge("\n".join(lines).encode())] == [None] * 3
+    assert [verdict(row) for row in validate("\n".join(lines).encode())] == [None] * 3
     lines = [event()[:-1] + ",,}", raw("note", "[,]"), raw("note", "[,1]"), "{,}"]
-    assert {verdict(row) for row in judge("\n".join(lines).encode())} == {("not_json", None)}
+    assert {verdict(row) for row in validate("\n".join(lines).encode())} == {("not_json", None)}
 
 
-def test_nan_is_tolerated_where_no_rule_asks_for_a_number(judge: Judge) -> None:
-    (row,) = judge(raw("note", "[NaN, -Infinity]").encode())
+def test_nan_is_tolerated_where_no_rule_asks_for_a_number(validate: Judge) -> None:
+    (row,) = validate(raw("note", "[NaN, -Infinity]").encode())
     assert verdict(row) is None
 
 
-def test_keys_and_blanks_between_them_may_stand_in_any_order(judge: Judge) -> None:
+def test_keys_and_blanks_between_them_may_stand_in_any_order(validate: Judge) -> None:
     reversed_keys = json.dumps(dict(reversed(json.loads(event()).items())))
     spaced = " \t" + json.dumps(json.loads(event()), indent=1).replace("\n", "\t") + " \r "
     escaped = event().replace("region", "r\\u0065gion")
-    rows = judge(f"{event()}\n{reversed_keys}\n{spaced}\n{escaped}".encode())
+    rows = validate(f"{event()}\n{reversed_keys}\n{spaced}\n{escaped}".encode())
     typed = [{name: row[name] for name in row if name not in ("payload", "n")} for row in rows]
     assert typed == [typed[0]] * 4
     assert typed[0]["reason"] is None

@@ -59,24 +59,26 @@ def judge_all(connection: duckdb.DuckDBPyConnection, tally: Tally, lines: list[b
     parsed = duckdb_events.parsed(
         f"(SELECT DATE '{DAY}' AS received_date, NULL::TIMESTAMPTZ AS received_at, * FROM lines)"
     )
-    judged = events.judge(nw.from_native(connection.sql(parsed))).to_native()
+    validated = events.validate(nw.from_native(connection.sql(parsed))).to_native()
     columns = ", ".join((*duckdb_events.TEXTS, "order_value_gbp", "quantity", "extra"))
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE judged AS"
-        f" SELECT n, payload, reason, field, {columns} FROM ({judged.sql_query()})"
+        "CREATE OR REPLACE TEMP TABLE validated AS"
+        f" SELECT n, payload, reason, field, {columns} FROM ({validated.sql_query()})"
     )
-    found = connection.execute("SELECT n, payload, reason, field FROM judged ORDER BY n").fetchall()
+    found = connection.execute(
+        "SELECT n, payload, reason, field FROM validated ORDER BY n"
+    ).fetchall()
     assert [row[0] for row in found] == list(range(len(lines)))
     for _, payload, reason, field in found:
         assert reason is None or reason in events.REASONS, payload
         assert field is None or reason is not None, payload
         tally.reasons[reason] += 1
-    sound = connection.execute(f"SELECT payload, {columns} FROM judged WHERE reason IS NULL")
+    sound = connection.execute(f"SELECT payload, {columns} FROM validated WHERE reason IS NULL")
     names = [column[0] for column in sound.description or ()]
     for row in sound.fetchall():
         check_sound(dict(zip(names, row, strict=True)), tally)
     # What is valid has an identity, whatever it holds, and all ways to find it agree.
-    events_ = "(SELECT n AS line_no, payload FROM judged WHERE reason IS NULL)"
+    events_ = "(SELECT n AS line_no, payload FROM validated WHERE reason IS NULL)"
     flat = dict(connection.execute(duckdb_events.flat_content_ids(events_)).fetchall())
     tally.flat += len(flat)
     valid = {n: payload for n, payload, reason, _ in found if reason is None}

@@ -98,7 +98,7 @@ def event(order: int, minute: float | None, **changed: Any) -> dict[str, Any]:
     }
 
 
-def judged(engine: Engine, rows: Rows, rules: Rules = RULES) -> list[dict[str, Any]]:
+def validated(engine: Engine, rows: Rows, rules: Rules = RULES) -> list[dict[str, Any]]:
     frame = engine(pa.Table.from_pylist(list(rows), _TYPES))
     found = fraud.check(fraud.with_history(fraud.orders(frame), rules), rules)
     return sorted(
@@ -124,7 +124,7 @@ def reasons(engine: Engine, rows: Rows, rules: Rules = RULES) -> dict[str, str]:
 
 def test_the_events_of_an_order_are_one_order_as_its_latest_says(engine: Engine) -> None:
     late = {"received_date": DAY + timedelta(days=1), "order_date": DAY + timedelta(days=1)}
-    (row,) = judged(
+    (row,) = validated(
         engine,
         [
             event(1, 30, event_id="E3", position=1, order_value_gbp=Decimal("12.00"), **late),
@@ -151,13 +151,13 @@ def test_many_events_of_one_order_are_not_many_orders(engine: Engine) -> None:
 
 
 def test_an_event_without_a_time_counts_at_the_start_of_its_day(engine: Engine) -> None:
-    first, second = judged(engine, [event(1, -60), event(2, None)])
+    first, second = validated(engine, [event(1, -60), event(2, None)])
     assert (first["order_id"], second["order_id"]) == ("O2", "O1")
     assert (first["event_timestamp"], first["hour"], second["earlier_orders"]) == (None, None, 1)
 
 
 def test_an_order_of_two_customers_is_an_order_of_each(engine: Engine) -> None:
-    rows = judged(engine, [event(1, 0), event(1, 1, event_id="E2", customer_id="C2")])
+    rows = validated(engine, [event(1, 0), event(1, 1, event_id="E2", customer_id="C2")])
     assert [(row["customer_id"], row["event_id"]) for row in rows] == [("C1", "E1"), ("C2", "E2")]
 
 
@@ -174,7 +174,7 @@ def test_more_orders_than_usual_within_the_window_are_suspicious(engine: Engine)
 
 
 def test_orders_at_the_same_moment_count_one_after_the_other(engine: Engine) -> None:
-    rows = judged(engine, [event(number, 0) for number in (3, 1, 2)])
+    rows = validated(engine, [event(number, 0) for number in (3, 1, 2)])
     assert [(row["order_id"], row["orders_in_window"]) for row in rows] == [
         ("O1", 1), ("O2", 2), ("O3", 3),
     ]  # fmt: skip
@@ -351,7 +351,7 @@ def test_a_slow_second_opinion_agrees_in_any_order_on_every_engine(
         for n, row in enumerate(rows)
         if n % 3
     ]
-    found = [judged(engine, shuffled) for engine in engines]
+    found = [validated(engine, shuffled) for engine in engines]
     for of_engine in found:
         assert [{name: row[name] for name in expected[0]} for row in of_engine] == expected
     orders = pa.Table.from_pylist(found[0], _JUDGED)

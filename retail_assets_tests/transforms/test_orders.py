@@ -105,8 +105,8 @@ VERDICTS: tuple[tuple[dict[str, Any], tuple[str | None, str | None]], ...] = (
 
 def test_a_row_is_rejected_for_the_first_rule_that_it_breaks(engine: Engine) -> None:
     rows = [typed_row(**{"order_id": f"O{n}", **row}, n=n) for n, (row, _) in enumerate(VERDICTS)]
-    judged = orders.judge(engine(pa.Table.from_pylist(rows, TYPED)), late_days=LATE_DAYS)
-    found = {row["n"]: (row["reason"], row["field"]) for row in result(judged)}
+    validated = orders.validate(engine(pa.Table.from_pylist(rows, TYPED)), late_days=LATE_DAYS)
+    found = {row["n"]: (row["reason"], row["field"]) for row in result(validated)}
     assert [found[n] for n in range(len(rows))] == [verdict for _, verdict in VERDICTS]
 
 

@@ -180,7 +180,7 @@ def test_from_raw_orders_to_revenue(
         ]
 
 
-def test_every_verdict_is_the_same(engines: tuple[Engine, Engine]) -> None:
+def test_every_validation_is_the_same(engines: tuple[Engine, Engine]) -> None:
     """By hand: every field null or at the edge of its rule, in all pairs."""
     import pyarrow as pa
 
@@ -191,8 +191,8 @@ def test_every_verdict_is_the_same(engines: tuple[Engine, Engine]) -> None:
     table = pa.Table.from_pylist(rows, TYPED).append_column(
         "row_number", pa.array(range(len(rows)))
     )
-    judged = same(engines, lambda engine: orders.judge(engine(table), late_days=LATE_DAYS))
-    assert {row["reason"] for row in judged} == {reason for _, (reason, _) in VERDICTS}
+    validated = same(engines, lambda engine: orders.validate(engine(table), late_days=LATE_DAYS))
+    assert {row["reason"] for row in validated} == {reason for _, (reason, _) in VERDICTS}
 
 
 # Events
@@ -324,7 +324,7 @@ def test_dead_letters_are_counted_alike(engines: tuple[Engine, Engine], rows: Ro
     assert len({(row["received_date"], row["reason"]) for row in counts}) == len(counts)
 
 
-def test_every_verdict_on_an_event_is_the_same(engines: tuple[Engine, Engine]) -> None:
+def test_every_validation_of_an_event_is_the_same(engines: tuple[Engine, Engine]) -> None:
     """The typed fields of all lines of which a verdict is tested, and of pairs of changes."""
     from retail_assets.engines import duckdb_events
     from retail_assets.ingest.events.lines import to_arrow
@@ -342,8 +342,8 @@ def test_every_verdict_on_an_event_is_the_same(engines: tuple[Engine, Engine]) -
             " FROM lines)"
         )
         typed = connection.sql(parsed).project(in_time()).to_arrow_table()
-    judged = same(engines, lambda engine: events.judge(engine(typed)))
-    found = {row["n"]: (row["reason"], row["field"]) for row in judged}
+    validated = same(engines, lambda engine: events.validate(engine(typed)))
+    found = {row["n"]: (row["reason"], row["field"]) for row in validated}
     for n, (text, said) in enumerate(VERDICTS):
         if said != ("absurd_timestamp", "event_timestamp"):
             assert found[n] == (said or (None, None)), text[:200]

@@ -9,7 +9,7 @@ import pytest
 from retail_assets.lake.connection import Lake
 from retail_assets.worker import background as loops
 from retail_assets.worker.background import CooldownLock, Loop
-from retail_assets.worker.metrics import Figures
+from retail_assets.worker.metrics import Metrics
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_iteration_that_fails_is_tried_again_while_others_go_on(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "BACKOFF_SECONDS", (0.001,))
-    figures, lock = Figures(), CooldownLock()
+    metrics, lock = Metrics(), CooldownLock()
     failures: list[int] = []
     connections: list[duckdb.DuckDBPyConnection] = []
     problems: list[str | None] = []
@@ -78,7 +78,7 @@ def test_an_iteration_that_fails_is_tried_again_while_others_go_on(
     def bad(connection: duckdb.DuckDBPyConnection, failed: int) -> None:
         failures.append(failed)
         connections.append(connection)
-        problems.append(figures.problems.get("bad"))
+        problems.append(metrics.problems.get("bad"))
         # The other one iterates in between.
         if len(failures) > 1:
             assert good.acquire(timeout=60)
@@ -88,7 +88,7 @@ def test_an_iteration_that_fails_is_tried_again_while_others_go_on(
 
     work = {"bad": bad, "good": lambda *_: good.release()}
     started = [
-        Loop(name, lake, figures, iterate, seconds=0.01, on_wake=False, lock=own)
+        Loop(name, lake, metrics, iterate, seconds=0.01, on_wake=False, lock=own)
         # The one that waits for the other must not hold the lock.
         for (name, iterate), own in zip(work.items(), (None, lock), strict=True)
     ]
@@ -103,7 +103,7 @@ def test_an_iteration_that_fails_is_tried_again_while_others_go_on(
     assert failures[:5] == [0, 1, 2, 3, 0][: len(failures)]
     assert problems[:4] == [None, "bad: no 1", "bad: no 2", "bad: no 3"]
     assert len(set(map(id, connections[:4]))) == 4, "after a failure nothing is known of one"
-    assert figures.problems == {}
+    assert metrics.problems == {}
 
 
 def test_the_loop_does_not_wait_after_its_last_iteration(
@@ -112,7 +112,7 @@ def test_the_loop_does_not_wait_after_its_last_iteration(
     iterations: list[int] = []
     waits: list[float] = []
     loop = Loop(
-        "follows", lake, Figures(), lambda *_: iterations.append(1), seconds=60, on_wake=False
+        "follows", lake, Metrics(), lambda *_: iterations.append(1), seconds=60, on_wake=False
     )
     monkeypatch.setattr(loop._wanted, "wait", waits.append)
     loop.start()

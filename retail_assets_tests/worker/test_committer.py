@@ -18,11 +18,11 @@ from retail_assets.ingest.messages.load import Received
 from retail_assets.ingest.repair.dead_letters import redrive
 from retail_assets.lake.compaction import Limits
 from retail_assets.lake.connection import Lake
-from retail_assets.worker import committer as stream_intake
-from retail_assets.worker.committer import Intake
+from retail_assets.worker import committer as committer_module
+from retail_assets.worker.committer import Committer
 from retail_assets.worker.inbox import Inbox
-from retail_assets.worker.metrics import Figures
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets.worker.metrics import Metrics
+from retail_assets_tests.event_files import EventLoader, event
 
 DAY = date(2026, 10, 12)
 
@@ -54,8 +54,8 @@ class Sender:
 
 
 @pytest.fixture
-def seen(settings, lake) -> Iterator[EventIntake]:
-    with EventIntake.open(settings) as seen:
+def seen(settings, lake) -> Iterator[EventLoader]:
+    with EventLoader.open(settings) as seen:
         yield seen
 
 
@@ -70,10 +70,10 @@ def quick_collections() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_intake, "BACKOFF_SECONDS", (0.001,))
+    monkeypatch.setattr(committer_module, "BACKOFF_SECONDS", (0.001,))
 
 
-def run(lake: Lake, inbox: Inbox, figures: Figures, stop: Callable[[], bool] | None = None) -> int:
+def run(lake: Lake, inbox: Inbox, metrics: Metrics, stop: Callable[[], bool] | None = None) -> int:
     """Take in all that waits; returns how many heartbeats there were."""
     beats: list[int] = []
     draining, give_up = threading.Event(), threading.Event()
@@ -84,42 +84,42 @@ def run(lake: Lake, inbox: Inbox, figures: Figures, stop: Callable[[], bool] | N
         if stop and stop():
             give_up.set()
 
-    Intake(lake, inbox, figures, beat=beat, beat_is_due=lambda: True).run(draining, give_up)
+    Committer(lake, inbox, metrics, beat=beat, beat_is_due=lambda: True).run(draining, give_up)
     return len(beats)
 
 
-def test_all_that_waits_is_taken_in_and_counted_before_the_intake_ends(seen):
-    inbox, figures = Inbox(), Figures()
+def test_all_that_waits_is_ingested_and_counted_before_the_committer_ends(seen):
+    inbox, metrics = Inbox(), Metrics()
     sender = Sender(inbox)
     sender.offer(event(1), event(1))
     sender.offer("{", event(2))
-    assert run(seen.lake, inbox, figures) >= 1
+    assert run(seen.lake, inbox, metrics) >= 1
     assert seen.events() == [("E1",), ("E2",)]
     assert sender.told == ["0-1 done", "2-3 done"]
-    assert vars(figures.sources["kafka"]) == {
+    assert vars(metrics.sources["kafka"]) == {
         "lines": 4,
         "accepted": 2,
         "dead_lettered": 1,
         "duplicate": 1,
     }
-    assert figures.problems == {}
+    assert metrics.problems == {}
 
 
 def test_what_came_together_is_counted_by_source(seen):
-    inbox, figures = Inbox(), Figures()
+    inbox, metrics = Inbox(), Metrics()
     for source, payloads in {"kafka": [event(1), "{"], "webhook": [event(2), event(1)]}.items():
         payload_bytes = [payload.encode() for payload in payloads]
         inbox.put(Received(source, "a", DAY, [0, 1], payload_bytes, offered_at=0.0))
-    run(seen.lake, inbox, figures)
+    run(seen.lake, inbox, metrics)
     assert len(seen.rows("SELECT DISTINCT processed_at FROM enriched_events")) == 1
-    counts = {source: list(vars(totals).values()) for source, totals in figures.sources.items()}
+    counts = {source: list(vars(totals).values()) for source, totals in metrics.sources.items()}
     assert counts == {"kafka": [2, 1, 1, 0], "webhook": [2, 1, 0, 1]}
 
 
 def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_letter(
     seen, monkeypatch, caplog
 ):
-    take = stream_intake.take
+    take = committer_module.take
 
     def breaking(session, batch, **options):
         for received in batch:
@@ -127,20 +127,20 @@ def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_lett
                 raise duckdb.InternalException("it met something odd")
         return take(session, batch, **options)
 
-    monkeypatch.setattr(stream_intake, "take", breaking)
-    inbox, figures = Inbox(), Figures()
+    monkeypatch.setattr(committer_module, "ingest", breaking)
+    inbox, metrics = Inbox(), Metrics()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
     sender.offer(event(3), event(4, note="poison"), event(5))
     sender.offer(event(6))
-    run(seen.lake, inbox, figures)
+    run(seen.lake, inbox, metrics)
     assert seen.events() == [("E1",), ("E2",), ("E3",), ("E5",), ("E6",)]
     assert seen.rows("SELECT position, reason FROM dead_letter_events") == [(3, "not_taken")]
     assert seen.rows(
         "SELECT max(position), sum(lines), sum(accepted), sum(dead_lettered) FROM stream_offsets"
     ) == [(6, 6, 5, 1)]
     assert sorted(sender.told) == ["0-1 done", "2-4 done", "5-5 done"]
-    assert figures.problems == {}
+    assert metrics.problems == {}
     (given_up,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert given_up == (
         "An event becomes the dead letter kafka:orders:0:3 (not_taken): it met something odd"
@@ -151,17 +151,17 @@ def test_an_event_that_needs_more_memory_than_there_is_is_refused_alone_and_kept
     seen, caplog
 ):
     wide = event(2, **{f"field_{number:05d}": number for number in range(44_000)})
-    inbox, figures = Inbox(), Figures()
+    inbox, metrics = Inbox(), Metrics()
     sender = Sender(inbox)
     sender.offer(event(1), wide, event(3))
     sender.offer(event(4))
-    run(replace(seen.lake, memory_limit="48MB"), inbox, figures)
+    run(replace(seen.lake, memory_limit="48MB"), inbox, metrics)
     assert seen.events() == [("E1",), ("E3",), ("E4",)]
     assert seen.rows("SELECT position, reason, payload FROM dead_letter_events") == [
         (1, "out_of_memory", wide)
     ]
     assert sorted(sender.told) == ["0-2 done", "3-3 done"]
-    assert figures.problems == {}
+    assert metrics.problems == {}
     [refused] = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert "the dead letter kafka:orders:0:1 (out_of_memory): Out of Memory Error" in refused
 
@@ -172,7 +172,7 @@ def test_an_event_that_needs_more_memory_than_there_is_is_refused_alone_and_kept
 
 def breaking(monkeypatch: pytest.MonkeyPatch, errors: Iterator[Exception]) -> None:
     """Have transactions with the word in a payload fail, for as long as there are errors."""
-    take = stream_intake.take
+    take = committer_module.take
 
     def failing(session, batch, **options):
         poisoned = any(b"poison" in each for received in batch for each in received.payloads)
@@ -180,7 +180,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, errors: Iterator[Exception]) -> No
             raise error
         return take(session, batch, **options)
 
-    monkeypatch.setattr(stream_intake, "take", failing)
+    monkeypatch.setattr(committer_module, "ingest", failing)
 
 
 def test_memory_that_is_short_for_a_while_makes_no_event_a_dead_letter(seen, monkeypatch):
@@ -189,7 +189,7 @@ def test_memory_that_is_short_for_a_while_makes_no_event_a_dead_letter(seen, mon
     inbox = Inbox()
     sender = Sender(inbox)
     sender.offer(event(1, note="poison"))
-    run(seen.lake, inbox, Figures())
+    run(seen.lake, inbox, Metrics())
     assert seen.events() == [("E1",)]
     assert sender.told == ["0-0 done"]
 
@@ -207,13 +207,13 @@ def test_while_memory_is_short_for_every_event_none_is_refused(seen, monkeypatch
     inbox = Inbox()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
-    run(seen.lake, inbox, Figures())
+    run(seen.lake, inbox, Metrics())
     assert next(failures, None) is None
     assert seen.events() == [("E1",), ("E2",)]
     assert sender.told == ["0-1 done"]
 
 
-def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypatch):
+def test_while_the_lake_cannot_be_written_to_nothing_is_abandoned(seen, monkeypatch):
     transaction, failures = Lake.transaction, iter(range(12))
 
     def failing(lake, connection, message):
@@ -221,12 +221,12 @@ def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypat
             raise duckdb.IOException("disk full")
         return transaction(lake, connection, message)
 
-    inbox, figures = Inbox(), Figures()
+    inbox, metrics = Inbox(), Metrics()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "transaction", failing)
-        run(seen.lake, inbox, figures)
+        run(seen.lake, inbox, metrics)
     assert next(failures, None) is None
     assert seen.events() == [("E1",), ("E2",)]
     assert seen.rows("SELECT count(*) FROM dead_letter_events") == [(0,)]
@@ -234,7 +234,7 @@ def test_while_the_lake_cannot_be_written_to_nothing_is_given_up(seen, monkeypat
 
 
 def test_a_full_disk_makes_no_event_a_dead_letter(seen, caplog):
-    inbox, figures, give_up = Inbox(), Figures(), threading.Event()
+    inbox, metrics, give_up = Inbox(), Metrics(), threading.Event()
     sender = Sender(inbox)
     sender.offer(event(1), event(2, note="x" * 500_000), event(3))
     draining = threading.Event()
@@ -244,15 +244,15 @@ def test_a_full_disk_makes_no_event_a_dead_letter(seen, caplog):
         now = datetime.now(timezone.utc)
         heartbeat.beat(connection, "w1", ["kafka"], heartbeat.RUNNING, None, {}, now)
 
-    intake = Intake(seen.lake, inbox, figures, beat=beat, beat_is_due=lambda: False)
-    thread = threading.Thread(target=intake.run, args=(draining, give_up))
+    loader = Committer(seen.lake, inbox, metrics, beat=beat, beat_is_due=lambda: False)
+    thread = threading.Thread(target=loader.run, args=(draining, give_up))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
         thread.start()
         while thread.is_alive() and len(failures(caplog)) < 6:
             thread.join(0.01)
-        waits = (thread.is_alive(), list(sender.told), set(figures.problems))
+        waits = (thread.is_alive(), list(sender.told), set(metrics.problems))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     thread.join(60)
@@ -271,7 +271,7 @@ def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("cold", [False, True])
 def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
     """Whether the lake cannot be written to, or what a new connection needs cannot be read."""
-    open_, transaction, warm = Lake.open, Lake.transaction, stream_intake.warm_session
+    open_, transaction, warm = Lake.open, Lake.transaction, committer_module.warm_session
     opened: list[weakref.ref[duckdb.DuckDBPyConnection]] = []
     caches: list[weakref.ref[object]] = []
     at_once: list[int] = []
@@ -297,14 +297,14 @@ def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
         return session
 
     # pytest keeps what is logged, and the frames of the exceptions with it.
-    monkeypatch.setattr(stream_intake.logger, "disabled", True)
+    monkeypatch.setattr(committer_module.logger, "disabled", True)
     monkeypatch.setattr(Lake, "open", opening)
     monkeypatch.setattr(Lake, "transaction", failing)
-    monkeypatch.setattr(stream_intake, "warm_session", warming)
+    monkeypatch.setattr(committer_module, "warm_session", warming)
     inbox = Inbox()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
-    run(seen.lake, inbox, Figures())
+    run(seen.lake, inbox, Metrics())
     gc.collect()
     assert sender.told == ["0-1 done"]
     assert len(opened) > 3
@@ -320,13 +320,13 @@ def test_a_connection_that_cannot_be_made_ready_is_closed(seen, monkeypatch):
         failed.append(connection)
         raise duckdb.IOException("no such file")
 
-    monkeypatch.setattr(stream_intake, "warm_session", failing)
-    intake = Intake(seen.lake, Inbox(), Figures(), beat=print, beat_is_due=lambda: False)
-    intake._session = seen.session
-    intake._recover()
-    assert intake._session is seen.session
+    monkeypatch.setattr(committer_module, "warm_session", failing)
+    loader = Committer(seen.lake, Inbox(), Metrics(), beat=print, beat_is_due=lambda: False)
+    loader._session = seen.session
+    loader._recover()
+    assert loader._session is seen.session
     with pytest.raises(duckdb.IOException):
-        intake.run(threading.Event(), threading.Event())
+        loader.run(threading.Event(), threading.Event())
     assert len(failed) == 2
     for each in failed:
         with pytest.raises(duckdb.ConnectionException):
@@ -337,7 +337,7 @@ def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch
     def failing(*_):
         raise duckdb.IOException("disk full")
 
-    inbox, figures = Inbox(), Figures()
+    inbox, metrics = Inbox(), Metrics()
     sender = Sender(inbox)
     sender.offer(event(1), event(2))
     sender.offer(event(3))
@@ -346,13 +346,15 @@ def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch
     draining.set()
     monkeypatch.setattr(Lake, "transaction", failing)
     worker = threading.Thread(
-        target=Intake(seen.lake, inbox, figures, beat=lambda _: None, beat_is_due=lambda: True).run,
+        target=Committer(
+            seen.lake, inbox, metrics, beat=lambda _: None, beat_is_due=lambda: True
+        ).run,
         args=(draining, give_up),
     )
     worker.start()
-    while not figures.problems:
+    while not metrics.problems:
         pass
-    assert "disk full" in figures.problems["intake"]
+    assert "disk full" in metrics.problems["intake"]
     give_up.set()
     worker.join(60)
     assert [told.split(":")[0] for told in sender.told] == ["0-1 failed", "2-2 failed"]
@@ -362,15 +364,15 @@ def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch
 
 def test_between_batches_the_lake_is_kept_up(seen, monkeypatch):
     for module, name, value in (
-        (stream_intake, "MAX_EVENTS", 1),
-        (stream_intake, "FIRST_UPKEEP_SECONDS", 0),
-        (stream_intake, "UPKEEP_SECONDS", 0),
-        (stream_intake, "STEP_SECONDS", 0),
+        (committer_module, "MAX_EVENTS", 1),
+        (committer_module, "FIRST_UPKEEP_SECONDS", 0),
+        (committer_module, "UPKEEP_SECONDS", 0),
+        (committer_module, "STEP_SECONDS", 0),
         (offsets, "COMPACT_ROWS", 2),
         (heartbeat, "COMPACT_ROWS", 2),
     ):
         monkeypatch.setattr(module, name, value)
-    inbox, figures = Inbox(), Figures()
+    inbox, metrics = Inbox(), Metrics()
     sender = Sender(inbox)
     for number in range(25):
         sender.offer(event(number))
@@ -382,12 +384,12 @@ def test_between_batches_the_lake_is_kept_up(seen, monkeypatch):
         heartbeat.beat(connection, "w1", ["kafka"], heartbeat.RUNNING, None, {}, now)
 
     eager = Limits(inlined_rows=1, min_files=2)
-    intake = Intake(
-        seen.lake, inbox, figures, beat=beat, beat_is_due=lambda: True, compaction=eager
+    loader = Committer(
+        seen.lake, inbox, metrics, beat=beat, beat_is_due=lambda: True, compaction=eager
     )
-    intake.run(draining, threading.Event())
+    loader.run(draining, threading.Event())
 
-    assert figures.problems == {}
+    assert metrics.problems == {}
     assert len(seen.events()) == 25
     [(position, lines)] = seen.rows("SELECT max(position), sum(lines) FROM stream_offsets")
     assert (position, lines) == (25, 25)

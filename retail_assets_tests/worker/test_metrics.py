@@ -3,7 +3,7 @@
 import pytest
 
 from retail_assets.worker import metrics as stream_figures
-from retail_assets.worker.metrics import Batch, Figures
+from retail_assets.worker.metrics import Batch, Metrics
 from retail_assets.worker.prometheus import metrics_text
 
 
@@ -16,19 +16,19 @@ def batch(
 
 
 def test_latencies_are_of_events_not_of_batches() -> None:
-    figures = Figures()
-    figures.add(batch(lines=2, seconds=0.9))
-    figures.add(batch(lines=97, seconds=0.1))
-    figures.add(batch(lines=1, seconds=5.0))
+    metrics = Metrics()
+    metrics.add(batch(lines=2, seconds=0.9))
+    metrics.add(batch(lines=97, seconds=0.1))
+    metrics.add(batch(lines=1, seconds=5.0))
     # Nobody knows how long these have waited.
-    figures.add(batch("files", lines=1000))
-    found = figures.snapshot()
+    metrics.add(batch("files", lines=1000))
+    found = metrics.snapshot()
     assert [found[f"latency_p{share}_ms"] for share in (50, 95, 99)] == [100, 100, 900]
     assert found["events_per_second"] == round(1100 / 60, 2)
 
 
 def test_without_events_there_are_no_latencies_and_no_rates() -> None:
-    assert Figures().snapshot() == {
+    assert Metrics().snapshot() == {
         "events_per_second": 0,
         "dead_letter_rate": 0,
         "latency_p50_ms": None,
@@ -43,12 +43,12 @@ def test_totals_are_since_the_start_and_rates_of_the_last_minute(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(stream_figures.time, "monotonic", lambda: clock[0])
-    figures = Figures()
-    figures.add(batch(lines=10, accepted=3, dead_lettered=5, seconds=1))
-    assert figures.snapshot()["dead_letter_rate"] == 0.5
+    metrics = Metrics()
+    metrics.add(batch(lines=10, accepted=3, dead_lettered=5, seconds=1))
+    assert metrics.snapshot()["dead_letter_rate"] == 0.5
     clock[0] += 61
-    figures.add(batch(lines=4, accepted=2, dead_lettered=1, seconds=2))
-    found = figures.snapshot()
+    metrics.add(batch(lines=4, accepted=2, dead_lettered=1, seconds=2))
+    found = metrics.snapshot()
     assert found["dead_letter_rate"] == 0.25
     assert found["latency_p50_ms"] == 2000
     assert found["sources"] == {
@@ -56,11 +56,11 @@ def test_totals_are_since_the_start_and_rates_of_the_last_minute(
     }
 
 
-def test_prometheus_reads_the_same_figures() -> None:
-    figures = Figures()
-    figures.add(batch(lines=10, accepted=3, dead_lettered=5, seconds=0.25))
-    figures.gauge({"inbox_events": 7, "requests_total": 3})
-    lines = metrics_text(figures).decode().splitlines()
+def test_prometheus_reads_the_same_metrics() -> None:
+    metrics = Metrics()
+    metrics.add(batch(lines=10, accepted=3, dead_lettered=5, seconds=0.25))
+    metrics.gauge({"inbox_events": 7, "requests_total": 3})
+    lines = metrics_text(metrics).decode().splitlines()
     assert {line for line in lines if not line.startswith("#")} == {
         'retail_assets_events_total{outcome="accepted",source="kafka"} 3.0',
         'retail_assets_events_total{outcome="dead_lettered",source="kafka"} 5.0',

@@ -291,8 +291,8 @@ def test_alerts_are_notified_and_published_on_with_the_events(
             process.send_signal(signal.SIGTERM)
             code, said = process.end()
         assert code == 0, said
-    figures = query(reader, "SELECT figures FROM stream_workers")[0][0]
-    assert json.loads(figures)["notifications_waiting"] == 0
+    metrics = query(reader, "SELECT figures FROM stream_workers")[0][0]
+    assert json.loads(metrics)["notifications_waiting"] == 0
 
 
 def read(broker: Broker, topic: str, messages: int) -> list[str]:
@@ -346,7 +346,7 @@ def test_a_bad_configuration_ends_at_the_start_with_one_sentence(
     assert [found for found in heartbeats(reader) if found.state == "running"] == []
 
 
-def test_the_heartbeat_carries_the_figures(
+def test_the_heartbeat_carries_the_metrics(
     settings: Settings, lake: Lake, reader: duckdb.DuckDBPyConnection
 ):
     write_events(settings, "2026-10-12/a.jsonl", [event(1), "{", event(1)])
@@ -354,9 +354,9 @@ def test_the_heartbeat_carries_the_figures(
         until(lambda: identities(reader))
         process.send_signal(signal.SIGINT)
         process.end()
-    [(figures,)] = query(reader, "SELECT figures FROM stream_workers")
-    assert json.loads(figures)["late_seconds"] == 0
-    assert json.loads(figures)["sources"]["files"] == {
+    [(metrics,)] = query(reader, "SELECT figures FROM stream_workers")
+    assert json.loads(metrics)["late_seconds"] == 0
+    assert json.loads(metrics)["sources"]["files"] == {
         "lines": 3,
         "accepted": 1,
         "dead_lettered": 1,

@@ -99,7 +99,7 @@ def _check_orders(
 
 
 def _events(settings: "Settings", where: str) -> str:
-    """The events as `transforms.fraud.orders` takes them."""
+    """The events for `transforms.fraud.orders`."""
     label = "lower(extra ->> '/is_fraud')"
     return f"""
         SELECT event_id, order_id, customer_id, received_date, position,

@@ -104,7 +104,7 @@ def _publication(
     return Publication(table, rows, {}, current_snapshot(connection), measures)
 
 
-def _ingest_metadata(found: event_files.Ingested) -> dict[str, Any]:
+def _ingest_metadata(found: event_files.IngestResult) -> dict[str, Any]:
     results = found.files.values()
     outcomes = Counter(file.outcome for file in results)
     return {

@@ -152,7 +152,7 @@ def _request(
     day: date, files: Sequence[FoundFile], failures: Failures, lake: LakeState
 ) -> dg.RunRequest:
     state = [(file.path, file.size_bytes, file.modified_ns, lake.of(file.path)) for file in files]
-    content = hashlib.sha256(json.dumps([lake.birth, state]).encode()).hexdigest()[:16]
+    content = hashlib.sha256(json.dumps([lake.lake_id, state]).encode()).hexdigest()[:16]
     attempt = 1 + max(failures.count(file) for file in files)
     return dg.RunRequest(
         # Dagster silently drops a second run with the same key. So the key tells apart content, the

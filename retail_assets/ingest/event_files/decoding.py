@@ -87,14 +87,14 @@ class Content:
 
 @contextmanager
 def opened(
-    open_file: Callable[[], IO[bytes]], *, packed: bool, still: bool
+    open_file: Callable[[], IO[bytes]], *, compressed: bool, settled: bool
 ) -> Iterator[Content | None]:
     """Open the content of a file.
 
     Args:
         open_file: opens its bytes; called more than once.
-        packed: whether its name says that it is compressed.
-        still: whether nobody writes to it any more.
+        compressed: whether its name says that it is compressed.
+        settled: whether nobody writes to it any more.
 
     Returns:
         The content; None of a compressed file that somebody may be writing to.
@@ -107,39 +107,39 @@ def opened(
     with ExitStack() as stack:
         raw = stack.enter_context(open_file())
         content = Content(raw, raw)
-        codec = _codec(content.peek(HEAD_BYTES), packed=packed)
+        codec = _codec(content.peek(HEAD_BYTES), compressed=compressed)
         if codec:
-            if not still:
+            if not settled:
                 yield None
                 return
             # Nothing of it is ingested unless all of it can be read.
             with open_file() as again:
-                unpacked = _Unpacked(again, codec)
-                while unpacked.read(BLOCK_BYTES):
+                decompressed = _Decompressed(again, codec)
+                while decompressed.read(BLOCK_BYTES):
                     pass
-            content = Content(_Unpacked(stack.enter_context(open_file()), codec))
+            content = Content(_Decompressed(stack.enter_context(open_file()), codec))
         head = content.peek(HEAD_BYTES)
         for kind, pattern in _FOREIGN:
             if pattern.match(head):
                 raise RetailAssetsError(f"it is {kind}, no lines of JSON: unpack or convert it")
         for name, encoding, pattern in _ENCODINGS:
             if pattern.match(head):
-                content = Content(_Decoded(content, name, encoding, still=still))
+                content = Content(_Decoded(content, name, encoding, settled=settled))
                 break
         yield content
 
 
-def _codec(head: bytes, *, packed: bool) -> str | None:
+def _codec(head: bytes, *, compressed: bool) -> str | None:
     for codec, pattern in _CODECS:
         if pattern.match(head):
             return codec
     # Some ways of copying unpack a file, and leave it its name.
-    if packed and head and not _JSON.match(head):
+    if compressed and head and not _JSON.match(head):
         raise RetailAssetsError("it is no whole gzip or zstd file: put it there again")
     return None
 
 
-class _Unpacked:
+class _Decompressed:
     """Unpacks a compressed file; what is wrong with it is no fault of the disk."""
 
     def __init__(self, raw: IO[bytes], codec: str) -> None:
@@ -169,8 +169,8 @@ class _Unpacked:
 class _Decoded:
     """Makes UTF-8 of another text."""
 
-    def __init__(self, stream: Stream, name: str, encoding: str, *, still: bool) -> None:
-        self._stream, self._name, self._still = stream, name, still
+    def __init__(self, stream: Stream, name: str, encoding: str, *, settled: bool) -> None:
+        self._stream, self._name, self._settled = stream, name, settled
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._ready = b""
         self._ended = False
@@ -181,7 +181,7 @@ class _Decoded:
             self._ended = not block
             try:
                 # The end may have half of a character that is still being written.
-                text = self._decoder.decode(block, final=self._ended and self._still)
+                text = self._decoder.decode(block, final=self._ended and self._settled)
             except UnicodeDecodeError as error:
                 # The error holds the whole block.
                 raise RetailAssetsError(

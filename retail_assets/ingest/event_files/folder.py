@@ -21,11 +21,13 @@ from retail_assets.ingest.ledgers.event_files import FoundFile
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
 
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 """How the names of compressed files end, in any case."""
 
 ENDINGS = tuple(
-    f"{kind}{packed}" for kind in (".jsonl", ".ndjson", ".json") for packed in ("", *PACKED)
+    f"{kind}{compressed}"
+    for kind in (".jsonl", ".ndjson", ".json")
+    for compressed in ("", *COMPRESSED)
 )
 """How the names of event files end, in any case; others are counted, named and not read."""
 
@@ -102,7 +104,7 @@ class EventFolder:
         return True
 
     def open(self, path: str) -> IO[bytes]:
-        """Open a file for reading its bytes, packed ones as they are.
+        """Open a file for reading its bytes, compressed ones as they are.
 
         Raises:
             UsageError: if the path leaves the folder, or is a link or no ordinary file.
@@ -232,9 +234,9 @@ def is_event_file(path: str) -> bool:
     return path.lower().endswith(ENDINGS) and not _is_hidden(path)
 
 
-def is_packed(path: str) -> bool:
+def is_compressed(path: str) -> bool:
     """Whether a path names a compressed file."""
-    return path.lower().endswith(PACKED)
+    return path.lower().endswith(COMPRESSED)
 
 
 def _is_hidden(path: str) -> bool:

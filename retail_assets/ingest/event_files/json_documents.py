@@ -31,7 +31,7 @@ _ARRAY = re.compile(rb"\[\s*[{\]]")
 _OPEN_OBJECT = re.compile(rb'\{[^\n]*\n\s*"')
 
 
-def are_documents(peek: Callable[[int], bytes], *, still: bool) -> bool | None:
+def are_documents(peek: Callable[[int], bytes], *, settled: bool) -> bool | None:
     """Whether a content is split into elements, not into lines.
 
     Only where it is plain: it begins with an array of objects, or with a valid object that ends on
@@ -39,7 +39,7 @@ def are_documents(peek: Callable[[int], bytes], *, still: bool) -> bool | None:
 
     Args:
         peek: gives the first so many bytes of the content, or all that there are.
-        still: whether nobody writes to it any more.
+        settled: whether nobody writes to it any more.
 
     Returns:
         None if what there is does not tell, and somebody may be writing more.
@@ -49,7 +49,7 @@ def are_documents(peek: Callable[[int], bytes], *, still: bool) -> bool | None:
         return False
     head = peek(MAX_LINE_BYTES + HEAD_BYTES)
     text = _bare(head)
-    waiting = len(head) < MAX_LINE_BYTES + HEAD_BYTES and not still
+    waiting = len(head) < MAX_LINE_BYTES + HEAD_BYTES and not settled
     if text.startswith(b"{"):
         return _are_objects(text, waiting=waiting)
     if waiting and not text[1:].strip(_BLANKS):
@@ -72,7 +72,7 @@ def _are_objects(text: bytes, *, waiting: bool) -> bool | None:
     return None if waiting else bool(_OPEN_OBJECT.match(text))
 
 
-def is_array_of_values(peek: Callable[[int], bytes], *, still: bool) -> bool | None:
+def is_array_of_values(peek: Callable[[int], bytes], *, settled: bool) -> bool | None:
     """Whether a content begins with an array over several lines that holds no object first.
 
     It is one fault, not one on each line. For the rest like `are_documents`.
@@ -85,7 +85,7 @@ def is_array_of_values(peek: Callable[[int], bytes], *, still: bool) -> bool | N
     splitter = DocumentSplitter(whole_arrays=True)
     for value in splitter.feed(_bare(head)):
         return not first_line.startswith(value) and _is_json(value)
-    if len(head) < MAX_LINE_BYTES + HEAD_BYTES and not still:
+    if len(head) < MAX_LINE_BYTES + HEAD_BYTES and not settled:
         return None
     return _is_json(splitter.rest.rpartition(b",")[0] + b"]")
 

@@ -1,10 +1,10 @@
 """Event files into the event tables, exactly once: only what the ledger does not have yet.
 
 Which files are new, and from where on, is decided by the ledger `event_files`: path, size and hash
-of what was taken in. Lines go in by portions, each in one transaction with its ledger entries. Who
-finds there that another process has taken a file further in the meantime leaves it alone. Of a
-transaction that fails the file at fault is found by halving, and its lines at fault likewise, so
-that they stop no others.
+of what was ingested. Lines go in by chunks, each in one transaction with its ledger entries. A
+transaction that finds that another process has read further in a file leaves that file alone. If a
+transaction fails, bisection finds the failing file, and its failing lines, so that they stop no
+others.
 """
 
 import logging
@@ -22,11 +22,18 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.content_hash import CHUNK_BYTES
-from retail_assets.ingest.event_files.folder import event_folder, is_packed, landing_day
-from retail_assets.ingest.event_files.plan import COPY, Plan, Taken, Waiting, content_of, state_of
+from retail_assets.ingest.event_files.folder import event_folder, is_compressed, landing_day
+from retail_assets.ingest.event_files.plan import (
+    COPY,
+    FileResult,
+    Plan,
+    Waiting,
+    content_of,
+    state_of,
+)
 from retail_assets.ingest.event_files.reader import (
     LIMITS,
-    Portion,
+    Chunk,
     ReadLimits,
     plain_hash,
     read_new,
@@ -43,7 +50,7 @@ from retail_assets.ingest.ledgers.event_files import (
     Progress,
     apply_deltas,
 )
-from retail_assets.ingest.messages.faults import lines_at_fault
+from retail_assets.ingest.messages.faults import failing_lines
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 
 if TYPE_CHECKING:
@@ -56,23 +63,23 @@ logger = logging.getLogger(__name__)
 NO_FILES_FAULT = (RetailAssetsError, OSError, duckdb.IOException)
 """Met by a transaction, these say that the lake cannot be written to, or not now."""
 
-CHUNK_LINES = 20_480
-"""How many lines a core judges at a time."""
+LINES_PER_CORE = 20_480
+"""How many lines a core validates at a time."""
 
-PORTION_FILES = 5_000
-"""How many files are taken in together at most."""
+BATCH_FILES = 5_000
+"""How many files are ingested together at most."""
 
 
 @dataclass
-class Ingested:
-    """What came of event files: by path; which failed, and why."""
+class IngestResult:
+    """The results of event files by path; which failed, and why."""
 
-    files: dict[str, Taken] = field(default_factory=dict)
+    files: dict[str, FileResult] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     new_fields: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, later: "Ingested") -> None:
-        """Add what came of the same or other files later."""
+    def add(self, later: "IngestResult") -> None:
+        """Add the results of the same or other files later."""
         for path, one in later.files.items():
             before = self.files.get(path)
             self.files[path] = one if before is None else before.plus(one)
@@ -90,36 +97,35 @@ def ingest(
     forget_gone: bool = True,
     stop: Callable[[], bool] = lambda: False,
     limits: ReadLimits = LIMITS,
-) -> Ingested:
-    """Take in what is new of some event files; a bad file fails alone, by name.
+) -> IngestResult:
+    """Ingest the new lines of some event files; a bad file fails alone, by name.
 
     Args:
         session: a session of ingest.
         settings: where the files lie, and the days that there are.
         paths: the files, relative to the events folder.
         progress: called with the number of files done.
-        unknown: files that the ledger will not have: it is not asked before they are read. Of one
-            that it has in spite of that, nothing is ingested.
-        forget_gone: also forget failures of files that are not there any more: nobody can correct
-            them.
-        stop: asked after each portion whether to leave what is left for another time.
+        unknown: files that the ledger should not have: it is not queried before they are read. If
+            it has one of them, nothing of that file is ingested.
+        forget_gone: also remove failures of files that are gone: nobody can correct them.
+        stop: called after each chunk; says whether to leave the rest for another time.
         limits: how much is read and committed at once.
 
     Returns:
-        What came of each file. Problems of files are in the ledger as well.
+        The result of each file. Problems of files are in the ledger as well.
 
     Raises:
-        Exception: whatever says that the lake cannot be written to; no file is blamed for it.
+        Exception: if the lake cannot be written to; no file is blamed for it.
     """
-    intake = _Intake(session, settings, progress, stop, limits)
-    found = intake.run(list(paths), unknown)
+    work = _FileIngest(session, settings, progress, stop, limits)
+    found = work.run(list(paths), unknown)
     if forget_gone and not stop():
-        intake.forget_gone()
+        work.forget_gone()
     return found
 
 
-class _Intake:
-    """Reads files and prepares their lines while a thread takes in what was read before."""
+class _FileIngest:
+    """Reads files and prepares their lines while a thread ingests what was read before."""
 
     def __init__(
         self,
@@ -139,17 +145,17 @@ class _Intake:
         self._waiting: list[Waiting] = []
         self._weight = 0
         self._unreadable: dict[FoundFile, str] = {}
-        self._result = Ingested()
+        self._result = IngestResult()
         self._begun: dict[str, Key] = {}
         self._transactions = 0
         self._thread = ThreadPoolExecutor(1, "event_ingest")
-        self._taking: Future[None] | None = None
+        self._committing: Future[None] | None = None
         self._today = datetime.now(ZoneInfo(settings.timezone)).date()
 
-    def run(self, paths: Sequence[str], unknown: Collection[str]) -> Ingested:
+    def run(self, paths: Sequence[str], unknown: Collection[str]) -> IngestResult:
         with self._thread:
-            for first in range(0, len(paths), PORTION_FILES):
-                some = list(dict.fromkeys(paths[first : first + PORTION_FILES]))
+            for first in range(0, len(paths), BATCH_FILES):
+                some = list(dict.fromkeys(paths[first : first + BATCH_FILES]))
                 self._wait()
                 asked = [path for path in some if path not in unknown]
                 known = event_ledger.entries(self._connection, asked)
@@ -157,7 +163,7 @@ class _Intake:
                     if not self._stop():
                         self._read(path, known.get(path))
                 self._commit()
-                self._progress(min(first + PORTION_FILES, len(paths)))
+                self._progress(min(first + BATCH_FILES, len(paths)))
             self._wait()
         if self._transactions > 1:
             self._count_again()
@@ -166,14 +172,14 @@ class _Intake:
     def _count_again(self) -> None:
         """Count what the versions that began in this run have now.
 
-        Later transactions may have taken events from them, or made them copies or owners.
+        Later transactions may have moved events from them, or made them copies or owners.
         """
         for path, entry in event_ledger.entries(self._connection, list(self._begun)).items():
-            taken = self._result.files.get(path)
-            if taken and entry.key == self._begun[path]:
-                outcome = "new" if taken.outcome == COPY else taken.outcome
+            result = self._result.files.get(path)
+            if result and entry.key == self._begun[path]:
+                outcome = "new" if result.outcome == COPY else result.outcome
                 self._result.files[path] = replace(
-                    taken,
+                    result,
                     outcome=COPY if entry.copy_of else outcome,
                     accepted=entry.accepted,
                     dead_lettered=entry.dead_lettered,
@@ -188,40 +194,42 @@ class _Intake:
 
     def _wait(self) -> None:
         """Wait for the thread, which has the connection to itself until then."""
-        taking, self._taking = self._taking, None
-        if taking is not None:
-            taking.result()
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            committing.result()
 
     def _read(self, path: str, entry: Entry | None) -> None:
-        for file, portion in self._new(path, entry):
+        for file, chunk in self._new(path, entry):
             if path in self._result.failed:
-                # A portion before this one was at fault.
+                # A chunk before this one failed.
                 return
-            waiting = Waiting(file, entry, portion, self._day(file))
+            waiting = Waiting(file, entry, chunk, self._day(file))
             self._waiting.append(waiting)
-            self._weight += len(portion.data) + self._limits.line_bytes * portion.lines
-            if self._weight >= self._limits.portion_bytes or not portion.last:
+            self._weight += len(chunk.data) + self._limits.line_bytes * chunk.lines
+            if self._weight >= self._limits.chunk_bytes or not chunk.last:
                 self._commit()
             if self._stop():
                 return
-            if not portion.last:
-                # The rest goes on from what the ledger will have then, or is left out.
+            if not chunk.last:
+                # The next chunk continues from what the ledger will have then, or is left out.
                 entry = waiting.after()
 
-    def _new(self, path: str, entry: Entry | None) -> Iterator[tuple[FoundFile, Portion]]:
-        """What is new of a file. That it cannot be read is noted; other faults are not its own."""
+    def _new(self, path: str, entry: Entry | None) -> Iterator[tuple[FoundFile, Chunk]]:
+        """The new chunks of a file; that it cannot be read is noted, other errors are raised."""
         file = FoundFile(path, 0, 0)
         try:
             file = self._folder.stat(path)
             seen_ns = entry.seen_ns(file) if entry else None
-            for portion in read_new(
+            for chunk in read_new(
                 lambda: self._folder.open(path),
-                packed=is_packed(file.path),
+                compressed=is_compressed(file.path),
                 known=entry.progress if entry and entry.retracted_us is None else Progress(),
-                still=file.is_still(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
+                settled=file.is_settled(
+                    time.time_ns(), self._settings.event_settle_seconds, seen_ns
+                ),
                 limits=self._limits,
             ):
-                yield file, portion
+                yield file, chunk
         except (OSError, RetailAssetsError) as error:
             self._unreadable[file] = f"{path} cannot be read: {error}"
 
@@ -236,9 +244,9 @@ class _Intake:
             return
         staged = _arrow(waiting)
         self._wait()
-        self._taking = self._thread.submit(self._take, waiting, staged, unreadable)
+        self._committing = self._thread.submit(self._ingest, waiting, staged, unreadable)
 
-    def _take(
+    def _ingest(
         self,
         waiting: Sequence[Waiting],
         staged: "tuple[pa.Table, pa.Table] | None",
@@ -250,12 +258,14 @@ class _Intake:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
             logger.warning("Event files could not be ingested, they are tried by parts: %s", error)
-            self._take_parts(waiting, unreadable)
+            self._ingest_parts(waiting, unreadable)
 
-    def _take_parts(self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]) -> None:
+    def _ingest_parts(
+        self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]
+    ) -> None:
         """Ingest what failed but for the files that fail alone; these are named.
 
-        An error that no file causes is raised once the others had their turn.
+        An error that no file causes is raised once the others were tried.
         """
         failed = dict(unreadable)
         of_the_lake: Exception | None = None
@@ -276,7 +286,7 @@ class _Intake:
             raise of_the_lake
 
     def _error(self, part: Sequence[Waiting]) -> Exception | None:
-        """Ingest some portions; returns why they fail together, if they do."""
+        """Ingest some chunks; returns why they fail together, if they do."""
         try:
             # After a failure nothing is known of a connection.
             with self._lake.connect() as connection:
@@ -296,7 +306,7 @@ class _Intake:
         if not (is_of_the_data(error) or is_of_the_size(error)):
             raise error
         staged = None if item.refused else _arrow([item])
-        refused = lines_at_fault(self._lake, *staged) if staged else {}
+        refused = failing_lines(self._lake, *staged) if staged else {}
         if not refused:
             return error
         rest = replace(item, refused=refused)
@@ -311,12 +321,12 @@ class _Intake:
         unreadable: Mapping[FoundFile, str],
     ) -> None:
         with event_batch(session, "ingest event files", staged) as batch:
-            taken, new_fields = self._apply(session, batch, waiting, unreadable)
+            results, new_fields = self._apply(session, batch, waiting, unreadable)
         self._transactions += 1
         self._begun |= {
             item.path: item.key for item in waiting if item.entry is None or item.restarted
         }
-        for one in taken:
+        for one in results:
             if one.notice:
                 logger.warning("%s.", one.notice)
             before = self._result.files.get(one.path)
@@ -330,11 +340,11 @@ class _Intake:
         batch: EventBatch,
         waiting: Sequence[Waiting],
         unreadable: Mapping[FoundFile, str],
-    ) -> tuple[list[Taken], Sequence[tuple[str, str]]]:
+    ) -> tuple[list[FileResult], Sequence[tuple[str, str]]]:
         """In the transaction: the rows, and the ledger that says where they came from.
 
         Returns:
-            What came of each file, and the fields that are new.
+            The result of each file, and the fields that are new.
         """
         paths = [item.path for item in waiting]
         self._renew_hashes(session.connection, waiting)
@@ -344,19 +354,19 @@ class _Intake:
         overtaken = [
             item.path for item in waiting if state_of(known.get(item.path)) != state_of(item.entry)
         ]
-        # What a file counts may have changed since, though it was taken no further.
+        # The counts of a file may have changed since, though nobody has read further.
         current = [
             replace(item, entry=known.get(item.path))
             for item in waiting
             if item.path not in overtaken
         ]
         batch.leave_out(FILE, overtaken)
-        result, taken = apply(session, batch, Plan(current, found, replace_changed=replacing))
+        result, results = apply(session, batch, Plan(current, found, replace_changed=replacing))
         failed = event_ledger.failed_paths(session)
-        # Of a file that was at fault in this run a later portion may have been read already.
+        # A later chunk may have been read of a file that failed in this run.
         readable = [path for path in paths if path not in self._result.failed]
         event_ledger.note_failures(session.connection, unreadable, readable, failed)
-        return taken, result.new_fields
+        return results, result.new_fields
 
     def _renew_hashes(
         self, connection: duckdb.DuckDBPyConnection, waiting: Sequence[Waiting]
@@ -367,7 +377,7 @@ class _Intake:
         """
         large: dict[int, list[Waiting]] = {}
         for item in waiting:
-            size = item.portion.progress.bytes_taken
+            size = item.chunk.progress.bytes_taken
             if item.content and size > CHUNK_BYTES and (item.entry is None or item.restarted):
                 large.setdefault(size, []).append(item)
         if not large:
@@ -378,7 +388,7 @@ class _Intake:
                     with suppress(OSError, RetailAssetsError):
                         before = plain_hash(
                             partial(self._folder.open, item.path),
-                            packed=is_packed(item.file.path),
+                            compressed=is_compressed(item.file.path),
                             size=size,
                         )
                         if before in known:
@@ -386,13 +396,13 @@ class _Intake:
 
 
 def _related(session: EventSession, waiting: Sequence[Waiting], *, replacing: bool) -> list[Entry]:
-    """What the ledger has of some files, and of all whose owner they may change."""
+    """The entries of some files, and of all files whose owner they may change."""
     paths = [item.path for item in waiting]
     contents = {item.content for item in waiting}
     left = {
         content_of(item.entry)
         for item in waiting
-        if item.entry and (replacing or item.portion.resumed or not item.restarted)
+        if item.entry and (replacing or item.chunk.resumed or not item.restarted)
     }
     found = event_ledger.related(session, paths, contents=contents, left=left)
     owners = {content_of(entry): entry for entry in found if entry.copy_of is None}
@@ -406,7 +416,9 @@ def _related(session: EventSession, waiting: Sequence[Waiting], *, replacing: bo
     return found
 
 
-def apply(session: EventSession, batch: EventBatch, plan: Plan) -> tuple[BatchResult, list[Taken]]:
+def apply(
+    session: EventSession, batch: EventBatch, plan: Plan
+) -> tuple[BatchResult, list[FileResult]]:
     """In the transaction, do what is planned: the rows, and the ledger that says whence they came.
 
     Returns:
@@ -430,11 +442,11 @@ def apply(session: EventSession, batch: EventBatch, plan: Plan) -> tuple[BatchRe
             if delta.source != FILE or (delta.source_name, delta.version) not in changes
         ],
     )
-    return result, plan.taken(changes)
+    return result, plan.results(changes)
 
 
 def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
-    """All portions end to end, so that a thousand small files are as fast as a large one.
+    """All chunks end to end, so that a thousand small files are as fast as a large one.
 
     Returns:
         Lines and sources as `event_batch` takes them; None if there are no lines.
@@ -442,23 +454,23 @@ def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
     import numpy as np
     import pyarrow as pa
 
-    counts = [item.portion.lines for item in waiting]
+    counts = [item.chunk.lines for item in waiting]
     if not sum(counts):
         return None
     cut: list[int] = []
     refused: dict[int, str] = {}
     first = 0
     for item in waiting:
-        cut += [first + number for number in item.portion.cut]
+        cut += [first + number for number in item.chunk.cut]
         refused |= {first + number: defect for number, defect in item.refused.items()}
-        first += item.portion.lines
-    lines = to_arrow(b"".join(item.portion.data for item in waiting), cut)
+        first += item.chunk.lines
+    lines = to_arrow(b"".join(item.chunk.data for item in waiting), cut)
     if refused:
         defects = lines["defect"].to_pylist()
         for line, defect in refused.items():
             defects[line] = defect
         lines = lines.set_column(1, "defect", pa.array(defects, pa.string()))
-    firsts = [item.portion.progress.lines - item.portion.lines + 1 for item in waiting]
+    firsts = [item.chunk.progress.lines - item.chunk.lines + 1 for item in waiting]
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(sum(counts), dtype=np.int64) - starts + np.repeat(firsts, counts)
     lines = lines.append_column("position", pa.array(numbers))
@@ -467,7 +479,7 @@ def _arrow(waiting: Sequence[Waiting]) -> "tuple[pa.Table, pa.Table] | None":
     lines = lines.append_column(
         "source_no", pa.array(np.repeat(np.arange(len(waiting), dtype=np.int32), counts))
     )
-    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=CHUNK_LINES))
+    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=LINES_PER_CORE))
     sources = pa.table(
         {
             "source_no": pa.array(range(len(waiting)), pa.int32()),

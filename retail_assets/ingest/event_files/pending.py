@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from retail_assets.ingest.event_files.folder import event_folder, is_packed, landing_day
+from retail_assets.ingest.event_files.folder import event_folder, is_compressed, landing_day
 from retail_assets.ingest.ledgers.event_files import OPEN, FoundFile, LakeState
 
 if TYPE_CHECKING:
@@ -73,17 +73,17 @@ def pending_event_files(
     files: dict[str, FoundFile] = {}
     unsettled: list[str] = []
     for path, file in listing.files.items():
-        state = lake.taken.get(path)
+        state = lake.ingested.get(path)
         seen = state is not None and state[:2] == (file.size_bytes, file.modified_ns)
         seen_ns = state[5] if state is not None and seen else None
-        still = file.is_still(now, settings.event_settle_seconds, seen_ns)
+        settled = file.is_settled(now, settings.event_settle_seconds, seen_ns)
         if state is not None and seen:
-            new = state[4] == OPEN and still
-            if state[4] == OPEN and not still:
+            new = state[4] == OPEN and settled
+            if state[4] == OPEN and not settled:
                 unsettled.append(path)
         else:
-            # One of the future is entered in the ledger, which then tells how long it is still.
-            new = still or not is_packed(file.path) or file.modified_ns > now
+            # The ledger then tells how long a file has not changed whose time is in the future.
+            new = settled or not is_compressed(file.path) or file.modified_ns > now
             if not new:
                 unsettled.append(path)
         if not new:

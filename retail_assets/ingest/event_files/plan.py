@@ -1,7 +1,7 @@
-"""What a transaction does with the rows of event files, and with their ledger entries.
+"""The changes that a transaction makes to rows of event files and to their ledger entries.
 
 Files with the same content count once, under the one that was received first; the others are copies
-of it, however each came to its content. When the owner changes or is retracted, a copy inherits the
+of it, however each came to its content. When the owner changes or is retracted, a copy gets the
 rows. A file that got shorter or starts differently has a further version: the events of the version
 before stay, or are retracted.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
-from retail_assets.ingest.event_files.reader import Portion
+from retail_assets.ingest.event_files.reader import Chunk
 from retail_assets.ingest.ledgers.event_files import FILE, Entry, FoundFile, Key, Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ stay, or are retracted."""
 
 
 @dataclass(frozen=True)
-class Taken:
+class FileResult:
     """The outcome of one file.
 
     `outcome` is `new`, `grown`, `changed`, `replaced`, `copy` or `unchanged`; the counts are of the
@@ -63,8 +63,8 @@ class Taken:
             return f"{before} were retracted (RETAIL_CHANGED_EVENT_FILES=replace)"
         return f"{before} stay; `retail-assets events retract` retracts them"
 
-    def plus(self, later: "Taken") -> "Taken":
-        """This and a later portion of the same file."""
+    def plus(self, later: "FileResult") -> "FileResult":
+        """This and a later chunk of the same file."""
         if later.outcome == COPY:
             return replace(later, lines=self.lines + later.lines)
         return replace(
@@ -80,14 +80,14 @@ class Taken:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A portion that was read and waits for its transaction; `entry` is what it goes on from.
+    """A chunk that was read and waits for its transaction; `entry` is what it goes on from.
 
     `refused` are lines (from 0) that fail every transaction, each with its defect.
     """
 
     file: FoundFile
     entry: Entry | None
-    portion: Portion
+    chunk: Chunk
     received_date: date
     refused: Mapping[int, str] = field(default_factory=dict)
 
@@ -98,23 +98,23 @@ class Waiting:
 
     @property
     def key(self) -> Key:
-        """The version that the portion belongs to."""
+        """The version that the chunk belongs to."""
         if self.entry is None:
             return self.path, 1
         return self.path, self.entry.version + self.restarted
 
     @property
     def restarted(self) -> bool:
-        """Whether the portion begins a further version of a file that the ledger has."""
+        """Whether the chunk begins a further version of a file that the ledger has."""
         return self.entry is not None and (
-            self.portion.restarted or self.entry.retracted_us is not None
+            self.chunk.restarted or self.entry.retracted_us is not None
         )
 
     @property
     def content(self) -> str | None:
         """The hash of the file's content, once all of it was read and it has lines."""
-        progress = self.portion.progress
-        return progress.content_hash if self.portion.last and progress.lines else None
+        progress = self.chunk.progress
+        return progress.content_hash if self.chunk.last and progress.lines else None
 
     @property
     def content_before(self) -> str | None:
@@ -122,8 +122,8 @@ class Waiting:
         return None if self.entry is None or self.restarted else content_of(self.entry)
 
     def after(self) -> Entry:
-        """The ledger's entry once the portion is in; what is counted now aside."""
-        old, file, progress = self.entry, self.file, self.portion.progress
+        """The ledger's entry once the chunk is in, without what is counted now."""
+        old, file, progress = self.entry, self.file, self.chunk.progress
         if old is not None and not self.restarted:
             return replace(
                 old,
@@ -162,11 +162,11 @@ class Plan:
     """The changes of each version of the files concerned; none is made here.
 
     Args:
-        waiting: the portions of the transaction.
-        related: what the ledger has of their files and of the same contents; see
+        waiting: the chunks of the transaction.
+        related: the entries of their files and of the same contents; see
             `event_ledger.related`.
-        retracted: further versions, of `related`, whose events are to be taken back.
-        replace_changed: whether the events of the version before of a changed file are taken back.
+        retracted: further versions, of `related`, whose events are to be retracted.
+        replace_changed: whether the events of the version before of a changed file are retracted.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Plan:
         self._before = {entry.key: entry for entry in related}
         self.retracted = {entry.key: entry for entry in retracted}
         self.displaced: list[Entry] = []
-        self.heirs: list[tuple[Entry, Entry]] = []
+        self.inherited: list[tuple[Entry, Entry]] = []
         now = time.time_ns() // 1000
         self._after = dict(self._before)
         for key, item in self._waiting.items():
@@ -190,7 +190,7 @@ class Plan:
             if item.restarted and old is not None:
                 self._after[old.key] = replace(old, superseded_us=now)
                 # A line that went on is there whole now, and so are all before it.
-                goes = replace_changed or item.portion.resumed
+                goes = replace_changed or item.chunk.resumed
                 if goes and old.retracted_us is None:
                     self.retracted[old.key] = old
         for key in self.retracted:
@@ -236,7 +236,7 @@ class Plan:
         return before is not None and before.copy_of is None and content_of(before) == content
 
     def _move(self) -> None:
-        """Find whose rows have to go, and who inherits rows of whom."""
+        """Find whose rows have to go, and which copies become owners of which rows."""
         owners = {
             content_of(entry): entry
             for entry in self._before.values()
@@ -247,7 +247,7 @@ class Plan:
             if before.copy_of is None and after.copy_of is not None:
                 self.displaced.append(before)
             elif before.copy_of is not None and after.copy_of is None and key not in self.retracted:
-                self.heirs.append((owners[content_of(before)], before))
+                self.inherited.append((owners[content_of(before)], before))
 
     @property
     def copies(self) -> list[str]:
@@ -257,8 +257,10 @@ class Plan:
     def move_rows(self, batch: "EventBatch") -> None:
         """In the transaction, move the rows of versions that the transaction has no lines of."""
         batch.leave_out(FILE, self.copies)
-        for owner, heir in self.heirs:
-            batch.stage_copy(FILE, owner.key, heir.key, heir.received_date, heir.received_us)
+        for owner, new_owner in self.inherited:
+            batch.stage_copy(
+                FILE, owner.key, new_owner.key, new_owner.received_date, new_owner.received_us
+            )
         batch.retract(FILE, [entry.key for entry in self.retracted.values()])
         batch.remove_copies(FILE, [entry.key for entry in self.displaced])
 
@@ -279,27 +281,27 @@ class Plan:
         """The versions that the ledger had before."""
         return set(self._before)
 
-    def taken(self, changes: Mapping[Key, "Delta"]) -> list[Taken]:
+    def results(self, changes: Mapping[Key, "Delta"]) -> list[FileResult]:
         """The outcome of each file of the transaction."""
-        return [self._taken(item, changes.get(key)) for key, item in self._waiting.items()]
+        return [self._result(item, changes.get(key)) for key, item in self._waiting.items()]
 
-    def _taken(self, item: Waiting, delta: "Delta | None") -> Taken:
-        old, lines = item.entry, item.portion.lines
+    def _result(self, item: Waiting, delta: "Delta | None") -> FileResult:
+        old, lines = item.entry, item.chunk.lines
         accepted, dead_lettered = (delta.new_accepted, delta.new_dead_lettered) if delta else (0, 0)
         is_copy = self._after[item.key].copy_of is not None
-        if any(heir.key == item.key for _, heir in self.heirs):
-            # A copy no more: what it has of the other's lines counts from now on as its own.
-            lines = item.portion.progress.lines
-            return Taken(item.path, "grown", lines, accepted, dead_lettered)
+        if any(new_owner.key == item.key for _, new_owner in self.inherited):
+            # No copy any more: the other's lines count as its own from now on.
+            lines = item.chunk.progress.lines
+            return FileResult(item.path, "grown", lines, accepted, dead_lettered)
         if old is not None and item.restarted:
-            none = item.portion.resumed or old.retracted_us is not None
+            none = item.chunk.resumed or old.retracted_us is not None
             counts = (0, 0) if none else (old.accepted, old.dead_lettered)
             outcome = REPLACED if old.key in self.retracted else CHANGED
-            return Taken(item.path, outcome, lines, accepted, dead_lettered, *counts)
+            return FileResult(item.path, outcome, lines, accepted, dead_lettered, *counts)
         if is_copy and (lines or any(entry.key == item.key for entry in self.displaced)):
             outcome = COPY
         elif old is None:
             outcome = "new"
         else:
             outcome = "grown" if lines else "unchanged"
-        return Taken(item.path, outcome, lines, accepted, dead_lettered)
+        return FileResult(item.path, outcome, lines, accepted, dead_lettered)

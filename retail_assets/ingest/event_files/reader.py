@@ -1,4 +1,4 @@
-"""Reads the new lines of an event file, after those in the ledger, in portions.
+"""Reads the new lines of an event file, after those in the ledger, in chunks.
 
 A file has grown, is the same, or is another one: the hash of the ingested content decides. If a
 plain file has grown, only its first bytes and the last ones before the new ones are read again;
@@ -41,16 +41,16 @@ _end_to_end = re.compile(rb"\}\{").search
 class ReadLimits:
     """How much of a file is read and ingested at once.
 
-    A portion ends with the block of `block_bytes`, or of JSON documents `document_block_bytes`,
-    that brings it to `portion_bytes`, and has `portion_lines` at most: in memory a line takes about
+    A chunk ends with the block of `block_bytes`, or of JSON documents `document_block_bytes`,
+    that brings it to `chunk_bytes`, and has `chunk_lines` at most: in memory a line takes about
     `line_bytes` besides its own. If more than `reread_bytes` have to be read again, new lines wait
     until nobody writes to the file.
     """
 
     block_bytes: int = 4 << 20
     document_block_bytes: int = 256 << 10
-    portion_bytes: int = 64 << 20
-    portion_lines: int = 200_000
+    chunk_bytes: int = 64 << 20
+    chunk_lines: int = 200_000
     line_bytes: int = 100
     reread_bytes: int = 1 << 20
 
@@ -59,13 +59,13 @@ LIMITS = ReadLimits()
 
 
 @dataclass(frozen=True)
-class Portion:
+class Chunk:
     """Some whole lines of a file.
 
     `cut` are the lines (from 0) of which only the beginning is there, because they are too long.
     `restarted`: the content before is not what the ledger has; `progress` is where this ends, and
     `last` says that nothing more is there now. `resumed`: it was restarted only because a last line
-    that was taken without its newline went on.
+    that was ingested without its newline went on.
     """
 
     data: bytes
@@ -80,24 +80,24 @@ class Portion:
 def read_new(
     open_file: Callable[[], IO[bytes]],
     *,
-    packed: bool,
+    compressed: bool,
     known: Progress,
-    still: bool,
+    settled: bool,
     limits: ReadLimits = LIMITS,
-) -> Iterator[Portion]:
+) -> Iterator[Chunk]:
     """Read the new lines of a file.
 
     The elements of a file of JSON documents (`json_documents`) count as its lines.
 
     Args:
         open_file: opens its bytes; called more than once.
-        packed: whether its name says that it is compressed.
+        compressed: whether its name says that it is compressed.
         known: how far it was ingested before.
-        still: whether nobody writes to it any more, so that a last line without newline is whole.
+        settled: whether nobody writes to it any more, so that a last line without newline is whole.
         limits: how much is read and given at once.
 
     Returns:
-        At least one portion; the last may have no lines. A file that cannot be read yet, because
+        At least one chunk; the last may have no lines. A file that cannot be read yet, because
         somebody may be writing to it, gives one without lines whose last line is open.
 
     Raises:
@@ -108,13 +108,13 @@ def read_new(
     """
 
     def opened() -> AbstractContextManager[Content | None]:
-        return event_content.opened(open_file, packed=packed, still=still)
+        return event_content.opened(open_file, compressed=compressed, settled=settled)
 
     if known.checkpoint and known.checkpoint not in (DOCUMENTS, VALUES):
         with opened() as content:
             digest = _same_ends(content, known, known.checkpoint) if content else None
             if content and digest:
-                yield from _following(content, "", digest, known, limits, still=still)
+                yield from _following(content, "", digest, known, limits, settled=settled)
                 return
     restarted = resumed = False
     if known.bytes_taken:
@@ -122,13 +122,13 @@ def read_new(
             if content is None:
                 yield _left(known)
                 return
-            found, resumed = _continued(content, known, limits, still=still)
+            found, resumed = _continued(content, known, limits, settled=settled)
             if found is not None:
                 yield from found
                 return
         restarted = True
     with opened() as content:
-        kind = None if content is None else _kind(content, still=still)
+        kind = None if content is None else _kind(content, settled=settled)
         if content is None or kind is None:
             yield _left(known)
         else:
@@ -138,7 +138,7 @@ def read_new(
                 ContentHash(),
                 Progress(),
                 limits,
-                still=still,
+                settled=settled,
                 restarted=restarted,
                 resumed=resumed,
             )
@@ -151,37 +151,39 @@ def _following(
     known: Progress,
     limits: ReadLimits,
     *,
-    still: bool,
+    settled: bool,
     splitter: DocumentSplitter | None = None,
     restarted: bool = False,
     resumed: bool = False,
-) -> Iterator[Portion]:
+) -> Iterator[Chunk]:
     """Read what follows on what the digest has."""
     if not kind:
         resumable = content.plain is not None
-        return _Reader(digest, known, limits, still, restarted, resumed, resumable).read(content)
+        return _Reader(digest, known, limits, settled, restarted, resumed, resumable).read(content)
     splitter = splitter or DocumentSplitter(whole_arrays=kind == VALUES)
-    return _DocumentReader(digest, known, limits, still, restarted, resumed, splitter).read(content)
+    return _DocumentReader(digest, known, limits, settled, restarted, resumed, splitter).read(
+        content
+    )
 
 
-def _kind(content: Content, *, still: bool) -> str | None:
+def _kind(content: Content, *, settled: bool) -> str | None:
     """The parts of a content: `DOCUMENTS`, `VALUES` or lines (empty); None: not clear yet."""
     for is_it, kind in ((are_documents, DOCUMENTS), (is_array_of_values, VALUES)):
-        found = is_it(content.peek, still=still)
+        found = is_it(content.peek, settled=settled)
         if found is None or found:
             return found and kind
     return ""
 
 
-def _left(known: Progress) -> Portion:
+def _left(known: Progress) -> Chunk:
     """Nothing is read now: the file is looked at again once nobody writes to it."""
     if known.last_line == TAKEN:
         return _no_lines(Progress(last_line=OPEN), restarted=True)
     return _no_lines(replace(known, last_line=OPEN))
 
 
-def _no_lines(progress: Progress, *, restarted: bool = False) -> Portion:
-    return Portion(b"", (), 0, restarted, progress, last=True)
+def _no_lines(progress: Progress, *, restarted: bool = False) -> Chunk:
+    return Chunk(b"", (), 0, restarted, progress, last=True)
 
 
 def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHash | None:
@@ -204,17 +206,17 @@ def _same_ends(content: Content, known: Progress, checkpoint: str) -> ContentHas
 
 
 def _continued(
-    content: Content, known: Progress, limits: ReadLimits, *, still: bool
-) -> tuple[Iterator[Portion] | None, bool]:
+    content: Content, known: Progress, limits: ReadLimits, *, settled: bool
+) -> tuple[Iterator[Chunk] | None, bool]:
     """The content after the ingested part, and whether it begins with that part.
 
     None follows if the content before is another, or a last line that was ingested without its
     newline has gone on.
     """
     kind = known.checkpoint if known.checkpoint in (DOCUMENTS, VALUES) else ""
-    now = kind or _kind(content, still=still)
+    now = kind or _kind(content, settled=settled)
     reread = kind or content.plain is None
-    if now is None or (reread and not still and known.bytes_taken > limits.reread_bytes):
+    if now is None or (reread and not settled and known.bytes_taken > limits.reread_bytes):
         return iter([_left(known)]), True
     splitter = DocumentSplitter(whole_arrays=kind == VALUES)
     digest = None
@@ -225,7 +227,9 @@ def _continued(
         return None, digest is not None
     if kind and known.last_line == TAKEN:
         return iter([_no_lines(known)]), True
-    return _following(content, kind, digest, known, limits, still=still, splitter=splitter), True
+    return _following(
+        content, kind, digest, known, limits, settled=settled, splitter=splitter
+    ), True
 
 
 def _same_beginning(
@@ -250,7 +254,7 @@ def _same_beginning(
     return digest if same and not left else None
 
 
-def plain_hash(open_file: Callable[[], IO[bytes]], *, packed: bool, size: int) -> str:
+def plain_hash(open_file: Callable[[], IO[bytes]], *, compressed: bool, size: int) -> str:
     """The hash of the first bytes of a content as earlier releases made it, whatever its size.
 
     Raises:
@@ -258,7 +262,7 @@ def plain_hash(open_file: Callable[[], IO[bytes]], *, packed: bool, size: int) -
         OSError: if it cannot be read.
     """
     digest = hashlib.sha256()
-    with event_content.opened(open_file, packed=packed, still=True) as content:
+    with event_content.opened(open_file, compressed=compressed, settled=True) as content:
         while content and size and (block := content.read(min(size, LIMITS.block_bytes))):
             digest.update(block)
             size -= len(block)
@@ -267,12 +271,12 @@ def plain_hash(open_file: Callable[[], IO[bytes]], *, packed: bool, size: int) -
 
 @dataclass
 class _Gatherer:
-    """Gathers lines into portions, from where the digest ends."""
+    """Gathers lines into chunks, from where the digest ends."""
 
     digest: ContentHash
     known: Progress
     limits: ReadLimits
-    still: bool
+    settled: bool
     restarted: bool = False
     resumed: bool = False
 
@@ -297,15 +301,15 @@ class _Gatherer:
 
     @property
     def _is_full(self) -> bool:
-        return self._lines >= self.limits.portion_lines or self._size >= self.limits.portion_bytes
+        return self._lines >= self.limits.chunk_lines or self._size >= self.limits.chunk_bytes
 
-    def _portion(self, last_line: str, *, last: bool) -> Portion:
+    def _chunk(self, last_line: str, *, last: bool) -> Chunk:
         self._before += self._lines
         digest = self.digest
         progress = Progress(
             digest.size, digest.hexdigest(), self._before, last_line, self._checkpoint
         )
-        portion = Portion(
+        chunk = Chunk(
             b"".join(self._whole),
             tuple(self._cut),
             self._lines,
@@ -316,7 +320,7 @@ class _Gatherer:
         )
         self._begin()
         self.restarted = self.resumed = False
-        return portion
+        return chunk
 
 
 @dataclass
@@ -329,8 +333,8 @@ class _Reader(_Gatherer):
     def _checkpoint(self) -> str | None:
         return self.digest.checkpoint if self.resumable else None
 
-    def read(self, content: Content) -> Iterator[Portion]:
-        """Yield portions; what follows the last newline is kept back until its line ends."""
+    def read(self, content: Content) -> Iterator[Chunk]:
+        """Yield chunks; what follows the last newline is kept back until its line ends."""
         open_line = bytearray()
         block = content.read(self.limits.block_bytes)
         # Only the beginning of a line that is too long is kept, but all of it is hashed.
@@ -344,31 +348,31 @@ class _Reader(_Gatherer):
                 self.digest = open_digest
                 open_line, open_digest, open_bytes = bytearray(), open_digest.copy(), 0
                 start = end
-                if self._lines >= self.limits.portion_lines:
+                if self._lines >= self.limits.chunk_lines:
                     # Whoever finds this in the ledger has to go on, even from between two lines.
-                    yield self._portion(OPEN, last=False)
+                    yield self._chunk(OPEN, last=False)
             rest = block[start:]
             open_digest.update(rest)
             open_bytes += len(rest)
             if len(open_line) <= MAX_LINE_BYTES + _AROUND:
                 open_line += rest
-            if self._size >= self.limits.portion_bytes:
-                yield self._portion(OPEN, last=False)
+            if self._size >= self.limits.chunk_bytes:
+                yield self._chunk(OPEN, last=False)
             block = content.read(self.limits.block_bytes)
         # It stays so: if anything followed, the file would be read from its beginning.
         last_line = TAKEN if self.known.last_line == TAKEN else WHOLE
         if open_bytes:
             last_line = OPEN
-            if self.still:
+            if self.settled:
                 last_line = TAKEN
                 self._add(open_line, open_bytes, b"\n")
                 self.digest = open_digest
-        yield self._portion(last_line, last=True)
+        yield self._chunk(last_line, last=True)
 
     def _ends(self, block: bytes) -> list[int]:
-        """Where lines of a block end: all of them, or so many as the portion has room for."""
+        """Where lines of a block end: all of them, or so many as the chunk has room for."""
         ends = []
-        most = self.limits.portion_lines
+        most = self.limits.chunk_lines
         room = most - self._lines
         if block.count(b"\n") > room:
             newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
@@ -416,8 +420,8 @@ class _DocumentReader(_Gatherer):
     def _checkpoint(self) -> str:
         return VALUES if self.splitter.whole_arrays else DOCUMENTS
 
-    def read(self, content: Content) -> Iterator[Portion]:
-        """Yield portions; an element that is not complete is kept back.
+    def read(self, content: Content) -> Iterator[Chunk]:
+        """Yield chunks; an element that is not complete is kept back.
 
         Raises:
             RetailAssetsError: if nobody writes to it any more, and a bracket is not closed.
@@ -431,12 +435,12 @@ class _DocumentReader(_Gatherer):
                 self.digest = open_digest.copy()
             open_digest.update(memoryview(block)[complete:])
             if self._is_full:
-                yield self._portion(OPEN, last=False)
+                yield self._chunk(OPEN, last=False)
         last_line = OPEN if self.splitter.depth or self.splitter.rest else WHOLE
-        if self.still:
+        if self.settled:
             if self.splitter.depth:
                 if self._lines:
-                    yield self._portion(OPEN, last=False)
+                    yield self._chunk(OPEN, last=False)
                 raise RetailAssetsError(
                     f"its JSON breaks off after element {self._before}: put it there again"
                 )
@@ -444,7 +448,7 @@ class _DocumentReader(_Gatherer):
             self._split(b"\n")
             self.digest = open_digest
             last_line = TAKEN if self._lines > lines else WHOLE
-        yield self._portion(last_line, last=True)
+        yield self._chunk(last_line, last=True)
 
     def _split(self, block: bytes) -> None:
         elements = self.splitter.feed(block)

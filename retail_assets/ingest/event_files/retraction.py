@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retracted:
-    """A version of a file, and how many events and dead letters of it were taken back."""
+    """A version of a file, and how many of its events and dead letters were retracted."""
 
     path: str
     version: int
@@ -32,9 +32,9 @@ def retract(
     path: str,
     version: int | None = None,
 ) -> list[Retracted]:
-    """Take the events and dead letters of versions of a file back; `raw_events` keeps the lines.
+    """Retract the events and dead letters of versions of a file; `raw_events` keeps the lines.
 
-    Duplicates of the events that came elsewhere count in their place.
+    Duplicates of the events that came elsewhere count instead.
 
     Args:
         session: a session of ingest.

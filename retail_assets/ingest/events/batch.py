@@ -61,7 +61,7 @@ MAX_FIELDS = 1_000
 
 @dataclass(frozen=True)
 class Delta:
-    """What changed for a version of a source: rows that came to the tables less those that left.
+    """The changes of a version of a source: rows that came to the tables less those that left.
 
     `new_accepted` and `new_dead_lettered` are those of them that were received now.
     """
@@ -77,7 +77,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch of lines has changed.
+    """The changes of a batch of lines.
 
     `deltas` says it by source, and `new_fields` names the fields (with their JSON type) that no
     event had before.
@@ -165,7 +165,7 @@ class EventBatch:
         )
 
     def add_day(self, day: date) -> None:
-        """Stage all lines of a day to be validated again, in place of their rows."""
+        """Stage all lines of a day to be validated again, to replace their rows."""
         self.changes_stored = True
         self._strategy.stage_query(
             f"SELECT {STORED_LINE} FROM lake.raw_events"
@@ -271,15 +271,15 @@ class EventBatch:
             f" AND NOT EXISTS (SELECT 1 FROM {STAGED} AS s"
             f" WHERE s.stored AND {same_line('raw_events', 's')})"
         )
-        letters = (
+        leaving = (
             f"lake.dead_letter_events WHERE reason = '{CONFLICT}' AND EXISTS"
             f" (SELECT 1 FROM {STAGED} AS s"
             f" WHERE s.stored AND {same_line('dead_letter_events', 's')})"
         )
         self._execute(
-            f"INSERT INTO temp.main.removed_events SELECT NULL, {RECEIPT}, 0, 1 FROM {letters}"
+            f"INSERT INTO temp.main.removed_events SELECT NULL, {RECEIPT}, 0, 1 FROM {leaving}"
         )
-        self._execute(f"DELETE FROM {letters}")
+        self._execute(f"DELETE FROM {leaving}")
 
     def _not_retracted(self) -> str:
         """The condition that leaves lines of retracted versions out."""
@@ -379,7 +379,7 @@ class EventBatch:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What is staged: hashes of the identities of valid lines, and whether some need care."""
+    """Staged lines in short: hashes of the identities of valid ones, and whether some need care."""
 
     identities: "npt.NDArray[np.uint64]"
     has_invalid: bool

@@ -1,4 +1,4 @@
-"""What a session knows of the lake without a query, for one small batch after the other.
+"""The parts of the lake that a session keeps, so that small batches need no query for them.
 
 To query the lake for the events that it has already, and for a few products and customers, takes
 longer than to validate a hundred events, and ever longer as history grows. So the cache has Bloom
@@ -26,13 +26,13 @@ FALSE_POSITIVES = 0.001
 """Share of new identities that a filter does not rule out: for these the lake is queried."""
 
 LEAST_EVENTS = 1_000_000
-"""What a filter has room for at least: 1.8 MB."""
+"""The least capacity of a filter: 1.8 MB."""
 
 MOST_EVENTS = 50_000_000
-"""Of more events there is no filter: it takes a minute to fill, and 180 MB."""
+"""For more events there is no filter: it would take a minute to fill, and 180 MB."""
 
 LEAST_FILES = 100_000
-"""The same of files, each with its name, its content, and perhaps the file that it is a copy of."""
+"""The same for files, each with its name, its content, and perhaps the file that it copies."""
 
 MOST_FILES = 10_000_000
 
@@ -40,8 +40,8 @@ MOST_ROWS = 1_000_000
 """A larger reference table is not copied."""
 
 MOST_NEW = 500_000
-"""Limit on rows of others that are read while all who write wait: these take a quarter of a second.
-A transaction that ingests files has about as many."""
+"""Limit on foreign rows applied under the write lock (a quarter of a second); above it the
+cache catches up outside. A transaction that ingests files has about as many."""
 
 _BATCH_ROWS = 100_000
 
@@ -52,11 +52,11 @@ _FAILED = tables.FAILED_EVENT_FILES.name
 _REFERENCE = tuple(table.name for table in REFERENCE_KEYS)
 
 _FILTERED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
-"""What the filters have of rows."""
+"""The columns that each filter has."""
 
 
 class _Filter:
-    """What there may be of something; it never denies what there is."""
+    """A Bloom filter that grows: it may say yes for what is not there, never no for what is."""
 
     def __init__(self, count: int, least: int) -> None:
         from rbloom import Bloom
@@ -260,7 +260,7 @@ class EventCache:
         return self._seen.get(name) == self._now
 
     def _missing(self) -> Sequence[str]:
-        """What is to be read; so is a filter that lets too much pass."""
+        """The parts to read, among them a filter that lets too much pass."""
         for name, filter_ in self._filters.items():
             if filter_.is_full:
                 self._seen.pop(name, None)

@@ -3,7 +3,7 @@
 from retail_assets.transforms.orders import COMPLETED
 
 KEY = ("received_date", "source", "source_name", "version", "position")
-"""What tells received lines apart."""
+"""The key of a received line."""
 
 RECEIPT = f"{', '.join(KEY)}, received_at"
 """Where and when a line was received."""

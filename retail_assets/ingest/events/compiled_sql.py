@@ -53,7 +53,7 @@ def compiled_sql() -> CompiledSql:
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute(f"CREATE TABLE received_lines ({LINE_COLUMNS})")
         typed = nw.from_native(connection.sql(engine.parsed("received_lines")))
-        validated = events.judge(typed).drop(*_TYPED_ONLY).to_native().sql_query()
+        validated = events.validate(typed).drop(*_TYPED_ONLY).to_native().sql_query()
         # An identity that a lake has already stays, however today's rules would spell the content.
         staged = connection.sql(
             "SELECT * EXCLUDE (event_id), coalesce(nullif(event_id, ''),"

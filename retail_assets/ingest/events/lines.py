@@ -39,7 +39,7 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
 
     Returns:
         A row for each line: `payload` (string) and `defect` (string, null for sound lines). Of a
-        line that is not UTF-8 or has a NUL byte, the bytes at fault stand as `\xNN`.
+        line that is not UTF-8 or has a NUL byte, the wrong bytes stand as `\xNN`.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -45,7 +45,7 @@ class Staging:
             "staged_lines": self.sql.staged_columns,
             **{f"known_{table.name}": as_sql(table.types) for table in REFERENCE_KEYS},
             "entering_events": as_sql(enriched_types()),
-            # What leaves enriched_events or dead_letter_events, and what its source loses by it.
+            # The rows that leave enriched_events or dead_letter_events, by source.
             "removed_events": (
                 f"event_id VARCHAR, {RECEIPT_COLUMNS}, accepted INTEGER, dead_lettered INTEGER"
             ),

@@ -40,7 +40,7 @@ class Large:
         return self._connection.execute(sql)
 
     def stage(self, lines: "pa.Table", sources: "pa.Table") -> None:
-        """Stage and validate lines as `event_batch` takes them."""
+        """Stage and validate lines in the form of `event_batch`."""
         self._validate(lines, sources)
         self._identify()
 

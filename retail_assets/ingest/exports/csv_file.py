@@ -132,8 +132,8 @@ def _chunks(path: Path, update: Callable[[bytes], None]) -> Iterator[bytes]:
     with path.open("rb") as file:
         if path.suffix == ".gz":
             source = io.BufferedReader(_Hashing(file, update), CHUNK_BYTES)
-            with gzip.GzipFile(fileobj=source) as unpacked:
-                while chunk := unpacked.read(CHUNK_BYTES):
+            with gzip.GzipFile(fileobj=source) as decompressed:
+                while chunk := decompressed.read(CHUNK_BYTES):
                     yield chunk
         else:
             while chunk := file.read(CHUNK_BYTES):

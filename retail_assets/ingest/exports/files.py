@@ -43,16 +43,16 @@ def locate(exports_dir: Path, day: date) -> ExportFile:
         MissingExportError: if there is none.
         RetailAssetsError: if there are both a plain and a compressed one.
     """
-    plain, packed = business_days.export_paths(exports_dir, day)
-    found = [path for path in (plain, packed) if path.is_file()]
+    plain, compressed = business_days.export_paths(exports_dir, day)
+    found = [path for path in (plain, compressed) if path.is_file()]
     if not found:
         raise MissingExportError(
-            f"There is no export for {day}: neither {plain} nor {packed.name} exists."
+            f"There is no export for {day}: neither {plain} nor {compressed.name} exists."
             " Put the file there and run the day again."
         )
     if len(found) > 1:
         raise RetailAssetsError(
-            f"There are two exports for {day}, {plain} and {packed.name}: remove one of them."
+            f"There are two exports for {day}, {plain} and {compressed.name}: remove one of them."
         )
     stat = found[0].stat()
     return ExportFile(found[0], ROWS, stat.st_size, stat.st_mtime_ns, day=day)

@@ -270,7 +270,7 @@ class _Staging:
         rows = self.connection.sql(
             f"SELECT *, rowid AS row_number FROM export_rows WHERE export_date IN ({days})"
         )
-        validated = orders.judge(nw.from_native(rows), late_days=self.late_days)
+        validated = orders.validate(nw.from_native(rows), late_days=self.late_days)
         text = engine.raw_text("raw", header)
         execute(
             f"INSERT INTO rejected_rows SELECT row_number, export_date, reason, field, {text}"

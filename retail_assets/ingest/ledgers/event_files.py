@@ -1,4 +1,4 @@
-"""The ledger of event files: which were taken in, how far, in which version; which failed, and why.
+"""The ledger of event files: how far each was ingested, in which version; which failed, and why.
 
 Every function that writes works in the caller's transaction, so that an entry and the rows that it
 speaks of are committed together.
@@ -33,7 +33,7 @@ class FoundFile:
     size_bytes: int
     modified_ns: int
 
-    def is_still(self, now_ns: int, settle_seconds: float, seen_ns: int | None = None) -> bool:
+    def is_settled(self, now_ns: int, settle_seconds: float, seen_ns: int | None = None) -> bool:
         """Whether nobody has written to it for a while.
 
         Its time tells, or else, since that may be wrong and lie in the future, that it is as it was
@@ -47,12 +47,12 @@ DOCUMENTS, VALUES = "documents", "values"
 
 
 WHOLE, OPEN, TAKEN = "whole", "open", "taken"
-"""The last line: ended by a newline; without one, and left; without one, and taken in."""
+"""The last line: ended by a newline; without one, and left; without one, and ingested."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a file was ingested: bytes of its content (unpacked), their hash, lines.
+    """How far a file was ingested: bytes of its content (decompressed), their hash, lines.
 
     `checkpoint` is where `ContentHash` can go on, if the content is the file's bytes, or
     `DOCUMENTS`, if it was split into elements, or `VALUES`, if arrays were elements.
@@ -77,11 +77,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @dataclass(frozen=True)
 class Entry:
-    """What the ledger has of a version of a file, as it was last looked at.
+    """The ledger's entry of a version of a file, as it was last looked at.
 
     `received_us` is when its first lines were received, in microseconds since 1970;
     `superseded_us` when a later version came, null for the current one, and `retracted_us` when its
-    events were taken back.
+    events were retracted.
     """
 
     path: str
@@ -121,14 +121,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class LakeState:
-    """What the lake has of files: how far each was taken in, and how often it could not be read.
+    """The lake's state of files: how far each was ingested, and how often it could not be read.
 
-    `birth` tells this lake from one that lay in the same place before. `workers` are those that
-    live and take files in.
+    `lake_id` tells this lake from one that was at the same path before. `workers` are those that
+    are alive and ingest files.
     """
 
-    birth: str = ""
-    taken: Mapping[str, tuple[int, int, int, int, str, int]] = field(default_factory=dict)
+    lake_id: str = ""
+    ingested: Mapping[str, tuple[int, int, int, int, str, int]] = field(default_factory=dict)
     failed: Mapping[str, tuple[int, int, str, int, int]] = field(default_factory=dict)
     workers: tuple[str, ...] = ()
 
@@ -145,13 +145,13 @@ class LakeState:
     def read(cls, connection: duckdb.DuckDBPyConnection) -> "LakeState":
         """Read it.
 
-        `taken` has size, time, version, bytes taken and last line of each file, and when it was
+        `ingested` has size, time, version, bytes and last line of each file, and when that was
         ingested (ns since 1970); `failed` size, time, problem, attempts and when the last was.
         """
-        taken = {
+        ingested = {
             path: tuple(state)
             for path, *state in connection.execute(
-                # What was retracted by hand is new when it is there again.
+                # A file that was retracted by hand is new when it is there again.
                 "SELECT path, if(retracted_at IS NULL, size_bytes, -1), modified_ns, version,"
                 " bytes_taken, last_line, epoch_ns(ingested_at) FROM lake.event_files"
                 " WHERE superseded_at IS NULL"
@@ -165,11 +165,11 @@ class LakeState:
             ).fetchall()
         }
         workers = tuple(found.worker for found in heartbeat.alive_workers(connection, "files"))
-        return cls(lake_id(connection), taken, failed, workers)
+        return cls(lake_id(connection), ingested, failed, workers)
 
     def of(self, path: str) -> tuple[object, ...]:
-        """How far a file was taken in, and how often it could not be read."""
-        return (*self.taken.get(path, ())[2:5], *self.failed.get(path, ())[3:4])
+        """How far a file was ingested, and how often it could not be read."""
+        return (*self.ingested.get(path, ())[2:5], *self.failed.get(path, ())[3:4])
 
 
 def apply_deltas(session: EventSession, deltas: Sequence[Delta]) -> None:
@@ -187,7 +187,7 @@ def apply_deltas(session: EventSession, deltas: Sequence[Delta]) -> None:
 
 
 def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> dict[str, Entry]:
-    """What the ledger has of these files, each in its current version."""
+    """The ledger's entries of these files, each in its current version."""
     if not paths:
         return {}
     # A bare `path` would have DuckLake compare it with the statistics of each file first.
@@ -200,7 +200,7 @@ def entries(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> di
 
 
 def versions(connection: duckdb.DuckDBPyConnection, paths: Collection[str]) -> list[Entry]:
-    """What the ledger has of all versions of some files that were not retracted."""
+    """The entries of all versions of some files that were not retracted."""
     if not paths:
         return []
     return _read(
@@ -217,7 +217,7 @@ def related(
     contents: Collection[str | None],
     left: Collection[str | None],
 ) -> list[Entry]:
-    """What the ledger has of some files, and of files of the same content.
+    """The entries of some files, and of files of the same content.
 
     In a transaction of the session, whose cache may know that there are none.
 
@@ -282,7 +282,7 @@ def _read(
 
 
 def write(session: EventSession, written: Sequence[Entry], *, replaced: Collection[Key]) -> None:
-    """Enter versions of files, in place of what there is of those `replaced`."""
+    """Enter versions of files, instead of the entries of those `replaced`."""
     if not written:
         return
     if session.cache:
@@ -340,7 +340,7 @@ def note_failures(
     readable: Collection[str],
     failed: Collection[str],
 ) -> None:
-    """Enter why files could not be read, and forget that of files that could.
+    """Enter why files could not be read, and remove the failures of files that could.
 
     `failed` are those that the ledger has now, or more.
     """

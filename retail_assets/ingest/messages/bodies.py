@@ -12,7 +12,7 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 
 
 class BodyError(RetailAssetsError):
-    """A body that is not made of events; nothing of it can be taken in."""
+    """A body that is not made of events; nothing of it can be ingested."""
 
 
 def ndjson_events(body: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from retail_assets.ingest.events.batch import AbortError, abort, event_batch
 from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
 from retail_assets.ingest.events.session import EventSession
-from retail_assets.ingest.messages.load import can_take
+from retail_assets.ingest.messages.load import can_ingest
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 
@@ -23,10 +23,10 @@ ATTEMPTS = 3
 """How often a line that fails all alone is tried: memory may be short for a moment."""
 
 MAX_LINES = 100
-"""Where more are at fault, it is the file."""
+"""Where more lines fail, the file is the cause."""
 
 
-def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[int, str]:
+def failing_lines(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[int, str]:
     """Find the lines that fail a transaction all alone; nothing is committed.
 
     Args:
@@ -48,7 +48,7 @@ def lines_at_fault(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[i
         if len(found) == MAX_LINES:
             return {}
         with lake.connect() as connection:
-            if not can_take(EventSession(lake, connection)):
+            if not can_ingest(EventSession(lake, connection)):
                 raise error
         found[row] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
         logger.error(

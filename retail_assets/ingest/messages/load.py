@@ -1,8 +1,7 @@
 """Events that came by position, from Kafka or a webhook: into the tables, each exactly once.
 
-The rows and the offsets that speak of them are one transaction. Who offers a position again that
-the ledger has already, such as a worker that does not know yet that it lost its partition, changes
-nothing.
+The rows and their offsets are one transaction. A position that the ledger has already changes
+nothing; a worker that lost its partition and does not know it yet may offer one.
 """
 
 import logging
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK_LINES = 10_240
-"""How many lines a core judges at a time."""
+LINES_PER_CORE = 10_240
+"""How many lines a core validates at a time."""
 
 
 def _nothing(*_: object) -> None:
@@ -46,8 +45,8 @@ class Received:
     `offered_at` is when the oldest was offered, in seconds since 1970, and `received_at` since when
     it waits here, by `time.monotonic`; `recorded_us` is when the source recorded the receipt of
     each, in microseconds since 1970, by default of all at `offered_at`. `defect` is why these
-    cannot be taken for events at all, if so. Once they are durable the ingest calls `done`; if they
-    could not be taken in, it calls `failed` with the reason instead.
+    cannot be events at all, if so. Once they are durable the ingest calls `done`; if they could not
+    be ingested, it calls `failed` with the reason instead.
     """
 
     source: str
@@ -64,8 +63,8 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What came of the new lines of a source in a batch, and how many there were."""
+class SourceResult:
+    """The result of a batch for a source: its new lines, and how they were counted."""
 
     lines: int
     accepted: int
@@ -77,21 +76,21 @@ class Taken:
         return self.lines - self.accepted - self.dead_lettered
 
 
-def take(
+def ingest(
     session: EventSession,
     batch: Sequence[Received],
     *,
     also: Callable[[], None] = _nothing,
-) -> dict[str, Taken]:
-    """Take in what was received, in one transaction.
+) -> dict[str, SourceResult]:
+    """Ingest what was received, in one transaction.
 
     Args:
         session: a session of ingest.
-        batch: what was received; nobody is told of it here.
+        batch: what was received; `done` and `failed` are not called here.
         also: called in the transaction, for a heartbeat.
 
     Returns:
-        What came of it, for each source with new lines.
+        The result of each source with new lines.
     """
     with event_batch(session, "ingest events", _arrow(batch)) as events:
         entries = _advance(_next_positions(session, batch), batch, events)
@@ -111,7 +110,7 @@ def take(
         session.cache.positions.update({part: entry.position for part, entry in entries.items()})
     mine = [delta for delta in result.deltas if (delta.source, delta.source_name) in entries]
     return {
-        source: Taken(
+        source: SourceResult(
             sum(entry.lines for part, entry in entries.items() if part[0] == source),
             sum(delta.new_accepted for delta in mine if delta.source == source),
             sum(delta.new_dead_lettered for delta in mine if delta.source == source),
@@ -120,13 +119,13 @@ def take(
     }
 
 
-def can_take(session: EventSession) -> bool:
+def can_ingest(session: EventSession) -> bool:
     """Whether a made-up event goes through all that a batch goes through but the commit.
 
-    Where it does not, what failed says nothing of the events that it was tried with.
+    If it does not, an error says nothing about the events that caused it.
     """
     try:
-        take(session, [_made_up()], also=abort)
+        ingest(session, [_made_up()], also=abort)
     except AbortError:
         return True
     except Exception:
@@ -140,7 +139,7 @@ def _made_up() -> Received:
 
 
 def warn_of_new_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Tell of fields, with their JSON types, that no event had before."""
+    """Log the fields, with their JSON types, that no event had before."""
     if fields:
         found = ", ".join(f"{name} ({kind})" for name, kind in fields)
         logger.warning("Fields that no event had before: %s", found)
@@ -204,7 +203,7 @@ def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
     import numpy as np
     import pyarrow as pa
 
-    # Of thousands of requests of an event each, one column at once.
+    # One column at once: there may be thousands of requests of one event each.
     lines = pa.concat_tables(
         payloads_to_arrow([payload for received in alike for payload in received.payloads], defect)
         for defect, alike in groupby(batch, attrgetter("defect"))
@@ -216,7 +215,7 @@ def _arrow(batch: Sequence[Received]) -> "tuple[pa.Table, pa.Table]":
     lines = lines.append_column("position", pa.array(np.concatenate(positions)))
     lines = lines.append_column("received_us", pa.array(_receipt_times(batch)))
     lines = lines.append_column("source_no", pa.array(numbers))
-    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=CHUNK_LINES))
+    lines = pa.Table.from_batches(lines.to_batches(max_chunksize=LINES_PER_CORE))
     sources = pa.table(
         {
             "source_no": pa.array(range(len(batch)), pa.int32()),

@@ -2,8 +2,8 @@
 
 A dead letter is known by its id, `source:source_name:position`, or of a later version of an event
 file `source:source_name@version:position`. It stays where it is for ever: a redrive is a raw event
-of its own, of the source `redrive`, whose name is that id, and which keeps the letter's place in
-time. Only what is valid is ingested, and once: a letter that was redriven is not redriven again.
+of its own, of the source `redrive`, whose name is that id, and which keeps its time of receipt.
+Only what is valid is ingested, and once: a redriven dead letter is not redriven again.
 """
 
 import json
@@ -103,14 +103,14 @@ def redrive(
 
     Args:
         session: a session of ingest.
-        ids: the letters.
-        payload: what the one letter should have been, a JSON object.
+        ids: the dead letters.
+        payload: what the one dead letter should have been, a JSON object.
 
     Returns:
-        What came of each letter, in the order of their ids.
+        The outcome of each dead letter, in the order of their ids.
 
     Raises:
-        RetailAssetsError: if there is no such letter, or the corrected payload is not valid.
+        RetailAssetsError: if there is no such dead letter, or the corrected payload is not valid.
     """
     if payload is not None and len(ids) != 1:
         raise UsageError("A payload corrects one dead letter: name one.")
@@ -126,7 +126,7 @@ def redrive(
         outcomes |= {
             name: f"no event as it is ({letter['defect']}): give it a payload"
             for name, letter in letters.items()
-            # What the lake could not take in is whole.
+            # A line that the lake could not ingest is whole.
             if letter["defect"] not in (None, *REFUSED) and name not in outcomes
         }
     todo = [letter for name, letter in letters.items() if name not in outcomes]
@@ -151,7 +151,7 @@ def _ingest(
     names = [letter["id"] for letter in letters]
     numbers = pa.array(range(len(letters)), pa.int32())
     lines = (
-        # What came over the command line and is no UTF-8 is judged as such.
+        # Text of the command line that is no UTF-8 is validated as such.
         payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
         .append_column("source_no", numbers)
         # A corrected event keeps its time of receipt.
@@ -207,7 +207,7 @@ def _ingest(
 
 
 def _as_it_is(connection: duckdb.DuckDBPyConnection, letter: dict[str, Any]) -> str:
-    """The payload of a letter; of one that conflicts, identified by its content."""
+    """The payload of a dead letter; if it conflicts, identified by its content."""
     payload: str = letter["payload"]
     if letter["reason"] != CONFLICT:
         return payload

@@ -1,11 +1,11 @@
-"""Event files for the worker: taken in as the operating system tells of them, else by a scan.
+"""Event files for the worker: ingested as the operating system notifies of them, else by a scan.
 
-Notifications make it fast, the scan makes it complete: what was there before, what the operating
-system did not tell of, and last lines that are taken for whole once their file is still. What is
-new is decided by the ledger, as for the sensor: both may be at work on the same files.
+Notifications make it fast. The scan makes it complete: it finds files that were there before, files
+without a notification, and last lines that count as whole once their file does not change. The
+ledger decides what is new, as for the sensor: both may work on the same files.
 
-One thread takes files in; what the others find waits for it: what was just noticed first. Of a busy
-shop that never ends, so what a scan found has its turns in between.
+One thread ingests; files that the other threads find wait for it, those just noticed first. A busy
+shop never stops sending, so files that a scan found have their share in between.
 """
 
 import logging
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, TypeVar
 from retail_assets.explain import told
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.event_files import pending as event_pending
-from retail_assets.ingest.event_files.folder import event_folder, is_event_file, is_packed
+from retail_assets.ingest.event_files.folder import event_folder, is_compressed, is_event_file
 from retail_assets.ingest.messages.load import warm_session, warn_of_new_fields
 from retail_assets.lake.connection import Lake
-from retail_assets.worker.metrics import Batch, Figures
+from retail_assets.worker.metrics import Batch, Metrics
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -41,19 +41,19 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 SCAN_SECONDS = 10.0
-SCAN_REST = 4
-"""A scan rests for so many times as long as it took, if that is longer."""
+SCAN_PAUSE = 4
+"""After a scan the thread pauses this many times as long as the scan took, if that is longer."""
 
 WAIT_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 FILES_AT_ONCE = 500
-"""How many files are taken in before the next look at what is new."""
+"""How many files are ingested before the next look at what is new."""
 
 SHARE_FILES, SHARE_BYTES = 50, 8 << 20
-"""What is taken in at once of the files that a scan found, while others that were noticed wait."""
+"""How much of the files that a scan found is ingested at once while noticed files wait."""
 
-SHARE_REST = 4
-"""These then have so many times as long for themselves as that took."""
+SHARE_PAUSE = 4
+"""Noticed files then have this many times as long for themselves as that took."""
 
 STOP_SECONDS = 30.0
 """How long the end waits for a transaction, and for files that are being read."""
@@ -64,20 +64,20 @@ NOTICE_MS = 3
 NAME, SCAN, WATCH = "files", "scan of files", "watch of files"
 
 
-class FileLane:
-    """Takes event files in, in a thread with a connection of its own."""
+class FilePipeline:
+    """Ingests event files in a thread with a connection of its own."""
 
     def __init__(
         self,
         settings: "Settings",
         lake: Lake,
-        figures: Figures,
+        metrics: Metrics,
         *,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._lake = lake
-        self._figures = figures
+        self._metrics = metrics
         self._on_commit = on_commit
         self._folder = event_folder(settings)
         self._stop = threading.Event()
@@ -95,19 +95,19 @@ class FileLane:
 
     def start(self) -> None:
         """Begin, with what lies there already."""
-        work = [self._take, self._scan]
+        work = [self._ingest_waiting, self._scan]
         if self._folder.is_local:
             Path(self._folder.location).mkdir(parents=True, exist_ok=True)
             work.append(self._watch)
-        # One that a dead disk keeps waiting does not keep the process.
+        # A thread that a dead disk keeps waiting does not keep the process.
         self._threads = [threading.Thread(target=target, name=NAME, daemon=True) for target in work]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End; what was read is committed first, and the rest of the files left for another time.
+        """End once lines that were read are committed; the rest of the files is left for later.
 
-        What has not ended after a while, since a disk does not answer, is left to itself.
+        A thread that a dead disk keeps waiting is left to itself after a while.
         """
         self._stop.set()
         with self._changed:
@@ -144,20 +144,20 @@ class FileLane:
             raise_interrupt=False,
             yield_on_timeout=True,
         ):
-            self._figures.problem(WATCH, None)
+            self._metrics.problem(WATCH, None)
             now = time.time()
             names = (
                 os.path.relpath(path, root) for kind, path in changes if kind != Change.deleted
             )
-            # A packed file is read once it is still: the scan finds it then.
-            new = [name for name in names if is_event_file(name) and not is_packed(name)]
+            # A compressed file is read once it is settled: the scan finds it then.
+            new = [name for name in names if is_event_file(name) and not is_compressed(name)]
             if new:
                 self._notice(new, now)
 
     def _notice(self, paths: Sequence[str], now: float) -> None:
         with self._changed:
             for path in paths:
-                # One that waits keeps its place, and has waited since then.
+                # A file that waits keeps its position, and has waited since then.
                 self._noticed.setdefault(path, now)
             self._changed.notify_all()
 
@@ -166,29 +166,29 @@ class FileLane:
         self._again_and_again(SCAN, lambda: lake.connect(read_only=True), self._scan_once)
 
     def _scan_once(self, connection: "duckdb.DuckDBPyConnection") -> float:
-        """Look at the whole folder; returns how long to rest then."""
+        """Look at the whole folder; returns how long to pause then."""
         began = time.monotonic()
         pending = event_pending.pending_event_files(self._settings, connection)
         with self._changed:
-            self._known = (self._known or set()) | pending.lake.taken.keys()
+            self._known = (self._known or set()) | pending.lake.ingested.keys()
             self._pending = dict(pending.files)
             self._changed.notify_all()
-        self._figures.gauge(
+        self._metrics.gauge(
             {
                 "event_files_left_alone": len(pending.left_alone),
                 "event_files_not_read": len(pending.not_read),
             }
         )
         self._gauge()
-        # Of a folder of a hundred thousand files a scan takes seconds.
-        return max(SCAN_SECONDS, SCAN_REST * (time.monotonic() - began))
+        # A scan of a hundred thousand files takes seconds.
+        return max(SCAN_SECONDS, SCAN_PAUSE * (time.monotonic() - began))
 
     def _gauge(self) -> None:
         with self._changed:
             files = list(self._pending.values())
         now = time.time_ns()
         oldest = min((file.modified_ns for file in files), default=now)
-        self._figures.gauge(
+        self._metrics.gauge(
             {
                 "pending_event_files": len(files),
                 "pending_event_bytes": sum(file.size_bytes for file in files),
@@ -196,11 +196,11 @@ class FileLane:
             }
         )
 
-    def _take(self) -> None:
-        self._again_and_again(NAME, self._warm_session, self._take_once)
+    def _ingest_waiting(self) -> None:
+        self._again_and_again(NAME, self._warm_session, self._ingest_once)
 
-    def _take_once(self, session: "EventSession") -> float:
-        """Take in some of what waits; there is no need to rest then."""
+    def _ingest_once(self, session: "EventSession") -> float:
+        """Ingest some of what waits; there is no need to pause then."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._noticed or self._pending or self._stop.is_set(), WAIT_SECONDS
@@ -209,7 +209,7 @@ class FileLane:
                 return 0
             share = self._share()
             paths = share or list(self._noticed)[:FILES_AT_ONCE]
-            # Nobody knows since when those lie there that a scan found.
+            # Nobody knows since when files that a scan found are there.
             since = None if share else min(map(self._noticed.__getitem__, paths), default=None)
             unknown = set(paths) - self._known if since and self._known is not None else set()
             for path in paths:
@@ -223,11 +223,11 @@ class FileLane:
         finally:
             if share:
                 now = time.monotonic()
-                self._share_at = now + SHARE_REST * (now - began)
+                self._share_at = now + SHARE_PAUSE * (now - began)
         return 0
 
     def _share(self) -> list[str]:
-        """What is taken in now of the files that a scan found, and nobody noticed since."""
+        """The files to ingest now of those that a scan found, and nobody noticed since."""
         if self._noticed and time.monotonic() < self._share_at:
             return []
         files, left = (SHARE_FILES, SHARE_BYTES) if self._noticed else (FILES_AT_ONCE, math.inf)
@@ -263,16 +263,16 @@ class FileLane:
                 self._known.update(paths)
         if noticed is None:
             self._gauge()
-        taken = found.files.values()
-        lines = sum(file.lines for file in taken)
+        results = found.files.values()
+        lines = sum(file.lines for file in results)
         if not lines:
             return
-        self._figures.add(
+        self._metrics.add(
             Batch(
                 NAME,
                 lines,
-                sum(file.accepted for file in taken),
-                sum(file.dead_lettered for file in taken),
+                sum(file.accepted for file in results),
+                sum(file.dead_lettered for file in results),
                 None if noticed is None else time.time() - noticed,
             )
         )
@@ -294,15 +294,15 @@ class FileLane:
             try:
                 with connect() as connection:
                     while not self._stop.is_set():
-                        rest = work(connection)
-                        self._figures.problem(name, None)
-                        self._stop.wait(rest)
-            except Exception as error:  # noqa: BLE001  # it goes on, whatever one turn met
+                        pause = work(connection)
+                        self._metrics.problem(name, None)
+                        self._stop.wait(pause)
+            except Exception as error:  # noqa: BLE001  # it goes on, whatever one iteration met
                 self._failed(name, f"event files: {told(error)}")
                 self._stop.wait(RETRY_SECONDS)
 
     def _failed(self, name: str, problem: str) -> None:
-        if self._figures.problems.get(name) != problem:
+        if self._metrics.problems.get(name) != problem:
             # Once, not with every attempt.
             logger.warning("The %s failed, it is tried again: %s", name, problem)
-        self._figures.problem(name, problem)
+        self._metrics.problem(name, problem)

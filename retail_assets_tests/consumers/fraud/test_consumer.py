@@ -19,7 +19,7 @@ from retail_assets.consumers.fraud.training import Training
 from retail_assets.ingest.ledgers.offsets import consumer_offset
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 
 FIRST = date(2026, 10, 12)
 TRAINED = FIRST + timedelta(days=2)
@@ -31,16 +31,16 @@ SCORED = TRAINED + timedelta(days=2)
 class Watch:
     """The consumer of fraud over a lake of its own; a hundred orders make a model."""
 
-    intake: EventIntake
+    loader: EventLoader
     scorer: fraud.Scorer = field(default_factory=fraud.Scorer)
 
     @property
     def settings(self) -> Settings:
-        return self.intake.settings
+        return self.loader.settings
 
-    def take(self, day: date, name: str, *lines: str) -> None:
-        self.intake.write(f"{day}/{name}.jsonl", lines)
-        self.intake.take()
+    def ingest(self, day: date, name: str, *lines: str) -> None:
+        self.loader.write(f"{day}/{name}.jsonl", lines)
+        self.loader.ingest()
 
     @cached_property
     def consumer(self) -> framework.Consumer:
@@ -48,42 +48,42 @@ class Watch:
         return fraud.consumer(self.settings, self.scorer)
 
     def follow(self) -> Consumed | None:
-        return framework.consume(self.intake.lake, self.intake.connection, self.consumer)
+        return framework.consume(self.loader.lake, self.loader.connection, self.consumer)
 
     def checked(self) -> set[str]:
         """The customers whose orders were judged last."""
-        rows = self.intake.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_checked")
+        rows = self.loader.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_checked")
         return {customer for (customer,) in rows}
 
     def temporary_tables(self) -> list[tuple[Any, ...]]:
-        return self.intake.rows("SELECT table_name FROM duckdb_tables() WHERE temporary ORDER BY 1")
+        return self.loader.rows("SELECT table_name FROM duckdb_tables() WHERE temporary ORDER BY 1")
 
     def rebuilt(self) -> list[tuple[Any, ...]]:
         """The alerts of a worker that remembers nothing."""
         consumer = fraud.consumer(self.settings)
-        framework.rewind(self.intake.lake, self.intake.connection, consumer)
-        framework.consume(self.intake.lake, self.intake.connection, consumer)
+        framework.rewind(self.loader.lake, self.loader.connection, consumer)
+        framework.consume(self.loader.lake, self.loader.connection, consumer)
         return self.alerts()
 
     def alerts(self, columns: str = "*") -> list[tuple[Any, ...]]:
-        return self.intake.rows(f"SELECT {columns} FROM fraud_alerts ORDER BY event_id")
+        return self.loader.rows(f"SELECT {columns} FROM fraud_alerts ORDER BY event_id")
 
     def train(self, day: date = TRAINED) -> Training:
         return fraud_training.train_day(
-            self.intake.lake, self.intake.connection, self.settings, day
+            self.loader.lake, self.loader.connection, self.settings, day
         )
 
     def change(self, sql: str, *parameters: Any) -> None:
-        with self.intake.lake.transaction(self.intake.connection, "spoil"):
-            self.intake.connection.execute(sql, parameters)
+        with self.loader.lake.transaction(self.loader.connection, "spoil"):
+            self.loader.connection.execute(sql, parameters)
 
 
 @pytest.fixture
 def watch(settings: Settings, lake: object) -> Iterator[Watch]:
     # So few orders are no measure of what is unusual.
     settings = settings.model_copy(update={"fraud_training_orders": 100, "fraud_model_share": 0.8})
-    with EventIntake.open(settings) as intake:
-        yield Watch(intake)
+    with EventLoader.open(settings) as loader:
+        yield Watch(loader)
 
 
 def at(day: date, minute: float) -> str:
@@ -116,8 +116,8 @@ def history(days: int = 3, **changed: Any) -> dict[date, list[str]]:
 
 def take_history(watch: Watch, **changed: Any) -> None:
     for day, lines in history(**changed).items():
-        watch.intake.write(f"{day}/history.jsonl", lines)
-    watch.intake.take()
+        watch.loader.write(f"{day}/history.jsonl", lines)
+    watch.loader.ingest()
 
 
 BURST = [order(500 + n, FIRST, n, card_id=f"card {n % 4}") for n in range(6)]
@@ -128,7 +128,7 @@ BURST = [order(500 + n, FIRST, n, card_id=f"card {n % 4}") for n in range(6)]
 
 def test_only_the_orders_of_the_customers_concerned_are_checked(watch: Watch) -> None:
     take_history(watch)
-    connection = watch.intake.connection
+    connection = watch.loader.connection
     watch.consumer.compute(connection, None)
     assert watch.checked() == {f"C{number}" for number in range(8)}
     for name in ("C3", "C5"):
@@ -138,11 +138,11 @@ def test_only_the_orders_of_the_customers_concerned_are_checked(watch: Watch) ->
 
 
 def test_alerts_follow_the_events(watch: Watch) -> None:
-    watch.take(FIRST, "a", *BURST[:2], order(600, FIRST, 0, customer_id="C2"))
+    watch.ingest(FIRST, "a", *BURST[:2], order(600, FIRST, 0, customer_id="C2"))
     consumed = watch.follow()
     assert consumed is not None
     assert watch.alerts() == []
-    watch.take(FIRST, "b", *BURST[2:])
+    watch.ingest(FIRST, "b", *BURST[2:])
     consumed = watch.follow()
     assert consumed is not None
     assert consumed.keys == ("C1",)
@@ -163,7 +163,7 @@ def test_alerts_follow_the_events(watch: Watch) -> None:
 
 def test_a_round_leaves_nothing_of_what_it_computed_in_memory(watch: Watch) -> None:
     take_history(watch)
-    watch.take(FIRST, "burst", *BURST)
+    watch.ingest(FIRST, "burst", *BURST)
     before = watch.temporary_tables()
     watch.follow()
     assert watch.alerts()
@@ -171,9 +171,9 @@ def test_a_round_leaves_nothing_of_what_it_computed_in_memory(watch: Watch) -> N
 
 
 def test_an_event_that_is_gone_takes_its_alerts_with_it(watch: Watch) -> None:
-    watch.take(FIRST, "a", *BURST)
+    watch.ingest(FIRST, "a", *BURST)
     watch.follow()
-    watch.take(FIRST, "a", *BURST[:2])
+    watch.ingest(FIRST, "a", *BURST[:2])
     watch.follow()
     assert watch.alerts() == []
 
@@ -192,7 +192,7 @@ def test_neither_the_order_of_arrival_nor_a_rebuild_changes_the_alerts(
         chance.shuffle(lines)
         cut = chance.randint(1, len(lines) - 1)
         for name, part in (("a", lines[:cut]), ("b", lines[cut:])):
-            watch.take(FIRST, name, *part)
+            watch.ingest(FIRST, name, *part)
             watch.follow()
         found.append(watch.alerts())
     assert found[0]
@@ -217,9 +217,9 @@ def test_a_card_is_the_first_of_the_fields_that_the_settings_name(
 ) -> None:
     names = "card_id, card_hash,payment_card,it/em~x,"
     settings = watch.settings.model_copy(update={"fraud_card_fields": names})
-    watch.take(FIRST, "a", *(order(n, FIRST, n, **more) for n, more in enumerate(fields)))
-    judged = fraud.checked_orders(watch.intake.connection, settings)
-    counts = judged.to_native().max("cards_in_window").fetchone()
+    watch.ingest(FIRST, "a", *(order(n, FIRST, n, **more) for n, more in enumerate(fields)))
+    validated = fraud.checked_orders(watch.loader.connection, settings)
+    counts = validated.to_native().max("cards_in_window").fetchone()
     assert counts == (cards,)
 
 
@@ -227,9 +227,9 @@ def test_an_event_without_a_time_counts_at_the_start_of_its_business_day(watch: 
     # In summer the day begins in London when it is eleven in the evening in Greenwich.
     summer, winter = date(2026, 10, 24), date(2026, 10, 26)
     for number, day in enumerate((summer, winter)):
-        watch.take(day, "a", event(number))
-    judged = fraud.checked_orders(watch.intake.connection, watch.settings)
-    rows = judged.to_native().order("moment").project("moment, hour").fetchall()
+        watch.ingest(day, "a", event(number))
+    validated = fraud.checked_orders(watch.loader.connection, watch.settings)
+    rows = validated.to_native().order("moment").project("moment, hour").fetchall()
     starts = [
         datetime(2026, 10, 23, 23, tzinfo=timezone.utc),
         datetime(2026, 10, 26, tzinfo=timezone.utc),
@@ -245,7 +245,7 @@ def test_an_order_is_scored_by_the_newest_model_that_was_there_when_its_day_bega
 ) -> None:
     take_history(watch)
     for n, day in enumerate((SCORED - timedelta(days=1), SCORED)):
-        watch.take(day, "a", order(900 + n, day, 0, order_value_gbp=5000, region="South"))
+        watch.ingest(day, "a", order(900 + n, day, 0, order_value_gbp=5000, region="South"))
     assert watch.train().changed
     watch.follow()
     later = watch.train(SCORED - timedelta(days=1))
@@ -264,7 +264,7 @@ def test_an_order_is_scored_by_the_newest_model_that_was_there_when_its_day_bega
 
 def test_a_model_that_comes_late_has_the_alerts_rebuilt(watch: Watch) -> None:
     take_history(watch)
-    watch.take(SCORED, "a", order(900, SCORED, 0, order_value_gbp=5000))
+    watch.ingest(SCORED, "a", order(900, SCORED, 0, order_value_gbp=5000))
     watch.follow()
     assert watch.alerts() == []
     training = watch.train()
@@ -285,16 +285,16 @@ def test_a_model_that_comes_in_time_has_nothing_rebuilt(watch: Watch) -> None:
 def test_the_same_history_gives_the_same_model_and_changes_nothing(watch: Watch) -> None:
     take_history(watch)
     first = watch.train()
-    snapshot = current_snapshot(watch.intake.connection)
+    snapshot = current_snapshot(watch.loader.connection)
     again = watch.train()
     assert (again.version, again.metrics) == (first.version, first.metrics)
     assert (first.changed, again.changed) == (True, False)
-    assert current_snapshot(watch.intake.connection) == snapshot
-    watch.take(SCORED, "late", order(800, FIRST, 5))
+    assert current_snapshot(watch.loader.connection) == snapshot
+    watch.ingest(SCORED, "late", order(800, FIRST, 5))
     assert watch.train().version == first.version, "it was received when the day was over"
-    watch.take(TRAINED, "late", order(801, FIRST, 5))
+    watch.ingest(TRAINED, "late", order(801, FIRST, 5))
     assert watch.train().version != first.version
-    assert watch.intake.rows("SELECT count(*) FROM fraud_models") == [(1,)]
+    assert watch.loader.rows("SELECT count(*) FROM fraud_models") == [(1,)]
 
 
 def test_a_model_learns_from_the_days_before_and_knows_what_came_before_them(
@@ -303,10 +303,10 @@ def test_a_model_learns_from_the_days_before_and_knows_what_came_before_them(
     take_history(watch)
     settings = watch.settings.model_copy(update={"fraud_training_days": 2})
     settings = settings.model_copy(update={"fraud_training_orders": 80})
-    intake = watch.intake
-    training = fraud_training.train_day(intake.lake, intake.connection, settings, TRAINED)
+    loader = watch.loader
+    training = fraud_training.train_day(loader.lake, loader.connection, settings, TRAINED)
     assert (training.orders, training.trained_from) == (80, FIRST + timedelta(days=1))
-    orders = fraud_training._orders(intake.connection, settings, training.trained_from, TRAINED)
+    orders = fraud_training._orders(loader.connection, settings, training.trained_from, TRAINED)
     assert min(orders["earlier_orders"].to_pylist()) == 5
 
 
@@ -319,9 +319,9 @@ def test_too_little_history_gives_no_model_and_says_why(watch: Watch) -> None:
         " needed (RETAIL_FRAUD_TRAINING_ORDERS)."
     )
     assert watch.train().version
-    watch.take(TRAINED, "history", order(1, TRAINED, 1))
+    watch.ingest(TRAINED, "history", order(1, TRAINED, 1))
     assert watch.train().changed
-    assert watch.intake.rows("FROM fraud_models") == [], "of a history that is gone"
+    assert watch.loader.rows("FROM fraud_models") == [], "of a history that is gone"
 
 
 def test_a_model_is_evaluated_on_the_last_orders_by_rules_and_by_what_is_known(
@@ -334,11 +334,11 @@ def test_a_model_is_evaluated_on_the_last_orders_by_rules_and_by_what_is_known(
         for n in (290, 291)
     ]
     for day, of_day in lines.items():
-        watch.intake.write(f"{day}/history.jsonl", of_day)
-    watch.intake.take()
+        watch.loader.write(f"{day}/history.jsonl", of_day)
+    watch.loader.ingest()
     settings = watch.settings.model_copy(update={"fraud_alert_score": 0.5})
-    intake = watch.intake
-    metrics = fraud_training.train_day(intake.lake, intake.connection, settings, TRAINED).metrics
+    loader = watch.loader
+    metrics = fraud_training.train_day(loader.lake, loader.connection, settings, TRAINED).metrics
     assert metrics["held_out"] == 24
     assert metrics["suspected_by_rules"] == 2
     assert metrics["average_precision_suspected_by_rules"] == 1.0
@@ -362,7 +362,7 @@ def test_the_rules_go_on_without_a_model_that_cannot_be_used(
     take_history(watch)
     watch.train()
     watch.change(spoil)
-    watch.take(
+    watch.ingest(
         SCORED,
         "a",
         order(900, SCORED, 0, order_value_gbp=5000),
@@ -376,7 +376,7 @@ def test_the_rules_go_on_without_a_model_that_cannot_be_used(
     assert [record.message for record in caplog.records if record.name == fraud.__name__] == [
         problem
     ]
-    assert fraud.newest_problem(watch.intake.connection) == (1, problem)
+    assert fraud.newest_problem(watch.loader.connection) == (1, problem)
     training = watch.train()
     assert (training.changed, training.rebuilt) == (True, True)
     watch.follow()
@@ -385,12 +385,10 @@ def test_the_rules_go_on_without_a_model_that_cannot_be_used(
         ("O903", training.version),
     ]
     assert watch.scorer.problems == {}
-    assert fraud.newest_problem(watch.intake.connection) == (1, None)
+    assert fraud.newest_problem(watch.loader.connection) == (1, None)
 
 
-def test_what_is_remembered_of_models_is_bounded(
-    watch: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_cached_of_models_is_bounded(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fraud, "SCORES_KEPT", 1)
     monkeypatch.setattr(fraud, "MODELS_KEPT", 1)
     take_history(watch)
@@ -398,7 +396,7 @@ def test_what_is_remembered_of_models_is_bounded(
     watch.train(TRAINED + timedelta(days=1))
     for n, day in enumerate((SCORED, SCORED + timedelta(days=1))):
         lines = [order(900 + 2 * n + k, day, k, order_value_gbp=5000 + k) for k in range(2)]
-        watch.take(day, "a", *lines)
+        watch.ingest(day, "a", *lines)
     watch.follow()
     assert len(watch.scorer._models) == 1
     assert len(watch.scorer._scores) <= 2
@@ -409,19 +407,19 @@ def test_what_is_remembered_of_models_is_bounded(
 
 def test_an_offset_that_was_never_set_is_not_invented_by_a_training(watch: Watch) -> None:
     take_history(watch)
-    watch.take(SCORED, "a", order(900, SCORED, 0))
+    watch.ingest(SCORED, "a", order(900, SCORED, 0))
     assert watch.train().rebuilt is False
-    assert consumer_offset(watch.intake.connection, fraud.NAME) is None
+    assert consumer_offset(watch.loader.connection, fraud.NAME) is None
 
 
 def test_a_model_is_kept_in_a_file_and_not_in_the_catalog(watch: Watch) -> None:
     take_history(watch)
     watch.train()
-    files = watch.intake.rows(
+    files = watch.loader.rows(
         "SELECT sum(file_size_bytes) FROM ducklake_table_info('lake')"
         " WHERE table_name = 'fraud_models'"
     )
-    ((stored, sha256),) = watch.intake.rows("SELECT model, sha256 FROM fraud_models")
+    ((stored, sha256),) = watch.loader.rows("SELECT model, sha256 FROM fraud_models")
     assert files[0][0] > 10_000
     assert hashlib.sha256(stored).hexdigest() == sha256
     assert fraud_model.load(

@@ -13,7 +13,7 @@ from retail_assets.defs.assets.events import event_assets
 from retail_assets.defs.resource import LakeResource
 from retail_assets.settings import Settings
 from retail_assets_tests.consumers.fraud.test_consumer import FIRST, TRAINED, history
-from retail_assets_tests.event_files import EventIntake
+from retail_assets_tests.event_files import EventLoader
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, QUIET
 
 pytestmark = DAGSTER_CALLS_ITSELF
@@ -25,10 +25,10 @@ LONDON = ZoneInfo("Europe/London")
 def platform(settings: Settings, lake: object) -> dg.Definitions:
     """A lake with three days of forty orders each, and the asset with what it needs."""
     settings = settings.model_copy(update={"fraud_training_orders": 100, "threads": 1})
-    with EventIntake.open(settings) as intake:
+    with EventLoader.open(settings) as loader:
         for day, lines in history().items():
-            intake.write(f"{day}/history.jsonl", lines)
-        intake.take()
+            loader.write(f"{day}/history.jsonl", lines)
+        loader.ingest()
     return dg.Definitions(
         assets=[
             fraud.fraud_model_asset(settings, partitions.daily_partitions(settings)),
@@ -83,8 +83,11 @@ def test_a_newest_model_that_cannot_be_used_is_a_warning(
     platform: dg.Definitions, settings: Settings
 ) -> None:
     train(platform, TRAINED, TRAINED)
-    with EventIntake.open(settings) as intake, intake.lake.transaction(intake.connection, "spoil"):
-        intake.connection.execute("UPDATE fraud_models SET model = '\\x00'::BLOB")
+    with (
+        EventLoader.open(settings) as loader,
+        loader.lake.transaction(loader.connection, "spoil"),
+    ):
+        loader.connection.execute("UPDATE fraud_models SET model = '\\x00'::BLOB")
     checks = dg.AssetSelection.checks_for_assets("fraud_model")
     job = dg.Definitions(
         assets=platform.assets,

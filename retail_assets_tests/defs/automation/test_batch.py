@@ -222,7 +222,7 @@ def test_a_changed_category_restates_the_days_that_sold_it(
 
 
 @pytest.mark.usefixtures("lake")
-def test_reference_files_are_taken_in_by_one_run_once_they_are_still(platform: Platform) -> None:
+def test_reference_files_are_ingested_by_one_run_once_they_are_settled(platform: Platform) -> None:
     assert not platform.tick("changed_reference").run_requests
     (request,) = platform.tick("changed_reference").run_requests or []
     assert {key.to_user_string() for key in request.asset_selection or []} == {
@@ -234,7 +234,7 @@ def test_reference_files_are_taken_in_by_one_run_once_they_are_still(platform: P
 
 
 @pytest.mark.usefixtures("lake")
-def test_a_changed_reference_file_is_taken_in_and_the_other_left_alone(platform: Platform) -> None:
+def test_a_changed_reference_file_is_ingested_and_the_other_left_alone(platform: Platform) -> None:
     platform.tick("changed_reference")
     platform.start(automation.REFERENCE, "changed_reference")
     write_reference(platform.settings, PRODUCTS + "P3,Rug,Living room,80.00,1\n")
@@ -263,7 +263,7 @@ def test_a_reference_file_that_is_wrong_is_tried_once_until_it_is_replaced(
 
 
 @pytest.mark.usefixtures("lake")
-def test_reference_files_are_taken_in_again_after_the_lake_was_thrown_away(
+def test_reference_files_are_ingested_again_after_the_lake_was_thrown_away(
     platform: Platform,
 ) -> None:
     platform.tick("changed_reference")

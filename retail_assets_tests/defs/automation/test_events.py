@@ -25,7 +25,7 @@ from retail_assets.ingest.event_files import pending as event_files
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
-from retail_assets_tests.event_files import STILL_NS, EventIntake, event, write_events
+from retail_assets_tests.event_files import STILL_NS, EventLoader, event, write_events
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     DAYS,
@@ -123,7 +123,7 @@ def carry_out(
     )
 
 
-def take_in(platform: Platform) -> None:
+def ingest_events(platform: Platform) -> None:
     """Tick, and run what is requested, until nothing is."""
     for _ in range(20):
         found = requests(platform)
@@ -242,9 +242,9 @@ def test_thousands_of_small_files_go_through_a_page_at_a_time(
     ticks = []
     while found := requests(platform):
         ticks.append([len(files_of(request)) for request in found])
-        with EventIntake.open(platform.settings) as intake:
+        with EventLoader.open(platform.settings) as loader:
             for request in found:
-                intake.take(files_of(request))
+                loader.ingest(files_of(request))
     assert ticks == [[400, 400], [400, 400], [400]]
     assert len(ids(platform)) == 2_000
 
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_read_is_tried_three_times_then_named_and_stops_no
     )
 
     write_events(platform.settings, f"{DAY}/bad.jsonl.gz", [event(2)])
-    take_in(platform)
+    ingest_events(platform)
     assert ids(platform) == ["E1", "E2"]
     assert "bad.jsonl.gz" not in message(platform)
 
@@ -335,7 +335,7 @@ def logged(platform: Platform, result: dg.ExecuteInProcessResult) -> str:
 # --- run keys ------------------------------------------------------------------------------------
 
 
-def test_a_last_line_without_newline_is_taken_in_by_a_run_of_its_own(
+def test_a_last_line_without_newline_is_ingested_by_a_run_of_its_own(
     settings: Settings, new_lake: NewLake
 ) -> None:
     new_lake(settings.data_dir)
@@ -354,7 +354,7 @@ def test_a_last_line_without_newline_is_taken_in_by_a_run_of_its_own(
         assert message(platform) == "No new event files."
 
 
-def test_an_older_file_that_is_put_back_is_taken_in_again(platform: Platform) -> None:
+def test_an_older_file_that_is_put_back_is_ingested_again(platform: Platform) -> None:
     for version, number in enumerate((1, 2, 1), start=1):
         write_events(platform.settings, f"{DAY}/a.jsonl", [event(number)], modified_ns=STILL_NS)
         # Only its time tells it from the other, which has the same size.
@@ -362,7 +362,7 @@ def test_an_older_file_that_is_put_back_is_taken_in_again(platform: Platform) ->
             Path(platform.settings.events_location, f"{DAY}/a.jsonl"),
             ns=(STILL_NS, STILL_NS + number),
         )
-        take_in(platform)
+        ingest_events(platform)
         assert platform.query("SELECT version, lines FROM event_files ORDER BY 1") == [
             (each, 1) for each in range(1, version + 1)
         ]
@@ -371,24 +371,24 @@ def test_an_older_file_that_is_put_back_is_taken_in_again(platform: Platform) ->
 
 def test_another_lake_at_the_same_place_has_other_run_keys(platform: Platform) -> None:
     write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
-    take_in(platform)
+    ingest_events(platform)
     assert ids(platform) == ["E1"]
     shutil.rmtree(platform.settings.lake_dir)
     with Lake.from_settings(platform.settings).connect():
         pass
-    take_in(platform)
+    ingest_events(platform)
     assert ids(platform) == ["E1"]
 
 
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def test_a_run_says_of_its_partition_what_was_taken_in_without_naming_customers(
+def test_a_run_says_of_its_partition_what_was_ingested_without_naming_customers(
     platform: Platform, capfd: pytest.CaptureFixture[str]
 ) -> None:
     customer = "CUSTOMER-4711"
     write_events(platform.settings, "2026-10-11/before.jsonl", [event(9, customer_id=customer)])
-    take_in(platform)
+    ingest_events(platform)
     write_events(
         platform.settings,
         f"{DAY}/a.jsonl",
@@ -441,7 +441,7 @@ def test_a_run_says_of_its_partition_what_was_taken_in_without_naming_customers(
 def test_a_partition_without_files_in_its_configuration_is_replayed(platform: Platform) -> None:
     write_events(platform.settings, f"{DAY}/a.jsonl", [event(1), event(2), "null"])
     write_events(platform.settings, "2026-10-14/b.jsonl", [event(3), event(1)])
-    take_in(platform)
+    ingest_events(platform)
     columns = "SELECT * EXCLUDE (processed_at) FROM"
     tables = [f"{columns} enriched_events ORDER BY event_id", f"{columns} dead_letter_events"]
     before = [platform.query(table) for table in tables]
@@ -497,7 +497,7 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
         ],
     )
     write_events(platform.settings, "2026-10-14/b.jsonl", [event(5, event_timestamp=at), "null"])
-    take_in(platform)
+    ingest_events(platform)
     found = materialize(platform, "live_orders", "live_revenue", "dead_letter_counts")
     live = "SELECT order_date::VARCHAR, region, total_revenue::VARCHAR, order_count"
     assert platform.query(f"{live} FROM live_revenue ORDER BY ALL") == [
@@ -516,7 +516,7 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
     assert any("data:image/png" in str(value) for value in found["dead_letter_counts"].values())
 
     write_events(platform.settings, "2026-10-14/b.jsonl", [event(6, event_timestamp=at), event(7)])
-    take_in(platform)
+    ingest_events(platform)
     found = materialize(platform, "live_orders", "live_revenue", "dead_letter_counts")
     assert found["live_revenue"]["keys_recomputed"] == 2
     assert platform.query(
@@ -529,7 +529,7 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
     assert len(platform.query("SELECT * FROM dead_letter_counts")) == 3
 
 
-def test_a_key_at_fault_holds_the_others_up_for_two_tries_of_a_run_and_no_longer(
+def test_a_failing_key_holds_the_others_up_for_two_tries_of_a_run_and_no_longer(
     settings: Settings, new_lake: NewLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_lake(settings.data_dir)
@@ -550,7 +550,7 @@ def test_a_key_at_fault_holds_the_others_up_for_two_tries_of_a_run_and_no_longer
     with open_platform(settings) as platform:
         lines = [event(n, event_timestamp=f"2026-10-1{n}T09:00:00Z") for n in (2, 3)]
         write_events(settings, "2026-10-13/a.jsonl", lines)
-        take_in(platform)
+        ingest_events(platform)
         materialize(platform, "live_orders", "live_revenue")
         assert platform.query("SELECT order_date::VARCHAR FROM live_revenue") == [("2026-10-13",)]
         assert platform.query("SELECT consumer, key FROM consumer_dead_letters") == [
@@ -583,7 +583,7 @@ def test_what_follows_from_events_is_requested_after_their_runs_and_only_then(
     for day in (DAY, "2026-10-13", "2026-11-20", DAY):
         number = len(platform.materialized("raw_events")) + int(day == DAY)
         write_events(platform.settings, f"{day}/{number}.jsonl", [event(number)])
-        take_in(platform)
+        ingest_events(platform)
         assert evaluate() == followers, day
         assert evaluate() == set(), "asked for once"
         materialize(platform, *(key.to_user_string() for key in followers))
@@ -596,7 +596,7 @@ def test_revenue_now_is_the_batchs_where_it_is_published_and_the_streams_elsewhe
     later = "2026-10-20"
     write_events(published.settings, f"{DAYS[0]}/a.jsonl", [event(0, order_value_gbp=99)])
     write_events(published.settings, f"{later}/b.jsonl", [event(1, order_value_gbp=7.5)])
-    take_in(published)
+    ingest_events(published)
     materialize(published, "live_orders", "live_revenue")
     assert published.query(
         "SELECT order_date::VARCHAR, total_revenue::VARCHAR, source FROM revenue_now ORDER BY ALL"

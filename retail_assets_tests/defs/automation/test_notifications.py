@@ -172,7 +172,7 @@ def test_low_stock_is_told_by_product(office: Office, receiver: Receiver) -> Non
     assert receiver.texts()[0].startswith("product P0, stock 9, order O1\n")
 
 
-def test_an_alert_that_is_computed_anew_is_not_told_again(
+def test_an_alert_that_is_computed_again_is_not_told_again(
     office: Office, receiver: Receiver
 ) -> None:
     office.alert("O1", "O2")
@@ -241,7 +241,7 @@ def test_a_file_that_cannot_be_read_is_told(office: Office, receiver: Receiver) 
     assert "a.jsonl.gz: It is cut off." in receiver.texts()[0]
 
 
-def test_a_dead_worker_is_told_until_one_lives(office: Office, receiver: Receiver) -> None:
+def test_a_dead_worker_is_told_until_one_is_alive(office: Office, receiver: Receiver) -> None:
     office.worker("W1", NOW - timedelta(seconds=59))
     office.tell()
     assert receiver.titles() == []
@@ -260,7 +260,7 @@ def test_a_worker_that_was_stopped_is_not_dead(office: Office) -> None:
     assert office.collect() == 0
 
 
-def test_a_source_whose_worker_is_dead_is_told_though_another_one_lives(
+def test_a_source_whose_worker_is_dead_is_told_though_another_one_is_alive(
     office: Office, receiver: Receiver
 ) -> None:
     office.worker("W1", NOW - timedelta(seconds=61), sources="kafka")
@@ -374,7 +374,7 @@ def test_after_an_outage_no_more_are_sent_in_a_minute_than_allowed(
 # --- on the way ----------------------------------------------------------------------------------
 
 
-def test_a_message_is_tried_again_ever_later_and_then_given_up_visibly(
+def test_a_message_is_tried_again_ever_later_and_then_abandoned_visibly(
     office: Office, receiver: Receiver
 ) -> None:
     office = with_settings(office, notify_attempts=3)
@@ -624,7 +624,7 @@ def test_the_sensor_sends_each_message_once(office: Office, receiver: Receiver) 
     assert tick(office.settings) == "0 notifications sent."
 
 
-def test_the_sensor_sends_what_a_worker_that_lives_does_not(
+def test_the_sensor_sends_what_a_worker_that_is_alive_does_not(
     office: Office, receiver: Receiver
 ) -> None:
     office.worker("without consumers", datetime.now(timezone.utc))

@@ -15,7 +15,7 @@ from retail_assets.defs.automation.worker import CHECKS, WORKER
 from retail_assets.ingest.ledgers.workers import beat, heartbeats
 from retail_assets.ingest.ledgers.workers import state as heartbeat_state
 from retail_assets.lake.connection import Lake
-from retail_assets_tests.event_files import EventIntake, event, write_events
+from retail_assets_tests.event_files import EventLoader, event, write_events
 from retail_assets_tests.platform import DAGSTER_CALLS_ITSELF, Platform, open_platform
 
 pytestmark = DAGSTER_CALLS_ITSELF
@@ -75,7 +75,7 @@ def files(result: dg.SensorResult) -> list[str]:
     ]
 
 
-def test_fresh_files_are_left_to_a_worker_that_lives(platform, lake):
+def test_fresh_files_are_left_to_a_worker_that_is_alive(platform, lake):
     drop(platform, "a.jsonl", 1)
     heart(lake)
     result = platform.tick(SENSOR)
@@ -96,7 +96,7 @@ def test_the_sensor_takes_over_from_a_worker_that_has_stopped(platform, lake):
     assert files(platform.tick(SENSOR)) == ["a.jsonl"]
 
 
-def test_files_that_a_living_worker_leaves_lying_are_taken_all_the_same(platform, lake):
+def test_files_that_a_living_worker_leaves_lying_are_taken_anyway(platform, lake):
     drop(platform, "fresh.jsonl", 1)
     drop(platform, "old.jsonl", 2, seconds_old=100)
     heart(lake)
@@ -120,12 +120,12 @@ def report(platform: Platform) -> tuple[list[tuple[str, str, str | None]], str]:
     return events, result.skip_reason.skip_message
 
 
-def test_a_living_worker_is_seen_with_its_figures_and_the_days_it_filled(platform, lake):
+def test_a_living_worker_is_seen_with_its_metrics_and_the_days_it_filled(platform, lake):
     assert report(platform)[0] == []
-    with EventIntake.open(platform.settings) as intake:
-        intake.write("2026-10-12/a.jsonl", [event(1)])
-        intake.write("2026-10-13/a.jsonl", ["{"])
-        intake.take()
+    with EventLoader.open(platform.settings) as loader:
+        loader.write("2026-10-12/a.jsonl", [event(1)])
+        loader.write("2026-10-13/a.jsonl", ["{"])
+        loader.ingest()
     heart(lake, latency_p99_ms=120.5)
     for found in platform.tick(WORKER).asset_events:
         metadata = {name: value.value for name, value in found.metadata.items()}
@@ -153,13 +153,13 @@ def test_a_living_worker_is_seen_with_its_figures_and_the_days_it_filled(platfor
 
 def test_only_days_with_new_rows_are_reported_again(platform, lake, monkeypatch):
     monkeypatch.setattr(stream_automation, "REPORT_SECONDS", 0)
-    with EventIntake.open(platform.settings) as intake:
-        intake.write("2026-10-12/a.jsonl", [event(1)])
-        intake.take()
+    with EventLoader.open(platform.settings) as loader:
+        loader.write("2026-10-12/a.jsonl", [event(1)])
+        loader.ingest()
         heart(lake)
         report(platform)
-        intake.write("2026-10-13/b.jsonl", [event(2)])
-        intake.take()
+        loader.write("2026-10-13/b.jsonl", [event(2)])
+        loader.ingest()
     assert [day for _, _, day in report(platform)[0] if day] == []
     platform.change(
         """UPDATE lake.stream_workers SET figures = '{"sources": {"files": {"lines": 9}}}'"""
@@ -177,18 +177,18 @@ def test_what_a_worker_does_not_follow_is_left_to_dagster(platform, lake, monkey
     def reported() -> set[str]:
         return {asset for _, asset, _ in report(platform)[0]} - {WORKER}
 
-    with EventIntake.open(platform.settings) as intake:
-        intake.write("2026-10-12/a.jsonl", [event(1), "{"])
-        intake.take()
+    with EventLoader.open(platform.settings) as loader:
+        loader.write("2026-10-12/a.jsonl", [event(1), "{"])
+        loader.ingest()
         # It has no consumers, or none has got that far yet.
         heart(lake)
         assert reported() == {"raw_events", "enriched_events", "dead_letter_events"}
-        follow(intake, platform)
+        follow(loader, platform)
         heart(lake, lines=4)
         assert reported() >= FOLLOWERS
-        intake.write("2026-10-12/b.jsonl", [event(2)])
-        intake.take()
-        follow(intake, platform, "live_orders")
+        loader.write("2026-10-12/b.jsonl", [event(2)])
+        loader.ingest()
+        follow(loader, platform, "live_orders")
         heart(lake, lines=5)
         # Of the counts nothing has changed that they follow.
         assert reported() & FOLLOWERS == {"live_orders", "dead_letter_counts"}
@@ -200,14 +200,14 @@ def test_what_a_worker_does_not_follow_is_left_to_dagster(platform, lake, monkey
         assert reported() == set()
 
 
-def follow(intake: EventIntake, platform: Platform, *names: str) -> None:
+def follow(loader: EventLoader, platform: Platform, *names: str) -> None:
     """A round of some consumers, or of all."""
     for consumer in all_consumers(platform.settings):
         if not names or consumer.name in names:
-            consume(intake.lake, intake.connection, consumer)
+            consume(loader.lake, loader.connection, consumer)
 
 
-def test_a_source_whose_worker_is_dead_counts_though_another_worker_lives(platform, lake):
+def test_a_source_whose_worker_is_dead_counts_though_another_worker_is_alive(platform, lake):
     heart(lake, "w1", sources=["kafka"], silent=30)
     heart(lake, "w2")
     assert report(platform)[0] == [("AssetObservation", WORKER, None)]
@@ -272,10 +272,10 @@ def test_without_a_lake_the_sensor_waits(settings):
 
 def test_what_the_worker_writes_is_checked_each_morning(platform, lake):
     drop(platform, "a.jsonl", 1, seconds_old=60)
-    with EventIntake.open(platform.settings) as intake:
-        intake.take()
+    with EventLoader.open(platform.settings) as loader:
+        loader.ingest()
         for consumer in all_consumers(platform.settings):
-            consume(intake.lake, intake.connection, consumer)
+            consume(loader.lake, loader.connection, consumer)
     assert isinstance(morning(platform), dg.RunRequest)
 
     def failed() -> set[tuple[str, str]]:

@@ -12,7 +12,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.load import ingest
 from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.lake.test_s3 import KEYS, endpoint  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.processes
@@ -54,75 +54,75 @@ def bucket(endpoint, tmp_path, monkeypatch) -> Bucket:  # noqa: F811
 
 
 @pytest.fixture
-def intake(bucket, tmp_path, new_lake) -> Iterator[EventIntake]:
+def loader(bucket, tmp_path, new_lake) -> Iterator[EventLoader]:
     new_lake(tmp_path)
-    with EventIntake.open(Settings()) as intake:
-        yield intake
+    with EventLoader.open(Settings()) as loader:
+        yield loader
 
 
-def outcomes(intake: EventIntake) -> dict[str, tuple[str, int, int, int, int]]:
+def outcomes(loader: EventLoader) -> dict[str, tuple[str, int, int, int, int]]:
     return {
         path: (file.outcome, file.lines, file.accepted, file.dead_lettered, file.duplicate)
-        for path, file in intake.take().files.items()
+        for path, file in loader.ingest().files.items()
     }
 
 
-def test_files_that_land_grow_and_are_replaced_in_a_bucket_are_taken_in_once(bucket, intake):
-    assert outcomes(intake) == {}, "nothing is there yet"
+def test_files_that_land_grow_and_are_replaced_in_a_bucket_are_ingested_once(bucket, loader):
+    assert outcomes(loader) == {}, "nothing is there yet"
     bucket.put(f"{DAY}/a b.jsonl", [event(1), "null"])
     bucket.put(f"{DAY}/deep/down/ä.jsonl.gz", [event(2), event(1)])
     bucket.put("notes.txt", [event(3)])
     bucket.put(".hidden/c.jsonl", [event(3)])
     # The listing is not the one of before.
-    assert outcomes(intake) == {
+    assert outcomes(loader) == {
         f"{DAY}/a b.jsonl": ("new", 2, 1, 1, 0),
         f"{DAY}/deep/down/ä.jsonl.gz": ("new", 2, 1, 0, 1),
     }
-    assert outcomes(intake) == {}
-    assert intake.events("event_id, received_date::VARCHAR") == [("E1", DAY), ("E2", DAY)]
+    assert outcomes(loader) == {}
+    assert loader.events("event_id, received_date::VARCHAR") == [("E1", DAY), ("E2", DAY)]
 
     bucket.put(f"{DAY}/a b.jsonl", [event(1), "null", event(4)])
     bucket.put(f"{DAY}/deep/down/ä.jsonl.gz", [event(5)])
-    assert outcomes(intake) == {
+    assert outcomes(loader) == {
         f"{DAY}/a b.jsonl": ("grown", 1, 1, 0, 0),
         f"{DAY}/deep/down/ä.jsonl.gz": ("replaced", 1, 1, 0, 0),
     }
-    assert intake.events() == [("E1",), ("E4",), ("E5",)]
+    assert loader.events() == [("E1",), ("E4",), ("E5",)]
 
     bucket.put(f"{DAY}/a b.jsonl", [event(6)])
-    assert outcomes(intake) == {f"{DAY}/a b.jsonl": ("replaced", 1, 1, 0, 0)}
+    assert outcomes(loader) == {f"{DAY}/a b.jsonl": ("replaced", 1, 1, 0, 0)}
     bucket.delete(f"{DAY}/a b.jsonl")
-    assert outcomes(intake) == {}
-    assert intake.events() == [("E5",), ("E6",)], "what was taken in stays"
+    assert outcomes(loader) == {}
+    assert loader.events() == [("E5",), ("E6",)], "what was taken in stays"
 
 
-def test_another_connection_sees_the_same_bucket(bucket, intake):
+def test_another_connection_sees_the_same_bucket(bucket, loader):
     bucket.put(f"{DAY}/a.jsonl", [event(1)])
-    assert list(pending_event_files(intake.settings).files) == [f"{DAY}/a.jsonl"]
+    assert list(pending_event_files(loader.settings).files) == [f"{DAY}/a.jsonl"]
     bucket.put(f"{DAY}/b.jsonl", [event(2)])
-    assert list(pending_event_files(intake.settings).files) == [
+    assert list(pending_event_files(loader.settings).files) == [
         f"{DAY}/a.jsonl",
         f"{DAY}/b.jsonl",
     ]
 
 
-def test_a_broken_file_in_a_bucket_fails_by_name_and_alone(bucket, intake):
+def test_a_broken_file_in_a_bucket_fails_by_name_and_alone(bucket, loader):
     bucket.put(f"{DAY}/bad.jsonl.gz", gzip.compress(event(1).encode() * 100)[:-9])
     bucket.put(f"{DAY}/good.jsonl", [event(2)])
-    found = intake.take()
+    found = loader.ingest()
     assert list(found.failed) == [f"{DAY}/bad.jsonl.gz"]
     assert "no whole gzip file" in found.failed[f"{DAY}/bad.jsonl.gz"]
-    assert intake.events() == [("E2",)]
+    assert loader.events() == [("E2",)]
 
 
-def test_a_file_that_is_gone_again_when_it_is_read_fails_by_name_and_alone(bucket, intake):
+def test_a_file_that_is_gone_again_when_it_is_read_fails_by_name_and_alone(bucket, loader):
     bucket.put(f"{DAY}/a.jsonl", [event(1)])
     bucket.put(f"{DAY}/b.jsonl", [event(2)])
-    paths = list(pending_event_files(intake.settings).files)
+    paths = list(pending_event_files(loader.settings).files)
     bucket.delete(f"{DAY}/a.jsonl")
-    found = ingest(intake.session, intake.settings, paths)
+    found = ingest(loader.session, loader.settings, paths)
     assert list(found.failed) == [f"{DAY}/a.jsonl"]
-    assert intake.events() == [("E2",)]
+    assert loader.events() == [("E2",)]
 
 
 def test_a_bucket_that_cannot_be_reached_is_one_sentence(bucket, tmp_path, monkeypatch):

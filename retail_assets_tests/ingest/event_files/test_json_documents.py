@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files import json_documents
 from retail_assets.ingest.event_files import reader as event_reader
-from retail_assets.ingest.event_files.reader import LIMITS, Portion, ReadLimits, read_new
+from retail_assets.ingest.event_files.reader import LIMITS, Chunk, ReadLimits, read_new
 from retail_assets.ingest.events import lines as event_lines
 from retail_assets.ingest.events.lines import BOM, MAX_LINE_BYTES, to_arrow
 from retail_assets.ingest.ledgers.event_files import OPEN, TAKEN, WHOLE, Progress
@@ -26,21 +26,21 @@ OBJECTS = [
 ]
 
 
-def portions(
-    content: bytes, known: Progress = NOTHING, *, still: bool = True, limits: ReadLimits = LIMITS
-) -> list[Portion]:
+def chunks(
+    content: bytes, known: Progress = NOTHING, *, settled: bool = True, limits: ReadLimits = LIMITS
+) -> list[Chunk]:
     new = read_new(
-        lambda: io.BytesIO(content), packed=False, known=known, still=still, limits=limits
+        lambda: io.BytesIO(content), compressed=False, known=known, settled=settled, limits=limits
     )
     return list(new)
 
 
-def payloads(found: list[Portion]) -> list[str]:
+def payloads(found: list[Chunk]) -> list[str]:
     return [text for part in found for text in to_arrow(part.data, part.cut)["payload"].to_pylist()]
 
 
 def values(content: bytes) -> list[Any]:
-    return [json.loads(text) for text in payloads(portions(content))]
+    return [json.loads(text) for text in payloads(chunks(content))]
 
 
 def encode(values: Any, indent: int | None = None) -> bytes:
@@ -78,8 +78,8 @@ def test_each_object_is_an_element_however_they_are_written(name: str, encoding:
 
 def test_an_array_of_nothing_has_no_elements() -> None:
     for content in (b"[]", b"[\n]\n", b" [ ] [ ]"):
-        (portion,) = portions(content)
-        assert (portion.lines, portion.progress.last_line) == (0, WHOLE)
+        (chunk,) = chunks(content)
+        assert (chunk.lines, chunk.progress.last_line) == (0, WHOLE)
 
 
 def test_every_line_stands_for_itself_where_it_is_not_plain_what_is_meant() -> None:
@@ -97,22 +97,22 @@ def test_every_line_stands_for_itself_where_it_is_not_plain_what_is_meant() -> N
         b"}\n{",
     ):
         assert (
-            payloads(portions(content))
+            payloads(chunks(content))
             == content.decode().split("\n")[: content.rstrip(b"\n").count(b"\n") + 1]
         )
 
 
 def test_what_is_wrong_between_elements_is_an_element_of_its_own() -> None:
     content = b'[{"a":1}}, {"b":2}, 7, "x", nonsense {"c":3}]\njunk "q\n{"d":4}'
-    assert payloads(portions(content)) == [
+    assert payloads(chunks(content)) == [
         '{"a":1}', "}", '{"b":2}', "7", '"x"', 'nonsense {"c":3}', "]", 'junk "q', '{"d":4}',
     ]  # fmt: skip
 
 
 def test_a_newline_within_a_string_stays_an_error() -> None:
     with pytest.raises(RetailAssetsError, match="breaks off after element 0"):
-        portions(b'[{"a": "x\ny"}]')
-    (text,) = payloads(portions(b'[{"a": "x\ny"\n}]'))
+        chunks(b'[{"a": "x\ny"}]')
+    (text,) = payloads(chunks(b'[{"a": "x\ny"\n}]'))
     with pytest.raises(ValueError, match="control character"):
         json.loads(text)
 
@@ -123,11 +123,11 @@ def test_a_newline_within_a_string_stays_an_error() -> None:
 def test_a_document_that_breaks_off_gives_what_is_whole_and_is_named(content: bytes) -> None:
     for length in range(2, len(content) - 1):
         cut = content[:length]
-        waiting = portions(cut, still=False)
+        waiting = chunks(cut, settled=False)
         whole = [json.loads(text) for text in payloads(waiting)]
         assert whole == OBJECTS[: len(whole)]
         # Once it is whole, the rest follows.
-        rest = portions(content, waiting[-1].progress)
+        rest = chunks(content, waiting[-1].progress)
         assert not rest[0].restarted
         assert whole + [json.loads(text) for text in payloads(rest)] == OBJECTS
         assert waiting[-1].progress.last_line == OPEN or content[:1] == b"{"
@@ -135,36 +135,38 @@ def test_a_document_that_breaks_off_gives_what_is_whole_and_is_named(content: by
 
 def test_a_document_that_breaks_off_fails_once_nobody_writes_to_it() -> None:
     content = encode(OBJECTS, 2)
-    reading = read_new(lambda: io.BytesIO(content[:-10]), packed=False, known=NOTHING, still=True)
+    reading = read_new(
+        lambda: io.BytesIO(content[:-10]), compressed=False, known=NOTHING, settled=True
+    )
     found = [next(reading)]
     with pytest.raises(RetailAssetsError, match="its JSON breaks off after element 2"):
         next(reading)
     assert [json.loads(text) for text in payloads(found)] == OBJECTS[:2]
-    assert [portion.last for portion in found] == [False]
+    assert [chunk.last for chunk in found] == [False]
     with pytest.raises(RetailAssetsError, match="after element 2"):
-        portions(content[:-10], found[-1].progress)
+        chunks(content[:-10], found[-1].progress)
     with pytest.raises(RetailAssetsError, match="after element 0"):
-        portions(b'{\n  "id": 1,\n  "text": "a')
+        chunks(b'{\n  "id": 1,\n  "text": "a')
 
 
 def test_an_array_that_is_written_again_starts_again_unless_it_is_the_same() -> None:
-    (before,) = portions(encode(OBJECTS[:2]))
-    (again,) = portions(encode(OBJECTS[:2]) + b"\n", before.progress)
+    (before,) = chunks(encode(OBJECTS[:2]))
+    (again,) = chunks(encode(OBJECTS[:2]) + b"\n", before.progress)
     assert (again.lines, again.restarted) == (0, False)
-    (longer,) = portions(encode(OBJECTS), before.progress)
+    (longer,) = chunks(encode(OBJECTS), before.progress)
     assert (longer.lines, longer.restarted) == (3, True)
-    (appended,) = portions(encode(OBJECTS[:2]) + encode(OBJECTS[2:]), before.progress)
+    (appended,) = chunks(encode(OBJECTS[:2]) + encode(OBJECTS[2:]), before.progress)
     assert (appended.lines, appended.restarted, appended.progress.lines) == (1, False, 3)
 
 
 def test_what_is_new_of_a_large_array_waits_until_nobody_writes_to_it() -> None:
     limits = ReadLimits(reread_bytes=10)
     content = encode(OBJECTS)
-    (before,) = portions(content[:-10], still=False)
-    (waiting,) = portions(content, before.progress, still=False, limits=limits)
+    (before,) = chunks(content[:-10], settled=False)
+    (waiting,) = chunks(content, before.progress, settled=False, limits=limits)
     assert (waiting.lines, waiting.restarted, waiting.progress) == (0, False, before.progress)
-    (portion,) = portions(content, before.progress, limits=limits)
-    assert (portion.lines, portion.restarted) == (1, False)
+    (chunk,) = chunks(content, before.progress, limits=limits)
+    assert (chunk.lines, chunk.restarted) == (1, False)
 
 
 def test_an_array_that_was_once_read_by_lines_starts_again() -> None:
@@ -175,8 +177,8 @@ def test_an_array_that_was_once_read_by_lines_starts_again() -> None:
         content.count(b"\n") + 1,
         TAKEN,
     )
-    (portion,) = portions(content, by_line)
-    assert (portion.lines, portion.restarted) == (3, True)
+    (chunk,) = chunks(content, by_line)
+    assert (chunk.lines, chunk.restarted) == (3, True)
 
 
 texts = st.text(st.sampled_from('a"\\{}[],\né'), max_size=5)
@@ -193,20 +195,20 @@ objects = st.dictionaries(texts, json_values, max_size=4)
     indent=st.sampled_from([None, 0, 3]),
     ascii_only=st.booleans(),
     block=st.integers(1, 40),
-    portion=st.integers(1, 40),
+    chunk=st.integers(1, 40),
     stop=st.integers(0, 5),
 )
-@example(found=[{"\\": "\\\\"}], indent=None, ascii_only=True, block=1, portion=1, stop=0)
+@example(found=[{"\\": "\\\\"}], indent=None, ascii_only=True, block=1, chunk=1, stop=0)
 def test_an_array_gives_its_elements_whatever_the_blocks_are(
-    found: list[Any], indent: int | None, ascii_only: bool, block: int, portion: int, stop: int
+    found: list[Any], indent: int | None, ascii_only: bool, block: int, chunk: int, stop: int
 ) -> None:
     content = json.dumps(found, indent=indent, ensure_ascii=ascii_only).encode()
-    limits = ReadLimits(document_block_bytes=block, portion_bytes=portion)
-    parts = portions(content, limits=limits)
+    limits = ReadLimits(document_block_bytes=block, chunk_bytes=chunk)
+    parts = chunks(content, limits=limits)
     assert [json.loads(text) for text in payloads(parts)] == found
     assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
     stopped = parts[min(stop, len(parts) - 1)]
-    rest = portions(content, stopped.progress, limits=limits)
+    rest = chunks(content, stopped.progress, limits=limits)
     assert not rest[0].restarted
     assert [json.loads(text) for text in payloads(rest)] == found[stopped.progress.lines :]
     assert rest[-1].progress == parts[-1].progress
@@ -235,38 +237,42 @@ anything = st.lists(
 
 
 @settings(max_examples=300)
-@example(content=b'{"a":1}{', more=b'\n{"a":1}', packed=False, block=9, portion=9)
+@example(content=b'{"a":1}{', more=b'\n{"a":1}', compressed=False, block=9, chunk=9)
 @given(
     content=anything,
     more=anything,
-    packed=st.booleans(),
+    compressed=st.booleans(),
     block=st.integers(1, 40),
-    portion=st.integers(1, 40),
+    chunk=st.integers(1, 40),
 )
 def test_whatever_a_file_is_it_is_read_or_named_and_may_go_on(
-    content: bytes, more: bytes, packed: bool, block: int, portion: int
+    content: bytes, more: bytes, compressed: bool, block: int, chunk: int
 ) -> None:
     """What one look after the other finds of a growing file is what one look finds of all of it."""
 
-    def look(content: bytes, known: Progress, *, still: bool) -> tuple[list[Portion], bool]:
-        found: list[Portion] = []
+    def look(content: bytes, known: Progress, *, settled: bool) -> tuple[list[Chunk], bool]:
+        found: list[Chunk] = []
         try:
             for part in read_new(
-                lambda: io.BytesIO(content), packed=packed, known=known, still=still, limits=limits
+                lambda: io.BytesIO(content),
+                compressed=compressed,
+                known=known,
+                settled=settled,
+                limits=limits,
             ):
                 found.append(part)  # noqa: PERF402  # what came before an error counts
         except RetailAssetsError:
             return found, True
         return found, False
 
-    limits = ReadLimits(block_bytes=block, document_block_bytes=block, portion_bytes=portion)
+    limits = ReadLimits(block_bytes=block, document_block_bytes=block, chunk_bytes=chunk)
     state, held = NOTHING, []
-    for now, still in ((content, False), (content + more, False), (content + more, True)):
-        found, failed = look(now, state, still=still)
+    for now, settled in ((content, False), (content + more, False), (content + more, True)):
+        found, failed = look(now, state, settled=settled)
         for part in found:
             held = payloads([part]) if part.restarted else held + payloads([part])
             state = part.progress
-    whole, failed_at_once = look(content + more, NOTHING, still=True)
+    whole, failed_at_once = look(content + more, NOTHING, settled=True)
     assert failed == failed_at_once
     if not failed:
         assert held == payloads(whole)
@@ -282,8 +288,8 @@ def test_an_element_that_is_too_long_is_cut_and_the_others_are_not(
     long = {"id": "x" * 200}
     for block in (7, 64, 1000):
         content = encode([{"a": 1}, long, {"b": 2}, long])
-        (portion,) = portions(content, limits=ReadLimits(document_block_bytes=block))
-        assert to_arrow(portion.data, portion.cut).to_pylist() == [
+        (chunk,) = chunks(content, limits=ReadLimits(document_block_bytes=block))
+        assert to_arrow(chunk.data, chunk.cut).to_pylist() == [
             {"payload": '{"a": 1}', "defect": None},
             {"payload": '{"id": "xx', "defect": "line_too_long"},
             {"payload": '{"b": 2}', "defect": None},
@@ -327,7 +333,7 @@ def test_where_its_blocks_end_changes_nothing_of_a_file(
 
     def read(block: int) -> tuple[list[Any], Progress] | str:
         try:
-            found = portions(content, limits=ReadLimits(document_block_bytes=block))
+            found = chunks(content, limits=ReadLimits(document_block_bytes=block))
         except RetailAssetsError as error:
             return str(error)
         lines = [row for part in found for row in to_arrow(part.data, part.cut).to_pylist()]
@@ -369,16 +375,16 @@ def test_a_large_array_is_read_in_bounded_memory() -> None:
     tracemalloc.start()
     try:
         lines = sum(
-            portion.lines
-            for portion in read_new(
+            chunk.lines
+            for chunk in read_new(
                 lambda: Repeated(200_000),  # type: ignore[arg-type,return-value]
-                packed=False,
+                compressed=False,
                 known=NOTHING,
-                still=False,
+                settled=False,
             )
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert lines == 200_000
-    assert peak < 4 * LIMITS.portion_bytes
+    assert peak < 4 * LIMITS.chunk_bytes

@@ -22,9 +22,9 @@ from typing_extensions import Self
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.event_files import json_documents, regular_files
 from retail_assets.ingest.event_files.folder import EventFolder
-from retail_assets.ingest.event_files.load import Ingested, ingest
+from retail_assets.ingest.event_files.load import IngestResult, ingest
 from retail_assets.ingest.event_files.pending import MAX_ATTEMPTS, Pending, pending_event_files
-from retail_assets.ingest.event_files.plan import Taken
+from retail_assets.ingest.event_files.plan import FileResult
 from retail_assets.ingest.event_files.reader import LIMITS, ReadLimits
 from retail_assets.ingest.event_files.retraction import Retracted, retract
 from retail_assets.ingest.events import batch as event_batch
@@ -69,7 +69,7 @@ class Events(OverSession):
     def pending(self) -> Pending:
         return pending_event_files(self.settings, self.connection)
 
-    def take(self, *paths: str) -> Ingested:
+    def ingest(self, *paths: str) -> IngestResult:
         """Take in these files, or all that are pending; the ledger must balance after it."""
         files = paths or tuple(self.pending().files)
         came = ingest(self.session, self.settings, files, limits=self.limits)
@@ -147,7 +147,7 @@ def events(lake: Lake, settings: Settings) -> Iterator[Events]:
         yield Events(EventSession(lake, connection), settings)
 
 
-def outcomes(came: Ingested) -> dict[str, tuple[Any, ...]]:
+def outcomes(came: IngestResult) -> dict[str, tuple[Any, ...]]:
     """Outcome, accepted, dead-lettered and duplicate lines of each file."""
     assert came.failed == {}
     return {
@@ -168,7 +168,7 @@ def grow(file: Path, more: str) -> None:
 
 def test_each_line_is_accepted_a_dead_letter_or_a_duplicate(events: Events) -> None:
     events.write("a.jsonl", event(1), "", BAD, event(2), event(1), "null", event(3, region=None))
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {"a.jsonl": ("new", 2, 4, 1)}
     assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 4)]
     assert events.dead() == [
@@ -181,7 +181,7 @@ def test_each_line_is_accepted_a_dead_letter_or_a_duplicate(events: Events) -> N
 def test_raw_events_hold_every_line_as_it_was(events: Events) -> None:
     lines = [event(1), event(1), " ", "{'", '"\u2028 🎁"', event(2, note="é")]
     events.write("a.jsonl", *lines)
-    events.take()
+    events.ingest()
     found = events.rows("SELECT position, payload, event_id FROM lake.raw_events ORDER BY ALL")
     assert [row[:2] for row in found] == list(enumerate(lines, start=1))
     assert [row[2] for row in found] == ["E1", "E1", None, None, None, "E2"]
@@ -192,32 +192,32 @@ def test_events_without_an_id_are_told_apart_by_their_content(events: Events) ->
     turned = "{" + ", ".join(reversed(one.strip("{}").split(", "))) + "}"
     events.write("a.jsonl", one, turned, event(2, event_id=None), event(1, event_id=" "), one)
     # A blank id is one that is not there, but it is another content.
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 3, 0, 2)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 3, 0, 2)}
 
 
 def test_an_empty_folder_and_one_that_is_not_there_have_nothing_new(events: Events) -> None:
     assert events.pending() == Pending({}, (), {})
     events.folder.mkdir()
     assert events.pending() == Pending({}, (), {})
-    assert events.take().files == {}
+    assert events.ingest().files == {}
 
 
 def test_an_empty_file_is_in_the_ledger_and_gives_nothing(events: Events) -> None:
     for path in ("a.jsonl", "b.jsonl", "c.jsonl.gz"):
         write_events(events.settings, path, b"")
-    assert outcomes(events.take()) == dict.fromkeys(
+    assert outcomes(events.ingest()) == dict.fromkeys(
         ("a.jsonl", "b.jsonl", "c.jsonl.gz"), ("new", 0, 0, 0)
     )
     assert events.pending().files == {}
     events.write("b.jsonl", event(1))
-    assert outcomes(events.take()) == {"b.jsonl": ("grown", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"b.jsonl": ("grown", 1, 0, 0)}
 
 
-def test_a_packed_file_gives_its_lines(events: Events) -> None:
+def test_a_compressed_file_gives_its_lines(events: Events) -> None:
     events.write("a.jsonl.gz", event(1), BAD)
     events.write("b.ndjson.gz", event(2))
     events.write("c.ndjson", event(3))
-    assert {path: one[1] for path, one in outcomes(events.take()).items()} == {
+    assert {path: one[1] for path, one in outcomes(events.ingest()).items()} == {
         "a.jsonl.gz": 1, "b.ndjson.gz": 1, "c.ndjson": 1,
     }  # fmt: skip
 
@@ -232,18 +232,18 @@ NAMES = [
 def test_files_may_be_called_anything_and_lie_in_any_folder(events: Events) -> None:
     for number, name in enumerate(NAMES):
         events.write(name, event(number), BAD)
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == dict.fromkeys(NAMES, ("new", 1, 1, 0))
     # They are found again, whether they grow, are replaced or copied.
     for number, name in enumerate(NAMES):
         events.write(name, event(number), BAD, event(100 + number))
-    assert {path: one[:2] for path, one in outcomes(events.take()).items()} == dict.fromkeys(
+    assert {path: one[:2] for path, one in outcomes(events.ingest()).items()} == dict.fromkeys(
         NAMES, ("grown", 1)
     )
     for number, name in enumerate(NAMES):
         events.write(name, event(200 + number))
         events.write(f"copies/{name}", event(200 + number))
-    assert {one[0] for one in outcomes(events.take()).values()} <= {"changed", "new", "copy"}
+    assert {one[0] for one in outcomes(events.ingest()).values()} <= {"changed", "new", "copy"}
     assert len(events.accepted()) == 3 * len(NAMES)
 
 
@@ -296,7 +296,7 @@ def test_what_became_a_pipe_or_a_link_after_it_was_seen_is_refused_when_it_is_op
         patch.setattr(regular_files, "_regular", swap)
         with pytest.raises(OSError if link else UsageError):  # ELOOP
             opened.open("sub/a.jsonl")
-    assert events.take("sub/a.jsonl").failed.keys() == {"sub/a.jsonl"}
+    assert events.ingest("sub/a.jsonl").failed.keys() == {"sub/a.jsonl"}
     assert events.accepted() == []
 
 
@@ -390,7 +390,7 @@ def test_links_are_named_and_not_followed(events: Events, tmp_path: Path) -> Non
     pending = events.pending()
     assert list(pending.files) == ["real.jsonl"]
     assert pending.left_alone.keys() == {"file.jsonl", "folder", "own.jsonl", "dangling.jsonl"}
-    came = events.take("file.jsonl", "folder/secret.jsonl", "own.jsonl", "real.jsonl")
+    came = events.ingest("file.jsonl", "folder/secret.jsonl", "own.jsonl", "real.jsonl")
     assert came.failed.keys() == {"file.jsonl", "folder/secret.jsonl", "own.jsonl"}
     assert all("is a link" in problem for problem in came.failed.values())
     assert events.accepted() == [("E2", "real.jsonl", 1)]
@@ -402,7 +402,7 @@ def test_links_are_named_and_not_followed(events: Events, tmp_path: Path) -> Non
 def test_a_path_that_leaves_the_folder_is_refused(events: Events, path: str) -> None:
     (events.settings.data_dir / "secret.jsonl").write_text(event(1))
     events.write("real.jsonl", event(2))
-    came = events.take(path, "real.jsonl")
+    came = events.ingest(path, "real.jsonl")
     assert came.failed.keys() == {path}
     assert events.accepted() == [("E2", "real.jsonl", 1)]
     with pytest.raises(UsageError, match="leaves the events folder"):
@@ -437,7 +437,7 @@ def test_the_received_day_is_named_by_the_path_else_by_the_time_of_the_file(even
             [event(number), BAD],
             modified_ns=int(written.timestamp()) * 10**9,
         )
-    events.take()
+    events.ingest()
     for table in ("raw_events", "enriched_events", "dead_letter_events", "event_files"):
         path = "path" if table == "event_files" else "source_name"
         found = events.rows(f"SELECT DISTINCT {path}, received_date FROM lake.{table}")
@@ -447,7 +447,7 @@ def test_the_received_day_is_named_by_the_path_else_by_the_time_of_the_file(even
 def test_a_file_from_before_the_first_partition_landed_today(events: Events) -> None:
     write_events(events.settings, "a.jsonl", [event(1)], modified_ns=10**9)
     before = datetime.now(timezone.utc).date()
-    events.take()
+    events.ingest()
     [(day,)] = events.rows("SELECT received_date FROM lake.raw_events")
     assert 0 <= (day - before).days <= 1
 
@@ -457,54 +457,54 @@ def test_a_file_from_before_the_first_partition_landed_today(events: Events) -> 
 
 def test_a_file_that_is_there_again_is_unchanged(events: Events) -> None:
     file = events.write("a.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     before = events.tables()
     assert events.pending().files == {}
     shutil.copyfile(file, file.with_suffix(".tmp"))
     file.unlink()
     shutil.move(file.with_suffix(".tmp"), file)
     assert list(events.pending().files) == ["a.jsonl"]
-    assert outcomes(events.take()) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("unchanged", 0, 0, 0)}
     assert events.tables() == before
-    assert outcomes(events.take("a.jsonl")) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    assert outcomes(events.ingest("a.jsonl")) == {"a.jsonl": ("unchanged", 0, 0, 0)}
     assert events.rows("SELECT version FROM lake.event_files") == [(1,)]
 
 
-def test_a_file_that_is_packed_otherwise_is_unchanged(events: Events) -> None:
+def test_a_file_that_is_compressed_otherwise_is_unchanged(events: Events) -> None:
     file = events.write("a.jsonl.gz", event(1))
-    events.take()
+    events.ingest()
     file.write_bytes(gzip.compress(f"{event(1)}\n".encode(), 1, mtime=1))
     os.utime(file, (1_791_900_000, 1_791_900_000))
-    assert outcomes(events.take()) == {"a.jsonl.gz": ("unchanged", 0, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl.gz": ("unchanged", 0, 0, 0)}
 
 
 def test_late_files_and_files_of_one_time_are_all_new_the_newest_day_first(events: Events) -> None:
     """Neither a clock nor a cursor decides."""
     now = 1_791_800_000 * 10**9
     write_events(events.settings, "m.jsonl", [event(1)], modified_ns=now)
-    events.take()
+    events.ingest()
     write_events(events.settings, "a.jsonl", [event(2)], modified_ns=now)
     write_events(events.settings, "z.jsonl", [event(3)], modified_ns=now)
     write_events(events.settings, "b.jsonl", [event(4)], modified_ns=now - 5 * 86_400 * 10**9)
     assert list(events.pending().files) == ["a.jsonl", "z.jsonl", "b.jsonl"]
-    events.take()
+    events.ingest()
     assert len(events.accepted()) == 4
 
 
 def test_a_file_that_is_deleted_keeps_what_it_gave(events: Events) -> None:
     file = events.write("a.jsonl", event(1))
-    events.take()
+    events.ingest()
     file.unlink()
     events.write("b.jsonl", event(1), event(2))
-    assert outcomes(events.take()) == {"b.jsonl": ("new", 1, 0, 1)}
+    assert outcomes(events.ingest()) == {"b.jsonl": ("new", 1, 0, 1)}
     assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "b.jsonl", 2)]
 
 
 def test_of_a_file_that_grew_only_the_new_lines_are_taken(events: Events) -> None:
     file = events.write("a.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     grow(file, f"{event(2)}\n{event(1)}\n{BAD}\n")
-    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 1, 1)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("grown", 1, 1, 1)}
     assert events.ledger() == {"a.jsonl": (5, 2, 2, 1, None)}
     assert events.dead() == [("a.jsonl", 2, "not_json"), ("a.jsonl", 5, "not_json")]
 
@@ -517,9 +517,9 @@ VERSIONS = (
 
 def test_the_events_of_a_file_that_changed_stay_and_are_named(events: Events, caplog) -> None:
     events.write("a.jsonl", event(1), BAD, event(2), BAD)
-    events.take()
+    events.ingest()
     events.write("a.jsonl", event(2), event(3), BAD)
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {"a.jsonl": ("changed", 1, 1, 1)}
     (file,) = came.files.values()
     assert (file.events_before, file.dead_letters_before) == (2, 2)
@@ -529,17 +529,17 @@ def test_the_events_of_a_file_that_changed_stay_and_are_named(events: Events, ca
         (1, 2), (1, 4), (2, 3),
     ]  # fmt: skip
     assert events.rows(VERSIONS) == [(1, 4, 2, 2, 0, True, False), (2, 3, 1, 1, 1, False, False)]
-    assert outcomes(events.take("a.jsonl")) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    assert outcomes(events.ingest("a.jsonl")) == {"a.jsonl": ("unchanged", 0, 0, 0)}
 
 
-def test_where_files_are_replaced_their_earlier_events_are_taken_back(
+def test_where_files_are_replaced_their_earlier_events_are_retracted(
     events: Events, caplog
 ) -> None:
     events = events.replacing
     events.write("a.jsonl", event(1), BAD, event(2), BAD)
-    events.take()
+    events.ingest()
     events.write("a.jsonl", event(2), event(3), "null")
-    assert outcomes(events.take()) == {"a.jsonl": ("replaced", 2, 1, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("replaced", 2, 1, 0)}
     assert "2 events and 2 dead letters of the version before were retracted" in caplog.text
     assert events.accepted() == [("E2", "a.jsonl", 1), ("E3", "a.jsonl", 2)]
     assert events.dead() == [("a.jsonl", 3, "not_an_object")]
@@ -555,9 +555,9 @@ def test_a_file_that_was_emptied_gives_nothing_any_more_where_files_are_replaced
     events = events.replacing
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(1))
-    events.take()
+    events.ingest()
     events.write("a.jsonl")
-    assert outcomes(events.take()) == {"a.jsonl": ("replaced", 0, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("replaced", 0, 0, 0)}
     assert events.accepted() == [("E1", "b.jsonl", 1)]
     assert events.dead() == []
 
@@ -565,14 +565,14 @@ def test_a_file_that_was_emptied_gives_nothing_any_more_where_files_are_replaced
 @pytest.mark.parametrize("way", ["copytruncate", "rename"])
 def test_a_log_that_rotates_loses_nothing_and_gives_nothing_twice(events: Events, way: str) -> None:
     file = events.write("app.jsonl", event(1), BAD, event(2))
-    events.take()
+    events.ingest()
     rotated = events.folder / "app-2026-11-01.jsonl"
     if way == "rename":
         file.rename(rotated)
     else:
         shutil.copy2(file, rotated)
     events.write("app.jsonl", event(3), event(4))
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {
         "app.jsonl": ("changed", 2, 0, 0),
         "app-2026-11-01.jsonl": ("copy", 0, 0, 3),
@@ -580,16 +580,16 @@ def test_a_log_that_rotates_loses_nothing_and_gives_nothing_twice(events: Events
     assert [row[0] for row in events.accepted()] == ["E1", "E2", "E3", "E4"]
     assert events.dead() == [("app.jsonl", 2, "not_json")]
     events.write("app.jsonl", event(5))
-    assert outcomes(events.take()) == {"app.jsonl": ("changed", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"app.jsonl": ("changed", 1, 0, 0)}
     assert len(events.accepted()) == 5
 
 
 def test_a_copy_has_the_rows_once_its_owner_is_retracted(events: Events) -> None:
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     events.write("a.jsonl", event(2))
-    events.take()
+    events.ingest()
     assert events.ledger()["b.jsonl"] == (2, 0, 0, 2, "a.jsonl")
     done = retract(events.session, events.settings, "a.jsonl")
     assert done == [Retracted("a.jsonl", 1, 1, 1)]
@@ -602,7 +602,7 @@ def test_a_copy_has_the_rows_once_its_owner_is_retracted(events: Events) -> None
 def test_a_retraction_brings_duplicates_forward_and_lasts(events: Events) -> None:
     events.write("a.jsonl", event(1), event(2))
     events.write("b.jsonl", event(1, note="b"))
-    events.take()
+    events.ingest()
     settings = events.settings
     with pytest.raises(RetailAssetsError, match="no earlier version"):
         retract(events.session, settings, "a.jsonl")
@@ -621,7 +621,7 @@ def test_a_retraction_brings_duplicates_forward_and_lasts(events: Events) -> Non
     assert check_day(events.session, day) == []
     # What comes again counts again, as a version of its own.
     write_events(events.settings, "a.jsonl", content)
-    assert outcomes(events.take()) == {"a.jsonl": ("changed", 2, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("changed", 2, 0, 0)}
     assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 2)]
 
 
@@ -630,10 +630,10 @@ def test_a_duplicate_elsewhere_comes_forward_when_its_event_is_gone(events: Even
     events.write("a.jsonl", event(1), event(2))
     events.write("b.jsonl", event(1, region="South"), event(2))
     events.write("c.jsonl", event(1, region="West"))
-    events.take()
+    events.ingest()
     assert [row[1] for row in events.accepted()] == ["a.jsonl", "a.jsonl"]
     events.write("a.jsonl", event(2))
-    events.take()
+    events.ingest()
     # What is written anew is received anew.
     assert events.accepted() == [("E1", "b.jsonl", 1), ("E2", "b.jsonl", 2)]
     assert events.rows("SELECT region FROM lake.enriched_events WHERE event_id = 'E1'") == [
@@ -646,14 +646,14 @@ def test_a_duplicate_elsewhere_comes_forward_when_its_event_is_gone(events: Even
 @pytest.mark.parametrize(
     "first", ["z/2026-10-13.jsonl", "batch_10.jsonl"], ids=["later day in its name", "any name"]
 )
-def test_the_event_that_was_received_first_counts_though_it_was_taken_in_later(
+def test_the_event_that_was_received_first_counts_though_it_was_ingested_later(
     events: Events, first: str
 ) -> None:
     events.write("m/2026-10-12.jsonl", event(1, region="late"), event(2))
-    events.take()
+    events.ingest()
     lines = f"{event(3)}\n{event(1, region='first')}\n".encode()
     write_events(events.settings, first, lines, modified_ns=STILL_NS - 10**9)
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {first: ("new", 2, 0, 0)}
     assert ("E1", first, 2) in events.accepted()
     assert events.ledger()["m/2026-10-12.jsonl"] == (2, 1, 1, 0, None)
@@ -661,7 +661,7 @@ def test_the_event_that_was_received_first_counts_though_it_was_taken_in_later(
 
 def test_a_lake_of_an_earlier_release_goes_on_where_it_was(events: Events) -> None:
     file = events.write("a.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     execute = events.connection.execute
     (before,) = events.rows("SELECT max(snapshot_id) FROM ducklake_snapshots('lake')")
     # As it was: no versions of lines, and none but the last version has any.
@@ -687,9 +687,9 @@ def test_a_lake_of_an_earlier_release_goes_on_where_it_was(events: Events) -> No
     (day,) = {day for (day,) in events.rows("SELECT received_date FROM lake.raw_events")}
     assert check_day(events.session, day) == []
     grow(file, f"{event(2)}\n")
-    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("grown", 1, 0, 0)}
     events.write("a.jsonl", event(3))
-    assert outcomes(events.take()) == {"a.jsonl": ("changed", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("changed", 1, 0, 0)}
     assert [row[0] for row in events.accepted()] == ["E1", "E2", "E3"]
     assert events.rows(f"FROM lake.raw_events AT (VERSION => {before[0]})")
 
@@ -697,16 +697,16 @@ def test_a_lake_of_an_earlier_release_goes_on_where_it_was(events: Events) -> No
 # Half-written files
 
 
-def test_the_last_line_without_newline_waits_until_the_file_is_still(events: Events) -> None:
+def test_the_last_line_without_newline_waits_until_the_file_is_settled(events: Events) -> None:
     young = time.time_ns() + 3600 * 10**9
     content = f"{event(1)}\n{event(2)}".encode()
     file = write_events(events.settings, "a.jsonl", content, modified_ns=young)
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 1, 0, 0)}
     assert events.pending() == Pending({}, ("a.jsonl",), {})
     # Nobody has touched it since.
     os.utime(file, ns=(young - 7200 * 10**9,) * 2)
     assert list(events.pending().files) == ["a.jsonl"]
-    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("grown", 1, 0, 0)}
     assert events.pending() == Pending({}, (), {})
     assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "a.jsonl", 2)]
 
@@ -732,26 +732,26 @@ def test_a_half_written_line_is_never_half_read(events: Events) -> None:
     whole = f"{event(1)}\n{event(2, region='é🎁')}\r\n{BAD}\n{event(3)}\n".encode()
     for size in [*range(0, len(whole), 47), len(whole)]:
         write_events(events.settings, "a.jsonl", whole[:size], modified_ns=young + size)
-        assert events.take().failed == {}
+        assert events.ingest().failed == {}
         assert len(events.rows("FROM lake.raw_events")) == whole[:size].count(b"\n")
     assert [row[0] for row in events.accepted()] == ["E1", "E2", "E3"]
     assert events.dead() == [("a.jsonl", 3, "not_json")]
     assert events.rows("SELECT DISTINCT version FROM lake.event_files") == [(1,)]
 
 
-def test_a_line_that_goes_on_after_it_was_taken_is_read_anew(events: Events) -> None:
+def test_a_line_that_goes_on_after_it_was_taken_is_read_again(events: Events) -> None:
     line = event(1)
     file = write_events(events.settings, "a.jsonl", f"{event(0)}\n{line[:-5]}".encode())
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 1, 1, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 1, 1, 0)}
     # Looking at it once more in between makes no difference.
     os.utime(file, ns=(file.stat().st_mtime_ns + 10**9,) * 2)
-    assert outcomes(events.take()) == {"a.jsonl": ("unchanged", 0, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("unchanged", 0, 0, 0)}
     grow(file, f"{line[-5:]}\n{event(2)}\n")
-    assert outcomes(events.take()) == {"a.jsonl": ("replaced", 3, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("replaced", 3, 0, 0)}
     assert events.dead() == []
 
 
-def test_a_packed_file_is_left_until_it_is_still(
+def test_a_compressed_file_is_left_until_it_is_settled(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time_ns()
@@ -761,7 +761,7 @@ def test_a_packed_file_is_left_until_it_is_still(
         assert events.pending() == Pending({}, ("a.jsonl.gz",), {})
     monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)
     assert events.accepted() == []
-    assert outcomes(events.take()) == {"a.jsonl.gz": ("new", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl.gz": ("new", 1, 0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -775,7 +775,7 @@ def test_a_packed_file_is_left_until_it_is_still(
     ],
     ids=["open line", "packed", "packed, not so named", "open array", "beginning of an array"],
 )
-def test_a_file_of_the_future_is_still_once_it_was_the_same_twice(
+def test_a_file_of_the_future_is_settled_once_it_was_the_same_twice(
     path: str, content: bytes, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hour = 3600 * 10**9
@@ -784,16 +784,16 @@ def test_a_file_of_the_future_is_still_once_it_was_the_same_twice(
     monkeypatch.setattr(time, "time_ns", lambda: now)
     file = write_events(events.settings, path, content, modified_ns=now + 24 * hour)
     assert list(events.pending().files) == [path]
-    events.take(path)
+    events.ingest(path)
     assert len(events.accepted()) < 2
     # Not yet, nor if somebody writes to it in between.
     assert events.pending() == Pending({}, (path,), {})
     os.utime(file, ns=(0, file.stat().st_mtime_ns + hour))
-    assert events.take().files[path].lines == 0
+    assert events.ingest().files[path].lines == 0
     assert events.pending().unsettled == (path,)
     monkeypatch.setattr(time, "time_ns", lambda: now + hour)
     assert list(events.pending().files) == [path]
-    came = events.take()
+    came = events.ingest()
     if content.startswith(b"["):
         assert len(events.accepted()) + len(events.dead()) == 1
         assert came.failed.keys() == ({path} if len(content) > 1 else set())
@@ -807,7 +807,7 @@ def test_a_file_of_json_documents_counts_its_elements(events: Events) -> None:
     elements = [json.loads(event(number)) for number in (1, 2, 2)]
     events.write("array.json", json.dumps([*elements, {"order_id": 1}, 7], indent=2))
     events.write("objects.NDJSON", *(json.dumps(one, indent=1) for one in elements[1:]))
-    assert outcomes(events.take()) == {
+    assert outcomes(events.ingest()) == {
         "array.json": ("new", 2, 2, 1),
         "objects.NDJSON": ("new", 0, 0, 2),
     }
@@ -822,11 +822,11 @@ def test_a_line_of_several_events_counts_as_so_many_lines(events: Events) -> Non
     batch = f"[{event(2)}, {event(3, region=None)}]"
     file = events.write("a.jsonl", event(1), batch, f"{event(4)}{event(5)}", "[1, 2]")
     write_events(events.settings, "values.json", b"[\n  1,\n  2\n]\n")
-    assert outcomes(events.take()) == {
+    assert outcomes(events.ingest()) == {
         "a.jsonl": ("new", 4, 2, 0), "values.json": ("new", 0, 1, 0)
     }  # fmt: skip
     grow(file, f"[{event(6)}]\n")
-    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("grown", 1, 0, 0)}
     assert events.accepted() == [
         ("E1", "a.jsonl", 1), ("E2", "a.jsonl", 2), ("E4", "a.jsonl", 4), ("E5", "a.jsonl", 5),
         ("E6", "a.jsonl", 7),
@@ -843,7 +843,7 @@ def test_a_document_that_breaks_off_keeps_what_is_whole_and_is_left_alone_in_the
     content = json.dumps([json.loads(event(number)) for number in range(3)]).encode()
     write_events(events.settings, "a.json", content[:-10])
     for _ in range(MAX_ATTEMPTS):
-        came = events.take()
+        came = events.ingest()
         assert came.failed == {
             "a.json": "a.json cannot be read: its JSON breaks off after element 2: put it there"
             " again"
@@ -853,7 +853,7 @@ def test_a_document_that_breaks_off_keeps_what_is_whole_and_is_left_alone_in_the
     assert list(events.pending().files) == []
     assert events.pending().left_alone["a.json"].startswith("failed 3 times")
     write_events(events.settings, "a.json", content)
-    assert outcomes(events.take()) == {"a.json": ("grown", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.json": ("grown", 1, 0, 0)}
 
 
 def test_a_run_that_is_stopped_leaves_the_rest_for_another(events: Events) -> None:
@@ -865,12 +865,12 @@ def test_a_run_that_is_stopped_leaves_the_rest_for_another(events: Events) -> No
         events.settings,
         ["a.jsonl", "b.jsonl"],
         stop=lambda: next(asked, True),
-        limits=ReadLimits(block_bytes=300, portion_bytes=300),
+        limits=ReadLimits(block_bytes=300, chunk_bytes=300),
     )
     assert came.files.keys() == {"a.jsonl"}
     assert 0 < came.files["a.jsonl"].lines < 12
     assert sorted(events.pending().files) == ["a.jsonl", "b.jsonl"]
-    events.take()
+    events.ingest()
     assert len(events.accepted()) == 12
     assert events.pending() == Pending({}, (), {})
 
@@ -878,7 +878,7 @@ def test_a_run_that_is_stopped_leaves_the_rest_for_another(events: Events) -> No
 def test_counts_are_those_at_the_end_though_a_later_transaction_took_events_away(
     events: Events,
 ) -> None:
-    events = events.limited(portion_bytes=100)
+    events = events.limited(chunk_bytes=100)
     for number, (path, lines) in enumerate(
         {
             "a.jsonl": [event(1), event(2), BAD],
@@ -889,7 +889,7 @@ def test_counts_are_those_at_the_end_though_a_later_transaction_took_events_away
         }.items()
     ):
         write_events(events.settings, path, lines, modified_ns=STILL_NS - number * 10**9)
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {
         "a.jsonl": ("new", 0, 1, 2),
         "b.jsonl": ("copy", 0, 0, 1),
@@ -906,7 +906,7 @@ def test_counts_are_those_at_the_end_though_a_later_transaction_took_events_away
 def test_a_copy_is_counted_as_duplicates_under_its_name(events: Events) -> None:
     for path in ("a.jsonl", "b.jsonl", "c/copy.jsonl.gz"):
         events.write(path, event(1), BAD, event(1))
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {
         "a.jsonl": ("new", 1, 1, 1),
         "b.jsonl": ("copy", 0, 0, 3),
@@ -922,9 +922,9 @@ def test_a_copy_is_counted_as_duplicates_under_its_name(events: Events) -> None:
 
 def test_a_renamed_file_is_a_copy_of_what_it_was(events: Events) -> None:
     file = events.write("b.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     file.rename(events.folder / "c.jsonl")
-    assert outcomes(events.take()) == {"c.jsonl": ("copy", 0, 0, 2)}
+    assert outcomes(events.ingest()) == {"c.jsonl": ("copy", 0, 0, 2)}
     assert events.ledger()["c.jsonl"] == (2, 0, 0, 2, "b.jsonl")
 
 
@@ -934,7 +934,7 @@ def test_a_large_file_of_an_earlier_release_has_copies_too(events: Events, name:
     content = "".join(f"{line}\n" for line in lines).encode()
     for path in ("a.jsonl", "b.jsonl"):
         events.write(path, *lines)
-    events.take()
+    events.ingest()
     # What a lake has that was made before hashes could go on.
     events.connection.execute(
         "UPDATE lake.event_files SET checkpoint = NULL, content_hash = ?",
@@ -943,7 +943,7 @@ def test_a_large_file_of_an_earlier_release_has_copies_too(events: Events, name:
     events.write(name, *lines)
     other = [lines[0].replace("x", "z"), *lines[1:]]
     events.write("other.jsonl", *other)
-    assert outcomes(events.take()) == {name: ("copy", 0, 0, 3), "other.jsonl": ("new", 0, 2, 1)}
+    assert outcomes(events.ingest()) == {name: ("copy", 0, 0, 3), "other.jsonl": ("new", 0, 2, 1)}
     assert events.dead() == [
         ("a.jsonl", 2, "not_json"), ("other.jsonl", 1, "conflicting_event"),
         ("other.jsonl", 2, "not_json"),
@@ -964,7 +964,7 @@ def test_the_copy_that_was_received_first_has_the_rows_whenever_it_comes(events:
     for number, path in enumerate(("c.jsonl", "d.jsonl", "a.jsonl", "b.jsonl")):
         lines = [event(1), BAD]
         write_events(events.settings, path, lines, modified_ns=STILL_NS - number * 10**9)
-        events.take()
+        events.ingest()
     assert events.accepted() == [("E1", "b.jsonl", 1)]
     assert events.dead() == [("b.jsonl", 2, "not_json")]
     assert events.ledger() == {
@@ -980,9 +980,9 @@ def test_when_the_holder_changes_the_next_copy_has_the_rows(
     events = events.replacing
     for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
         events.write(path, event(1), BAD)
-    events.take()
+    events.ingest()
     events.write("a.jsonl", *now)
-    events.take()
+    events.ingest()
     grown = len(now) > 1
     assert events.ledger() == {
         "a.jsonl": (3, 2, 1, 0, None) if grown else (1, 1, 0, 0, None),
@@ -994,9 +994,9 @@ def test_when_the_holder_changes_the_next_copy_has_the_rows(
 def test_a_copy_that_goes_on_counts_from_then_on_for_itself(events: Events) -> None:
     events.write("a.jsonl", event(1), BAD)
     copy = events.write("b.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     grow(copy, f"{event(2)}\n")
-    assert outcomes(events.take()) == {"b.jsonl": ("grown", 1, 1, 1)}
+    assert outcomes(events.ingest()) == {"b.jsonl": ("grown", 1, 1, 1)}
     assert events.ledger() == {"a.jsonl": (2, 1, 1, 0, None), "b.jsonl": (3, 1, 1, 1, None)}
 
 
@@ -1004,10 +1004,10 @@ def test_a_file_that_grew_into_a_copy_is_one(events: Events) -> None:
     """However a file came to its content."""
     events.write("a.jsonl", event(1), BAD, event(2))
     file = events.write("b.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     assert len(events.dead()) == 2
     grow(file, f"{event(2)}\n")
-    assert outcomes(events.take()) == {"b.jsonl": ("copy", 0, 0, 1)}
+    assert outcomes(events.ingest()) == {"b.jsonl": ("copy", 0, 0, 1)}
     assert events.ledger()["b.jsonl"] == (3, 0, 0, 3, "a.jsonl")
     assert events.dead() == [("a.jsonl", 2, "not_json")]
 
@@ -1016,10 +1016,10 @@ def test_a_file_that_lands_while_its_holder_changes_joins_the_copies(events: Eve
     events = events.replacing
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     events.write("a.jsonl", event(2))
     events.write("c.jsonl", event(1), BAD)
-    events.take()
+    events.ingest()
     assert events.ledger() == {
         "a.jsonl": (1, 1, 0, 0, None),
         "b.jsonl": (2, 1, 1, 0, None),
@@ -1034,10 +1034,10 @@ def test_two_files_that_change_places_are_counted_as_they_are(
 ) -> None:
     events.write("a.jsonl", event(1), BAD)
     events.write("b.jsonl", event(2), "null")
-    events.take()
+    events.ingest()
     events.write("a.jsonl", event(2), "null")
     events.write("b.jsonl", event(1), BAD)
-    (events if kept else events.replacing).take()
+    (events if kept else events.replacing).ingest()
     if kept:
         assert events.accepted() == [("E1", "a.jsonl", 1), ("E2", "b.jsonl", 1)]
         assert events.dead() == [("a.jsonl", 2, "not_json"), ("b.jsonl", 2, "not_an_object")]
@@ -1047,16 +1047,16 @@ def test_two_files_that_change_places_are_counted_as_they_are(
     assert events.dead() == [("a.jsonl", 2, "not_an_object"), ("b.jsonl", 2, "not_json")]
 
 
-def test_the_copy_of_a_file_of_many_portions_is_one(events: Events) -> None:
+def test_the_copy_of_a_file_of_many_chunks_is_one(events: Events) -> None:
     lines = [text for n in range(5) for text in (event(n), BAD)]
-    events = events.limited(block_bytes=100, portion_bytes=300)
+    events = events.limited(block_bytes=100, chunk_bytes=300)
     events.write("b.jsonl", *lines)
-    assert outcomes(events.take()) == {"b.jsonl": ("new", 5, 5, 0)}
+    assert outcomes(events.ingest()) == {"b.jsonl": ("new", 5, 5, 0)}
     assert len(events.rows("FROM ducklake_snapshots('lake')")) > 3
     events.write("c.jsonl", *lines)
-    assert outcomes(events.take()) == {"c.jsonl": ("copy", 0, 0, 10)}
+    assert outcomes(events.ingest()) == {"c.jsonl": ("copy", 0, 0, 10)}
     write_events(events.settings, "a.jsonl", lines, modified_ns=STILL_NS - 10**9)
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 5, 5, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 5, 5, 0)}
     assert {path: row[-1] for path, row in events.ledger().items()} == {
         "a.jsonl": None, "b.jsonl": "a.jsonl", "c.jsonl": "a.jsonl",
     }  # fmt: skip
@@ -1071,16 +1071,16 @@ def commits(events: Events) -> int:
     return int(found[0][0])
 
 
-def test_of_short_lines_so_many_are_taken_in_at_once_and_keep_their_numbers(
+def test_of_short_lines_so_many_are_ingested_at_once_and_keep_their_numbers(
     events: Events,
 ) -> None:
-    events = events.limited(portion_lines=4)
+    events = events.limited(chunk_lines=4)
     lines = [event(1), *[""] * 8, event(2), event(3)]
     file = events.write("a.jsonl", *lines)
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 3, 8, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 3, 8, 0)}
     assert commits(events) == 3
     grow(file, "\n" * 5 + f"{event(4)}\n")
-    assert outcomes(events.take()) == {"a.jsonl": ("grown", 1, 5, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("grown", 1, 5, 0)}
     assert commits(events) == 5
     assert events.accepted() == [
         (f"E{n}", "a.jsonl", line) for n, line in enumerate((1, 10, 11, 17), 1)
@@ -1089,10 +1089,10 @@ def test_of_short_lines_so_many_are_taken_in_at_once_and_keep_their_numbers(
 
 
 def test_short_lines_of_many_files_weigh_more_than_their_bytes(events: Events) -> None:
-    events = events.limited(portion_bytes=1000)
+    events = events.limited(chunk_bytes=1000)
     for number in range(30):
         events.write(f"{number:02}.jsonl", str(number))
-    events.take()
+    events.ingest()
     assert len(events.dead()) == 30
     assert commits(events) == 3
 
@@ -1121,7 +1121,7 @@ def test_a_file_that_cannot_be_read_fails_by_name_and_stops_no_other(
     for path in ("a.jsonl", "b.jsonl", "c.jsonl"):
         events.write(path, event(ord(path[0])))
     locked.add("b.jsonl")
-    came = events.take()
+    came = events.ingest()
     assert came.failed == {
         "b.jsonl": "b.jsonl cannot be read: [Errno 13] Permission denied: 'b.jsonl'"
     }
@@ -1136,7 +1136,7 @@ def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is_and_each_hour(
     locked.add("a.jsonl")
     for attempt in range(1, MAX_ATTEMPTS + 1):
         assert list(events.pending().files) == ["a.jsonl"]
-        events.take()
+        events.ingest()
         assert events.rows("SELECT attempts FROM lake.failed_event_files") == [(attempt,)]
     pending = events.pending()
     assert pending.files == {}
@@ -1150,10 +1150,10 @@ def test_a_file_that_cannot_be_read_is_tried_three_times_as_it_is_and_each_hour(
     events.write("b.jsonl", event(2))
     events.write("a.jsonl", event(1), event(3))
     assert list(events.pending().files) == ["a.jsonl", "b.jsonl"]
-    events.take()
+    events.ingest()
     assert events.rows("SELECT attempts FROM lake.failed_event_files") == [(1,)]
     locked.clear()
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 2, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 2, 0, 0)}
     assert events.rows("FROM lake.failed_event_files") == []
 
 
@@ -1163,17 +1163,17 @@ def test_a_file_that_cannot_be_read_is_forgotten_once_it_is_gone(
     events.write("a.jsonl", event(1))
     events.write("b.jsonl", event(2))
     locked |= {"a.jsonl", "b.jsonl"}
-    events.take()
+    events.ingest()
     (events.folder / "a.jsonl").unlink()
     events.write("c.jsonl", event(3))
-    events.take("c.jsonl")
+    events.ingest("c.jsonl")
     assert events.rows("SELECT path FROM lake.failed_event_files") == [("b.jsonl",)]
 
 
 def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = events.limited(block_bytes=300, portion_bytes=300)
+    events = events.limited(block_bytes=300, chunk_bytes=300)
     monkeypatch.setattr(json_documents, "HEAD_BYTES", 300)
     events.write("a.jsonl", *(event(n) for n in range(10)))
     opened = EventFolder.open
@@ -1196,11 +1196,11 @@ def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
 
     with monkeypatch.context() as patch:
         patch.setattr(EventFolder, "open", lambda *args: Breaking(opened(*args)))
-        came = events.take()
+        came = events.ingest()
     assert came.failed.keys() == {"a.jsonl"}
     taken = len(events.accepted())
     assert 0 < taken < 10
-    came = events.take()
+    came = events.ingest()
     assert outcomes(came) == {"a.jsonl": ("grown", 10 - taken, 0, 0)}
     assert len(events.accepted()) == 10
 
@@ -1208,7 +1208,7 @@ def test_a_file_of_which_the_rest_cannot_be_read_keeps_what_was_taken(
 def test_that_the_lake_is_busy_is_no_fault_of_a_file(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = events.limited(block_bytes=100, portion_bytes=100)
+    events = events.limited(block_bytes=100, chunk_bytes=100)
     for path in ("a.jsonl", "b.jsonl"):
         events.write(path, *(event(n) for n in range(2)))
 
@@ -1222,32 +1222,32 @@ def test_that_the_lake_is_busy_is_no_fault_of_a_file(
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "transaction", busy)
         with pytest.raises(RetailAssetsError, match="busy"):
-            events.take()
+            events.ingest()
     assert events.rows("FROM lake.failed_event_files") == []
     assert list(events.pending().files) == ["a.jsonl", "b.jsonl"]
-    events.take()
+    events.ingest()
     assert len(events.accepted()) == 2
 
 
-def test_a_packed_file_that_breaks_off_gives_nothing_until_it_is_whole(events: Events) -> None:
+def test_a_compressed_file_that_breaks_off_gives_nothing_until_it_is_whole(events: Events) -> None:
     whole = gzip.compress(b"".join(f"{event(n)}\n".encode() for n in range(500)))
     file = events.folder / "a.jsonl.gz"
     events.write("b.jsonl", event(1000))
     for size in (10, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
         os.utime(file, (1_791_800_000, 1_791_800_000 + size))
-        came = events.take("a.jsonl.gz", "b.jsonl")
+        came = events.ingest("a.jsonl.gz", "b.jsonl")
         assert "no whole gzip file" in came.failed["a.jsonl.gz"]
     assert len(events.accepted()) == 1
     file.write_bytes(whole)
     os.utime(file, (1_791_900_000, 1_791_900_000))
-    assert outcomes(events.take()) == {"a.jsonl.gz": ("new", 500, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl.gz": ("new", 500, 0, 0)}
     assert events.rows("FROM lake.failed_event_files") == []
 
 
 def test_a_file_that_is_gone_when_it_is_read_fails_by_name(events: Events) -> None:
     events.write("a.jsonl", event(1))
-    came = events.take("a.jsonl", "gone.jsonl")
+    came = events.ingest("a.jsonl", "gone.jsonl")
     assert came.failed.keys() == {"gone.jsonl"}
     assert len(events.accepted()) == 1
 
@@ -1284,12 +1284,12 @@ def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
         note = "poison" if number in {1, 2} else "good"
         events.write(f"{number}.jsonl", event(number, note=note), BAD)
     write_events(events.settings, "broken.jsonl.gz", b"no gzip")
-    came = events.take()
+    came = events.ingest()
     bad = {f"{number}.jsonl" for number in (1, 2)}
     assert came.failed.keys() == bad | {"broken.jsonl.gz"}
     assert came.failed["2.jsonl"] == "2.jsonl cannot be ingested: it met something odd"
     assert came.files == {
-        path: Taken(path, "new", lines=2, accepted=1, dead_lettered=1)
+        path: FileResult(path, "new", lines=2, accepted=1, dead_lettered=1)
         for path in (f"{number}.jsonl" for number in (0, 3, 4))
     }
     assert len(events.accepted()) == 3
@@ -1301,13 +1301,13 @@ def test_a_file_that_fails_its_transaction_is_named_and_the_others_go_on(
 def test_a_line_that_fails_every_transaction_is_refused_alone_and_kept_whole(
     events: Events, poison: list[Exception]
 ) -> None:
-    events = events.limited(portion_lines=3)
+    events = events.limited(chunk_lines=3)
     poison[:] = [duckdb.ConversionException("Could not convert 'no space left on device, timeout'")]
     notes = ["", "venom", "", "venom", "sound venom", ""]
     lines = [event(n, note=note) for n, note in enumerate(notes)]
     events.write("a.jsonl", *lines)
     events.write("b.jsonl", event(20))
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 3, 3, 0), "b.jsonl": ("new", 1, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 3, 3, 0), "b.jsonl": ("new", 1, 0, 0)}
     assert events.rows(
         "SELECT position, reason, payload FROM dead_letter_events ORDER BY position"
     ) == [(n + 1, "not_taken", lines[n]) for n in (1, 3, 4)]
@@ -1332,14 +1332,14 @@ def test_a_line_that_needs_more_memory_than_there_is_stops_no_other(events: Even
     assert events.rows("FROM lake.failed_event_files") == []
 
 
-def test_a_file_of_too_many_lines_at_fault_fails_by_name(
+def test_a_file_of_too_many_failing_lines_fails_by_name(
     events: Events, poison: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_faults, "MAX_LINES", 1)
     poison[:] = [duckdb.ConversionException("it met something odd")]
     events.write("a.jsonl", *(event(n, note="venom") for n in range(2)))
     events.write("b.jsonl", event(20))
-    assert events.take().failed.keys() == {"a.jsonl"}
+    assert events.ingest().failed.keys() == {"a.jsonl"}
     assert events.accepted() == [("E20", "b.jsonl", 1)]
 
 
@@ -1350,7 +1350,7 @@ def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(
     for attempt in range(1, MAX_ATTEMPTS + 1):
         events.write(f"b{attempt}.jsonl", event(10 + attempt))
         assert "a.jsonl" in events.pending().files
-        events.take()
+        events.ingest()
         assert events.rows("SELECT path, attempts FROM lake.failed_event_files") == [
             ("a.jsonl", attempt)
         ]
@@ -1359,7 +1359,7 @@ def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(
         "a.jsonl": "failed 3 times: a.jsonl cannot be ingested: it met something odd"
     }
     events.write("a.jsonl", event(1), event(2))
-    assert outcomes(events.take()) == {"a.jsonl": ("new", 2, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("new", 2, 0, 0)}
     assert events.rows("FROM lake.failed_event_files") == []
     assert events.pending().left_alone == {}
 
@@ -1367,11 +1367,11 @@ def test_a_file_that_fails_its_transaction_is_tried_three_times_as_it_is(
 def test_of_a_file_that_fails_a_transaction_what_was_before_is_kept_and_the_rest_left(
     events: Events, poison: list[Exception]
 ) -> None:
-    events = events.limited(portion_lines=2)
+    events = events.limited(chunk_lines=2)
     notes = ["", "", "", "poison", *[""] * 6]
     events.write("a.jsonl", *(event(n, note=note) for n, note in enumerate(notes)))
     events.write("b.jsonl", event(30))
-    came = events.take()
+    came = events.ingest()
     assert came.failed.keys() == {"a.jsonl"}
     assert events.accepted() == [
         ("E0", "a.jsonl", 1), ("E1", "a.jsonl", 2), ("E30", "b.jsonl", 1),
@@ -1379,7 +1379,7 @@ def test_of_a_file_that_fails_a_transaction_what_was_before_is_kept_and_the_rest
     assert events.rows("SELECT path, attempts FROM lake.failed_event_files") == [("a.jsonl", 1)]
     poison.clear()
     assert list(events.pending().files) == ["a.jsonl"]
-    assert outcomes(events.take()) == {"a.jsonl": ("grown", 8, 0, 0)}
+    assert outcomes(events.ingest()) == {"a.jsonl": ("grown", 8, 0, 0)}
     assert events.rows("FROM lake.failed_event_files") == []
 
 
@@ -1397,7 +1397,7 @@ def test_a_transaction_that_fails_once_is_no_fault_of_a_file_and_counts_nothing_
         commit(connection)
 
     monkeypatch.setattr(lake_connection, "commit", failing)
-    came = events.take()
+    came = events.ingest()
     assert not faults
     assert outcomes(came) == {f"{number}.jsonl": ("new", 1, 1, 0) for number in range(4)}
     assert came.new_fields == [("note", "VARCHAR")]
@@ -1412,14 +1412,14 @@ def test_that_a_disk_is_full_is_no_fault_of_a_file(
     events.write("a.jsonl", event(1, note="poison"))
     events.write("b.jsonl", event(2))
     with pytest.raises(error, match="no space left"):
-        events.take()
+        events.ingest()
     assert events.rows("FROM lake.failed_event_files") == []
     poison.clear()
-    events.take()
+    events.ingest()
     assert len(events.accepted()) == 2
 
 
-def test_while_nothing_can_be_committed_no_file_is_at_fault(
+def test_while_nothing_can_be_committed_no_file_is_blamed(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
@@ -1432,9 +1432,9 @@ def test_while_nothing_can_be_committed_no_file_is_at_fault(
     with monkeypatch.context() as patch:
         patch.setattr(lake_connection, "commit", failing)
         with pytest.raises(duckdb.TransactionException):
-            events.take()
+            events.ingest()
     assert events.rows("FROM lake.failed_event_files") == []
-    events.take()
+    events.ingest()
     assert len(events.accepted()) == 3
 
 
@@ -1448,11 +1448,11 @@ def test_a_full_disk_is_no_fault_of_the_file_that_met_it(
     events.write("a.jsonl", event(1, note="poison"))
     events.write("b.jsonl", event(2))
     with pytest.raises(duckdb.TransactionException, match="disk I/O error"):
-        events.take()
+        events.ingest()
     assert events.rows("FROM lake.failed_event_files") == []
     assert events.accepted() == [("E2", "b.jsonl", 1)]
     poison.clear()
-    events.take()
+    events.ingest()
     assert len(events.accepted()) == 2
 
 
@@ -1461,13 +1461,13 @@ def test_a_full_disk_is_no_fault_of_the_file_that_met_it(
 
 def test_a_new_field_is_reported_once_and_so_is_a_new_type_of_it(events: Events) -> None:
     events.write("a.jsonl", event(1, note="x", odd={"a": 1}), event(2, note="y"), event(3))
-    assert sorted(events.take().new_fields) == [("note", "VARCHAR"), ("odd", "OBJECT")]
+    assert sorted(events.ingest().new_fields) == [("note", "VARCHAR"), ("odd", "OBJECT")]
     events.write("b.jsonl", event(4, note="z")[:-1] + ', "": null}')
-    assert events.take().new_fields == [("", "NULL")]
+    assert events.ingest().new_fields == [("", "NULL")]
     events.write("c.jsonl", event(5, note=1), event(6, note=[1]), event(7, note="x"))
-    assert sorted(events.take().new_fields) == [("note", "ARRAY"), ("note", "UBIGINT")]
+    assert sorted(events.ingest().new_fields) == [("note", "ARRAY"), ("note", "UBIGINT")]
     events.write("a.jsonl", event(1, note="other"))
-    assert events.take().new_fields == []
+    assert events.ingest().new_fields == []
     assert events.rows("SELECT count(*), count(DISTINCT first_seen_at) FROM lake.event_fields") == [
         (5, 3)
     ]
@@ -1475,7 +1475,7 @@ def test_a_new_field_is_reported_once_and_so_is_a_new_type_of_it(events: Events)
 
 def test_fields_of_events_that_are_not_valid_are_no_news(events: Events) -> None:
     events.write("a.jsonl", event(1, region=None, note="x"))
-    assert events.take().new_fields == []
+    assert events.ingest().new_fields == []
 
 
 def test_made_up_field_names_do_not_fill_the_ledger(
@@ -1484,9 +1484,9 @@ def test_made_up_field_names_do_not_fill_the_ledger(
     monkeypatch.setattr(event_batch, "MAX_FIELDS", 10)
     events.write("a.jsonl", event(1, **{f"field{n}": n for n in range(100)}))
     events.write("b.jsonl", event(2, **{"x" * 100_000: 1}))
-    assert len(events.take().new_fields) == 10
+    assert len(events.ingest().new_fields) == 10
     events.write("c.jsonl", event(3, another=1))
-    assert events.take().new_fields == []
+    assert events.ingest().new_fields == []
     assert events.rows("SELECT max(length(extra)) > 100000 FROM lake.enriched_events") == [(True,)]
 
 
@@ -1509,7 +1509,7 @@ def test_the_order_of_arrival_makes_no_difference(
     times = {path: STILL_NS + number // 2 * 10**9 for number, path in enumerate(contents)}
     for path, lines in contents.items():
         write_events(events.settings, path, lines, modified_ns=times[path])
-    events.take()
+    events.ingest()
     together, ledger = events.tables(), events.ledger()
     chance = random.Random(3)  # noqa: S311  # repeatable
     for number in range(2):
@@ -1522,7 +1522,7 @@ def test_the_order_of_arrival_makes_no_difference(
             one_by_one = Events(EventSession(lake, connection), other)
             for path in order:
                 write_events(other, path, contents[path], modified_ns=times[path])
-                one_by_one.take()
+                one_by_one.ingest()
             assert one_by_one.tables() == together, order
             assert one_by_one.ledger() == ledger, order
 
@@ -1531,8 +1531,8 @@ def test_running_it_again_changes_nothing(events: Events) -> None:
     events.write("a.jsonl", event(1), BAD, event(1))
     events.write("b.jsonl", event(1), event(2, note=1))
     events.write("c.jsonl", event(1), BAD, event(1))
-    events.take()
+    events.ingest()
     before = events.tables(), events.ledger()
-    again = events.take("a.jsonl", "b.jsonl", "c.jsonl")
+    again = events.ingest("a.jsonl", "b.jsonl", "c.jsonl")
     assert {one[0] for one in outcomes(again).values()} == {"unchanged"}
     assert (events.tables(), events.ledger()) == before

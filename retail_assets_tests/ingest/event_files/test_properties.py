@@ -76,7 +76,7 @@ class OnDisk:
     """A file as the model has it: its content, unpacked, and whether somebody still writes."""
 
     content: bytes
-    still: bool
+    settled: bool
 
 
 def lines_of(content: bytes) -> list[str]:
@@ -93,7 +93,7 @@ def events_of(line: str) -> list[str]:
 
 def taken_now(path: str, file: OnDisk, before: bytes | None) -> bytes | None:
     """What is taken of a file, all in all."""
-    if file.still:
+    if file.settled:
         return file.content
     if path.endswith(".gz") or file.content == before:
         return before
@@ -151,7 +151,7 @@ class Events(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if not self.ingested:
-                self.take_in()
+                self.ingest_events()
             self.the_tables_follow_from_what_was_taken()
             for day in sorted(set(PATHS.values())):
                 assert check_day(self.session, day) == []
@@ -162,27 +162,27 @@ class Events(RuleBasedStateMachine):
         self.on_disk[path] = file
         place = self.folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        packed = path.endswith(".gz")
-        place.write_bytes(gzip.compress(file.content) if packed else file.content)
+        compressed = path.endswith(".gz")
+        place.write_bytes(gzip.compress(file.content) if compressed else file.content)
         self.clock += 1
         # A file of the future stays young, however slow the machine is.
-        modified = self.clock if file.still else int(time.time()) + 1_000_000 + self.clock
+        modified = self.clock if file.settled else int(time.time()) + 1_000_000 + self.clock
         os.utime(place, (modified, modified))
         self.ingested = False
 
     @initialize(content=contents)
     def start(self, content: bytes) -> None:
-        self.write("2026-10-20/c.jsonl", OnDisk(content, still=True))
+        self.write("2026-10-20/c.jsonl", OnDisk(content, settled=True))
 
-    @rule(path=paths, content=contents, still=st.booleans())
-    def land_or_replace(self, path: str, content: bytes, still: bool) -> None:
-        self.write(path, OnDisk(content, still))
+    @rule(path=paths, content=contents, settled=st.booleans())
+    def land_or_replace(self, path: str, content: bytes, settled: bool) -> None:
+        self.write(path, OnDisk(content, settled))
 
     @precondition(lambda self: self.on_disk)
-    @rule(data=st.data(), more=contents, still=st.booleans())
-    def append(self, data: st.DataObject, more: bytes, still: bool) -> None:
+    @rule(data=st.data(), more=contents, settled=st.booleans())
+    def append(self, data: st.DataObject, more: bytes, settled: bool) -> None:
         path = data.draw(st.sampled_from(sorted(self.on_disk)))
-        self.write(path, OnDisk(self.on_disk[path].content + more, still))
+        self.write(path, OnDisk(self.on_disk[path].content + more, settled))
 
     @precondition(lambda self: self.on_disk)
     @rule(data=st.data(), other=paths, keep=st.booleans())
@@ -191,13 +191,13 @@ class Events(RuleBasedStateMachine):
         file = self.on_disk[path]
         if not keep:
             self.delete(path)
-        self.write(other, OnDisk(file.content, still=True))
+        self.write(other, OnDisk(file.content, settled=True))
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), other=paths)
     def land_what_was_taken(self, data: st.DataObject, other: str) -> None:
         path = data.draw(st.sampled_from(sorted(self.taken)))
-        self.write(other, OnDisk(self.taken[path], still=True))
+        self.write(other, OnDisk(self.taken[path], settled=True))
 
     @precondition(lambda self: self.on_disk)
     @rule(data=st.data())
@@ -206,13 +206,13 @@ class Events(RuleBasedStateMachine):
         content = self.on_disk[path].content
         kept = data.draw(st.sampled_from(range(content.count(b"\n") + 1)))
         shorter = b"".join(content.splitlines(keepends=True)[:kept])
-        self.write(path, OnDisk(shorter, still=True))
+        self.write(path, OnDisk(shorter, settled=True))
 
     @precondition(lambda self: self.on_disk)
     @rule(data=st.data())
     def touch(self, data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(sorted(self.on_disk)))
-        self.write(path, OnDisk(self.on_disk[path].content, still=True))
+        self.write(path, OnDisk(self.on_disk[path].content, settled=True))
 
     @precondition(lambda self: self.on_disk)
     @rule(data=st.data())
@@ -225,7 +225,7 @@ class Events(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.ingested)
     @rule()
-    def take_in(self) -> None:
+    def ingest_events(self) -> None:
         pending = pending_event_files(self.settings, self.connection)
         assert pending.left_alone == {}
         came = ingest(self.session, self.settings, pending.files, limits=self.limits)
@@ -275,7 +275,7 @@ class Events(RuleBasedStateMachine):
         self.connection.close()
         self.connection = self.stack.enter_context(self.lake.connect())
         self.session = EventSession(self.lake, self.connection)
-        self.take_in()
+        self.ingest_events()
 
     @precondition(lambda self: self.ingested)
     @rule()
@@ -371,6 +371,6 @@ def test_the_tables_follow_from_what_was_taken_of_each_file(
 
 
 @pytest.mark.slow
-def test_the_tables_are_the_same_when_files_are_taken_in_portions(new_lake: NewLake) -> None:
-    limits = ReadLimits(block_bytes=64, portion_bytes=100)
+def test_the_tables_are_the_same_when_files_are_ingested_in_chunks(new_lake: NewLake) -> None:
+    limits = ReadLimits(block_bytes=64, chunk_bytes=100)
     run(lambda: Events(new_lake, "keep", limits), examples=3)

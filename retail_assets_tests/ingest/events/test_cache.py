@@ -19,12 +19,12 @@ from retail_assets.ingest.events import cache as event_cache
 from retail_assets.ingest.events.cache import EventCache
 from retail_assets.ingest.ledgers import event_files as event_ledger
 from retail_assets.ingest.messages import load as received
-from retail_assets.ingest.messages.load import Received, take, warm_session
+from retail_assets.ingest.messages.load import Received, ingest, warm_session
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake import lock
 from retail_assets.lake.publish import publish_table
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 
 DAY = date(2026, 10, 12)
 PART = ("kafka", "orders:5")
@@ -40,28 +40,28 @@ def batch(first: int, *payloads: str, part: str = "orders:5") -> Received:
 
 
 @pytest.fixture
-def intakes(settings, lake) -> Iterator[Callable[[], EventIntake]]:
+def loaders(settings, lake) -> Iterator[Callable[[], EventLoader]]:
     """Opens sessions with a cache, as many as a test asks for."""
     with ExitStack() as stack:
 
-        def opened() -> EventIntake:
-            return stack.enter_context(EventIntake.open(settings, cached=True))
+        def opened() -> EventLoader:
+            return stack.enter_context(EventLoader.open(settings, cached=True))
 
         yield opened
 
 
-def cache_of(intake: EventIntake) -> EventCache:
-    found = intake.session.cache
+def cache_of(loader: EventLoader) -> EventCache:
+    found = loader.session.cache
     assert found is not None
     return found
 
 
-def accepted(intake: EventIntake, *items: Received) -> int:
-    return sum(found.accepted for found in take(intake.session, items).values())
+def accepted(loader: EventLoader, *items: Received) -> int:
+    return sum(found.accepted for found in ingest(loader.session, items).values())
 
 
-def test_what_others_take_in_is_known(intakes):
-    mine, others = intakes(), intakes()
+def test_what_others_ingest_is_known(loaders):
+    mine, others = loaders(), loaders()
     assert accepted(mine, batch(0, event(1))) == 1
     # It counts where it was received first, which the name of the source does not decide.
     assert accepted(others, batch(0, event(1), event(2), part="orders:1")) == 1
@@ -69,50 +69,50 @@ def test_what_others_take_in_is_known(intakes):
     assert mine.events() == [("E1",), ("E2",), ("E3",)]
 
 
-def test_positions_that_others_take_in_are_known(intakes):
-    mine, others = intakes(), intakes()
+def test_positions_that_others_ingest_are_known(loaders):
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(1)))
     accepted(others, batch(0, event(1), event(2)))
-    taken = take(mine.session, [batch(1, event(2), event(3))])["kafka"]
+    taken = ingest(mine.session, [batch(1, event(2), event(3))])["kafka"]
     assert (taken.lines, taken.accepted) == (1, 1)
     assert mine.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,), (2,)]
 
 
-def test_what_was_there_before_is_known(intakes):
-    accepted(intakes(), batch(0, event(1), event(2)))
-    again = intakes()
+def test_what_was_there_before_is_known(loaders):
+    accepted(loaders(), batch(0, event(1), event(2)))
+    again = loaders()
     assert accepted(again, batch(2, event(1), event(3))) == 1
     assert again.events() == [("E1",), ("E2",), ("E3",)]
 
 
-def test_an_event_that_was_taken_out_again_is_taken_in(intakes):
-    intake = intakes()
-    intake.write(f"{DAY}/a.jsonl", [event(1)])
-    intake.take()
-    intake.write(f"{DAY}/a.jsonl", [event(20)])
-    intake.take()
-    assert accepted(intake, batch(0, event(1), event(20))) == 1
-    assert intake.events("event_id, source") == [("E1", "kafka"), ("E20", "file")]
+def test_an_event_that_was_removed_is_ingested_again(loaders):
+    loader = loaders()
+    loader.write(f"{DAY}/a.jsonl", [event(1)])
+    loader.ingest()
+    loader.write(f"{DAY}/a.jsonl", [event(20)])
+    loader.ingest()
+    assert accepted(loader, batch(0, event(1), event(20))) == 1
+    assert loader.events("event_id, source") == [("E1", "kafka"), ("E20", "file")]
 
 
-def test_reference_data_that_others_replace_are_taken_up(intakes, settings, lake):
-    intake = intakes()
-    accepted(intake, batch(0, event(1)))
+def test_reference_data_that_others_replace_are_picked_up(loaders, settings, lake):
+    loader = loaders()
+    accepted(loader, batch(0, event(1)))
     with lake.connect() as connection:
         product = connection.sql(
             "SELECT 'P1' AS product_id, 'Tea' AS product_name, 'Drinks' AS product_category,"
             " 3.5::DECIMAL(12,2) AS unit_price_gbp, 10::BIGINT AS stock_on_hand"
         )
         publish_table(lake, connection, tables.PRODUCTS, nw.from_native(product))
-    accepted(intake, batch(1, event(2)))
-    accepted(intake, batch(2, *map(event, range(3, 2_500))))
-    found = intake.rows("SELECT event_id, product_name FROM enriched_events WHERE event_id <> 'E1'")
+    accepted(loader, batch(1, event(2)))
+    accepted(loader, batch(2, *map(event, range(3, 2_500))))
+    found = loader.rows("SELECT event_id, product_name FROM enriched_events WHERE event_id <> 'E1'")
     assert {name for _, name in found} == {"Tea"}
     assert len(found) == 2_498
 
 
-def test_a_cache_that_fails_to_warm_begins_again(intakes, monkeypatch, lake):
-    intake = intakes()
+def test_a_cache_that_fails_to_warm_begins_again(loaders, monkeypatch, lake):
+    loader = loaders()
     rows = {
         tables.PRODUCTS: "'P1' AS product_id, 'Tea' AS product_name, 'Drinks' AS product_category,"
         " 3.5::DECIMAL(12,2) AS unit_price_gbp, 10::BIGINT AS stock_on_hand",
@@ -122,7 +122,7 @@ def test_a_cache_that_fails_to_warm_begins_again(intakes, monkeypatch, lake):
     with lake.connect() as connection:
         for table, row in rows.items():
             publish_table(lake, connection, table, nw.from_native(connection.sql(f"SELECT {row}")))
-    accepted(intake, batch(0, event(1)))
+    accepted(loader, batch(0, event(1)))
     count = EventCache._count
 
     def failing(self: EventCache, name: str) -> int:
@@ -132,26 +132,26 @@ def test_a_cache_that_fails_to_warm_begins_again(intakes, monkeypatch, lake):
 
     monkeypatch.setattr(EventCache, "_count", failing)
     with pytest.raises(duckdb.IOException):
-        accepted(intake, batch(1, event(2)))
+        accepted(loader, batch(1, event(2)))
     monkeypatch.setattr(EventCache, "_count", count)
     # The copy of the products was gone with the transaction.
-    accepted(intake, batch(1, event(2)))
-    assert intake.events("product_name, customer_segment") == [("Tea", "Loyal")] * 2
-    assert cache_of(intake).copied_tables() == {table.name for table in rows}
+    accepted(loader, batch(1, event(2)))
+    assert loader.events("product_name, customer_segment") == [("Tea", "Loyal")] * 2
+    assert cache_of(loader).copied_tables() == {table.name for table in rows}
 
 
-def test_each_batch_says_when_it_was_taken_in(intakes):
-    intake = intakes()
+def test_each_batch_says_when_it_was_ingested(loaders):
+    loader = loaders()
     for number in range(3):
-        accepted(intake, batch(number, event(number)))
-    times = intake.rows("SELECT processed_at FROM enriched_events ORDER BY position")
+        accepted(loader, batch(number, event(number)))
+    times = loader.rows("SELECT processed_at FROM enriched_events ORDER BY position")
     assert len(set(times)) == 3
     assert times == sorted(times)
 
 
-def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monkeypatch, lake):
+def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(loaders, monkeypatch, lake):
     monkeypatch.setattr(event_cache, "MOST_ROWS", 0)
-    intake = intakes()
+    loader = loaders()
     with lake.connect() as connection:
         customer = connection.sql(
             "SELECT 'C1' AS customer_id, 'Loyal' AS customer_segment, 'North' AS home_region,"
@@ -160,13 +160,13 @@ def test_a_reference_table_that_is_too_large_to_be_copied_is_asked(intakes, monk
         publish_table(lake, connection, tables.CUSTOMERS, nw.from_native(customer))
     # The first batch finds that the table has changed, the second might have a copy of it.
     for number in (0, 1):
-        accepted(intake, batch(number, event(number)))
-    assert tables.CUSTOMERS.name not in cache_of(intake).copied_tables()
-    assert intake.events("customer_segment") == [("Loyal",), ("Loyal",)]
+        accepted(loader, batch(number, event(number)))
+    assert tables.CUSTOMERS.name not in cache_of(loader).copied_tables()
+    assert loader.events("customer_segment") == [("Loyal",), ("Loyal",)]
 
 
-def test_a_history_that_was_forgotten_is_read_anew(intakes):
-    mine, others = intakes(), intakes()
+def test_a_history_that_was_forgotten_is_read_again(loaders):
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(1)))
     for number in range(2, 6):
         accepted(others, batch(number, event(number), part="orders:1"))
@@ -178,31 +178,31 @@ def test_a_history_that_was_forgotten_is_read_anew(intakes):
     assert mine.events() == [("E1",), ("E10",), ("E2",), ("E3",), ("E4",), ("E5",), ("E9",)]
 
 
-def test_more_events_than_there_is_room_for_are_all_known(intakes, monkeypatch):
+def test_more_events_than_there_is_room_for_are_all_known(loaders, monkeypatch):
     monkeypatch.setattr(event_cache, "LEAST_EVENTS", 20)
-    intake = intakes()
+    loader = loaders()
     for first in range(0, 200, 10):
-        assert accepted(intake, batch(first, *map(event, range(first, first + 10)))) == 10
-    assert accepted(intake, batch(200, *map(event, range(210)))) == 10
-    assert cache_of(intake)._filters[tables.ENRICHED_EVENTS.name].room > 200
+        assert accepted(loader, batch(first, *map(event, range(first, first + 10)))) == 10
+    assert accepted(loader, batch(200, *map(event, range(210)))) == 10
+    assert cache_of(loader)._filters[tables.ENRICHED_EVENTS.name].room > 200
 
 
-def test_of_more_events_than_are_remembered_the_lake_is_asked(intakes, monkeypatch):
+def test_the_lake_is_queried_when_the_cache_is_full(loaders, monkeypatch):
     monkeypatch.setattr(event_cache, "MOST_EVENTS", 1)
-    accepted(intakes(), batch(0, event(1), event(2)))
-    intake = intakes()
-    assert cache_of(intake).known([1]) is None
-    assert accepted(intake, batch(2, event(2), event(3))) == 1
+    accepted(loaders(), batch(0, event(1), event(2)))
+    loader = loaders()
+    assert cache_of(loader).known([1]) is None
+    assert accepted(loader, batch(2, event(2), event(3))) == 1
 
 
-def test_a_false_positive_is_no_duplicate(intakes, monkeypatch):
-    intake = intakes()
+def test_a_false_positive_is_no_duplicate(loaders, monkeypatch):
+    loader = loaders()
     monkeypatch.setattr(EventCache, "known", lambda _, identities: list(identities))
-    assert accepted(intake, batch(0, event(1), event(2))) == 2
+    assert accepted(loader, batch(0, event(1), event(2))) == 2
 
 
-def test_new_fields_are_counted_once_whoever_saw_them_first(intakes):
-    mine, others = intakes(), intakes()
+def test_new_fields_are_counted_once_whoever_saw_them_first(loaders):
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(1, note="a")))
     accepted(others, batch(0, event(2, note="b", colour="red"), part="orders:1"))
     accepted(mine, batch(1, event(3, colour="blue", size=1)))
@@ -223,12 +223,12 @@ def test_a_connection_that_nobody_has_any_more_leaves_nothing_in_memory(lake):
     assert [each() for each in left] == [None, None]
 
 
-def test_positions_that_others_take_in_while_all_is_read_anew_are_known(intakes):
-    mine, others = intakes(), intakes()
+def test_positions_that_others_ingest_while_all_is_read_again_are_known(loaders):
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(1)))
     cache_of(mine)._seen.clear()
     accepted(others, batch(0, event(1), event(2)))
-    taken = take(mine.session, [batch(1, event(2), event(3))])
+    taken = ingest(mine.session, [batch(1, event(2), event(3))])
     assert taken["kafka"].lines == 1
 
 
@@ -247,9 +247,9 @@ def fetched(monkeypatch, lake) -> dict[bool, int]:
     return rows
 
 
-def test_much_that_others_took_in_is_not_read_while_all_wait(intakes, monkeypatch, fetched):
+def test_much_that_others_ingested_is_not_read_while_all_wait(loaders, monkeypatch, fetched):
     monkeypatch.setattr(event_cache, "MOST_NEW", 5)
-    mine, others = intakes(), intakes()
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(0)))
     for first in (1, 11, 21):
         accepted(others, batch(first, *map(event, range(first, first + 10)), part="orders:1"))
@@ -263,8 +263,8 @@ def test_much_that_others_took_in_is_not_read_while_all_wait(intakes, monkeypatc
     assert mine.rows("SELECT id - 1 FROM lake.current_snapshot()") == before
 
 
-def test_little_that_others_took_in_is_taken_up_at_once(intakes, monkeypatch, fetched):
-    mine, others = intakes(), intakes()
+def test_little_that_others_ingested_is_picked_up_at_once(loaders, monkeypatch, fetched):
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(0)))
     accepted(others, batch(1, event(1), event(2), part="orders:1"))
     fetched.update({True: 0, False: 0})
@@ -275,9 +275,9 @@ def test_little_that_others_took_in_is_taken_up_at_once(intakes, monkeypatch, fe
     assert len(executed) == 1
 
 
-def test_while_others_take_in_too_much_again_and_again_the_lake_is_asked(intakes, monkeypatch):
+def test_while_others_ingest_too_much_again_and_again_the_lake_is_queried(loaders, monkeypatch):
     monkeypatch.setattr(event_cache, "MOST_NEW", 5)
-    mine, others = intakes(), intakes()
+    mine, others = loaders(), loaders()
     accepted(mine, batch(0, event(0)))
     warm = EventCache.warm
     theirs = iter(
@@ -299,9 +299,9 @@ def test_while_others_take_in_too_much_again_and_again_the_lake_is_asked(intakes
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_whoever_does_not_know_whether_he_committed_asks(intakes, monkeypatch, committed):
-    intake = intakes()
-    accepted(intake, batch(0, event(1)))
+def test_whoever_does_not_know_whether_he_committed_asks(loaders, monkeypatch, committed):
+    loader = loaders()
+    accepted(loader, batch(0, event(1)))
     commit = lake_connection.commit
 
     def broken(connection: duckdb.DuckDBPyConnection) -> None:
@@ -311,69 +311,69 @@ def test_whoever_does_not_know_whether_he_committed_asks(intakes, monkeypatch, c
 
     monkeypatch.setattr(lake_connection, "commit", broken)
     with pytest.raises(ConnectionError):
-        accepted(intake, batch(1, event(2)))
+        accepted(loader, batch(1, event(2)))
     monkeypatch.setattr(lake_connection, "commit", commit)
-    taken = take(intake.session, [batch(1, event(2))])
+    taken = ingest(loader.session, [batch(1, event(2))])
     assert [found.lines for found in taken.values()] == ([] if committed else [1])
-    assert intake.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,)]
-    assert intake.events() == [("E1",), ("E2",)]
+    assert loader.rows("SELECT position FROM raw_events ORDER BY ALL") == [(0,), (1,)]
+    assert loader.events() == [("E1",), ("E2",)]
 
 
-def test_the_lake_is_asked_for_little(intakes, monkeypatch):
-    intake = intakes()
-    accepted(intake, batch(0, event(1)))
+def test_the_lake_is_queried_for_little(loaders, monkeypatch):
+    loader = loaders()
+    accepted(loader, batch(0, event(1)))
     monkeypatch.setattr(received.offsets, "next_positions", None)
-    assert accepted(intake, batch(1, event(2))) == 1
-    assert cache_of(intake).positions == {PART: 2}
+    assert accepted(loader, batch(1, event(2))) == 1
+    assert cache_of(loader).positions == {PART: 2}
 
 
-def test_for_new_files_the_ledger_is_not_asked(intakes, monkeypatch):
-    intake = intakes()
+def test_for_new_files_the_ledger_is_not_asked(loaders, monkeypatch):
+    loader = loaders()
     for name in "ab":
-        intake.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
-        intake.take()
+        loader.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
+        loader.ingest()
     monkeypatch.setattr(event_ledger, "_read", None)
-    intake.write(f"{DAY}/c.jsonl", [event(1), event(2)])
-    intake.take([f"{DAY}/c.jsonl"], unknown=[f"{DAY}/c.jsonl"])
-    assert intake.rows("SELECT count(*) FROM event_files") == [(3,)]
+    loader.write(f"{DAY}/c.jsonl", [event(1), event(2)])
+    loader.ingest([f"{DAY}/c.jsonl"], unknown=[f"{DAY}/c.jsonl"])
+    assert loader.rows("SELECT count(*) FROM event_files") == [(3,)]
 
 
-def test_a_file_that_another_has_just_taken_in_is_known(intakes):
-    mine, others = intakes(), intakes()
+def test_a_file_that_another_has_just_ingested_is_known(loaders):
+    mine, others = loaders(), loaders()
     for name in "abc":
         mine.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
-        (others if name == "c" else mine).take()
+        (others if name == "c" else mine).ingest()
     mine.write(f"{DAY}/d.jsonl", [event(ord("c"))])
-    assert mine.take().files[f"{DAY}/d.jsonl"].outcome == "copy"
+    assert mine.ingest().files[f"{DAY}/d.jsonl"].outcome == "copy"
 
 
-def test_a_file_that_another_could_not_read_is_known(intakes):
-    mine, others = intakes(), intakes()
+def test_a_file_that_another_could_not_read_is_known(loaders):
+    mine, others = loaders(), loaders()
     for name in "ab":
         mine.write(f"{DAY}/{name}.jsonl", [event(ord(name))])
-        mine.take()
+        mine.ingest()
     mine.write(f"{DAY}/c.jsonl.gz", b"nonsense")
-    assert others.take().failed
+    assert others.ingest().failed
     mine.write(f"{DAY}/c.jsonl.gz", [event(1)])
-    mine.take()
+    mine.ingest()
     assert mine.rows("SELECT path FROM failed_event_files") == []
     assert mine.events() == [("E1",), ("E97",), ("E98",)]
 
 
 @pytest.mark.parametrize(("seed", "least", "most"), [(0, 1, 100), (1, 100, 100), (2, 100, 0)])
-def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
-    intakes, seed, least, most, monkeypatch, tmp_path: Path
+def test_files_that_two_ingest_give_the_tables_of_one_without_a_cache(
+    loaders, seed, least, most, monkeypatch, tmp_path: Path
 ):
     monkeypatch.setattr(event_cache, "LEAST_FILES", least)
     monkeypatch.setattr(event_cache, "MOST_NEW", most)
     chance = random.Random(seed)  # noqa: S311
-    workers = [intakes(), intakes()]
+    workers = [loaders(), loaders()]
     tables_ = (
         "SELECT * EXCLUDE (processed_at) FROM enriched_events ORDER BY ALL",
         "SELECT * EXCLUDE (ingested_at, superseded_at, retracted_at) FROM event_files ORDER BY ALL",
         "SELECT path FROM failed_event_files ORDER BY ALL",
     )
-    with EventIntake.open(
+    with EventLoader.open(
         Settings(
             data_dir=tmp_path / "other",
             start_date=date(2026, 1, 1),
@@ -385,18 +385,18 @@ def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
             first = chance.randrange(3)
             content = [event(first + number) for number in range(chance.choice((0, 2, 2, 2)))]
             lines = b"nonsense" if path.endswith("gz") and chance.random() < 0.4 else content
-            for intake in (*workers[:1], one):
+            for loader in (*workers[:1], one):
                 # Each file differs in time, if not in size.
-                intake.write(path, lines, modified_ns=(1_791_800_000 + turn) * 10**9)
+                loader.write(path, lines, modified_ns=(1_791_800_000 + turn) * 10**9)
             worker = chance.choice(workers)
-            one.take([path])
+            one.ingest([path])
             if chance.random() < 0.5:
-                worker.take([path])
+                worker.ingest([path])
             else:
                 # Of one that the ledger has, nothing is taken in: a scan finds it then.
-                worker.take([path], unknown=[path])
+                worker.ingest([path], unknown=[path])
                 if path in pending_event_files(worker.settings, worker.connection).files:
-                    worker.take([path])
+                    worker.ingest([path])
             for query in tables_:
                 assert worker.rows(query) == one.rows(query)
     copies = workers[0].rows("SELECT count(*) FROM event_files WHERE copy_of IS NOT NULL")
@@ -404,12 +404,12 @@ def test_files_that_two_take_in_give_the_tables_of_one_that_remembers_nothing(
 
 
 @pytest.mark.parametrize(("seed", "most"), [(0, 500_000), (1, 500_000), (2, 2), (3, 2)])
-def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_nothing(
-    intakes, seed, most, monkeypatch, tmp_path: Path
+def test_any_mix_of_workers_and_files_gives_the_tables_of_one_without_a_cache(
+    loaders, seed, most, monkeypatch, tmp_path: Path
 ):
     monkeypatch.setattr(event_cache, "MOST_NEW", most)
     chance = random.Random(seed)  # noqa: S311
-    workers = [intakes(), intakes()]
+    workers = [loaders(), loaders()]
     positions = [0, 0]
     received_: list[Received] = []
     files: list[tuple[str, list[str], int]] = []
@@ -424,13 +424,13 @@ def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_not
             path, written = f"{DAY}/{chance.randrange(3)}.jsonl", (1_791_800_000 + turn) * 10**9
             files.append((path, lines[:5], written))
             worker.write(path, lines[:5], modified_ns=written)
-            worker.take()
+            worker.ingest()
         else:
             item = batch(positions[number], *lines, part=f"orders:{number}")
             positions[number] += len(lines)
             received_.append(item)
             accepted(worker, item)
-    with EventIntake.open(
+    with EventLoader.open(
         Settings(
             data_dir=tmp_path / "other",
             start_date=date(2026, 1, 1),
@@ -438,7 +438,7 @@ def test_any_mix_of_workers_and_files_gives_the_tables_of_one_that_remembers_not
     ) as one:
         for path, lines, written in files:
             one.write(path, lines, modified_ns=written)
-        one.take()
+        one.ingest()
         for item in received_:
             accepted(one, item)
         # It has seen the last version of each file alone.

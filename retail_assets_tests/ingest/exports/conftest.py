@@ -15,14 +15,14 @@ from retail_assets.settings import Settings
 
 
 @dataclass(frozen=True)
-class Intake:
+class ExportLoader:
     """A lake to take exports into, over one connection."""
 
     lake: Lake
     connection: duckdb.DuckDBPyConnection
     exports_dir: Path
 
-    def take(self, *days: date, late_days: int = 7) -> ExportResult:
+    def ingest(self, *days: date, late_days: int = 7) -> ExportResult:
         return ingest(self.lake, self.connection, self.exports_dir, days, late_days=late_days)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -42,9 +42,9 @@ class Intake:
 
 
 @pytest.fixture
-def intake(lake: Lake, settings: Settings) -> Iterator[Intake]:
+def loader(lake: Lake, settings: Settings) -> Iterator[ExportLoader]:
     """An empty lake, connected, and the exports folder of `settings`."""
     # Tables this small take longer with more threads.
     lake = replace(lake, threads=1)
     with lake.connect() as connection:
-        yield Intake(lake, connection, settings.exports_dir)
+        yield ExportLoader(lake, connection, settings.exports_dir)

@@ -19,7 +19,7 @@ from retail_assets.ingest.exports.load import ingest
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import HEADER, WriteExport, order_row, write_export_to
-from retail_assets_tests.ingest.exports.conftest import Intake
+from retail_assets_tests.ingest.exports.conftest import ExportLoader
 
 DAY = date(2026, 10, 20)
 A_DAY = timedelta(days=1)
@@ -27,15 +27,15 @@ NAME = "orders_2026_10_20.csv"
 ONE, TWO, THREE = (order_row(name, DAY) for name in "ABC")
 
 
-def problem(intake: Intake) -> str:
+def problem(loader: ExportLoader) -> str:
     """What is wrong with the day's export; nothing may be in the lake."""
-    ingested = intake.take(DAY)
+    ingested = loader.ingest(DAY)
     assert ingested.raw.rows == {}
     assert ingested.rejected.failed == ingested.raw.failed
     assert ingested.raw.failed.keys() == {DAY}
-    assert intake.orders() == intake.rejected() == []
-    assert intake.rows("FROM export_files") == []
-    ((ledger_day, text), *rest) = intake.rows(
+    assert loader.orders() == loader.rejected() == []
+    assert loader.rows("FROM export_files") == []
+    ((ledger_day, text), *rest) = loader.rows(
         "SELECT DISTINCT day, problem FROM failed_days WHERE table_name IN"
         " ('raw_orders', 'rejected_orders')"
     )
@@ -46,44 +46,46 @@ def problem(intake: Intake) -> str:
 # Files that are not there, or of which there are too many
 
 
-def test_a_missing_file_fails_its_day_and_says_where_it_was_looked_for(intake: Intake) -> None:
-    text = problem(intake)
+def test_a_missing_file_fails_its_day_and_names_its_path(
+    loader: ExportLoader,
+) -> None:
+    text = problem(loader)
     assert str(DAY) in text
-    assert str(intake.exports_dir / NAME) in text
+    assert str(loader.exports_dir / NAME) in text
     assert f"{NAME}.gz" in text
 
 
-def test_a_missing_folder_fails_like_a_missing_file(intake: Intake) -> None:
-    assert not intake.exports_dir.exists()
-    assert str(intake.exports_dir / NAME) in problem(intake)
+def test_a_missing_folder_fails_like_a_missing_file(loader: ExportLoader) -> None:
+    assert not loader.exports_dir.exists()
+    assert str(loader.exports_dir / NAME) in problem(loader)
 
 
 def test_a_plain_and_a_compressed_export_of_one_day_are_refused(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [ONE])
-    write_export(DAY, [ONE], packed=True)
-    assert "two exports" in problem(intake)
+    write_export(DAY, [ONE], compressed=True)
+    assert "two exports" in problem(loader)
 
 
-def test_a_directory_in_place_of_an_export_fails_its_day(intake: Intake) -> None:
-    (intake.exports_dir / NAME).mkdir(parents=True)
-    assert str(intake.exports_dir / NAME) in problem(intake)
+def test_a_directory_in_place_of_an_export_fails_its_day(loader: ExportLoader) -> None:
+    (loader.exports_dir / NAME).mkdir(parents=True)
+    assert str(loader.exports_dir / NAME) in problem(loader)
 
 
-def test_a_dangling_link_in_place_of_an_export_fails_its_day(intake: Intake) -> None:
-    intake.exports_dir.mkdir()
-    (intake.exports_dir / NAME).symlink_to("nowhere")
-    assert str(intake.exports_dir / NAME) in problem(intake)
+def test_a_dangling_link_in_place_of_an_export_fails_its_day(loader: ExportLoader) -> None:
+    loader.exports_dir.mkdir()
+    (loader.exports_dir / NAME).symlink_to("nowhere")
+    assert str(loader.exports_dir / NAME) in problem(loader)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_that_may_not_be_read_fails_its_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     path = write_export(DAY, [ONE])
     path.chmod(0)
-    assert f"{path} cannot be read" in problem(intake)
+    assert f"{path} cannot be read" in problem(loader)
 
 
 ALMOST_RIGHT = (
@@ -93,14 +95,16 @@ ALMOST_RIGHT = (
 )
 
 
-def test_a_file_of_almost_the_right_name_is_named_beside_a_missing_one(intake: Intake) -> None:
+def test_a_file_of_almost_the_right_name_is_named_in_the_error(
+    loader: ExportLoader,
+) -> None:
     days = [DAY + n * A_DAY for n in range(len(ALMOST_RIGHT))]
     names = {day: name.format(d=day) for day, name in zip(days, ALMOST_RIGHT, strict=True)}
     for name in names.values():
-        path = intake.exports_dir / name
+        path = loader.exports_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{HEADER}\n")
-    failed = intake.take(*days, days[-1] + A_DAY).raw.failed
+    failed = loader.ingest(*days, days[-1] + A_DAY).raw.failed
     for day, name in names.items():
         assert f"Its date is in the name of {name!r}: should that be it, rename it" in failed[day]
     assert "Its date" not in failed[days[-1] + A_DAY]
@@ -109,82 +113,82 @@ def test_a_file_of_almost_the_right_name_is_named_beside_a_missing_one(intake: I
 # Headers
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 def test_an_empty_file_fails_its_day(
-    intake: Intake, write_export: WriteExport, packed: bool
+    loader: ExportLoader, write_export: WriteExport, compressed: bool
 ) -> None:
-    path = write_export(DAY, b"", packed=packed)
-    assert f"{path} is empty" in problem(intake)
+    path = write_export(DAY, b"", compressed=compressed)
+    assert f"{path} is empty" in problem(loader)
 
 
 def test_a_header_alone_is_an_export_of_no_orders(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     ends = {"": DAY, "\n": DAY + A_DAY, "\r\n": DAY + 2 * A_DAY, "\n\n\n": DAY + 3 * A_DAY}
     for end, day in ends.items():
         write_export(day, HEADER + end)
-    ingested = intake.take(*ends.values())
+    ingested = loader.ingest(*ends.values())
     nothing = dict.fromkeys(ends.values(), 0)
     assert (ingested.raw.rows, ingested.rejected.rows) == (nothing, nothing)
     assert ingested.raw.failed == {}
-    assert set(intake.rows("SELECT rows_in, raw_rows, rejected_rows FROM export_files")) == {
+    assert set(loader.rows("SELECT rows_in, raw_rows, rejected_rows FROM export_files")) == {
         (0, 0, 0)
     }
 
 
 def test_a_missing_column_fails_the_day_and_is_named(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, ["A,C1,P1,North,10.00"], header="order_id,customer_id,product_id,region,x")
-    text = problem(intake)
+    text = problem(loader)
     assert "lacks the columns status, order_value_gbp, order_timestamp" in text
     assert NAME in text
 
 
 def test_columns_that_cannot_be_told_apart_fail_the_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     names = {DAY: "Region", DAY + A_DAY: "", DAY + 2 * A_DAY: "note,Note"}
     for day, extra in names.items():
         write_export(day, [], header=f"{HEADER},{extra}")
-    failed = intake.take(*names).raw.failed
+    failed = loader.ingest(*names).raw.failed
     assert failed.keys() == names.keys()
     for text in failed.values():
         assert "without a name, or of the same name" in text
 
 
 def test_columns_may_come_in_any_order_and_letter_case(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(
         DAY,
         ["2026-10-20 09:30:00,10.00,completed,North,P1,C1,A"],
         header=",".join(reversed(HEADER.upper().split(","))),
     )
-    intake.take(DAY)
+    loader.ingest(DAY)
     columns = "order_id, customer_id, product_id, region, status, order_value_gbp"
-    assert intake.orders(columns) == [("A", "C1", "P1", "North", "completed", Decimal("10.00"))]
+    assert loader.orders(columns) == [("A", "C1", "P1", "North", "completed", Decimal("10.00"))]
 
 
-def test_extra_columns_are_kept_as_json(intake: Intake, write_export: WriteExport) -> None:
+def test_extra_columns_are_kept_as_json(loader: ExportLoader, write_export: WriteExport) -> None:
     write_export(
         DAY,
         [f'card,{ONE},"say ""hi"", Zoë"', f",{TWO},"],
         header=f"payment,{HEADER},note",
     )
-    intake.take(DAY)
-    first, second = (json.loads(extra) for (extra,) in intake.orders("extra"))
+    loader.ingest(DAY)
+    first, second = (json.loads(extra) for (extra,) in loader.orders("extra"))
     assert first == {"payment": "card", "note": 'say "hi", Zoë'}
     assert second.keys() == first.keys()
     assert not any(second.values())
 
 
 def test_an_export_without_extra_columns_has_no_extra(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [ONE])
-    intake.take(DAY)
-    assert intake.orders("extra") == [(None,)]
+    loader.ingest(DAY)
+    assert loader.orders("extra") == [(None,)]
 
 
 HOSTILE_NAMES = {
@@ -207,18 +211,18 @@ HOSTILE_NAMES = {
 }  # fmt: skip
 
 
-def test_extra_columns_may_have_any_name(intake: Intake, write_export: WriteExport) -> None:
+def test_extra_columns_may_have_any_name(loader: ExportLoader, write_export: WriteExport) -> None:
     cells = ",".join(f"v{n}" for n in range(len(HOSTILE_NAMES)))
     bad = order_row("B", DAY, status="lost")
     write_export(
         DAY, [f"{ONE},{cells}", f"{bad},{cells}"], header=",".join((HEADER, *HOSTILE_NAMES))
     )
-    ingested = intake.take(DAY)
+    ingested = loader.ingest(DAY)
     assert ingested.raw.failed == {}
     expected = {name: f"v{n}" for n, name in enumerate(HOSTILE_NAMES.values())}
-    ((extra,),) = intake.orders("extra")
+    ((extra,),) = loader.orders("extra")
     assert json.loads(extra) == expected
-    ((raw_text,),) = intake.rejected("raw_text")
+    ((raw_text,),) = loader.rejected("raw_text")
     assert json.loads(raw_text).items() >= expected.items()
 
 
@@ -226,11 +230,11 @@ def test_extra_columns_may_have_any_name(intake: Intake, write_export: WriteExpo
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, f"\ufeff{HEADER}\n{ONE}\n")
-    intake.take(DAY)
-    assert intake.orders() == [("A",)]
+    loader.ingest(DAY)
+    assert loader.orders() == [("A",)]
 
 
 LINE_ENDS = (
@@ -247,82 +251,86 @@ LINE_ENDS = (
 
 
 def test_lines_may_end_in_any_way_even_within_a_file(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     lines = (HEADER, ONE, order_row("B", DAY, status="lost"), THREE)
     days = [DAY + n * A_DAY for n in range(len(LINE_ENDS))]
     for day, ends in zip(days, LINE_ENDS, strict=True):
         write_export(day, "".join(line + end for line, end in zip(lines, ends, strict=True)))
-    ingested = intake.take(*days, late_days=30)
+    ingested = loader.ingest(*days, late_days=30)
     assert ingested.raw.failed == {}
     for day, ends in zip(days, LINE_ENDS, strict=True):
         where = f"WHERE export_date = DATE '{day}'"
-        good = intake.rows(f"SELECT order_id, order_date FROM raw_orders {where} ORDER BY 1")
-        bad = intake.rows(f"SELECT row_number, reason FROM rejected_orders {where}")
+        good = loader.rows(f"SELECT order_id, order_date FROM raw_orders {where} ORDER BY 1")
+        bad = loader.rows(f"SELECT row_number, reason FROM rejected_orders {where}")
         assert (good, bad) == ([("A", DAY), ("C", DAY)], [(3, "unknown_status")]), ends
 
 
-def test_utf16_fails_its_day(intake: Intake, write_export: WriteExport) -> None:
+def test_utf16_fails_its_day(loader: ExportLoader, write_export: WriteExport) -> None:
     encodings = {DAY: "utf-16", DAY + A_DAY: "utf-16-le", DAY + 2 * A_DAY: "utf-16-be"}
     paths = {
         day: write_export(day, f"{HEADER}\n{ONE}\n".encode(encoding))
         for day, encoding in encodings.items()
     }
-    assert intake.take(*encodings).raw.failed == {
+    assert loader.ingest(*encodings).raw.failed == {
         day: f"{path} is UTF-16: export it as UTF-8." for day, path in paths.items()
     }
 
 
-def test_a_header_that_is_not_utf8_fails_its_day(intake: Intake, write_export: WriteExport) -> None:
+def test_a_header_that_is_not_utf8_fails_its_day(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     write_export(DAY, f"{HEADER},Größe\n{ONE},x\n".encode("latin-1"))
-    assert "is not UTF-8" in problem(intake)
+    assert "is not UTF-8" in problem(loader)
 
 
 def test_a_header_with_a_nul_byte_fails_its_day_alone(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     path = write_export(DAY, f'{HEADER},"no\0te"\n{ONE},x\n')
     write_export(DAY + A_DAY, [TWO])
-    assert intake.take(DAY, DAY + A_DAY).raw.failed == {
+    assert loader.ingest(DAY, DAY + A_DAY).raw.failed == {
         DAY: f"The header of {path} has a NUL byte: export it without."
     }
-    assert intake.orders() == [("B",)]
+    assert loader.orders() == [("B",)]
 
 
 # Compressed files
 
 
-def test_a_compressed_export_gives_the_same_rows(intake: Intake, write_export: WriteExport) -> None:
-    write_export(DAY, [ONE, order_row("B", DAY, status="lost"), THREE], packed=True)
-    intake.take(DAY)
-    assert intake.orders("order_id, source_file") == [("A", f"{NAME}.gz"), ("C", f"{NAME}.gz")]
-    assert intake.rejected() == [(3, "unknown_status", "status")]
+def test_a_compressed_export_gives_the_same_rows(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
+    write_export(DAY, [ONE, order_row("B", DAY, status="lost"), THREE], compressed=True)
+    loader.ingest(DAY)
+    assert loader.orders("order_id, source_file") == [("A", f"{NAME}.gz"), ("C", f"{NAME}.gz")]
+    assert loader.rejected() == [(3, "unknown_status", "status")]
 
 
 def test_a_compressed_export_may_have_several_members(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
-    path = write_export(DAY, b"", packed=True)
+    path = write_export(DAY, b"", compressed=True)
     halves = (f"{HEADER}\n{ONE}\n{TWO[:9]}", f"{TWO[9:]}\n{THREE}\n")
     path.write_bytes(b"".join(gzip.compress(half.encode()) for half in halves))
-    intake.take(DAY)
-    assert intake.orders() == [("A",), ("B",), ("C",)]
+    loader.ingest(DAY)
+    assert loader.orders() == [("A",), ("B",), ("C",)]
 
 
 def test_a_gzip_that_breaks_off_fails_its_day_wherever_it_does(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     lost = {DAY + n * A_DAY: end for n, end in enumerate((1, 4, 8, 12, 200))}
     # More than is looked at in one go, so that there is a good header before the break.
     rows = [order_row(f"A{n * n}", DAY) for n in range(25_000)]
     for day, end in lost.items():
-        path = write_export(day, rows, packed=True)
+        path = write_export(day, rows, compressed=True)
         path.write_bytes(path.read_bytes()[:-end])
-    failed = intake.take(*lost).raw.failed
+    failed = loader.ingest(*lost).raw.failed
     assert failed.keys() == lost.keys()
     for text in failed.values():
         assert "not a whole gzip file" in text
-    assert intake.orders() == []
+    assert loader.orders() == []
 
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
@@ -333,17 +341,17 @@ SPOILED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_a_spoiled_gzip_fails_its_day(intake: Intake, write_export: WriteExport) -> None:
+def test_a_spoiled_gzip_fails_its_day(loader: ExportLoader, write_export: WriteExport) -> None:
     paths = {}
     for number, spoil in enumerate(SPOILED.values()):
-        path = write_export(DAY + number * A_DAY, [ONE, TWO], packed=True)
+        path = write_export(DAY + number * A_DAY, [ONE, TWO], compressed=True)
         path.write_bytes(spoil(path.read_bytes()))
         paths[DAY + number * A_DAY] = path
-    failed = intake.take(*paths).raw.failed
+    failed = loader.ingest(*paths).raw.failed
     assert failed.keys() == paths.keys()
     for day, path in paths.items():
         assert str(path) in failed[day]
-    assert intake.orders() == []
+    assert loader.orders() == []
 
 
 # What looking at a file costs
@@ -413,22 +421,26 @@ def test_a_file_beyond_a_limit_is_refused_before_it_is_read(
 # What a file is, if it is no CSV
 
 
-def test_the_delimiter_that_was_found_is_named(intake: Intake, write_export: WriteExport) -> None:
+def test_the_delimiter_that_was_found_is_named(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     days = {";": DAY, "\t": DAY + A_DAY, "|": DAY + 2 * A_DAY}
     for mark, day in days.items():
         write_export(day, f"{HEADER}\n{ONE}\n".replace(",", mark))
-    failed = intake.take(*days.values()).raw.failed
+    failed = loader.ingest(*days.values()).raw.failed
     assert "separated by semicolons (';'): export it with commas" in failed[days[";"]]
     assert "separated by tabs ('\\t')" in failed[days["\t"]]
     assert "separated by vertical bars ('|')" in failed[days["|"]]
 
 
-def test_the_encoding_that_was_found_is_named(intake: Intake, write_export: WriteExport) -> None:
+def test_the_encoding_that_was_found_is_named(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     write_export(DAY, f"{HEADER},Größe\n{ONE},x\n".encode("cp1252"))
-    assert "line 1 has the byte 0xF6, as Windows-1252 or Latin-1 would" in problem(intake)
+    assert "line 1 has the byte 0xF6, as Windows-1252 or Latin-1 would" in problem(loader)
 
 
-def test_files_of_other_formats_are_named(intake: Intake, write_export: WriteExport) -> None:
+def test_files_of_other_formats_are_named(loader: ExportLoader, write_export: WriteExport) -> None:
     formats = {
         b"PK\x03\x04rest": "a ZIP archive or an Excel workbook",
         gzip.compress(f"{HEADER}\n{ONE}\n".encode()): "let its name end with .csv.gz",
@@ -438,6 +450,6 @@ def test_files_of_other_formats_are_named(intake: Intake, write_export: WriteExp
     days = [DAY + n * A_DAY for n in range(len(formats))]
     for day, content in zip(days, formats, strict=True):
         write_export(day, content)
-    failed = intake.take(*days).raw.failed
+    failed = loader.ingest(*days).raw.failed
     for day, words in zip(days, formats.values(), strict=True):
         assert words in failed[day]

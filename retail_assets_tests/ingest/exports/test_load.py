@@ -20,7 +20,7 @@ from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import HEADER, WriteExport, order_row, write_export_to
-from retail_assets_tests.ingest.exports.conftest import Intake
+from retail_assets_tests.ingest.exports.conftest import ExportLoader
 
 DAY = date(2026, 10, 20)
 A_DAY = timedelta(days=1)
@@ -31,7 +31,7 @@ SAMPLE = Path(__file__).parents[3] / "data" / "exports"
 
 
 def verdicts(
-    intake: Intake,
+    loader: ExportLoader,
     write_export: WriteExport,
     column: str,
     texts: Mapping[str, Any],
@@ -41,9 +41,9 @@ def verdicts(
     quoted = ['"{}"'.format(text.replace('"', '""')) for text in texts]
     rows = [order_row(f"O{n}", day, **{column: text}) for n, text in enumerate(quoted)]
     write_export(day, rows)
-    assert intake.take(day).raw.failed == {}
-    found = dict(intake.rows(f"SELECT row_number - 1, {column} FROM raw_orders"))
-    for row_number, reason, field in intake.rejected():
+    assert loader.ingest(day).raw.failed == {}
+    found = dict(loader.rows(f"SELECT row_number - 1, {column} FROM raw_orders"))
+    for row_number, reason, field in loader.rejected():
         found[row_number - 2] = (reason, field)
     return {
         text: str(found[n]) if isinstance(found[n], datetime) else found[n]
@@ -55,7 +55,7 @@ def verdicts(
 
 
 def test_values_are_plain_numbers_with_at_most_two_decimals(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     texts = {
         "1": Decimal("1.00"), "1.5": Decimal("1.50"), "1.50": Decimal("1.50"),
@@ -70,17 +70,19 @@ def test_values_are_plain_numbers_with_at_most_two_decimals(
         "99999999999999999999.00": NUMBER,
         "1\n2": NUMBER, "5;": NUMBER, "NULL": NUMBER, "true": NUMBER,
     }  # fmt: skip
-    assert verdicts(intake, write_export, "order_value_gbp", texts) == texts
+    assert verdicts(loader, write_export, "order_value_gbp", texts) == texts
 
 
-def test_zero_and_negative_values_are_rejected(intake: Intake, write_export: WriteExport) -> None:
+def test_zero_and_negative_values_are_rejected(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     texts = dict.fromkeys(
         ("0", "0.00", "-0", "+0.0", "000", "-0.01", "-5", "-9999999999.99"), NOT_POSITIVE
     )
-    assert verdicts(intake, write_export, "order_value_gbp", texts) == texts
+    assert verdicts(loader, write_export, "order_value_gbp", texts) == texts
 
 
-def test_timestamps_are_iso_8601(intake: Intake, write_export: WriteExport) -> None:
+def test_timestamps_are_iso_8601(loader: ExportLoader, write_export: WriteExport) -> None:
     texts = {
         "2026-10-20": "2026-10-20 00:00:00",
         "2026-10-20 09:30": "2026-10-20 09:30:00",
@@ -115,11 +117,11 @@ def test_timestamps_are_iso_8601(intake: Intake, write_export: WriteExport) -> N
             TIME,
         ),
     }  # fmt: skip
-    assert verdicts(intake, write_export, "order_timestamp", texts) == texts
+    assert verdicts(loader, write_export, "order_timestamp", texts) == texts
 
 
 def test_a_timestamp_with_an_offset_counts_for_the_day_that_it_is_in_the_business_time_zone(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     texts = {
         "2026-10-20T09:30:00Z": "2026-10-20 10:30:00",
@@ -144,14 +146,14 @@ def test_a_timestamp_with_an_offset_counts_for_the_day_that_it_is_in_the_busines
         "2026-10-20 09:30 Z": "2026-10-20 10:30:00",
         "2026-10-20 02:30:00 PM +02:00": "2026-10-20 13:30:00",
     }
-    assert verdicts(intake, write_export, "order_timestamp", texts) == texts
-    assert intake.rows("SELECT DISTINCT order_timestamp::DATE = order_date FROM raw_orders") == [
+    assert verdicts(loader, write_export, "order_timestamp", texts) == texts
+    assert loader.rows("SELECT DISTINCT order_timestamp::DATE = order_date FROM raw_orders") == [
         (True,)
     ]
 
 
 def test_the_day_that_has_25_hours_is_an_ordinary_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     texts = {
         "2026-10-24T23:00:00Z": "2026-10-25 00:00:00",
@@ -162,11 +164,11 @@ def test_the_day_that_has_25_hours_is_an_ordinary_day(
         "2026-10-26T00:00:00Z": ("future_order", "order_timestamp"),
         "2026-10-26T00:59:59+01:00": "2026-10-25 23:59:59",
     }
-    assert verdicts(intake, write_export, "order_timestamp", texts, date(2026, 10, 25)) == texts
+    assert verdicts(loader, write_export, "order_timestamp", texts, date(2026, 10, 25)) == texts
 
 
 def test_the_day_that_has_23_hours_is_an_ordinary_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     texts = {
         "2026-03-28T23:59:59Z": "2026-03-28 23:59:59",
@@ -177,13 +179,13 @@ def test_the_day_that_has_23_hours_is_an_ordinary_day(
         "2026-03-29T22:59:59Z": "2026-03-29 23:59:59",
         "2026-03-29T23:00:00Z": ("future_order", "order_timestamp"),
     }
-    assert verdicts(intake, write_export, "order_timestamp", texts, date(2026, 3, 29)) == texts
+    assert verdicts(loader, write_export, "order_timestamp", texts, date(2026, 3, 29)) == texts
 
 
 # Text, status, days
 
 
-def test_blanks_around_text_do_not_matter(intake: Intake, write_export: WriteExport) -> None:
+def test_blanks_around_text_do_not_matter(loader: ExportLoader, write_export: WriteExport) -> None:
     texts = {
         "North": "North", " North ": "North", "\tNorth": "North", "North\t": "North",
         "\u00a0North\u00a0": "North", "North\r": "North", "\nNorth\n": "North",
@@ -192,11 +194,11 @@ def test_blanks_around_text_do_not_matter(intake: Intake, write_export: WriteExp
         "Ñandú 日本": "Ñandú 日本", "'": "'", '"': '"', "\\": "\\", "NULL": "NULL",
         "a\x1fb": "a\x1fb",
     }  # fmt: skip
-    assert verdicts(intake, write_export, "region", texts) == texts
+    assert verdicts(loader, write_export, "region", texts) == texts
 
 
 def test_status_may_be_in_any_letter_case_and_any_other_is_rejected(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     unknown = ("unknown_status", "status")
     texts = {
@@ -206,10 +208,10 @@ def test_status_may_be_in_any_letter_case_and_any_other_is_rejected(
         "complete": unknown, "shipped": unknown, "canceled": unknown, "null": unknown,
         "completed.": unknown, "com pleted": unknown, "unknown": unknown,
     }  # fmt: skip
-    assert verdicts(intake, write_export, "status", texts) == texts
+    assert verdicts(loader, write_export, "status", texts) == texts
 
 
-def test_a_blank_required_field_is_named(intake: Intake, write_export: WriteExport) -> None:
+def test_a_blank_required_field_is_named(loader: ExportLoader, write_export: WriteExport) -> None:
     names = HEADER.split(",")
     blanks = ("", " ", '""', "\t", "\u00a0", '" \u00a0\t"')
     cells = order_row("A", DAY).split(",")
@@ -221,15 +223,15 @@ def test_a_blank_required_field_is_named(intake: Intake, write_export: WriteExpo
             for blank in blanks
         ],
     )
-    intake.take(DAY)
-    assert intake.orders() == []
-    assert intake.rejected("reason, field") == [
+    loader.ingest(DAY)
+    assert loader.orders() == []
+    assert loader.rejected("reason, field") == [
         ("missing_value", name) for name in names for _ in blanks
     ]
 
 
 def test_of_several_faults_the_first_in_the_order_of_the_reasons_counts(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(
         DAY,
@@ -242,8 +244,8 @@ def test_of_several_faults_the_first_in_the_order_of_the_reasons_counts(
             "A,C,P,R,lost,1,2030-01-01",
         ],
     )
-    intake.take(DAY)
-    assert intake.rejected("reason, field") == [
+    loader.ingest(DAY)
+    assert loader.rejected("reason, field") == [
         ("missing_value", "order_id"),
         ("missing_value", "order_id"),
         NUMBER,
@@ -254,15 +256,15 @@ def test_of_several_faults_the_first_in_the_order_of_the_reasons_counts(
 
 
 def test_orders_of_other_days_count_for_their_own_day_within_the_limit(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     lag = {"A": 0, "B": 1, "C": 3, "D": 4, "E": 400, "F": -1, "G": -4000}
     write_export(DAY, [order_row(name, DAY - days * A_DAY) for name, days in lag.items()])
-    intake.take(DAY, late_days=3)
-    assert intake.orders("order_id, order_date") == [
+    loader.ingest(DAY, late_days=3)
+    assert loader.orders("order_id, order_date") == [
         (name, DAY - lag[name] * A_DAY) for name in "ABC"
     ]
-    assert intake.rejected() == [
+    assert loader.rejected() == [
         (5, "too_late", "order_timestamp"),
         (6, "too_late", "order_timestamp"),
         (7, "future_order", "order_timestamp"),
@@ -271,19 +273,19 @@ def test_orders_of_other_days_count_for_their_own_day_within_the_limit(
 
 
 def test_with_no_late_days_only_the_day_itself_counts(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("A", DAY), order_row("B", DAY - A_DAY)])
-    intake.take(DAY, late_days=0)
-    assert intake.orders() == [("A",)]
-    assert intake.rejected() == [(3, "too_late", "order_timestamp")]
+    loader.ingest(DAY, late_days=0)
+    assert loader.orders() == [("A",)]
+    assert loader.rejected() == [(3, "too_late", "order_timestamp")]
 
 
 # Records
 
 
 def test_quoted_fields_may_have_commas_quotes_and_line_feeds(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     regions = ("a,b", 'say "hi"', "two\nlines", "two\r\nlines", ",", "\n\n", '"', 'a","b')
     rows = [
@@ -291,74 +293,80 @@ def test_quoted_fields_may_have_commas_quotes_and_line_feeds(
         for n, quoted in enumerate('"{}"'.format(text.replace('"', '""')) for text in regions)
     ]
     write_export(DAY, [*rows, order_row("last", DAY)])
-    intake.take(DAY)
+    loader.ingest(DAY)
     expected = [text.strip() for text in regions if text.strip()]
-    assert intake.orders("region") == [(text,) for text in (*expected, "North")]
-    assert intake.rejected() == [(7, "missing_value", "region")]
+    assert loader.orders("region") == [(text,) for text in (*expected, "North")]
+    assert loader.rejected() == [(7, "missing_value", "region")]
 
 
 def test_too_few_and_too_many_fields_are_malformed(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     good = order_row("A", DAY)
     lines = ["x", "x,y", good[:-20], good, good + ",more", "a;b;c", "   "]
     write_export(DAY, lines)
-    intake.take(DAY)
-    assert intake.orders() == [("A",)]
+    loader.ingest(DAY)
+    assert loader.orders() == [("A",)]
     malformed = [(n, line) for n, line in enumerate(lines, start=2) if line != good]
-    assert intake.rejected("row_number, raw_text") == malformed
-    assert set(intake.rejected("reason, field")) == {("malformed_row", None)}
+    assert loader.rejected("row_number, raw_text") == malformed
+    assert set(loader.rejected("reason, field")) == {("malformed_row", None)}
 
 
-def test_a_comma_at_the_end_of_a_row_is_forgiven(intake: Intake, write_export: WriteExport) -> None:
+def test_a_comma_at_the_end_of_a_row_is_forgiven(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     write_export(DAY, [order_row("A", DAY) + ",", order_row("B", DAY)])
-    intake.take(DAY)
-    assert intake.orders() == [("A",), ("B",)]
+    loader.ingest(DAY)
+    assert loader.orders() == [("A",), ("B",)]
 
 
 def test_a_quote_that_does_not_close_is_malformed_and_the_rows_before_it_stay(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("A", DAY), order_row("B", DAY), order_row("C", DAY, region='"x')])
-    ingested = intake.take(DAY)
+    ingested = loader.ingest(DAY)
     assert ingested.raw.failed == {}
-    assert intake.orders() == [("A",), ("B",)]
-    ((row_number, reason, raw_text),) = intake.rejected("row_number, reason, raw_text")
+    assert loader.orders() == [("A",), ("B",)]
+    ((row_number, reason, raw_text),) = loader.rejected("row_number, reason, raw_text")
     assert (row_number, reason) == (4, "malformed_row")
     assert raw_text.startswith('C,C1,P1,"x,')
 
 
 def test_a_quote_that_swallows_more_than_can_be_kept_fails_the_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     rows = [order_row(f"O{n}", DAY) for n in range(1000)]
     rows[3] = order_row("O3", DAY, region='"x')
     write_export(DAY, rows)
-    failed = intake.take(DAY).raw.failed
+    failed = loader.ingest(DAY).raw.failed
     assert failed.keys() == {DAY}
     assert "line 5: a quote opens there" in failed[DAY]
-    assert intake.orders() == []
+    assert loader.orders() == []
 
 
-def test_text_after_a_closing_quote_is_malformed(intake: Intake, write_export: WriteExport) -> None:
+def test_text_after_a_closing_quote_is_malformed(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     write_export(DAY, [order_row("A", DAY, region='"x"y'), order_row("B", DAY)])
-    intake.take(DAY)
-    assert intake.orders() == [("B",)]
-    assert intake.rejected() == [(2, "malformed_row", None)]
+    loader.ingest(DAY)
+    assert loader.orders() == [("B",)]
+    assert loader.rejected() == [(2, "malformed_row", None)]
 
 
 def test_a_line_over_the_limit_is_malformed_and_the_next_ones_are_read(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     long, longest = "x" * 1_900_000, "x" * 2_100_000
     rows = [order_row("A", DAY, region=long), order_row("B", DAY, region=longest)]
     write_export(DAY, [*rows, order_row("C", DAY), order_row("D", DAY, status="lost")])
-    assert intake.take(DAY).raw.failed == {}
-    assert intake.orders("order_id, length(region)") == [("A", 1_900_000), ("C", 5)]
-    assert intake.rejected() == [(3, "malformed_row", None), (5, "unknown_status", "status")]
+    assert loader.ingest(DAY).raw.failed == {}
+    assert loader.orders("order_id, length(region)") == [("A", 1_900_000), ("C", 5)]
+    assert loader.rejected() == [(3, "malformed_row", None), (5, "unknown_status", "status")]
 
 
-def test_nul_bytes_are_characters_like_any_other(intake: Intake, write_export: WriteExport) -> None:
+def test_nul_bytes_are_characters_like_any_other(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     write_export(
         DAY,
         [
@@ -367,31 +375,31 @@ def test_nul_bytes_are_characters_like_any_other(intake: Intake, write_export: W
             order_row("C", DAY),
         ],
     )
-    assert intake.take(DAY).raw.failed == {}
-    assert intake.orders("order_id, region") == [("A", "x\0y"), ("C", "North")]
-    assert intake.rejected() == [(3, *NUMBER)]
-    ((raw_text,),) = intake.rejected("raw_text")
+    assert loader.ingest(DAY).raw.failed == {}
+    assert loader.orders("order_id, region") == [("A", "x\0y"), ("C", "North")]
+    assert loader.rejected() == [(3, *NUMBER)]
+    ((raw_text,),) = loader.rejected("raw_text")
     assert json.loads(raw_text)["order_value_gbp"] == "1\x000"
 
 
 def test_bytes_that_are_not_utf8_reject_their_row_alone(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     rows = [order_row("A", DAY), order_row("B", DAY, region="Orléans"), order_row("C", DAY)]
     rows += [order_row("D", DAY, region='"Orl\néans"'), order_row("E", DAY, status="lost")]
     write_export(DAY, "".join(f"{row}\n" for row in (HEADER, *rows)).encode("latin-1"))
-    assert intake.take(DAY).raw.failed == {}
-    assert intake.orders() == [("A",), ("C",)]
-    assert intake.rejected() == [
+    assert loader.ingest(DAY).raw.failed == {}
+    assert loader.orders() == [("A",), ("C",)]
+    assert loader.rejected() == [
         (3, "not_utf8", None),
         (5, "not_utf8", None),
         (6, "unknown_status", "status"),
     ]
-    assert intake.rejected("raw_text")[0][0].startswith("B,C1,P1,Orl")
+    assert loader.rejected("raw_text")[0][0].startswith("B,C1,P1,Orl")
 
 
 def test_a_rejected_row_keeps_its_fields_as_they_were(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(
         DAY,
@@ -401,8 +409,8 @@ def test_a_rejected_row_keeps_its_fields_as_they_were(
         ],
         header=f"{HEADER},note",
     )
-    intake.take(DAY)
-    ((raw_text,),) = intake.rejected("raw_text")
+    loader.ingest(DAY)
+    ((raw_text,),) = loader.rejected("raw_text")
     assert json.loads(raw_text) == {
         "order_id": " A ",
         "customer_id": "C1",
@@ -415,7 +423,7 @@ def test_a_rejected_row_keeps_its_fields_as_they_were(
     }
 
 
-def test_row_numbers_point_at_the_record(intake: Intake, write_export: WriteExport) -> None:
+def test_row_numbers_point_at_the_record(loader: ExportLoader, write_export: WriteExport) -> None:
     records = [
         "malformed",
         order_row("A", DAY),
@@ -436,8 +444,8 @@ def test_row_numbers_point_at_the_record(intake: Intake, write_export: WriteExpo
         order_row("H", DAY, status="bad"),
     ]
     write_export(DAY, records)
-    intake.take(DAY)
-    assert intake.rejected(
+    loader.ingest(DAY)
+    assert loader.rejected(
         "row_number, reason, CASE WHEN raw_text[1] = '{' THEN raw_text ->> 'order_id' END"
     ) == [
         (2, "malformed_row", None),
@@ -452,10 +460,10 @@ def test_row_numbers_point_at_the_record(intake: Intake, write_export: WriteExpo
         (14, "unknown_status", "H"),
     ]
     # Of raw orders, the position among well-formed rows.
-    assert intake.orders("order_id, row_number") == [("A", 1), ("C", 3), ("G", 8)]
+    assert loader.orders("order_id, row_number") == [("A", 1), ("C", 3), ("G", 8)]
 
 
-def test_the_last_row_of_an_order_counts(intake: Intake, write_export: WriteExport) -> None:
+def test_the_last_row_of_an_order_counts(loader: ExportLoader, write_export: WriteExport) -> None:
     write_export(
         DAY,
         [
@@ -468,14 +476,14 @@ def test_the_last_row_of_an_order_counts(intake: Intake, write_export: WriteExpo
             order_row(" changed ", DAY, order_value_gbp="3.00"),
         ],
     )
-    intake.take(DAY)
+    loader.ingest(DAY)
     # A row that cannot be used does not take the place of one that can.
-    assert intake.orders("order_id, order_value_gbp, row_number") == [
+    assert loader.orders("order_id, order_value_gbp, row_number") == [
         ("same", Decimal("10.00"), 3),
         ("then bad", Decimal("10.00"), 4),
         ("changed", Decimal("3.00"), 7),
     ]
-    assert intake.rejected() == [
+    assert loader.rejected() == [
         (2, "duplicate_order", "order_id"),
         (3, "duplicate_order", "order_id"),
         (6, "duplicate_order", "order_id"),
@@ -486,10 +494,10 @@ def test_the_last_row_of_an_order_counts(intake: Intake, write_export: WriteExpo
 # The same file again, another in its place
 
 
-def state(intake: Intake) -> list[Any]:
+def state(loader: ExportLoader) -> list[Any]:
     """All rows that outside data leave, without the times of commits."""
     return [
-        intake.rows(f"SELECT * EXCLUDE ({without}) FROM {table} ORDER BY ALL")
+        loader.rows(f"SELECT * EXCLUDE ({without}) FROM {table} ORDER BY ALL")
         for table, without in (
             ("raw_orders", "source_file"),
             ("rejected_orders", "source_file"),
@@ -501,58 +509,58 @@ def state(intake: Intake) -> list[Any]:
     ]
 
 
-def snapshots(intake: Intake) -> int:
-    ((count,),) = intake.rows("SELECT count(*) FROM lake.snapshots()")
+def snapshots(loader: ExportLoader) -> int:
+    ((count,),) = loader.rows("SELECT count(*) FROM lake.snapshots()")
     return int(count)
 
 
 def test_the_same_bytes_again_are_a_counted_no_op(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("A", DAY), "malformed"])
-    first = intake.take(DAY)
-    before, commits = state(intake), snapshots(intake)
-    again = intake.take(DAY)
+    first = loader.ingest(DAY)
+    before, commits = state(loader), snapshots(loader)
+    again = loader.ingest(DAY)
     assert (first.unchanged, again.unchanged) == ((), (DAY,))
     assert (again.raw.rows, again.rejected.rows) == ({DAY: 1}, {DAY: 1})
-    assert state(intake) == before
-    assert snapshots(intake) == commits
+    assert state(loader) == before
+    assert snapshots(loader) == commits
 
 
 def test_a_new_time_or_name_of_the_same_bytes_is_noted_and_changes_no_rows(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     path = write_export(DAY, [order_row("A", DAY)])
-    intake.take(DAY)
-    before = state(intake)
+    loader.ingest(DAY)
+    before = state(loader)
     os.utime(path, ns=(1, 1_700_000_000_000_000_000))
-    assert intake.take(DAY).unchanged == (DAY,)
-    assert state(intake) == before
-    assert intake.rows("SELECT modified_ns FROM export_files") == [(1_700_000_000_000_000_000,)]
+    assert loader.ingest(DAY).unchanged == (DAY,)
+    assert state(loader) == before
+    assert loader.rows("SELECT modified_ns FROM export_files") == [(1_700_000_000_000_000_000,)]
 
 
-def test_a_file_that_is_packed_later_gives_the_same_rows(
-    intake: Intake, write_export: WriteExport
+def test_a_file_that_is_compressed_later_gives_the_same_rows(
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     path = write_export(DAY, [order_row("A", DAY), "malformed"])
-    intake.take(DAY)
-    rows, rejected, versions = intake.orders(), intake.rejected(), intake.versions()
+    loader.ingest(DAY)
+    rows, rejected, versions = loader.orders(), loader.rejected(), loader.versions()
     path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    intake.take(DAY)
-    assert (intake.orders(), intake.rejected()) == (rows, rejected)
-    assert intake.versions() == versions
-    assert intake.rows("SELECT source_file FROM export_files") == [(path.name + ".gz",)]
+    loader.ingest(DAY)
+    assert (loader.orders(), loader.rejected()) == (rows, rejected)
+    assert loader.versions() == versions
+    assert loader.rows("SELECT source_file FROM export_files") == [(path.name + ".gz",)]
 
 
 def test_a_corrected_file_replaces_what_it_gave_and_concerns_only_the_days_that_differ(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     days = [DAY - n * A_DAY for n in range(7)]
     rows = [order_row(f"O{n}", day) for n, day in enumerate(days)]
     write_export(DAY, [*rows, "malformed"])
-    intake.take(DAY)
-    assert intake.versions() == dict.fromkeys(days, 1)
+    loader.ingest(DAY)
+    assert loader.versions() == dict.fromkeys(days, 1)
     corrected = [
         rows[0],
         order_row("O1", days[1], order_value_gbp="11.00"),
@@ -563,11 +571,11 @@ def test_a_corrected_file_replaces_what_it_gave_and_concerns_only_the_days_that_
         rows[6],
     ]
     write_export(DAY, corrected)
-    intake.take(DAY)
-    assert {order_id for (order_id,) in intake.orders()} == {
+    loader.ingest(DAY)
+    assert {order_id for (order_id,) in loader.orders()} == {
         "O0", "O1", "O3", "O4", "O5", "O6", "new",
     }  # fmt: skip
-    assert intake.rejected() == []
+    assert loader.rejected() == []
     changed = {
         days[1],  # another value
         days[2],  # gone
@@ -575,89 +583,89 @@ def test_a_corrected_file_replaces_what_it_gave_and_concerns_only_the_days_that_
         days[5],  # moved to here
         days[6],  # one more
     }
-    assert intake.versions() == {day: 2 if day in changed else 1 for day in days}
+    assert loader.versions() == {day: 2 if day in changed else 1 for day in days}
 
 
 def test_a_file_whose_rows_are_only_in_another_order_changes_no_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     rows = [order_row("A", DAY), order_row("B", DAY - A_DAY), "malformed"]
     write_export(DAY, rows)
-    intake.take(DAY)
+    loader.ingest(DAY)
     write_export(DAY, rows[::-1])
-    assert intake.take(DAY).unchanged == ()
-    assert intake.versions() == {DAY: 1, DAY - A_DAY: 1}
-    assert intake.orders("order_id, row_number") == [("B", 1), ("A", 2)]
+    assert loader.ingest(DAY).unchanged == ()
+    assert loader.versions() == {DAY: 1, DAY - A_DAY: 1}
+    assert loader.orders("order_id, row_number") == [("B", 1), ("A", 2)]
 
 
 def test_a_change_in_a_later_export_concerns_the_days_of_all_versions_of_the_order(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     later = DAY + A_DAY
     write_export(DAY, [order_row("A", DAY - A_DAY), order_row("B", DAY)])
-    intake.take(DAY)
-    assert intake.versions() == {DAY - A_DAY: 1, DAY: 1}
+    loader.ingest(DAY)
+    assert loader.versions() == {DAY - A_DAY: 1, DAY: 1}
     write_export(later, [order_row("A", later)])
-    intake.take(later)
-    assert intake.versions() == {DAY - A_DAY: 2, DAY: 1, later: 1}
+    loader.ingest(later)
+    assert loader.versions() == {DAY - A_DAY: 2, DAY: 1, later: 1}
     write_export(later, [])
-    intake.take(later)
-    assert intake.versions() == {DAY - A_DAY: 3, DAY: 1, later: 2}
+    loader.ingest(later)
+    assert loader.versions() == {DAY - A_DAY: 3, DAY: 1, later: 2}
 
 
 def test_an_export_without_orders_still_counts_as_a_change_of_its_day(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [])
-    intake.take(DAY)
-    assert intake.versions() == {DAY: 1}
-    assert ledger.published(intake.connection, tables.RAW_ORDERS, [DAY]) == {DAY: 0}
+    loader.ingest(DAY)
+    assert loader.versions() == {DAY: 1}
+    assert ledger.published(loader.connection, tables.RAW_ORDERS, [DAY]) == {DAY: 0}
 
 
 def test_a_spoiled_replacement_leaves_the_rows_of_the_good_one(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     path = write_export(DAY, [order_row("A", DAY)])
-    intake.take(DAY)
-    good, before = path.read_bytes(), state(intake)
+    loader.ingest(DAY)
+    good, before = path.read_bytes(), state(loader)
     write_export(DAY, "nonsense\n")
-    assert intake.take(DAY).raw.failed.keys() == {DAY}
-    assert state(intake)[:-1] == before[:-1]
-    assert ledger.failures(intake.connection, tables.RAW_ORDERS, [DAY]).keys() == {DAY}
+    assert loader.ingest(DAY).raw.failed.keys() == {DAY}
+    assert state(loader)[:-1] == before[:-1]
+    assert ledger.failures(loader.connection, tables.RAW_ORDERS, [DAY]).keys() == {DAY}
     path.write_bytes(good)
-    assert intake.take(DAY).unchanged == (DAY,)
-    assert ledger.failures(intake.connection, tables.RAW_ORDERS, [DAY]) == {}
-    assert state(intake) == before
+    assert loader.ingest(DAY).unchanged == (DAY,)
+    assert ledger.failures(loader.connection, tables.RAW_ORDERS, [DAY]) == {}
+    assert state(loader) == before
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_taken_in(
-    intake: Intake, write_export: WriteExport
+def test_a_file_that_changes_while_it_is_read_is_not_ingested(
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("A", DAY)])
     write_export(DAY + A_DAY, [order_row("B", DAY)])
 
     def append(_: int) -> None:
         # Called when the files have been looked at, before they are read.
-        if not intake.orders():
+        if not loader.orders():
             write_export(DAY, [order_row("A", DAY), order_row("half", DAY)])
 
     ingested = ingest(
-        intake.lake,
-        intake.connection,
-        intake.exports_dir,
+        loader.lake,
+        loader.connection,
+        loader.exports_dir,
         [DAY, DAY + A_DAY],
         late_days=7,
         progress=append,
     )
     assert "changed while it was read" in ingested.raw.failed[DAY]
     assert ingested.raw.rows == {DAY + A_DAY: 1}
-    assert intake.orders() == [("B",)]
-    intake.take(DAY)
-    assert intake.orders() == [("A",), ("half",), ("B",)]
+    assert loader.orders() == [("B",)]
+    loader.ingest(DAY)
+    assert loader.orders() == [("A",), ("half",), ("B",)]
 
 
 def test_an_order_of_implausible_value_fails_its_day_alone_and_by_name(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     days = [DAY, DAY + A_DAY, DAY + 2 * A_DAY]
     for day, value in zip(days, ("1000.00", "9999999999.99", "1.00"), strict=True):
@@ -665,7 +673,7 @@ def test_an_order_of_implausible_value_fails_its_day_alone_and_by_name(
 
     def take(limit: float | None) -> ExportResult:
         return ingest(
-            *(intake.lake, intake.connection, intake.exports_dir, days),
+            *(loader.lake, loader.connection, loader.exports_dir, days),
             late_days=7,
             max_order_gbp=limit,
         )
@@ -677,50 +685,55 @@ def test_an_order_of_implausible_value_fails_its_day_alone_and_by_name(
         "order B is worth 9,999,999,999.99 GBP, more than RETAIL_MAX_ORDER_GBP (1,000.00)"
         in ingested.raw.failed[days[1]]
     )
-    assert len(intake.orders()) == 4
+    assert len(loader.orders()) == 4
     assert take(None).raw.rows[days[1]] == 2
 
 
 def test_a_file_that_vanishes_before_it_is_read_fails_its_day_alone(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     path = write_export(DAY, [order_row("A", DAY)])
     write_export(DAY + A_DAY, [order_row("B", DAY)])
     ingested = ingest(
-        intake.lake,
-        intake.connection,
-        intake.exports_dir,
+        loader.lake,
+        loader.connection,
+        loader.exports_dir,
         [DAY, DAY + A_DAY],
         late_days=7,
         progress=lambda _: path.unlink(missing_ok=True),
     )
     assert ingested.raw.failed.keys() == {DAY}
-    assert intake.orders() == [("B",)]
+    assert loader.orders() == [("B",)]
 
 
-def test_two_who_take_in_the_same_new_file_at_once_leave_its_rows_once(
-    intake: Intake, write_export: WriteExport
+def test_two_who_ingest_the_same_new_file_at_once_leave_its_rows_once(
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("A", DAY), "malformed"])
 
     def be_faster(_: int) -> None:
-        with intake.lake.connect() as other:
-            ingest(intake.lake, other, intake.exports_dir, [DAY], late_days=7)
+        with loader.lake.connect() as other:
+            ingest(loader.lake, other, loader.exports_dir, [DAY], late_days=7)
 
     ingest(
-        intake.lake, intake.connection, intake.exports_dir, [DAY], late_days=7, progress=be_faster
+        loader.lake,
+        loader.connection,
+        loader.exports_dir,
+        [DAY],
+        late_days=7,
+        progress=be_faster,
     )
-    assert intake.orders() == [("A",)]
-    assert intake.rejected() == [(3, "malformed_row", None)]
-    assert intake.rows("SELECT rows_in FROM export_files") == [(2,)]
-    assert intake.versions() == {DAY: 1}
+    assert loader.orders() == [("A",)]
+    assert loader.rejected() == [(3, "malformed_row", None)]
+    assert loader.rows("SELECT rows_in FROM export_files") == [(2,)]
+    assert loader.versions() == {DAY: 1}
 
 
 # Many files
 
 
 def test_one_bad_file_among_many_of_several_headers_fails_alone(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     days = [DAY + n * A_DAY for n in range(9)]
     turned = ",".join(reversed(HEADER.split(",")))
@@ -729,40 +742,45 @@ def test_one_bad_file_among_many_of_several_headers_fails_alone(
         reverse = ",".join(reversed(row.split(",")))
         match n % 3:
             case 0:
-                write_export(day, [row, "malformed"], packed=n % 2 == 0)
+                write_export(day, [row, "malformed"], compressed=n % 2 == 0)
             case 1:
                 write_export(day, [reverse], header=turned)
             case 2:
                 write_export(day, [row + ",x"], header=HEADER + ",note")
-    broken = write_export(days[0], [order_row("broken", days[0])], packed=True)
+    broken = write_export(days[0], [order_row("broken", days[0])], compressed=True)
     broken.write_bytes(broken.read_bytes()[:-9])
     mixed = f"{HEADER},note\r\n{order_row('mixed', days[2])},x\n"
     write_export(days[2], mixed)
     write_export(days[4], [order_row("other", days[4])], header="a,b,c")
-    ingested = intake.take(*days, days[-1] + A_DAY)
+    ingested = loader.ingest(*days, days[-1] + A_DAY)
     assert ingested.raw.failed.keys() == {days[0], days[4], days[-1] + A_DAY}
     assert ingested.raw.rows == dict.fromkeys(sorted(set(days) - {days[0], days[4]}), 1)
-    assert [order_id for (order_id,) in intake.orders()] == [
+    assert [order_id for (order_id,) in loader.orders()] == [
         "O1", "mixed", "O3", "O5", "O6", "O7", "O8",
     ]  # fmt: skip
-    assert intake.rejected("export_date, row_number") == [(days[3], 3), (days[6], 3)]
-    again = intake.take(*days)
+    assert loader.rejected("export_date, row_number") == [(days[3], 3), (days[6], 3)]
+    again = loader.ingest(*days)
     assert again.unchanged == tuple(sorted(ingested.raw.rows))
 
 
-def test_no_days_are_no_work(intake: Intake) -> None:
-    ingested = intake.take()
+def test_no_days_are_no_work(loader: ExportLoader) -> None:
+    ingested = loader.ingest()
     assert (ingested.raw.rows, ingested.raw.failed, ingested.unchanged) == ({}, {}, ())
 
 
-def test_progress_reaches_the_number_of_days(intake: Intake, write_export: WriteExport) -> None:
+def test_progress_counts_the_days(loader: ExportLoader, write_export: WriteExport) -> None:
     days = [DAY, DAY + A_DAY, DAY + 2 * A_DAY]
     for day in days[:2]:
         write_export(day, [])
-    intake.take(days[0])
+    loader.ingest(days[0])
     seen: list[int] = []
     ingest(
-        intake.lake, intake.connection, intake.exports_dir, days, late_days=7, progress=seen.append
+        loader.lake,
+        loader.connection,
+        loader.exports_dir,
+        days,
+        late_days=7,
+        progress=seen.append,
     )
     assert seen == sorted(seen)
     assert seen[-1] == len(days)
@@ -773,8 +791,8 @@ def test_progress_reaches_the_number_of_days(intake: Intake, write_export: Write
 
 def independent_count(path: Path) -> tuple[int, Decimal]:
     """Records of an export, and the sum of what the well-formed ones say they are worth."""
-    packed = path.suffix == ".gz"
-    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    compressed = path.suffix == ".gz"
+    content = gzip.decompress(path.read_bytes()) if compressed else path.read_bytes()
     reader = csv.reader(io.StringIO(content.decode("utf-8-sig", errors="replace"), newline=""))
     header = next(reader)
     rows = [fields for fields in reader if fields]
@@ -795,22 +813,22 @@ def money(text: str) -> Decimal:
 
 
 def test_rows_in_are_raw_and_rejected_and_so_is_the_money(
-    intake: Intake, settings: Settings
+    loader: ExportLoader, settings: Settings
 ) -> None:
     """On the committed sample, which has every kind of bad row."""
     shutil.copytree(SAMPLE, settings.exports_dir)
     paths = sorted(settings.exports_dir.iterdir())
     days = [date(*map(int, path.name.split(".")[0].split("_")[1:])) for path in paths]
-    ingested = intake.take(*days)
+    ingested = loader.ingest(*days)
     assert ingested.raw.failed == {}
     raw = {
         day: (count, total)
-        for day, count, total in intake.rows(
+        for day, count, total in loader.rows(
             "SELECT export_date, count(*), sum(order_value_gbp) FROM raw_orders GROUP BY ALL"
         )
     }
     rejected = dict.fromkeys(days, (0, Decimal(0)))
-    for day, reason, raw_text in intake.rejected("export_date, reason, raw_text"):
+    for day, reason, raw_text in loader.rejected("export_date, reason, raw_text"):
         well_formed = reason not in ("malformed_row", "not_utf8")
         value = money(json.loads(raw_text)["order_value_gbp"]) if well_formed else Decimal(0)
         rejected[day] = (rejected[day][0] + 1, rejected[day][1] + value)
@@ -821,7 +839,7 @@ def test_rows_in_are_raw_and_rejected_and_so_is_the_money(
         ), path
 
 
-def test_a_file_larger_than_memory_is_taken_in_whole(lake: Lake, settings: Settings) -> None:
+def test_a_file_larger_than_memory_is_ingested_whole(lake: Lake, settings: Settings) -> None:
     count, bad_every, padding = 800_000, 1_000, "x" * 70
     rows = (
         order_row(f"O{n}", DAY, order_value_gbp="bad" if n % bad_every == 7 else f"{n + 1}.01")
@@ -857,7 +875,7 @@ def test_a_file_larger_than_memory_is_taken_in_whole(lake: Lake, settings: Setti
 
 
 def test_several_lines_of_one_order_are_called_so(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(
         DAY,
@@ -871,9 +889,9 @@ def test_several_lines_of_one_order_are_called_so(
             order_row("bad line", DAY, product_id="P1"),
         ],
     )
-    intake.take(DAY)
-    assert intake.orders() == [("same",), ("lines",), ("bad line",)]
-    assert intake.rejected() == [
+    loader.ingest(DAY)
+    assert loader.orders() == [("same",), ("lines",), ("bad line",)]
+    assert loader.rejected() == [
         (2, "unsupported_line_item", "order_id"),
         (3, "unsupported_line_item", "order_id"),
         (4, "duplicate_order", "order_id"),
@@ -882,18 +900,18 @@ def test_several_lines_of_one_order_are_called_so(
 
 
 def test_ids_that_a_spreadsheet_has_shortened_are_not_one_order(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("1.23457E+15", DAY), order_row("1.23457E+15", DAY)])
-    intake.take(DAY)
-    assert intake.rejected() == [(n, "mangled_order_id", "order_id") for n in (2, 3)]
+    loader.ingest(DAY)
+    assert loader.rejected() == [(n, "mangled_order_id", "order_id") for n in (2, 3)]
 
 
 # Settings and rules that change
 
 
 def test_an_export_is_ingested_again_when_a_setting_that_concerns_it_has_changed(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     lag = {"within": 1, "late": 5, "too late": 9}
     for n, days_late in enumerate(lag.values()):
@@ -902,31 +920,31 @@ def test_an_export_is_ingested_again_when_a_setting_that_concerns_it_has_changed
     days = [DAY, DAY + A_DAY, DAY + 2 * A_DAY]
 
     def ingested_again(late_days: int) -> set[date]:
-        ingested = intake.take(*days, late_days=late_days)
+        ingested = loader.ingest(*days, late_days=late_days)
         assert ingested.raw.failed == {}
         return set(days) - set(ingested.unchanged)
 
     assert ingested_again(7) == set(days)
-    assert intake.rows("SELECT late_days, max_days_late FROM export_files ORDER BY ALL") == [
+    assert loader.rows("SELECT late_days, max_days_late FROM export_files ORDER BY ALL") == [
         (7, 1), (7, 5), (7, 9),
     ]  # fmt: skip
     assert ingested_again(7) == set()
     assert ingested_again(9) == {days[2]}
-    assert intake.rejected() == []
+    assert loader.rejected() == []
     assert ingested_again(5) == {days[2]}
-    assert intake.rejected("export_date, reason") == [(days[2], "too_late")]
+    assert loader.rejected("export_date, reason") == [(days[2], "too_late")]
     assert ingested_again(4) == {days[1], days[2]}
     assert ingested_again(20) == {days[1], days[2]}
-    intake.connection.execute(
+    loader.connection.execute(
         "UPDATE export_files SET timezone = 'UTC' WHERE export_date = ?", [DAY]
     )
     assert ingested_again(20) == {DAY}
-    intake.connection.execute("UPDATE export_files SET rules_version = 1")
+    loader.connection.execute("UPDATE export_files SET rules_version = 1")
     assert ingested_again(20) == set(days)
 
 
 def test_entries_of_before_the_settings_were_recorded_are_concerned_if_they_may_be(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(DAY, [order_row("A", DAY)])
     write_export(DAY + A_DAY, [order_row("B", DAY), "malformed"])
@@ -935,20 +953,20 @@ def test_entries_of_before_the_settings_were_recorded_are_concerned_if_they_may_
         " timezone = NULL"
     )
     days = (DAY, DAY + A_DAY)
-    intake.take(*days)
-    intake.connection.execute(forgotten)
-    assert intake.take(*days).unchanged == (DAY,)
-    intake.connection.execute(forgotten)
-    assert intake.take(*days, late_days=8).unchanged == ()
-    assert intake.take(*days, late_days=8).unchanged == days
+    loader.ingest(*days)
+    loader.connection.execute(forgotten)
+    assert loader.ingest(*days).unchanged == (DAY,)
+    loader.connection.execute(forgotten)
+    assert loader.ingest(*days, late_days=8).unchanged == ()
+    assert loader.ingest(*days, late_days=8).unchanged == days
 
 
 def test_a_lake_that_nobody_has_written_to_since_can_be_asked_what_is_pending(
-    intake: Intake, write_export: WriteExport, settings: Settings
+    loader: ExportLoader, write_export: WriteExport, settings: Settings
 ) -> None:
     write_export(DAY, [order_row("A", DAY)])
-    intake.take(DAY)
+    loader.ingest(DAY)
     for column in ("rules_version", "timezone", "late_days", "max_days_late"):
-        intake.connection.execute(f"ALTER TABLE lake.export_files DROP COLUMN {column}")
+        loader.connection.execute(f"ALTER TABLE lake.export_files DROP COLUMN {column}")
     assert pending_exports(settings) == {}
     assert pending_exports(settings.model_copy(update={"late_days": 8})).keys() == {DAY}

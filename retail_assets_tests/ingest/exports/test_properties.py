@@ -63,7 +63,7 @@ def read(content: bytes) -> list[Row]:
     records = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     header = [name.strip() for name in next(records)]
     rows = [
-        judge(number, dict(zip(header, fields, strict=True)))
+        validate(number, dict(zip(header, fields, strict=True)))
         if len(fields) == len(header)
         else Row(number, "malformed_row")
         for number, fields in enumerate(filter(None, records), start=2)
@@ -85,7 +85,7 @@ def read(content: bytes) -> list[Row]:
     ]
 
 
-def judge(record: int, fields: dict[str, str]) -> Row:
+def validate(record: int, fields: dict[str, str]) -> Row:
     text = {name: fields[name].strip(BLANKS) for name in COLUMNS}
     measured = ("order_value_gbp", "order_timestamp")
     missing = [name for name in COLUMNS if name not in measured and not text[name]]

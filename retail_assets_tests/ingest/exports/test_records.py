@@ -19,7 +19,7 @@ from retail_assets.ingest.exports import csv_records
 from retail_assets.ingest.exports.load import ingest
 from retail_assets.ingest.exports.record_count import RecordCount
 from retail_assets_tests.conftest import HEADER, NewLake, WriteExport, order_row, write_export_to
-from retail_assets_tests.ingest.exports.conftest import Intake
+from retail_assets_tests.ingest.exports.conftest import ExportLoader
 from retail_assets_tests.ingest.exports.test_properties import NO_SHRINKING, fresh
 
 DAY = date(2026, 10, 20)
@@ -68,21 +68,21 @@ SWALLOWED = {
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
 def test_a_quote_that_takes_other_rows_fails_the_day_and_names_the_lines(
-    intake: Intake, write_export: WriteExport, end: str
+    loader: ExportLoader, write_export: WriteExport, end: str
 ) -> None:
     days = [DAY + n * A_DAY for n in range(len(SWALLOWED))]
     for n, (day, (rows, _, _)) in enumerate(zip(days, SWALLOWED.values(), strict=True)):
         lines = "\n".join([NOTED, *rows, ""])
-        write_export(day, lines.replace("\n", end), packed=n % 2 == 1)
-    failed = intake.take(*days, late_days=60).raw.failed
+        write_export(day, lines.replace("\n", end), compressed=n % 2 == 1)
+    failed = loader.ingest(*days, late_days=60).raw.failed
     for day, (name, (_, opened, taken)) in zip(days, SWALLOWED.items(), strict=True):
         assert f"line {opened}: a quote opens there" in failed[day], name
         assert f"such as line {taken}," in failed[day], name
-    assert intake.orders() == intake.rejected() == []
+    assert loader.orders() == loader.rejected() == []
 
 
 def test_an_open_quote_in_one_of_many_files_fails_that_day_alone(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     """Of more than two files a thread, DuckDB reads as far as the quote and notes nothing."""
     days = [DAY + n * A_DAY for n in range(9)]
@@ -92,7 +92,7 @@ def test_an_open_quote_in_one_of_many_files_fails_that_day_alone(
         [row(f"D{n}") for n in range(50)] + [row("O", '"open')] + [row(f"E{n}") for n in range(99)]
     )
     write_export(DAY, rows, header=NOTED)
-    ingested = intake.take(*days, late_days=30)
+    ingested = loader.ingest(*days, late_days=30)
     assert ingested.raw.failed.keys() == {DAY}
     assert "line 52: a quote opens there" in ingested.raw.failed[DAY]
     assert ingested.raw.rows == dict.fromkeys(days[1:], 5)
@@ -112,20 +112,22 @@ SOUND = {
 
 
 def test_fields_of_several_lines_are_read_as_they_are(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     rows = [row(name, note) for name, note in SOUND.items()]
     first = [f"{note},{row(f'first, {name}'.replace(',', ''))}" for name, note in SOUND.items()]
     write_export(DAY, [*rows, *rows[::-1]], header=NOTED)
     write_export(DAY + A_DAY, first, header=f"comment,{NOTED}")
-    ingested = intake.take(DAY, DAY + A_DAY)
+    ingested = loader.ingest(DAY, DAY + A_DAY)
     assert ingested.raw.failed == {}
-    assert {order_id for (order_id,) in intake.orders()} >= SOUND.keys()
+    assert {order_id for (order_id,) in loader.orders()} >= SOUND.keys()
     assert ingested.raw.rows == dict.fromkeys((DAY, DAY + A_DAY), len(SOUND))
-    assert set(intake.rejected("reason")) == {("duplicate_order",)}
+    assert set(loader.rejected("reason")) == {("duplicate_order",)}
 
 
-def test_stray_quotes_reject_their_own_row_alone(intake: Intake, write_export: WriteExport) -> None:
+def test_stray_quotes_reject_their_own_row_alone(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
     write_export(
         DAY,
         [
@@ -138,17 +140,17 @@ def test_stray_quotes_reject_their_own_row_alone(intake: Intake, write_export: W
         ],
         header=NOTED,
     )
-    assert intake.take(DAY).raw.failed == {}
-    assert intake.orders() == [("A",), ("C",), ("D",)]
-    assert intake.rejected("row_number, reason") == [(n, "malformed_row") for n in (3, 6, 7, 8, 9)]
+    assert loader.ingest(DAY).raw.failed == {}
+    assert loader.orders() == [("A",), ("C",), ("D",)]
+    assert loader.rejected("row_number, reason") == [(n, "malformed_row") for n in (3, 6, 7, 8, 9)]
 
 
 def test_quotes_that_are_read_in_two_ways_do_not_make_up_for_a_row_that_was_taken(
-    intake: Intake, write_export: WriteExport
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     """Where quotes only open and close in turn, this file has as many records as it was read."""
     write_export(DAY, [row("A", '5" pipe'), '.00,2026-10-20,"cut', row("B")], header=NOTED)
-    assert "line 3: a quote opens there" in intake.take(DAY).raw.failed[DAY]
+    assert "line 3: a quote opens there" in loader.ingest(DAY).raw.failed[DAY]
 
 
 UNREADABLE = (
@@ -165,7 +167,7 @@ UNREADABLE = (
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("blank", ["", "{end}", "\n\r\n"], ids=["", "blank", "any end"])
 def test_the_text_of_a_row_that_cannot_be_read_is_kept_whole(
-    intake: Intake, write_export: WriteExport, end: str, blank: str
+    loader: ExportLoader, write_export: WriteExport, end: str, blank: str
 ) -> None:
     """DuckDB gives none where quotes are stray, cuts long ones, and loses what follows a byte."""
     blank = blank.format(end=end)
@@ -173,10 +175,10 @@ def test_the_text_of_a_row_that_cannot_be_read_is_kept_whole(
     good = [row(f"T{n}") for n in range(len(rows))]
     content = text_of(*(line + blank for line in rows), *good, end=end)
     write_export(DAY, content.encode(errors="surrogateescape"))
-    write_export(DAY + A_DAY, f"\ufeff{content}".encode(errors="surrogateescape"), packed=True)
-    assert intake.take(DAY, DAY + A_DAY).raw.failed == {}
+    write_export(DAY + A_DAY, f"\ufeff{content}".encode(errors="surrogateescape"), compressed=True)
+    assert loader.ingest(DAY, DAY + A_DAY).raw.failed == {}
     kept = [(2 * n + 2, decoded(row(f"O{n}", note))) for n, note in enumerate(UNREADABLE)]
-    assert intake.rejected("row_number, raw_text") == [*kept, *kept]
+    assert loader.rejected("row_number, raw_text") == [*kept, *kept]
 
 
 ENDS = ("\n", "\r\n", "\r")
@@ -244,7 +246,7 @@ class Spoiled:
 
     content: bytes
     intact: frozenset[str]
-    packed: bool
+    compressed: bool
 
 
 @st.composite
@@ -299,7 +301,7 @@ def taken(
     days = [DAY + n * A_DAY for n in range(len(exports))]
     with fresh(new_lake) as (lake, _, folder):
         for day, export in zip(days, exports, strict=True):
-            write_export_to(folder, day, export.content, packed=export.packed)
+            write_export_to(folder, day, export.content, compressed=export.compressed)
         one_thread = replace(lake, threads=1)
         failed: dict[date, str] = {}
         with one_thread.connect() as connection:

@@ -28,7 +28,7 @@ from retail_assets.settings import Settings
 from retail_assets.tables import CUSTOMERS, PRODUCTS, Table
 from retail_assets.transforms import orders
 from retail_assets_tests.conftest import WriteExport, order_row
-from retail_assets_tests.ingest.exports.conftest import Intake
+from retail_assets_tests.ingest.exports.conftest import ExportLoader
 
 DAY = date(2026, 10, 20)
 NEXT = date(2026, 10, 21)
@@ -55,10 +55,10 @@ def read(settings: Settings, table: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def publish(intake: Intake, settings: Settings, table: Table) -> None:
+def publish(loader: ExportLoader, settings: Settings, table: Table) -> None:
     publish_table(
-        intake.lake,
-        intake.connection,
+        loader.lake,
+        loader.connection,
         table,
         read_reference(settings.reference_dir, table),
         before_swap=partial(restate, table),
@@ -245,37 +245,37 @@ def test_a_file_that_is_not_utf8_is_refused(
     ids=["duplicate", "blank key", "blank category"],
 )
 def test_duplicates_and_blanks_are_refused_and_the_old_rows_stay(
-    intake: Intake,
+    loader: ExportLoader,
     settings: Settings,
     write_reference: WriteReference,
     rows: tuple[str, ...],
     named: str,
 ) -> None:
     write_reference(PRODUCTS, "P0,Old,Food,1,1")
-    publish(intake, settings, PRODUCTS)
+    publish(loader, settings, PRODUCTS)
     write_reference(PRODUCTS, *rows)
     with pytest.raises(AuditError, match=named):
-        publish(intake, settings, PRODUCTS)
-    assert intake.rows("SELECT product_id FROM products") == [("P0",)]
+        publish(loader, settings, PRODUCTS)
+    assert loader.rows("SELECT product_id FROM products") == [("P0",)]
 
 
 @pytest.mark.parametrize("table", [PRODUCTS, CUSTOMERS], ids=lambda table: table.name)
 def test_a_file_that_lacks_more_rows_than_it_may_leaves_the_table_as_it_was(
-    intake: Intake, settings: Settings, write_reference: WriteReference, table: Table
+    loader: ExportLoader, settings: Settings, write_reference: WriteReference, table: Table
 ) -> None:
     def load(rows: int, first: int = 0, max_shrink: float = 0.5) -> None:
         tail = ",a,b,1,1" if table is PRODUCTS else ",a,b,2026-01-01"
         write_reference(table, *(f"K{n}{tail}" for n in range(first, first + rows)))
         publish_table(
-            intake.lake,
-            intake.connection,
+            loader.lake,
+            loader.connection,
             table,
             read_reference(settings.reference_dir, table),
             before_swap=before_swap(table, max_shrink=max_shrink),
         )
 
     def rows() -> int:
-        ((count,),) = intake.rows(f"SELECT count(*) FROM {table.name}")
+        ((count,),) = loader.rows(f"SELECT count(*) FROM {table.name}")
         return int(count)
 
     load(0)
@@ -290,14 +290,14 @@ def test_a_file_that_lacks_more_rows_than_it_may_leaves_the_table_as_it_was(
     assert rows() == 0
 
 
-def publish_completed_orders(intake: Intake) -> None:
+def publish_completed_orders(loader: ExportLoader) -> None:
     frames = (
-        nw.from_native(intake.connection.table(f"lake.{table.name}"))
+        nw.from_native(loader.connection.table(f"lake.{table.name}"))
         for table in (tables.RAW_ORDERS, PRODUCTS, CUSTOMERS)
     )
     published = publish_days(
-        intake.lake,
-        intake.connection,
+        loader.lake,
+        loader.connection,
         tables.COMPLETED_ORDERS,
         orders.completed_orders(*frames),
         [DAY, NEXT],
@@ -324,16 +324,16 @@ CHANGES: dict[str, tuple[Table, tuple[str, ...], set[date]]] = {
 
 
 def test_a_change_makes_the_days_stale_whose_orders_it_concerns_and_no_others(
-    intake: Intake,
+    loader: ExportLoader,
     settings: Settings,
     write_export: WriteExport,
     write_reference: WriteReference,
 ) -> None:
     def made_stale(table: Table, rows: tuple[str, ...]) -> set[date]:
-        before = intake.versions()
+        before = loader.versions()
         write_reference(table, *rows)
-        publish(intake, settings, table)
-        return {day for day, version in intake.versions().items() if version > before[day]}
+        publish(loader, settings, table)
+        return {day for day, version in loader.versions().items() if version > before[day]}
 
     for table, rows in BASE.items():
         assert made_stale(table, rows) == set()
@@ -341,8 +341,8 @@ def test_a_change_makes_the_days_stale_whose_orders_it_concerns_and_no_others(
     soap = order_row("B", NEXT, product_id="P2")
     unknown = order_row("C", NEXT, product_id="P9", customer_id="C2")
     write_export(NEXT, [soap, unknown])
-    intake.take(DAY, NEXT)
-    publish_completed_orders(intake)
+    loader.ingest(DAY, NEXT)
+    publish_completed_orders(loader)
     for change, (table, rows, days) in CHANGES.items():
         assert made_stale(table, rows) == days, change
         assert made_stale(table, BASE[table]) == days, f"{change}, taken back"

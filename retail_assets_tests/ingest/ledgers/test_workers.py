@@ -10,15 +10,15 @@ from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.ingest.ledgers.workers import RUNNING, STOPPED
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests.event_files import EventIntake
+from retail_assets_tests.event_files import EventLoader
 
 
 class Heart:
     """Beats of workers in a lake, numbered."""
 
-    def __init__(self, intake: EventIntake) -> None:
-        self.intake = intake
-        self.connection = intake.connection
+    def __init__(self, loader: EventLoader) -> None:
+        self.loader = loader
+        self.connection = loader.connection
         self.started_at = datetime.now(timezone.utc)
         self.beats = 0
 
@@ -26,14 +26,14 @@ class Heart:
         """Beat once more."""
         self.beats += 1
         figures = {"beat": self.beats}
-        with self.intake.lake.transaction(self.connection, "heartbeat"):
+        with self.loader.lake.transaction(self.connection, "heartbeat"):
             heartbeat.beat(
                 self.connection, worker, ["files"], state, None, figures, self.started_at
             )
 
     def fold(self) -> None:
         """Forget the old beats."""
-        with self.intake.lake.transaction(self.connection, "fold"):
+        with self.loader.lake.transaction(self.connection, "fold"):
             heartbeat.compact(self.connection)
 
     def seen(self) -> dict[str, Any]:
@@ -43,16 +43,16 @@ class Heart:
 
     def rows(self) -> list[tuple[str, str]]:
         """All rows that there are."""
-        return self.intake.rows("SELECT worker, state FROM stream_workers ORDER BY rowid")
+        return self.loader.rows("SELECT worker, state FROM stream_workers ORDER BY rowid")
 
 
 @pytest.fixture
 def heart(lake: Lake, settings: Settings) -> Iterator[Heart]:
-    with EventIntake.open(settings) as intake:
-        yield Heart(intake)
+    with EventLoader.open(settings) as loader:
+        yield Heart(loader)
 
 
-def test_the_newest_beat_of_each_worker_counts_before_and_after_they_are_folded(
+def test_the_newest_beat_of_each_worker_counts_before_and_after_they_are_compacted(
     heart: Heart,
 ) -> None:
     for worker in ("w1", "w2", "w1", "w2", "w2"):
@@ -67,7 +67,7 @@ def test_the_newest_beat_of_each_worker_counts_before_and_after_they_are_folded(
 
 def test_a_clock_that_was_set_back_hides_no_beat(heart: Heart) -> None:
     heart.beat("w1")
-    with heart.intake.lake.transaction(heart.connection, "the clock was wrong"):
+    with heart.loader.lake.transaction(heart.connection, "the clock was wrong"):
         heart.connection.execute(
             "UPDATE lake.stream_workers SET heartbeat_at = heartbeat_at + INTERVAL 1 HOUR"
         )
@@ -84,7 +84,7 @@ def test_a_worker_that_has_ended_in_order_leaves_one_row(heart: Heart) -> None:
 
 
 @pytest.mark.parametrize("beats", [2, 3])
-def test_beats_are_folded_once_they_are_many(
+def test_beats_are_compacted_once_they_are_many(
     heart: Heart, beats: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "COMPACT_ROWS", 2)
@@ -109,7 +109,7 @@ def test_a_heartbeat_from_the_future_is_not_alive(heart: Heart, ahead: int, live
 
 def test_a_worker_of_the_future_stands_before_none_that_came_later(heart: Heart) -> None:
     heart.beat("w1")
-    with heart.intake.lake.transaction(heart.connection, "the clock was wrong"):
+    with heart.loader.lake.transaction(heart.connection, "the clock was wrong"):
         heart.connection.execute(
             "UPDATE lake.stream_workers SET heartbeat_at = '2099-01-01', sources = 'files, kafka'"
         )

@@ -49,7 +49,7 @@ def frame(value: bytes, schema: int = 7) -> bytes:
         (Tombstone.of(b"O1"), "tombstone"),
     ],
 )
-def test_what_is_no_event_as_a_whole_is_one_letter_with_a_reason_of_its_own(payload, defect):
+def test_what_is_no_event_as_a_whole_is_one_dead_letter_with_a_reason_of_its_own(payload, defect):
     assert defect in DEFECTS
     found = read(EVENT, payload, EVENT)
     assert [found[0], found[2]] == [(event(1), None)] * 2

@@ -7,14 +7,14 @@ import pytest
 
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.events.session import EventSession
-from retail_assets.ingest.messages.load import Received, take
+from retail_assets.ingest.messages.load import Received, ingest
 from retail_assets.ingest.repair import dead_letters, replay
 from retail_assets.ingest.repair.dead_letters import Redriven
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
 from retail_assets_tests.conftest import copy_data
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.processes import finish, start
 
 DAY, NEXT = date(2026, 10, 12), date(2026, 10, 13)
@@ -24,16 +24,16 @@ LATER = f"file:{NEXT}/b.jsonl:1"
 
 
 @pytest.fixture
-def intake(settings, lake) -> Iterator[EventIntake]:
-    with EventIntake.open(settings) as intake:
-        yield intake
+def loader(settings, lake) -> Iterator[EventLoader]:
+    with EventLoader.open(settings) as loader:
+        yield loader
 
 
 LINES = [event(1), event(2, order_value_gbp=900), event(3, order_value_gbp=-3), "\x00", "null"]
 
 
 @pytest.fixture
-def taken(settings, tmp_path_factory, request) -> Iterator[EventIntake]:
+def taken(settings, tmp_path_factory, request) -> Iterator[EventLoader]:
     """Letters of several reasons; one of them is valid by the rules as they are afterwards.
 
     A copy: to ingest them by other rules compiles these.
@@ -43,29 +43,29 @@ def taken(settings, tmp_path_factory, request) -> Iterator[EventIntake]:
         request.getfixturevalue("rules_may_change")
         other = Settings(data_dir=model)
         request.getfixturevalue("new_lake")(model)
-        with pytest.MonkeyPatch.context() as patch, EventIntake.open(other) as intake:
+        with pytest.MonkeyPatch.context() as patch, EventLoader.open(other) as loader:
             patch.setattr(events, "OUT_OF_RANGE_GBP", 500)
-            intake.write(FILE, LINES)
-            intake.write(f"{NEXT}/b.jsonl", ["{"])
-            intake.take()
-            assert intake.events() == [("E1",)]
+            loader.write(FILE, LINES)
+            loader.write(f"{NEXT}/b.jsonl", ["{"])
+            loader.ingest()
+            assert loader.events() == [("E1",)]
     copy_data(model, settings)
-    with EventIntake.open(settings) as intake:
-        yield intake
+    with EventLoader.open(settings) as loader:
+        yield loader
 
 
-def redrive(intake: EventIntake, *ids: str, payload: str | None = None) -> dict[str, str]:
-    done = dead_letters.redrive(intake.session, ids, payload=payload)
+def redrive(loader: EventLoader, *ids: str, payload: str | None = None) -> dict[str, str]:
+    done = dead_letters.redrive(loader.session, ids, payload=payload)
     return {item.id: item.outcome for item in done}
 
 
-def find(intake: EventIntake, **options: object) -> list[str]:
-    return [letter["id"] for letter in dead_letters.find(intake.connection, **options)]
+def find(loader: EventLoader, **options: object) -> list[str]:
+    return [letter["id"] for letter in dead_letters.find(loader.connection, **options)]
 
 
-def counts(intake: EventIntake) -> list[tuple[int, ...]]:
+def counts(loader: EventLoader) -> list[tuple[int, ...]]:
     """Lines, accepted, dead-lettered and duplicates of the file, in all its versions."""
-    return intake.rows(
+    return loader.rows(
         "SELECT lines, accepted, dead_lettered, duplicate FROM event_files"
         " WHERE path = ? ORDER BY version",
         FILE,
@@ -75,7 +75,7 @@ def counts(intake: EventIntake) -> list[tuple[int, ...]]:
 # --- looking at them -----------------------------------------------------------------------------
 
 
-def test_letters_are_found_by_id_reason_day_and_whether_they_are_open(taken):
+def test_dead_letters_are_found_by_id_reason_day_and_whether_they_are_open(taken):
     assert find(taken) == [LATER, DEAR, NEGATIVE, NUL, NULL]
     assert find(taken, limit=2) == [LATER, DEAR]
     assert find(taken, reason="not_positive") == [NEGATIVE]
@@ -87,7 +87,7 @@ def test_letters_are_found_by_id_reason_day_and_whether_they_are_open(taken):
     assert find(taken) == [LATER, DEAR, NEGATIVE, NUL, NULL], "they stay for ever"
 
 
-def test_a_letter_says_what_is_wrong_with_it(taken):
+def test_a_dead_letter_says_what_is_wrong_with_it(taken):
     (letter,) = dead_letters.find(taken.connection, ids=[NEGATIVE])
     assert {name: letter[name] for name in ("reason", "field", "payload", "redriven")} == {
         "reason": "not_positive",
@@ -102,7 +102,7 @@ def test_a_letter_says_what_is_wrong_with_it(taken):
 # --- as they are ---------------------------------------------------------------------------------
 
 
-def test_after_a_rule_has_changed_a_letter_is_taken_in_as_it_is_and_once(taken):
+def test_after_a_rule_has_changed_a_dead_letter_is_ingested_as_it_is_and_once(taken):
     assert redrive(taken, DEAR, NEGATIVE) == {
         DEAR: "accepted",
         NEGATIVE: "still not_positive (order_value_gbp)",
@@ -116,7 +116,7 @@ def test_after_a_rule_has_changed_a_letter_is_taken_in_as_it_is_and_once(taken):
     assert taken.tables() == before
 
 
-def test_what_came_of_each_letter_is_told_in_the_order_of_their_ids(taken):
+def test_what_came_of_each_dead_letter_is_told_in_the_order_of_their_ids(taken):
     done = dead_letters.redrive(taken.session, [NULL, NUL, DEAR])
     assert done == [
         Redriven(DEAR, "accepted"),
@@ -125,10 +125,10 @@ def test_what_came_of_each_letter_is_told_in_the_order_of_their_ids(taken):
     ]
 
 
-def test_what_the_lake_could_not_take_in_is_whole_and_is_redriven_as_it_is(taken):
+def test_what_the_lake_could_not_ingest_is_whole_and_is_redriven_as_it_is(taken):
     payloads = [event(number).encode() for number in (7, 8)]
     given_up = Received("kafka", "orders:0", DAY, [5, 6], payloads, 0.0, defect="not_taken")
-    take(taken.session, [given_up])
+    ingest(taken.session, [given_up])
     ids = find(taken, reason="not_taken")
 
     assert redrive(taken, *ids, NUL) == {
@@ -139,7 +139,7 @@ def test_what_the_lake_could_not_take_in_is_whole_and_is_redriven_as_it_is(taken
     assert taken.events() == [("E1",), ("E7",), ("E8",)]
 
 
-def test_letters_that_are_still_bad_leave_no_trace(taken):
+def test_dead_letters_that_are_still_bad_leave_no_trace(taken):
     before = taken.tables()
     redrive(taken, NEGATIVE, NULL, LATER)
     assert taken.tables() == before
@@ -152,7 +152,7 @@ def test_nothing_to_redrive_is_nothing_done(taken):
 # --- mended --------------------------------------------------------------------------------------
 
 
-def test_a_mended_letter_is_an_event_of_the_day_on_which_it_was_received(taken):
+def test_a_corrected_dead_letter_is_an_event_of_the_day_on_which_it_was_received(taken):
     payload = '{\n  "event_id": "E3", "order_id": "O3", "customer_id": "C1",\n "region": "N",'
     assert redrive(taken, NEGATIVE, payload=payload + '\n"order_value_gbp": 3}\n') == {
         NEGATIVE: "accepted"
@@ -164,12 +164,12 @@ def test_a_mended_letter_is_an_event_of_the_day_on_which_it_was_received(taken):
     assert (letter["payload"], letter["redriven"]) == (LINES[2], True)
 
 
-def test_a_defective_letter_can_be_mended(taken):
+def test_a_defective_dead_letter_can_be_corrected(taken):
     assert redrive(taken, NUL, payload=event(4)) == {NUL: "accepted"}
     assert taken.events() == [("E1",), ("E4",)]
 
 
-def test_a_letter_that_is_mended_again_in_another_way_gives_no_second_event(taken):
+def test_a_dead_letter_that_is_corrected_again_in_another_way_gives_no_second_event(taken):
     assert redrive(taken, NEGATIVE, payload=event(3)) == {NEGATIVE: "accepted"}
     before = taken.tables()
     assert redrive(taken, NEGATIVE, payload=event(30)) == {NEGATIVE: "redriven before"}
@@ -185,24 +185,26 @@ def test_an_event_that_is_known_already_is_a_duplicate(taken):
 
 
 @pytest.mark.usefixtures("rules_may_change")
-def test_letters_with_the_same_event_in_them_give_it_once(intake, monkeypatch):
-    intake.write(FILE, [event(2, order_value_gbp=900), event(2, order_value_gbp=900.0)])
+def test_dead_letters_with_the_same_event_in_them_give_it_once(loader, monkeypatch):
+    loader.write(FILE, [event(2, order_value_gbp=900), event(2, order_value_gbp=900.0)])
     with monkeypatch.context() as patch:
         patch.setattr(events, "OUT_OF_RANGE_GBP", 500)
-        intake.take()
-    first, second = intake.letters()
-    assert redrive(intake, first, second) == {first: "accepted", second: "duplicate"}
-    assert intake.events("order_value_gbp::VARCHAR") == [("900.00",)]
+        loader.ingest()
+    first, second = loader.letters()
+    assert redrive(loader, first, second) == {first: "accepted", second: "duplicate"}
+    assert loader.events("order_value_gbp::VARCHAR") == [("900.00",)]
 
 
-def test_a_letter_that_is_named_twice_is_redriven_once(taken):
+def test_a_dead_letter_that_is_named_twice_is_redriven_once(taken):
     assert redrive(taken, DEAR, DEAR) == {DEAR: "accepted"}
     assert taken.events() == [("E1",), ("E2",)]
 
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_several_that_mend_a_letter_at_once_in_different_ways_give_one_event(taken, tmp_path):
+def test_several_that_correct_a_dead_letter_at_once_in_different_ways_give_one_event(
+    taken, tmp_path
+):
     started = tmp_path / "started"
     started.mkdir()
     values = taken.settings.model_dump()
@@ -236,7 +238,7 @@ def test_a_redriven_event_goes_with_its_file_when_that_is_replaced(taken):
     redrive(taken, NEGATIVE, payload=event(3))
     assert taken.events() == [("E1",), ("E2",), ("E3",)]
     taken.write(FILE, [event(7)])
-    taken.take()
+    taken.ingest()
     assert taken.events() == [("E7",)]
     assert taken.letters() == [LATER]
     # What was received stays in the log, and is not replayed.
@@ -249,7 +251,7 @@ def test_a_redriven_event_goes_with_its_file_when_that_is_replaced(taken):
 def test_a_redriven_event_stays_when_its_file_grows(taken):
     redrive(taken, NEGATIVE, payload=event(3))
     taken.write(FILE, [*LINES, event(7)])
-    taken.take()
+    taken.ingest()
     assert taken.events() == [("E1",), ("E3",), ("E7",)]
 
 
@@ -269,20 +271,20 @@ def test_a_replay_keeps_redriven_events(taken):
 def test_the_same_event_in_another_file_later_is_a_duplicate_of_the_redriven_one(taken):
     redrive(taken, NEGATIVE, payload=event(3))
     taken.write(f"{NEXT}/c.jsonl", [event(3, order_value_gbp=33)])
-    taken.take()
+    taken.ingest()
     assert taken.events("event_id, order_value_gbp::VARCHAR") == [("E1", "10.00"), ("E3", "10.00")]
 
 
 # --- errors --------------------------------------------------------------------------------------
 
 
-def test_a_letter_that_is_not_there_is_named(taken):
+def test_a_dead_letter_that_is_not_there_is_named(taken):
     with pytest.raises(RetailAssetsError, match="There is no dead letter file:x:1: `dead-letters"):
         redrive(taken, DEAR, "file:x:1")
     assert taken.events() == [("E1",)], "nothing was done for the others either"
 
 
-def test_a_payload_is_for_one_letter(taken):
+def test_a_payload_is_for_one_dead_letter(taken):
     with pytest.raises(UsageError, match="A payload corrects one dead letter: name one"):
         redrive(taken, DEAR, NEGATIVE, payload=event(3))
 

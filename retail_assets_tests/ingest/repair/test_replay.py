@@ -8,22 +8,22 @@ import pytest
 from retail_assets.consumers import live_revenue
 from retail_assets.ingest.repair import replay
 from retail_assets.transforms import events
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.platform import CUSTOMERS, PRODUCTS
 
 DAY, NEXT = date(2026, 10, 12), date(2026, 10, 13)
 
 
 @pytest.fixture
-def intake(settings, lake) -> Iterator[EventIntake]:
-    with EventIntake.open(settings) as intake:
-        yield intake
+def loader(settings, lake) -> Iterator[EventLoader]:
+    with EventLoader.open(settings) as loader:
+        yield loader
 
 
 @pytest.fixture
-def taken(intake) -> EventIntake:
+def taken(loader) -> EventLoader:
     """Two days of events: valid ones, bad ones, conflicts with the first day, a defective line."""
-    intake.write(
+    loader.write(
         f"{DAY}/a.jsonl",
         [
             event(1, order_value_gbp=600),
@@ -35,26 +35,26 @@ def taken(intake) -> EventIntake:
             event(1, order_value_gbp=601),
         ],
     )
-    intake.write(f"{NEXT}/b.jsonl", [event(1), event(5, order_value_gbp=700), "{"])
-    intake.take()
-    return intake
+    loader.write(f"{NEXT}/b.jsonl", [event(1), event(5, order_value_gbp=700), "{"])
+    loader.ingest()
+    return loader
 
 
-def check(intake: EventIntake) -> list[tuple[date, str, int, int]]:
+def check(loader: EventLoader) -> list[tuple[date, str, int, int]]:
     return [
         (found.day, found.table, found.gone, found.new)
         for day in (DAY, NEXT)
-        for found in replay.check_day(intake.session, day)
+        for found in replay.check_day(loader.session, day)
     ]
 
 
-def run_replay(intake: EventIntake, *days: date) -> None:
+def run_replay(loader: EventLoader, *days: date) -> None:
     for day in days:
-        replay.replay_day(intake.session, day)
+        replay.replay_day(loader.session, day)
 
 
-def processed(intake: EventIntake) -> dict[str, object]:
-    return dict(intake.rows("SELECT event_id, processed_at FROM enriched_events"))
+def processed(loader: EventLoader) -> dict[str, object]:
+    return dict(loader.rows("SELECT event_id, processed_at FROM enriched_events"))
 
 
 def test_the_days_with_events_are_found(taken):

@@ -18,15 +18,15 @@ from retail_assets.ingest.event_files.folder import EventFolder
 from retail_assets.ingest.events.batch import BatchResult, EventBatch
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets.worker.metrics import Figures
+from retail_assets.worker.metrics import Metrics
 from retail_assets.worker.sources import files
-from retail_assets.worker.sources.files import NAME, SCAN, WATCH, FileLane
-from retail_assets_tests.event_files import EventIntake, event
+from retail_assets.worker.sources.files import NAME, SCAN, WATCH, FilePipeline
+from retail_assets_tests.event_files import EventLoader, event
 
 HANG_SECONDS = 120
 NEVER = 1e6
 
-StartLane: TypeAlias = Callable[[], Figures]
+StartLane: TypeAlias = Callable[[], Metrics]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def seen(settings: Settings, lake: Lake) -> Iterator[EventIntake]:
-    with EventIntake.open(settings) as seen:
+def seen(settings: Settings, lake: Lake) -> Iterator[EventLoader]:
+    with EventLoader.open(settings) as seen:
         yield seen
 
 
@@ -49,20 +49,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start_lane(seen: EventIntake) -> Iterator[StartLane]:
+def start_lane(seen: EventLoader) -> Iterator[StartLane]:
     """Starts a lane, waits until it has looked at the folder once, and ends it."""
-    lanes: list[FileLane] = []
+    lanes: list[FilePipeline] = []
 
-    def start() -> Figures:
-        figures = Figures()
-        lanes.append(FileLane(seen.settings, seen.lake, figures))
+    def start() -> Metrics:
+        metrics = Metrics()
+        lanes.append(FilePipeline(seen.settings, seen.lake, metrics))
         lanes[-1].start()
-        until(lambda: "event_files_left_alone" in figures.gauges or figures.problems)
-        return figures
+        until(lambda: "event_files_left_alone" in metrics.gauges or metrics.problems)
+        return metrics
 
     yield start
-    for lane in lanes:
-        lane.stop()
+    for pipeline in lanes:
+        pipeline.stop()
 
 
 def scan_every(patch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -78,25 +78,25 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def test_what_lies_there_before_the_start_is_taken_in(seen, start_lane, monkeypatch):
+def test_what_lies_there_before_the_start_is_ingested(seen, start_lane, monkeypatch):
     scan_every(monkeypatch, NEVER)
     seen.write("a.jsonl", [event(1), "{"])
-    figures = start_lane()
+    metrics = start_lane()
     until(lambda: seen.events() == [("E1",)])
-    until(lambda: NAME in figures.sources)
-    assert vars(figures.sources[NAME]) == {
+    until(lambda: NAME in metrics.sources)
+    assert vars(metrics.sources[NAME]) == {
         "lines": 2,
         "accepted": 1,
         "dead_lettered": 1,
         "duplicate": 0,
     }
     # Nobody knows when it was offered.
-    assert figures.snapshot()["latency_p50_ms"] is None
+    assert metrics.snapshot()["latency_p50_ms"] is None
 
 
 def test_a_file_that_is_written_later_arrives_by_notification(seen, start_lane, monkeypatch):
     scan_every(monkeypatch, NEVER)
-    figures = start_lane()
+    metrics = start_lane()
     numbers = count()
 
     def arrives() -> bool:
@@ -106,30 +106,30 @@ def test_a_file_that_is_written_later_arrives_by_notification(seen, start_lane, 
         return bool(seen.events())
 
     until(arrives)
-    until(lambda: figures.snapshot()["latency_p50_ms"] is not None)
+    until(lambda: metrics.snapshot()["latency_p50_ms"] is not None)
 
 
 def test_what_is_not_told_of_arrives_by_a_later_scan(seen, start_lane, monkeypatch):
-    monkeypatch.setattr(FileLane, "_watch", lambda _: None)
-    figures = start_lane()
+    monkeypatch.setattr(FilePipeline, "_watch", lambda _: None)
+    metrics = start_lane()
     for number in range(3):
         seen.write(f"{number}.jsonl", [event(number)])
         until(lambda number=number: len(seen.events()) == number + 1)
-    assert figures.problems == {}
+    assert metrics.problems == {}
 
 
-def test_a_packed_file_arrives_once_it_is_still(seen, start_lane):
-    packed = gzip.compress(f"{event(1)}\n".encode())
-    seen.write("a.jsonl.gz", packed[:-9], modified_ns=time.time_ns())
+def test_a_compressed_file_arrives_once_it_is_settled(seen, start_lane):
+    compressed = gzip.compress(f"{event(1)}\n".encode())
+    seen.write("a.jsonl.gz", compressed[:-9], modified_ns=time.time_ns())
     start_lane()
     seen.write("b.jsonl", [event(2)])
     until(lambda: seen.events() == [("E2",)])
-    seen.write("a.jsonl.gz", packed)
+    seen.write("a.jsonl.gz", compressed)
     until(lambda: seen.events() == [("E1",), ("E2",)])
     assert seen.rows("FROM failed_event_files") == []
 
 
-def test_a_last_line_without_newline_arrives_once_its_file_is_still(seen, start_lane):
+def test_a_last_line_without_newline_arrives_once_its_file_is_settled(seen, start_lane):
     content = f"{event(1)}\n{event(2)}".encode()
     seen.write("a.jsonl", content, modified_ns=time.time_ns())
     start_lane()
@@ -146,7 +146,7 @@ def test_a_last_line_without_newline_arrives_once_its_file_is_still(seen, start_
         (WATCH, watchfiles, "watch"),
     ],
 )
-def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
+def test_an_iteration_that_fails_is_noted_and_the_pipeline_goes_on(
     name, owner, attribute, seen, start_lane, monkeypatch, caplog
 ):
     work = getattr(owner, attribute)
@@ -160,11 +160,11 @@ def test_a_turn_that_fails_is_noted_and_the_lane_goes_on(
     seen.write("a.jsonl", [event(1)])
     with monkeypatch.context() as patch:
         patch.setattr(owner, attribute, failing)
-        figures = start_lane()
-        until(lambda: "disk full" in figures.problems.get(name, ""))
+        metrics = start_lane()
+        until(lambda: "disk full" in metrics.problems.get(name, ""))
         assert "disk full" in caplog.text
         mended.set()
-        until(lambda: not figures.problems)
+        until(lambda: not metrics.problems)
         seen.write("b.jsonl", [event(2)])
         until(lambda: seen.events() == [("E1",), ("E2",)])
 
@@ -184,63 +184,63 @@ def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
     monkeypatch.setattr(EventBatch, "apply", breaking)
     for name in ("a", "odd", "z"):
         seen.write(f"{name}.jsonl", [event(ord(name[0]))])
-    figures = start_lane()
+    metrics = start_lane()
     until(lambda: seen.events() == [("E122",), ("E97",)])
-    until(lambda: figures.gauges["event_files_left_alone"] == 1)
+    until(lambda: metrics.gauges["event_files_left_alone"] == 1)
     [(path, attempts)] = seen.rows("SELECT path, attempts FROM failed_event_files")
     # A scan may have been on its way when it failed for the last time.
     assert (path, attempts >= event_pending.MAX_ATTEMPTS) == ("odd.jsonl", True)
     assert "odd.jsonl cannot be ingested: it met something odd" in caplog.text
-    assert figures.problems == {}
+    assert metrics.problems == {}
 
 
 @pytest.fixture
-def lane(seen: EventIntake) -> FileLane:
+def pipeline(seen: EventLoader) -> FilePipeline:
     """A lane that has not begun: the test takes its turns, over the connection of `seen`."""
-    return FileLane(seen.settings, seen.lake, Figures())
+    return FilePipeline(seen.settings, seen.lake, Metrics())
 
 
-def test_a_new_field_is_warned_about_once(seen, lane, caplog):
+def test_a_new_field_is_warned_about_once(seen, pipeline, caplog):
     for number, changed in enumerate(({}, {"note": "x"}, {"note": "y"})):
         seen.write(f"{number}.jsonl", [event(number, **changed)])
-        lane._notice([f"{number}.jsonl"], time.time())
-        lane._take_once(seen.session)
+        pipeline._notice([f"{number}.jsonl"], time.time())
+        pipeline._ingest_once(seen.session)
     assert [record.getMessage() for record in caplog.records] == [
         "Fields that no event had before: note (VARCHAR)"
     ]
 
 
-def notice(lane: FileLane, seen: EventIntake, *numbers: int) -> None:
+def notice(pipeline: FilePipeline, seen: EventLoader, *numbers: int) -> None:
     for number in numbers:
         seen.write(f"{number}.jsonl", [event(number)])
-        lane._notice([f"{number}.jsonl"], time.time())
+        pipeline._notice([f"{number}.jsonl"], time.time())
 
 
-def take(seen: EventIntake, lane: FileLane) -> set[int]:
+def take(seen: EventLoader, pipeline: FilePipeline) -> set[int]:
     """Take a turn; returns the numbers of all events that are there then."""
-    lane._take_once(seen.session)
+    pipeline._ingest_once(seen.session)
     return {int(name.removeprefix("E")) for (name,) in seen.events()}
 
 
-def test_what_was_noticed_first_is_taken_in_first(seen, lane, monkeypatch):
+def test_what_was_noticed_first_is_ingested_first(seen, pipeline, monkeypatch):
     monkeypatch.setattr(files, "FILES_AT_ONCE", 2)
-    notice(lane, seen, 1, 2, 3)
-    notice(lane, seen, 4, 1)
-    assert take(seen, lane) == {1, 2}
-    assert take(seen, lane) == {1, 2, 3, 4}
+    notice(pipeline, seen, 1, 2, 3)
+    notice(pipeline, seen, 4, 1)
+    assert take(seen, pipeline) == {1, 2}
+    assert take(seen, pipeline) == {1, 2, 3, 4}
 
 
-def test_pipes_and_links_are_left_alone_and_keep_nobody_waiting(seen, lane, tmp_path):
+def test_pipes_and_links_are_left_alone_and_keep_nobody_waiting(seen, pipeline, tmp_path):
     seen.write("a.jsonl", [event(1)])
     folder = Path(seen.settings.events_location)
     os.mkfifo(folder / "pipe.jsonl")
     (tmp_path / "secret.jsonl").write_text(event(2))
     (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    lane._notice(["pipe.jsonl", "link.jsonl", "a.jsonl"], time.time())
-    assert take(seen, lane) == {1}
+    pipeline._notice(["pipe.jsonl", "link.jsonl", "a.jsonl"], time.time())
+    assert take(seen, pipeline) == {1}
     assert seen.rows("SELECT path FROM failed_event_files") == []
-    lane._scan_once(seen.connection)
-    assert lane._figures.gauges["event_files_left_alone"] == 2
+    pipeline._scan_once(seen.connection)
+    assert pipeline._metrics.gauges["event_files_left_alone"] == 2
 
 
 def test_the_end_does_not_wait_for_a_disk_that_does_not_answer(seen, monkeypatch, caplog):
@@ -254,54 +254,54 @@ def test_the_end_does_not_wait_for_a_disk_that_does_not_answer(seen, monkeypatch
 
     monkeypatch.setattr(EventFolder, "open", open_never)
     seen.write("a.jsonl", [event(1)])
-    lane = FileLane(seen.settings, seen.lake, Figures())
-    lane.start()
+    pipeline = FilePipeline(seen.settings, seen.lake, Metrics())
+    pipeline.start()
     try:
         assert asked.wait(HANG_SECONDS)
-        lane.stop()
-        assert [thread.is_alive() for thread in lane._threads].count(True) >= 1
-        assert all(thread.daemon for thread in lane._threads)
+        pipeline.stop()
+        assert [thread.is_alive() for thread in pipeline._threads].count(True) >= 1
+        assert all(thread.daemon for thread in pipeline._threads)
         assert "still being read or committed" in caplog.text
     finally:
         answers.set()
-        for thread in lane._threads:
+        for thread in pipeline._threads:
             thread.join(HANG_SECONDS)
     assert seen.events() == []
 
 
-def test_what_a_scan_found_is_taken_in_though_notices_do_not_end(seen, lane, monkeypatch):
+def test_what_a_scan_found_is_ingested_though_notices_do_not_end(seen, pipeline, monkeypatch):
     monkeypatch.setattr(files, "SHARE_FILES", 2)
     seen.write("before.jsonl", [event(1)])
     seen.write("packed.jsonl.gz", [event(2)])
     seen.write("without newline.jsonl", event(3).encode())
     seen.write("large.jsonl", [event(4, note="x" * 1000)])
-    lane._scan_once(seen.connection)
+    pipeline._scan_once(seen.connection)
     numbers = count(10)
-    taken: set[int] = set()
+    results: set[int] = set()
 
     def all_found_are_taken() -> bool:
-        notice(lane, seen, next(numbers))
-        taken.update(take(seen, lane))
-        return taken >= {1, 2, 3, 4}
+        notice(pipeline, seen, next(numbers))
+        results.update(take(seen, pipeline))
+        return results >= {1, 2, 3, 4}
 
     until(all_found_are_taken)
-    assert max(taken) >= 10, "those that are noticed arrive meanwhile"
+    assert max(results) >= 10, "those that are noticed arrive meanwhile"
 
 
 @pytest.mark.parametrize(("limit", "value"), [("SHARE_FILES", 2), ("SHARE_BYTES", 200)])
 def test_what_is_noticed_waits_for_a_small_share_of_what_a_scan_found(
-    limit, value, seen, lane, monkeypatch
+    limit, value, seen, pipeline, monkeypatch
 ):
     monkeypatch.setattr(files, limit, value)
     monkeypatch.setattr(files, "SHARE_REST", NEVER)
     for number in range(5):
         seen.write(f"{number}.jsonl", [event(number)])
-    lane._scan_once(seen.connection)
-    notice(lane, seen, 10)
-    assert take(seen, lane) == {0, 1}
-    assert lane._figures.snapshot()["latency_p50_ms"] is None
-    assert take(seen, lane) == {0, 1, 10}
-    assert lane._figures.snapshot()["latency_p50_ms"] is not None
-    notice(lane, seen, 11)
-    assert take(seen, lane) == {0, 1, 10, 11}
-    assert take(seen, lane) == {0, 1, 2, 3, 4, 10, 11}
+    pipeline._scan_once(seen.connection)
+    notice(pipeline, seen, 10)
+    assert take(seen, pipeline) == {0, 1}
+    assert pipeline._metrics.snapshot()["latency_p50_ms"] is None
+    assert take(seen, pipeline) == {0, 1, 10}
+    assert pipeline._metrics.snapshot()["latency_p50_ms"] is not None
+    notice(pipeline, seen, 11)
+    assert take(seen, pipeline) == {0, 1, 10, 11}
+    assert take(seen, pipeline) == {0, 1, 2, 3, 4, 10, 11}

@@ -70,10 +70,10 @@ class Topic:
             )
         if not self.bootstrap or not self.group:
             raise UsageError("Kafka needs the address of a broker and the name of a group.")
-        taken = {*_OURS, "bootstrap.servers", "group.id"} & self.options.keys()
-        if taken:
+        reserved = {*_OURS, "bootstrap.servers", "group.id"} & self.options.keys()
+        if reserved:
             raise UsageError(
-                f"RETAIL_KAFKA_OPTIONS cannot set {', '.join(sorted(taken))}:"
+                f"RETAIL_KAFKA_OPTIONS cannot set {', '.join(sorted(reserved))}:"
                 " the worker depends on its own value; remove it there."
             )
 

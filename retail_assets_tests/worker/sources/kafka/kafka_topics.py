@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from retail_assets.ingest.events.session import EventSession
-from retail_assets.ingest.messages.load import Received, take
+from retail_assets.ingest.messages.load import Received
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.inbox import Inbox
@@ -163,7 +163,7 @@ def member(source: KafkaSource, settings: Settings, *, max_events: int = 100) ->
             while not over.is_set() or inbox.events:
                 batch = inbox.take(max_events=max_events, linger_seconds=0, timeout_seconds=0.05)
                 if batch:
-                    take(session, batch)
+                    ingest(session, batch)
                 for received in batch:
                     received.done()
 

@@ -73,7 +73,7 @@ def test_what_is_received_is_of_kafka_and_was_offered_when_it_was_sent(
 
 
 @pytest.mark.usefixtures("alone")
-def test_every_message_is_in_the_lake_whole_and_what_is_no_event_is_one_letter(
+def test_every_message_is_in_the_lake_whole_and_what_is_no_event_is_one_dead_letter(
     broker: Broker, settings: Settings, lake: Lake
 ) -> None:
     one = event(1).encode()
@@ -164,7 +164,7 @@ def test_what_was_not_durable_is_read_again(broker: Broker, settings: Settings, 
 
 
 @pytest.mark.usefixtures("alone")
-def test_one_portion_of_a_partition_is_under_way_at_a_time_until_it_is_durable(
+def test_one_chunk_of_a_partition_is_under_way_at_a_time_until_it_is_durable(
     broker: Broker, settings: Settings
 ) -> None:
     # Were the next one taken in while this one is refused, the ledger would pass over this one.
@@ -338,7 +338,7 @@ def test_a_member_that_is_killed_in_a_transaction_leaves_nothing_lost_or_double(
 
 
 @pytest.mark.slow
-def test_a_broker_that_was_away_is_taken_up_again(
+def test_a_broker_that_was_away_is_picked_up_again(
     settings: Settings, lake: Lake, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)

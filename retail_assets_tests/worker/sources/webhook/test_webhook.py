@@ -69,12 +69,12 @@ def test_events_reach_the_tables_and_bad_lines_the_dead_letters(lake: Lake):
     ):
         answer = pool.submit(webhook.post, body, "application/x-ndjson")
         batch = webhook.take()
-        taken = received.take(EventSession(lake, connection), batch)["webhook"]
+        results = received.take(EventSession(lake, connection), batch)["webhook"]
         for item in batch:
             item.done()
         assert answer.result().status_code == 202
         assert answer.result().json() == {"accepted": 7}
-        assert (taken.lines, taken.accepted, taken.dead_lettered) == (7, 2, 5)
+        assert (results.lines, results.accepted, results.dead_lettered) == (7, 2, 5)
         assert connection.execute(
             "SELECT event_id, source, source_name, position FROM lake.enriched_events ORDER BY ALL"
         ).fetchall() == [("E1", "webhook", "worker-1", 1), ("E3", "webhook", "worker-1", 4)]
@@ -340,7 +340,7 @@ def test_other_types_are_refused(headers: dict[str, str], idle_webhook: Webhook)
     assert idle_webhook.inbox.events == 0
 
 
-def test_a_compressed_body_is_not_unpacked(idle_webhook: Webhook):
+def test_a_compressed_body_is_not_decompressed(idle_webhook: Webhook):
     bomb = gzip.compress(b"[" + b" " * 50_000_000 + b"]")
     answer = idle_webhook.client.post(
         "/events",
@@ -627,7 +627,7 @@ def test_a_full_inbox_puts_senders_off():
         assert (item.payloads, list(item.positions)) == ([b'{"a":2}'], [2])
 
 
-def test_events_that_could_not_be_taken_in_are_to_be_sent_again():
+def test_events_that_could_not_be_ingested_are_to_be_sent_again():
     with running_webhook() as webhook, ThreadPoolExecutor() as pool:
         answer = pool.submit(webhook.post, b'{"a":1}')
         (item,) = webhook.take()
@@ -771,11 +771,11 @@ def test_a_webhook_without_a_token_does_not_start():
     ],
 )
 def test_an_address_that_cannot_be_had_is_said_at_the_start(host: str, port: int | None):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as results:
         source = WebhookSource(
             Settings(webhook_token=TOKEN),
             host=host,
-            port=taken.getsockname()[1] if port is None else port,
+            port=results.getsockname()[1] if port is None else port,
             worker="worker-1",
             health=lambda: (True, {}),
             metrics_text=lambda: b"",
@@ -857,15 +857,15 @@ def test_any_body_is_answered_and_what_is_accepted_is_handed_over():
             before = len(taker.durable)
             answer = webhook.post(body, media_type)
             assert answer.status_code in {202, 422}
-            taken = taker.durable[before:]
+            results = taker.durable[before:]
             if answer.status_code == 422:
                 assert media_type == "application/json"
-                assert taken == []
+                assert results == []
             else:
-                assert answer.json() == {"accepted": len(taken)}
+                assert answer.json() == {"accepted": len(results)}
                 assert all(
                     part in body.replace(b"\r", b" ").replace(b"\n", b" ") or part in body
-                    for part in taken
+                    for part in results
                 )
 
         send()
