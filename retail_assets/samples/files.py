@@ -50,9 +50,9 @@ class StagedFiles:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
-        """Give a binary file to write the content of `path` to; compressed if the name ends in `.gz`.
+        """Give a binary file to write the content of `path` to; compressed for `.gz`.
 
-        Raises FileExistsError, naming the file, if `path` or its compressed or plain counterpart holds
+        Raises FileExistsError, naming the file, if `path` or its compressed or plain form holds
         other content.
         """
         self._make_folder(path.parent)

@@ -119,7 +119,7 @@ def test_what_came_together_is_counted_by_source(seen):
 def test_an_event_that_breaks_every_transaction_is_found_and_becomes_a_dead_letter(
     seen, monkeypatch, caplog
 ):
-    take = committer_module.take
+    take = committer_module.ingest
 
     def breaking(session, batch, **options):
         for received in batch:
@@ -172,7 +172,7 @@ def test_an_event_that_needs_more_memory_than_there_is_is_refused_alone_and_kept
 
 def breaking(monkeypatch: pytest.MonkeyPatch, errors: Iterator[Exception]) -> None:
     """Have transactions with the word in a payload fail, for as long as there are errors."""
-    take = committer_module.take
+    take = committer_module.ingest
 
     def failing(session, batch, **options):
         poisoned = any(b"poison" in each for received in batch for each in received.payloads)

@@ -67,7 +67,7 @@ def start_lane(seen: EventLoader) -> Iterator[StartLane]:
 
 def scan_every(patch: pytest.MonkeyPatch, seconds: float) -> None:
     patch.setattr(files, "SCAN_SECONDS", seconds)
-    patch.setattr(files, "SCAN_REST", 0)
+    patch.setattr(files, "SCAN_PAUSE", 0)
 
 
 def until(what: Callable[[], object]) -> None:
@@ -293,7 +293,7 @@ def test_what_is_noticed_waits_for_a_small_share_of_what_a_scan_found(
     limit, value, seen, pipeline, monkeypatch
 ):
     monkeypatch.setattr(files, limit, value)
-    monkeypatch.setattr(files, "SHARE_REST", NEVER)
+    monkeypatch.setattr(files, "SHARE_PAUSE", NEVER)
     for number in range(5):
         seen.write(f"{number}.jsonl", [event(number)])
     pipeline._scan_once(seen.connection)

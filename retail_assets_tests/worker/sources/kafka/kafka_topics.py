@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from retail_assets.ingest.events.session import EventSession
-from retail_assets.ingest.messages.load import Received
+from retail_assets.ingest.messages.load import Received, ingest
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.inbox import Inbox
@@ -157,7 +157,7 @@ def member(source: KafkaSource, settings: Settings, *, max_events: int = 100) ->
     lake = Lake.from_settings(settings)
     over = threading.Event()
 
-    def ingest(inbox: Inbox) -> None:
+    def run(inbox: Inbox) -> None:
         with lake.connect() as connection:
             session = EventSession(lake, connection)
             while not over.is_set() or inbox.events:
@@ -168,7 +168,7 @@ def member(source: KafkaSource, settings: Settings, *, max_events: int = 100) ->
                     received.done()
 
     inbox = Inbox()
-    thread = threading.Thread(target=ingest, args=[inbox])
+    thread = threading.Thread(target=run, args=[inbox])
     source.start(inbox)
     thread.start()
     try:

@@ -69,7 +69,7 @@ def test_events_reach_the_tables_and_bad_lines_the_dead_letters(lake: Lake):
     ):
         answer = pool.submit(webhook.post, body, "application/x-ndjson")
         batch = webhook.take()
-        results = received.take(EventSession(lake, connection), batch)["webhook"]
+        results = received.ingest(EventSession(lake, connection), batch)["webhook"]
         for item in batch:
             item.done()
         assert answer.result().status_code == 202
@@ -187,7 +187,7 @@ def test_what_was_accepted_is_in_the_lake_whole_and_nothing_of_what_was_not(
         while sender.is_alive():
             batch = webhook.inbox.take(max_events=10**6, linger_seconds=0, timeout_seconds=0.01)
             if batch:
-                received.take(session, batch)
+                received.ingest(session, batch)
             for item in batch:
                 item.done()
         rows = connection.execute(
