@@ -166,6 +166,10 @@ class Lake:
             connection.execute("USE lake")
             connection.execute(f"SET VARIABLE retail_assets_author = {literal(token_hex(8))}")
             connection.execute(f"SET TimeZone = {literal(self.timezone)}")
+            if self.threads is None:
+                connection.execute("RESET GLOBAL threads")
+            elif self.threads > 1:
+                connection.execute(f"SET GLOBAL threads = {self.threads}")
         except BaseException:
             connection.close()
             raise
@@ -219,7 +223,7 @@ class Lake:
             sync_files(str(folder))
 
     def _config(self) -> dict[str, str | bool | int | float | list[str]]:
-        config: dict[str, str | bool | int | float | list[str]] = {
+        return {
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             # Until those of the wheels are loaded, whose signatures are checked.
@@ -228,13 +232,12 @@ class Lake:
             "enable_external_file_cache": self.data_path.startswith("s3://"),
             "memory_limit": self.memory_limit,
             "temp_directory": self.spill_dir,
+            # `_open` sets them afterwards: reading the catalog takes twice the CPU with two.
+            "threads": 1,
             # A row group. By default four are held back for each month and thread, then written
             # slowly.
             "partitioned_write_flush_threshold": ROW_GROUP,
         }
-        if self.threads is not None:
-            config["threads"] = self.threads
-        return config
 
     def _load_extensions(self, connection: duckdb.DuckDBPyConnection) -> None:
         names = ["ducklake", "postgres_scanner" if self.on_postgres else "sqlite_scanner"]

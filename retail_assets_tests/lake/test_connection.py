@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -251,6 +252,15 @@ def test_extensions_come_from_wheels_and_nothing_is_written_to_the_home_director
     for name in ("ducklake", "sqlite_scanner", "postgres_scanner", "httpfs"):
         assert extension_path(name).is_relative_to(site_packages)
         assert extension_path(name).is_file()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_connection_has_the_threads_of_the_settings_or_one_for_each_core(lake, read_only):
+    cores = duckdb.execute("SELECT current_setting('threads')").fetchone()
+    for threads, expected in ((None, cores), (1, (1,)), (3, (3,))):
+        with replace(lake, threads=threads).connect(read_only=read_only) as connection:
+            found = connection.execute("SELECT current_setting('threads')").fetchone()
+        assert found == expected
 
 
 def test_a_missing_extension_is_named_with_the_wheel_to_install():
