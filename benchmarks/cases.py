@@ -314,7 +314,9 @@ def platform(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
                     table,
                     rule(completed),
                     work.days,
-                    audit=lambda staged: revenue.unreconciled_days(staged, completed),
+                    audit=lambda staged, table=table: revenue.unreconciled_days(
+                        staged, completed, *table.key[1:]
+                    ),
                 )
                 if done.failed or len(done.rows) != len(work.days):
                     raise RuntimeError(done.failed)

@@ -149,6 +149,16 @@ def _tell_of_orders(
     from retail_assets.ingest.exports import rejects
     from retail_assets.ingest.exports import stale_days as stale
 
+    orders, further = connection.execute(
+        "SELECT count(DISTINCT order_id), count(*) FROM raw_orders"
+        " WHERE export_date BETWEEN ? AND ? AND line_number > 1",
+        [first, last],
+    ).fetchone() or (0, 0)
+    if further:
+        tell(
+            f"Orders of several line items: {orders:,}; {further:,} rows share an order id with"
+            " another row of their export, and count to the value of the same order."
+        )
     counts = rejects.counts(connection, first, last)
     if counts:
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in counts.items())

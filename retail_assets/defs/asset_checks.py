@@ -203,7 +203,7 @@ def completed_reconcile_with_raw(scope: Scope) -> dg.AssetCheckResult:
 
 
 def references_are_known(scope: Scope) -> dg.AssetCheckResult:
-    """The product and customer of each completed order are in the reference data."""
+    """The product and customer of each completed order's line are in the reference data."""
     (count, products, customers) = (
         scope.rows(tables.COMPLETED_ORDERS)
         .aggregate(
@@ -215,14 +215,16 @@ def references_are_known(scope: Scope) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not (products or customers),
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"orders": count, "unknown_product": products, "unknown_customer": customers},
+        metadata={"lines": count, "unknown_product": products, "unknown_customer": customers},
     )
 
 
 def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
     """Revenue and order count of each day = those of its completed orders."""
     wrong = (
-        revenue.unreconciled_days(scope.frame(scope.table), scope.frame(tables.COMPLETED_ORDERS))
+        revenue.unreconciled_days(
+            scope.frame(scope.table), scope.frame(tables.COMPLETED_ORDERS), *scope.table.key[1:]
+        )
         .to_native()
         .fetchall()
     )

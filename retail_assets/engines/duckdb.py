@@ -22,10 +22,14 @@ REQUIRED = (
 )
 """The columns that every order export has, in any order."""
 
+OPTIONAL = ("line_number",)
+"""Further columns that are no extra ones where an export has them."""
+
 BLANKS = "' \t\r\n\u00a0'"
 """Characters trimmed from fields. An empty field, quoted or not, is null from the start."""
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
+LINE_NUMBER = r"\+?[0-9]{1,9}(\.0*)?"
 MAX_LINE_BYTES = 2_000_000
 
 READ_ERRORS = (
@@ -45,8 +49,8 @@ DATE_IN_NAME = r"(\d{4}_\d{2}_\d{2})\.csv(\.gz)?$"
 ROWS = """
     export_date DATE, order_date DATE, days_late BIGINT, order_id VARCHAR, customer_id VARCHAR,
     product_id VARCHAR, region VARCHAR, status VARCHAR, order_value_gbp DECIMAL(12,2),
-    order_timestamp TIMESTAMP, extra VARCHAR, has_order_value BOOLEAN, has_order_timestamp BOOLEAN,
-    raw VARCHAR
+    order_timestamp TIMESTAMP, line_number BIGINT, extra VARCHAR, has_order_value BOOLEAN,
+    has_order_timestamp BOOLEAN, has_line_number BOOLEAN, raw VARCHAR
 """
 """The columns of typed export rows; `raw` has the original fields, each between two separators."""
 
@@ -129,21 +133,23 @@ def _fields(header: Sequence[str]) -> dict[str, str]:
 
 def _typed(header: Sequence[str], records: str) -> str:
     fields = _fields(header)
+    known = [name for name in (*REQUIRED, *OPTIONAL) if name in fields]
+    line_number = "line_number" if "line_number" in known else "NULL"
     separator = literal(SEPARATOR)
     raw = ", ".join([separator, *(f"{field}, {separator}" for field in fields.values())])
     tidy = {
         name: f"CASE WHEN untidy THEN nullif(trim({field}, {BLANKS}), '') ELSE {field} END"
         for name, field in fields.items()
-        if name in REQUIRED
+        if name in known
     }
     extras = ", ".join(
-        f"{identifier(name)} := {field}" for name, field in fields.items() if name not in REQUIRED
+        f"{identifier(name)} := {field}" for name, field in fields.items() if name not in known
     )
     extra = f"to_json(struct_pack({extras}))::VARCHAR" if extras else "NULL"
     # Whether some field has blanks around it: a regular expression would double the time.
     untidy = " OR ".join(
         [
-            *(f"{fields[name]} LIKE ' %' OR {fields[name]} LIKE '% '" for name in REQUIRED),
+            *(f"{fields[name]} LIKE ' %' OR {fields[name]} LIKE '% '" for name in known),
             *(f"contains(raw, {literal(blank)})" for blank in "\t\r\n\u00a0"),
         ]
     )
@@ -151,15 +157,18 @@ def _typed(header: Sequence[str], records: str) -> str:
     return f"""
         SELECT export_date, order_timestamp::DATE AS order_date,
             export_date - order_timestamp::DATE AS days_late, order_id, customer_id, product_id,
-            region, status, order_value_gbp, order_timestamp, extra, has_order_value,
-            has_order_timestamp, raw
+            region, status, order_value_gbp, order_timestamp, line_number, extra, has_order_value,
+            has_order_timestamp, has_line_number, raw
         FROM (
             SELECT export_date, order_id, customer_id, product_id, region, lower(status) AS status,
                 CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
                     THEN TRY_CAST(order_value_gbp AS DECIMAL(12,2)) END AS order_value_gbp,
                 {wall_clock("order_timestamp")} AS order_timestamp,
+                CASE WHEN regexp_full_match({line_number}, '{LINE_NUMBER}')
+                    THEN TRY_CAST({line_number} AS BIGINT) END AS line_number,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
-                order_timestamp IS NOT NULL AS has_order_timestamp, raw
+                order_timestamp IS NOT NULL AS has_order_timestamp,
+                {line_number} IS NOT NULL AS has_line_number, raw
             FROM (
                 SELECT export_date, {", ".join(f"{text} AS {name}" for name, text in tidy.items())},
                     {extra} AS extra, raw

@@ -31,20 +31,33 @@ CUSTOMERS = Table(
 
 RAW_ORDERS = Table(
     name="raw_orders",
-    description="Every usable order as one export delivered it, typed.",
+    description="Every usable line of an order as one export delivered it, typed.",
     group="batch",
     day="export_date",
-    key=("export_date", "order_id"),
+    key=("export_date", "order_id", "line_number"),
     measures=("order_value_gbp",),
     columns=(
         Column("export_date", "DATE", "The date in the name of the export."),
         Column("order_date", "DATE", "The business day of the order, from its timestamp."),
         Column("order_id", "VARCHAR", "Identifies the order across exports."),
+        Column(
+            "line_number",
+            "BIGINT",
+            "The line of the order: the export's `line_number`; without it, lines are numbered"
+            " from 1 in the order of the export's rows.",
+            default="1",
+            # Exports whose orders had lines are ingested again.
+            when_added="UPDATE lake.export_files SET content_hash = '', modified_ns = 0"
+            " WHERE export_date IN"
+            " (SELECT export_date FROM lake.rejected_orders WHERE reason = 'unsupported_line_item'"
+            " UNION SELECT export_date FROM lake.raw_orders"
+            " WHERE contains(lower(extra), '\"line_number\"'))",
+        ),
         Column("customer_id", "VARCHAR", "The customer.", personal=True),
         Column("product_id", "VARCHAR", "The product."),
         Column("region", "VARCHAR", "The region in which the order was taken."),
         Column("status", "VARCHAR", "Status in lower case, as of this export."),
-        Column("order_value_gbp", MONEY, "Value of the order in GBP, above zero."),
+        Column("order_value_gbp", MONEY, "Value of the line in GBP, above zero."),
         Column(
             "order_timestamp",
             "TIMESTAMP",
@@ -87,23 +100,30 @@ REJECTED_ORDERS = Table(
 
 COMPLETED_ORDERS = Table(
     name="completed_orders",
-    description="The orders that count: latest version, status completed, with their product"
-    " and customer.",
+    description="The lines of orders that count: latest version, status completed, with their"
+    " product and customer.",
     group="batch",
     day="order_date",
-    key=("order_id",),
+    key=("order_id", "line_number"),
     measures=("order_value_gbp",),
     feed="orders",
     columns=(
         from_column("raw_orders.order_date", "DATE", "The business day of the order."),
         from_column("raw_orders.order_id", "VARCHAR", "Identifies the order."),
+        Column(
+            "line_number",
+            "BIGINT",
+            "The line of the order.",
+            default="1",
+            derived_from=("raw_orders.line_number",),
+        ),
         from_column(
             "raw_orders.order_timestamp",
             "TIMESTAMP",
             "When the order was taken: wall-clock time in the business time zone.",
         ),
         from_column("raw_orders.region", "VARCHAR", "The region in which the order was taken."),
-        from_column("raw_orders.order_value_gbp", MONEY, "Value of the order in GBP."),
+        from_column("raw_orders.order_value_gbp", MONEY, "Value of the line in GBP."),
         from_column("raw_orders.product_id", "VARCHAR", "The product."),
         from_column("products.product_name", "VARCHAR", "Its name, or `unknown`."),
         from_column("products.product_category", "VARCHAR", "Its category, or `unknown`."),
@@ -130,10 +150,15 @@ def revenue_measures() -> tuple[Column, ...]:
         Column(
             "total_revenue",
             TOTAL,
-            "Sum of the completed orders' values, in GBP.",
+            "Sum of the values of the completed orders' lines, in GBP.",
             derived_from=(value,),
         ),
-        Column("order_count", "BIGINT", "Number of completed orders.", derived_from=(order,)),
+        Column(
+            "order_count",
+            "BIGINT",
+            "Number of completed orders, whatever their lines.",
+            derived_from=(order,),
+        ),
         Column(
             "avg_order_value",
             MONEY,
@@ -163,7 +188,7 @@ DAILY_REVENUE = Table(
 DAILY_REVENUE_BY_CATEGORY = Table(
     name="daily_revenue_by_category",
     description="Revenue, number of orders and average order value of each day, region and"
-    " product category.",
+    " product category. An order with lines of several categories counts once in each.",
     group="batch",
     day="order_date",
     key=("order_date", "region", "product_category"),

@@ -38,17 +38,17 @@ REASONS: Mapping[str, str] = {
     " `1.23457E+15`: several orders have the same one. Export ids as text.",
     "mangled_id": "`customer_id` or `product_id` is such a shortened number.",
     "invalid_number": "`order_value_gbp` is not a plain number with at most two decimals, or has"
-    " more than ten digits before the point.",
+    " more than ten digits before the point; or `line_number` is no whole number above zero.",
     "invalid_timestamp": "`order_timestamp` is not a date and time as `2026-10-05 09:50:26`, with"
     " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days.",
     "not_positive": "`order_value_gbp` is zero or less.",
     "unknown_status": f"`status` is none of {', '.join(f'`{status}`' for status in STATUSES)}.",
     "future_order": "The order's day lies after the export's date.",
     "too_late": "The order's day lies more than `RETAIL_LATE_DAYS` days before the export's date.",
-    "duplicate_order": "A later row of the same export has the same `order_id`; that one is used.",
-    "unsupported_line_item": "The export has several lines of one order, with different products:"
-    " only the last line of an order is used, and the order is worth less than it was. Export one"
-    " row for each order, with the value of the whole.",
+    "duplicate_order": "A later row of the same export is the same line of the same order; that one"
+    " is used. Rows are the same line if they have the same `line_number`. Without it, they are if"
+    " the order has one product in all its rows, or by the same product and value: export"
+    " `line_number` where an order may have the same product twice.",
 }
 """Why an export row is rejected: the rule in words for each reason code."""
 
@@ -62,8 +62,9 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     Args:
         rows: the fields of `raw_orders` as a reader typed them. Text is trimmed, null where blank,
             and status is in lower case; `order_value_gbp` and `order_timestamp` are null where they
-            cannot be read, and `has_order_value` and `has_order_timestamp` (Boolean) say whether
-            there was anything to read; `days_late` (Int64) is `export_date - order_date` in days.
+            cannot be read, as is `line_number`, and `has_order_value`, `has_order_timestamp` and
+            `has_line_number` (Boolean) say whether there was anything to read; `days_late` (Int64)
+            is `export_date - order_date` in days.
         late_days: how many days before its export an order may lie.
 
     Returns:
@@ -80,6 +81,7 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
             for name in _IDS
         ),
         (nw.col("order_value_gbp").is_null(), "invalid_number", "order_value_gbp"),
+        (_is_no_line_number(), "invalid_number", "line_number"),
         (nw.col("order_timestamp").is_null(), "invalid_timestamp", "order_timestamp"),
         (nw.col("order_value_gbp") <= 0, "not_positive", "order_value_gbp"),
         (~nw.col("status").is_in(STATUSES), "unknown_status", "status"),
@@ -91,6 +93,11 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
         reason = nw.when(broken).then(nw.lit(code)).otherwise(reason)
         field = nw.when(broken).then(nw.lit(name)).otherwise(field)
     return rows.with_columns(reason=reason, field=field)
+
+
+def _is_no_line_number() -> nw.Expr:
+    number = nw.col("line_number")
+    return nw.col("has_line_number") & (number.is_null() | (number < 1))
 
 
 def stands_for_none(name: str) -> nw.Expr:
@@ -113,38 +120,79 @@ def _is_shortened(name: str) -> nw.Expr:
     )
 
 
+_LINE = ("export_date", "order_id", "line_number", "product_id", "pence")
+
+
 def repeated(usable: nw.LazyFrame) -> nw.LazyFrame:
-    """Find the orders that one export has more than once.
+    """Find the rows of an export whose line of an order another row repeats later.
+
+    Rows are the same line if they have the same `line_number`. Without one, they are lines if the
+    order has several products, and the same line by the same product and value; an order of one
+    product in several rows was corrected within the export.
 
     Args:
-        usable: usable rows with `export_date`, `order_id`, `product_id` and `row_number`.
+        usable: usable rows with `export_date`, `order_id`, `line_number` (Int64, null where the
+            export has none), `product_id`, `order_value_gbp` and `row_number`.
 
     Returns:
-        `export_date`, `order_id` and `last_row_number` (the row that is used) of each such order,
-        and `reason` (String): why its other rows are rejected.
+        `export_date` and `row_number` of each such row.
     """
-    return (
-        usable.group_by("export_date", "order_id")
-        .agg(
-            rows=nw.len(),
-            last_row_number=nw.col("row_number").max(),
-            first_product=nw.col("product_id").min(),
-            last_product=nw.col("product_id").max(),
-        )
-        .filter(nw.col("rows") > 1)
-        .with_columns(
-            reason=nw.when(nw.col("first_product") != nw.col("last_product"))
-            .then(nw.lit("unsupported_line_item"))
-            .otherwise(nw.lit("duplicate_order"))
-        )
-        .select("export_date", "order_id", "last_row_number", "reason")
+    product = nw.col("product_id")
+    of_order = usable.with_columns(
+        first_product=product.min().over("export_date", "order_id"),
+        last_product=product.max().over("export_date", "order_id"),
     )
+    by_content = nw.col("line_number").is_null() & (
+        nw.col("first_product") != nw.col("last_product")
+    )
+    # Nulls are no group on some engines.
+    keyed = of_order.with_columns(
+        line_number=nw.col("line_number").fill_null(0),
+        product_id=nw.when(by_content).then(product).otherwise(nw.lit("")),
+        pence=nw.when(by_content).then(in_pence("order_value_gbp")).otherwise(nw.lit(0)),
+    )
+    return (
+        keyed.with_columns(last_row_number=nw.col("row_number").max().over(*_LINE))
+        .filter(nw.col("row_number") < nw.col("last_row_number"))
+        .select("export_date", "row_number")
+    )
+
+
+def numbered(usable: nw.LazyFrame) -> nw.LazyFrame:
+    """Number the lines of orders, where the export does not.
+
+    Args:
+        usable: usable rows as for `repeated`, all rows of each order.
+
+    Returns:
+        `export_date`, `row_number` and `line_number` (Int64): the export's own, and for rows
+        without one the next numbers of their order, from 1, in the order of the rows.
+    """
+    order = ("export_date", "order_id")
+    own = nw.col("line_number")
+    counted = usable.select(*order, "row_number", "line_number").with_columns(
+        known=own.fill_null(0), lacks=nw.when(own.is_null()).then(nw.lit(1)).otherwise(nw.lit(0))
+    )
+    following = nw.col("known").max().over(*order) + nw.col("lacks").cum_sum().over(
+        *order, order_by="row_number"
+    )
+    return counted.select(
+        "export_date",
+        "row_number",
+        line_number=nw.when(own.is_null()).then(following).otherwise(own).cast(nw.Int64),
+    )
+
+
+def in_pence(name: str) -> nw.Expr:
+    """An amount of GBP as whole pence (Int64); a double holds each of DECIMAL(12,2) exactly."""
+    return (nw.col(name).cast(nw.Float64) * 100).round(0).cast(nw.Int64)
 
 
 def with_exclusion(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
     """Add why a raw order does not count.
 
-    An order seen again in a later export supersedes the earlier version, whatever its day.
+    An order seen again in a later export supersedes all lines of the earlier version, whatever its
+    day.
 
     Args:
         raw_orders: rows of `raw_orders`; all exports from the days of interest on.
@@ -155,8 +203,11 @@ def with_exclusion(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
     """
     versions = (
         raw_orders.group_by("order_id")
-        .agg(exports=nw.len(), last_export_date=nw.col("export_date").max())
-        .filter(nw.col("exports") > 1)
+        .agg(
+            first_export_date=nw.col("export_date").min(),
+            last_export_date=nw.col("export_date").max(),
+        )
+        .filter(nw.col("first_export_date") < nw.col("last_export_date"))
         .select("order_id", "last_export_date")
     )
     return (
@@ -175,7 +226,7 @@ def with_exclusion(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
 
 
 def counted(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
-    """Return the raw orders that count: the latest version of each, where it is completed.
+    """Return the lines of raw orders that count: of the latest version of each, where completed.
 
     Args:
         raw_orders: rows of `raw_orders`: all versions of the orders of interest.
@@ -186,7 +237,7 @@ def counted(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
 def completed_orders(
     raw_orders: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame
 ) -> nw.LazyFrame:
-    """Return the orders that count, with the attributes of their product and customer.
+    """Return the lines of orders that count, with the attributes of their product and customer.
 
     Args:
         raw_orders: rows of `raw_orders`; all exports from the days of interest on.
@@ -200,6 +251,7 @@ def completed_orders(
     return with_attributes(counted(raw_orders), products, customers).select(
         "order_date",
         "order_id",
+        "line_number",
         "order_timestamp",
         "region",
         "order_value_gbp",
@@ -239,24 +291,24 @@ def with_attributes(
 
 
 def exclusions(raw_orders: nw.LazyFrame) -> nw.LazyFrame:
-    """Count the raw orders of each day that do not count, by reason.
+    """Count the lines of raw orders of each day that do not count, by reason.
 
     Args:
         raw_orders: rows of `raw_orders`; all exports from the days of interest on.
 
     Returns:
-        `order_date`, `exclusion` (null: the orders that count), `orders` (Int64) and
+        `order_date`, `exclusion` (null: the lines that count), `lines` (Int64) and
         `value_gbp` (Decimal).
     """
     return (
         with_exclusion(raw_orders)
         .group_by("order_date", "exclusion")
-        .agg(orders=nw.len(), value_gbp=nw.col("order_value_gbp").sum())
+        .agg(lines=nw.len(), value_gbp=nw.col("order_value_gbp").sum())
     )
 
 
 def unreconciled_days(completed: nw.LazyFrame, raw_orders: nw.LazyFrame) -> nw.LazyFrame:
-    """Find the days on which raw is not completed + excluded, in orders or in money.
+    """Find the days on which raw is not completed + excluded, in lines or in money.
 
     Args:
         completed: rows of `completed_orders`.
@@ -273,7 +325,7 @@ def unreconciled_days(completed: nw.LazyFrame, raw_orders: nw.LazyFrame) -> nw.L
         exclusions(raw_orders)
         .filter(~nw.col("exclusion").is_null())
         .group_by("order_date")
-        .agg(excluded_count=nw.col("orders").sum(), excluded_value_gbp=nw.col("value_gbp").sum())
+        .agg(excluded_count=nw.col("lines").sum(), excluded_value_gbp=nw.col("value_gbp").sum())
     )
     counted = completed.group_by("order_date").agg(
         completed_count=nw.len(), completed_value_gbp=nw.col("order_value_gbp").sum()

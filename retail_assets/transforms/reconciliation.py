@@ -172,7 +172,8 @@ def order_differences(live_orders: nw.LazyFrame, completed_orders: nw.LazyFrame)
         `order_date`, `order_id`, `region`, and `stream` and `batch`: the value in GBP, or null.
     """
     keys = ("order_date", "order_id", "region")
-    return _paired(live_orders, completed_orders, keys, "order_value_gbp").filter(_differs())
+    orders = completed_orders.group_by(*keys).agg(nw.col("order_value_gbp").sum())
+    return _paired(live_orders, orders, keys, "order_value_gbp").filter(_differs())
 
 
 def _paired(

@@ -13,10 +13,10 @@ TOTAL = nw.Decimal(18, 2)
 
 
 def revenue_by(completed_orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
-    """Sum up completed orders.
+    """Sum up completed orders: revenue by their lines, the number by their ids.
 
     Args:
-        completed_orders: rows with the keys and `order_value_gbp` (Decimal, in GBP).
+        completed_orders: rows with the keys, `order_id` and `order_value_gbp` (Decimal, in GBP).
         keys: the columns to group by.
 
     Returns:
@@ -24,14 +24,12 @@ def revenue_by(completed_orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
         `avg_order_value` (Decimal(12,2), GBP; half a penny is rounded up).
     """
     # In whole pence: a mean of decimals is a decimal on one engine and a double on another.
-    # A double holds every amount of MONEY in pence exactly, but not every TOTAL.
-    pence = (nw.col("order_value_gbp").cast(nw.Float64) * 100).round(0).cast(nw.Int64)
     totals = (
-        completed_orders.with_columns(pence=pence)
+        completed_orders.with_columns(pence=orders.in_pence("order_value_gbp"))
         .group_by(*keys)
         .agg(
             total_revenue=nw.col("order_value_gbp").sum(),
-            order_count=nw.len(),
+            order_count=nw.col("order_id").n_unique(),
             pence=nw.col("pence").sum(),
         )
         .with_columns(nw.col("total_revenue").cast(TOTAL), nw.col("pence").cast(nw.Int64))
@@ -55,12 +53,16 @@ def daily_revenue_by_category(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
     return revenue_by(completed_orders, "order_date", "region", "product_category")
 
 
-def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> nw.LazyFrame:
+def unreconciled_days(
+    revenue: nw.LazyFrame, completed_orders: nw.LazyFrame, *keys: str
+) -> nw.LazyFrame:
     """Find the days whose revenue is not the sum of their completed orders.
 
     Args:
         revenue: rows of `daily_revenue` or `daily_revenue_by_category`.
         completed_orders: the completed orders of the same days.
+        keys: the columns, beside the day, that the revenue is grouped by; an order counts once in
+            each group.
 
     Returns:
         `order_date`, `completed_value_gbp`, `revenue_gbp`, `completed_count` and `revenue_count`
@@ -69,8 +71,8 @@ def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> 
     published = revenue.group_by("order_date").agg(
         revenue_gbp=nw.col("total_revenue").sum(), revenue_count=nw.col("order_count").sum()
     )
-    completed = completed_orders.group_by("order_date").agg(
-        completed_value_gbp=nw.col("order_value_gbp").sum(), completed_count=nw.len()
+    completed = _by_day(completed_orders, *keys).select(
+        "order_date", completed_value_gbp="value_gbp", completed_count="orders"
     )
     both = completed.join(published, on="order_date", how="full").with_columns(
         order_date=nw.coalesce("order_date", "order_date_right")
@@ -102,8 +104,8 @@ def waiting(
     if days is not None:
         counted = counted.filter(nw.col("order_date").is_in(list(days)))
         revenue = revenue.filter(nw.col("order_date").is_in(list(days)))
-    accepted = counted.group_by("order_date").agg(
-        accepted=nw.len(), accepted_gbp=nw.col("order_value_gbp").sum()
+    accepted = _by_day(counted, "region").select(
+        "order_date", accepted="orders", accepted_gbp="value_gbp"
     )
     published = revenue.group_by("order_date").agg(
         published=nw.col("order_count").sum(), published_gbp=nw.col("total_revenue").sum()
@@ -127,3 +129,11 @@ def waiting(
         orders=nw.col("accepted") - nw.col("published"),
         value_gbp=nw.col("accepted_gbp") - nw.col("published_gbp"),
     ).filter((nw.col("orders") != 0) | (nw.col("value_gbp") != 0))
+
+
+def _by_day(counted: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
+    """`orders` and `value_gbp` of each day; an order counts once in each group of the keys."""
+    groups = counted.group_by("order_date", *keys).agg(
+        orders=nw.col("order_id").n_unique(), value_gbp=nw.col("order_value_gbp").sum()
+    )
+    return groups.group_by("order_date").agg(nw.col("orders").sum(), nw.col("value_gbp").sum())

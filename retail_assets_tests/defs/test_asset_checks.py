@@ -199,7 +199,7 @@ def test_an_unknown_product_is_a_warning_that_counts(
     assert not evaluation.passed
     assert evaluation.severity == dg.AssetCheckSeverity.WARN
     found = {name: value.value for name, value in evaluation.metadata.items()}
-    assert found == {"orders": 1, "unknown_product": 1, "unknown_customer": 1}
+    assert found == {"lines": 1, "unknown_product": 1, "unknown_customer": 1}
 
 
 def evaluation_of(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:

@@ -52,6 +52,7 @@ def completed(orders: Sequence[Order]) -> pa.Table:
     columns = texts | {
         "order_date": [day for day, _, _ in orders],
         "order_id": [order_id for _, order_id, _ in orders],
+        "line_number": [1] * len(orders),
         "order_timestamp": pa.array(
             [pd.Timestamp(day) for day, _, _ in orders], pa.timestamp("us")
         ),
@@ -313,7 +314,7 @@ def test_in_a_range_with_one_bad_day_only_the_others_are_materialized(lake, sett
         [(day, problem)] = ledger.failures(connection, COMPLETED, [FIRST, SECOND, THIRD]).items()
         inherited = ledger.failures(connection, tables.DAILY_REVENUE, [SECOND])
     assert day == SECOND
-    assert "rows share their key (order_id), for example B1" in problem
+    assert "rows share their key (order_id, line_number), for example B1 1" in problem
     assert inherited == {SECOND: problem}
 
 

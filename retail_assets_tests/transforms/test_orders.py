@@ -27,6 +27,8 @@ def typed_row(**changed: Any) -> dict[str, Any]:
         "order_timestamp": datetime(2026, 10, 20, 9, 30),  # noqa: DTZ001 wall-clock time
         "has_order_value": True,
         "has_order_timestamp": True,
+        "line_number": None,
+        "has_line_number": False,
         "days_late": 0,
         **changed,
     }
@@ -39,6 +41,8 @@ TYPED = pa.schema(
         "order_timestamp": pa.timestamp("us"),
         "has_order_value": pa.bool_(),
         "has_order_timestamp": pa.bool_(),
+        "line_number": pa.int64(),
+        "has_line_number": pa.bool_(),
         "days_late": pa.int64(),
         "n": pa.int64(),
     }
@@ -66,6 +70,14 @@ VERDICTS: tuple[tuple[dict[str, Any], tuple[str | None, str | None]], ...] = (
         ("missing_value", "order_timestamp"),
     ),
     ({"order_timestamp": None, "days_late": None}, ("invalid_timestamp", "order_timestamp")),
+    *(
+        ({"line_number": number, "has_line_number": True}, (None, None))
+        for number in (1, 999_999_999)
+    ),
+    *(
+        ({"line_number": number, "has_line_number": True}, ("invalid_number", "line_number"))
+        for number in (None, 0)
+    ),
     ({"days_late": -1}, ("future_order", "order_timestamp")),
     ({"days_late": LATE_DAYS}, (None, None)),
     ({"days_late": LATE_DAYS + 1}, ("too_late", "order_timestamp")),
@@ -114,23 +126,51 @@ def test_every_reason_that_a_rule_gives_is_explained() -> None:
     assert {reason for _, (reason, _) in VERDICTS if reason} <= orders.REASONS.keys()
 
 
-def test_of_repeated_orders_the_last_row_is_used(engine: Engine) -> None:
-    later = DAY + A_DAY
+LINES: dict[str, list[tuple[int | None, str, str]]] = {
+    # order: the line number, product and value of each of its rows
+    "one row": [(None, "P1", "1.00")],
+    "corrected": [(None, "P1", "1.00"), (None, "P1", "2.00"), (None, "P1", "2.00")],
+    "basket": [(None, "P1", "1.00"), (None, "P1", "2.00"), (None, "P2", "1.00")],
+    "basket twice": [*[(None, "P1", "1.00"), (None, "P2", "1.00")] * 2],
+    "numbered": [(2, "P1", "1.00"), (1, "P1", "1.00"), (2, "P1", "3.00")],
+    "a number is missing": [(None, "P1", "1.00"), (5, "P2", "1.00"), (None, "P3", "1.00")],
+}
+KEPT = {
+    # order: the row (from 1) and line number of each line that is used
+    "one row": {1: 1},
+    "corrected": {3: 1},
+    "basket": {1: 1, 2: 2, 3: 3},
+    "basket twice": {3: 1, 4: 2},
+    "numbered": {2: 1, 3: 2},
+    "a number is missing": {1: 6, 2: 5, 3: 7},
+}
+
+
+def test_rows_of_an_order_are_its_lines_and_repeated_lines_are_used_once(engine: Engine) -> None:
     rows = [
-        {"export_date": day, "order_id": order_id, "product_id": product, "row_number": number}
-        for number, (day, order_id, product) in enumerate(
-            [
-                *((DAY, "A", "P1"), (DAY, "B", "P1"), (DAY, "A", "P1"), (later, "B", "P2")),
-                *((DAY, "A", "P1"), (later, "C", "P1"), (later, "C", "P2"), (later, "C", "P1")),
-            ],
-            start=1,
-        )
+        {
+            "export_date": day,
+            "order_id": order_id,
+            "line_number": number,
+            "product_id": product,
+            "order_value_gbp": Decimal(value),
+            "row_number": 100 * place + row,
+        }
+        for day in (DAY, DAY + A_DAY)
+        for place, (order_id, lines) in enumerate(LINES.items())
+        for row, (number, product, value) in enumerate(lines, start=1)
     ]
     repeats = result(orders.repeated(engine(arrow(RAW_ORDERS, rows))))
-    assert sorted(tuple(row.values()) for row in repeats) == [
-        (DAY, "A", 5, "duplicate_order"),
-        (later, "C", 8, "unsupported_line_item"),
-    ]
+    repeated = {(row["export_date"], row["row_number"]) for row in repeats}
+    kept = [row for row in rows if (row["export_date"], row["row_number"]) not in repeated]
+    assert len(rows) - len(kept) == len(repeats) == 2 * 5
+    numbers = result(orders.numbered(engine(arrow(RAW_ORDERS, kept))))
+    assert {(row["export_date"], row["row_number"]): row["line_number"] for row in numbers} == {
+        (day, 100 * place + row): number
+        for day in (DAY, DAY + A_DAY)
+        for place, order_id in enumerate(LINES)
+        for row, number in KEPT[order_id].items()
+    }
 
 
 def raw(order_id: str, *, export: date = DAY, **changed: Any) -> dict[str, Any]:
@@ -138,6 +178,7 @@ def raw(order_id: str, *, export: date = DAY, **changed: Any) -> dict[str, Any]:
         "export_date": export,
         "order_date": DAY,
         "order_id": order_id,
+        "line_number": 1,
         "customer_id": "C1",
         "product_id": "P1",
         "region": "North",
@@ -198,6 +239,21 @@ def test_a_later_export_supersedes_whatever_an_earlier_one_said(
     assert found == {**kept, "B": Decimal("10.00")}
 
 
+def test_a_later_export_supersedes_all_lines_of_an_earlier_one(engine: Engine) -> None:
+    rows = [
+        *(raw("A", line_number=number) for number in (1, 2, 3)),
+        *(raw("A", line_number=number, export=DAY + A_DAY) for number in (2, 4)),
+        *(raw("B", line_number=number) for number in (1, 2)),
+    ]
+    found = [(row["order_id"], row["line_number"]) for row in completed(engine, rows)]
+    assert sorted(found) == [("A", 2), ("A", 4), ("B", 1), ("B", 2)]
+
+
+def test_a_line_that_does_not_count_leaves_the_others(engine: Engine) -> None:
+    rows = [raw("A"), raw("A", line_number=2, status="refunded")]
+    assert [row["line_number"] for row in completed(engine, rows)] == [1]
+
+
 def test_an_order_that_moves_to_another_day_leaves_its_first(engine: Engine) -> None:
     rows = [raw("A"), raw("A", export=DAY + A_DAY, order_date=DAY + A_DAY)]
     assert [row["order_date"] for row in completed(engine, rows)] == [DAY + A_DAY]
@@ -215,7 +271,7 @@ def test_raw_orders_are_those_that_count_and_those_excluded_by_reason(engine: En
         raw("E", export=DAY + A_DAY, order_value_gbp=Decimal("32.32")),
     ]
     found = {
-        (row["order_date"], row["exclusion"]): (row["orders"], row["value_gbp"])
+        (row["order_date"], row["exclusion"]): (row["lines"], row["value_gbp"])
         for row in result(orders.exclusions(engine(arrow(RAW_ORDERS, rows))))
     }
     assert found == {

@@ -59,6 +59,7 @@ def raw_order(draw: st.DrawFn) -> dict[str, Any]:
         "export_date": order_date + timedelta(days=draw(st.integers(0, 2))),
         "order_date": order_date,
         "order_id": draw(ids),
+        "line_number": draw(st.integers(1, 3)),
         "customer_id": draw(ids),
         "product_id": draw(ids),
         "region": draw(texts),
@@ -72,7 +73,9 @@ def raw_order(draw: st.DrawFn) -> dict[str, Any]:
 
 
 raw_orders = st.lists(
-    raw_order(), max_size=MOST_ROWS, unique_by=lambda row: (row["export_date"], row["order_id"])
+    raw_order(),
+    max_size=MOST_ROWS,
+    unique_by=lambda row: (row["export_date"], row["order_id"], row["line_number"]),
 )
 products = st.lists(
     st.fixed_dictionaries(
@@ -115,12 +118,13 @@ def same(
 
 VERSION = {
     "export_date": date(2026, 3, 29), "order_date": date(2026, 3, 29), "order_id": "A",
-    "customer_id": "A", "product_id": "A", "region": "ä", "status": "completed",
+    "line_number": 1, "customer_id": "A", "product_id": "A", "region": "ä", "status": "completed",
     "order_value_gbp": Decimal("0.01"), "order_timestamp": datetime(2026, 3, 29, 1, 30),  # noqa: DTZ001
     "extra": None, "source_file": "x.csv", "row_number": 1,
 }  # fmt: skip
 LATER = {**VERSION, "export_date": date(2026, 3, 30), "order_value_gbp": Decimal("0.02")}
 OTHER = {**VERSION, "order_id": "B", "order_value_gbp": Decimal("9999999999.99")}
+SECOND_LINE = {**VERSION, "line_number": 2, "product_id": "B", "region": "A"}
 
 
 @settings(max_examples=EXAMPLES)
@@ -129,6 +133,7 @@ OTHER = {**VERSION, "order_id": "B", "order_value_gbp": Decimal("9999999999.99")
 @example(raw_rows=[VERSION], product_rows=[], customer_rows=[])
 @example(raw_rows=[VERSION, LATER, OTHER], product_rows=[], customer_rows=[])
 @example(raw_rows=[VERSION, {**LATER, "status": "returned"}], product_rows=[], customer_rows=[])
+@example(raw_rows=[VERSION, SECOND_LINE, OTHER], product_rows=[], customer_rows=[])
 def test_from_raw_orders_to_revenue(
     engines: tuple[Engine, Engine], raw_rows: Rows, product_rows: Rows, customer_rows: Rows
 ) -> None:
@@ -142,8 +147,8 @@ def test_from_raw_orders_to_revenue(
         lambda engine: orders.completed_orders(engine(raw), engine(known), engine(people)),
     )
     excluded = same(engines, lambda engine: orders.exclusions(engine(raw)))
-    assert sum(row["orders"] for row in excluded) == len(raw_rows)
-    assert len(completed_rows) == sum(row["orders"] for row in excluded if not row["exclusion"])
+    assert sum(row["lines"] for row in excluded) == len(raw_rows)
+    assert len(completed_rows) == sum(row["lines"] for row in excluded if not row["exclusion"])
     completed = arrow(COMPLETED_ORDERS, completed_rows)
     by_region = same(engines, lambda engine: revenue.daily_revenue(engine(completed)))
     by_category = same(engines, lambda engine: revenue.daily_revenue_by_category(engine(completed)))
@@ -161,7 +166,7 @@ def test_from_raw_orders_to_revenue(
     found = same(
         engines,
         lambda engine: revenue.unreconciled_days(
-            revenue.daily_revenue(engine(spoiled)), engine(completed)
+            revenue.daily_revenue(engine(spoiled)), engine(completed), "region"
         ),
     )
     assert [row["order_date"] for row in found] == [row["order_date"] for row in wrong]

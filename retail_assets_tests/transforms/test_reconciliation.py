@@ -198,7 +198,11 @@ def test_orders_differ_by_value_or_region_or_where_one_is_missing(engine: Engine
             engine,
             orders(tables.LIVE_ORDERS, ("A", "N", "1.00"), ("B", "N", "2.00"), ("C", "N", "3.00")),
             orders(
-                tables.COMPLETED_ORDERS, ("A", "N", "1.00"), ("B", "N", "2.50"), ("C", "S", "3.00")
+                tables.COMPLETED_ORDERS,
+                # Two lines of an order.
+                *(("A", "N", "0.40"), ("A", "N", "0.60")),
+                ("B", "N", "2.50"),
+                ("C", "S", "3.00"),
             ),
         )
     )

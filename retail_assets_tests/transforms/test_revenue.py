@@ -2,6 +2,7 @@
 
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import count
 from typing import Any
 
 import pytest
@@ -18,9 +19,14 @@ DAY = date(2026, 10, 20)
 A_DAY = timedelta(days=1)
 
 
+_numbers = count()
+
+
 def sold(value: str, **changed: Any) -> dict[str, Any]:
+    """A line of an order of its own, unless `changed` names one."""
     return {
         "order_date": DAY,
+        "order_id": f"O{next(_numbers)}",
         "region": "North",
         "product_category": "Food",
         "order_value_gbp": Decimal(value),
@@ -53,6 +59,28 @@ def test_revenue_is_summed_by_day_region_and_category(engine: Engine) -> None:
         (DAY, "North", "Food", Decimal("5.50"), 2, Decimal("2.75")),
         (DAY, "North", "unknown", Decimal("2.20"), 1, Decimal("2.20")),
     ]
+
+
+def test_an_order_counts_once_whatever_its_lines(engine: Engine) -> None:
+    rows = [
+        sold("1.00", order_id="A"),
+        sold("2.00", order_id="A"),
+        sold("4.00", order_id="A", product_category="Toys"),
+        sold("8.00", order_id="B"),
+    ]
+    assert [tuple(row.values()) for row in daily_revenue(engine, rows)] == [
+        (DAY, "North", Decimal("15.00"), 2, Decimal("7.50"))
+    ]
+    by_category = result(revenue.daily_revenue_by_category(engine(arrow(COMPLETED_ORDERS, rows))))
+    assert [tuple(row.values())[2:] for row in by_category] == [
+        ("Food", Decimal("11.00"), 2, Decimal("5.50")),
+        ("Toys", Decimal("4.00"), 1, Decimal("4.00")),
+    ]
+    keys = ("region", "product_category")
+    frame = engine(arrow(COMPLETED_ORDERS, rows))
+    assert unreconciled(engine, daily_revenue(engine, rows), rows) == []
+    published = engine(arrow(DAILY_REVENUE_BY_CATEGORY, by_category))
+    assert result(revenue.unreconciled_days(published, frame, *keys)) == []
 
 
 def test_revenue_has_the_columns_of_its_tables(engine: Engine) -> None:
@@ -107,7 +135,7 @@ def test_many_pennies_add_up_exactly(engine: Engine) -> None:
 def unreconciled(engine: Engine, rows: Rows, completed: Rows) -> list[tuple[Any, ...]]:
     found = result(
         revenue.unreconciled_days(
-            engine(arrow(DAILY_REVENUE, rows)), engine(arrow(COMPLETED_ORDERS, completed))
+            engine(arrow(DAILY_REVENUE, rows)), engine(arrow(COMPLETED_ORDERS, completed)), "region"
         )
     )
     return [tuple(row.values()) for row in found]

@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import io
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -53,6 +53,7 @@ class RowFormat:
 
     required: tuple[str, ...]
     telling: re.Pattern[str]
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def inspect(file: File, limits: Limits = LIMITS) -> File:
     file = replace(
         file,
         content_hash=digest.hexdigest(),
-        header=_header(file.path, head, file.row_format.required, limits),
+        header=_header(file.path, head, file.row_format, limits),
         records=count.records - 1,
         uneven=count.uneven,
     )
@@ -163,7 +164,7 @@ OTHER_FORMATS = {
 """The first bytes of files that are no text."""
 
 
-def _header(path: Path, head: bytes, required: Collection[str], limits: Limits) -> tuple[str, ...]:
+def _header(path: Path, head: bytes, row_format: RowFormat, limits: Limits) -> tuple[str, ...]:
     for start, words in OTHER_FORMATS.items():
         if head.startswith(start):
             raise RetailAssetsError(f"{path} is no CSV text but {words}: export it as CSV.")
@@ -193,8 +194,9 @@ def _header(path: Path, head: bytes, required: Collection[str], limits: Limits) 
         raise RetailAssetsError(f"The header of {path} has a NUL byte: export it without.")
     _check_encoding(path, header, head)
     shown = ",".join(names)[:200]
-    columns = tuple(name.lower() if name.lower() in required else name for name in names)
-    missing = [name for name in required if name not in columns]
+    known = {*row_format.required, *row_format.optional}
+    columns = tuple(name.lower() if name.lower() in known else name for name in names)
+    missing = [name for name in row_format.required if name not in columns]
     if missing:
         raise RetailAssetsError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)};"

@@ -6,14 +6,14 @@ from datetime import date
 from pathlib import Path
 
 from retail_assets import business_days
-from retail_assets.engines.duckdb import REQUIRED
+from retail_assets.engines.duckdb import OPTIONAL, REQUIRED
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import CsvFile, RowFormat
 from retail_assets.transforms.orders import STATUSES
 
 DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 
-ROWS = RowFormat(REQUIRED, re.compile(rf"({'|'.join(STATUSES)})\Z|{DATE}"))
+ROWS = RowFormat(REQUIRED, re.compile(rf"({'|'.join(STATUSES)})\Z|{DATE}"), OPTIONAL)
 """A row of an export has a status or a date."""
 
 GZIP_RATIO = 8

@@ -36,6 +36,7 @@ _STAGING = {
     "first_rows": "export_date DATE, source_file VARCHAR, first_rowid BIGINT, max_days_late BIGINT",
     "rejected_rows": "row_id BIGINT, export_date DATE, reason VARCHAR, field VARCHAR,"
     " raw_text VARCHAR",
+    "line_numbers": "row_id BIGINT, export_date DATE, line_number BIGINT",
 }
 """The temporary tables; `staged_raw` and `staged_rejects` follow from them."""
 
@@ -62,10 +63,12 @@ _REJECTS = """
 """
 
 _RAW = """
-    SELECT r.export_date, r.order_date, r.order_id, r.customer_id, r.product_id, r.region, r.status,
-        r.order_value_gbp, r.order_timestamp, r.extra, f.source_file,
+    SELECT r.export_date, r.order_date, r.order_id,
+        coalesce(r.line_number, n.line_number, 1) AS line_number, r.customer_id, r.product_id,
+        r.region, r.status, r.order_value_gbp, r.order_timestamp, r.extra, f.source_file,
         r.rowid - f.first_rowid + 1 AS row_number
     FROM export_rows AS r JOIN first_rows AS f USING (export_date)
+    LEFT JOIN line_numbers AS n ON n.row_id = r.rowid
 """
 
 
@@ -277,18 +280,24 @@ class _Staging:
             f" FROM ({validated.to_native().sql_query()}) WHERE reason IS NOT NULL"
         )
         self._delete_rejected()
-        # Groups of hashes cost a third of groups of texts; few rows are left for the rule.
-        candidates = rows.filter(
-            "hash(export_date, order_id) IN (SELECT hash(export_date, order_id) FROM export_rows"
-            f" WHERE export_date IN ({days}) GROUP BY ALL HAVING count(*) > 1)"
+        # Groups of hashes cost a third of groups of texts; few rows are left for the rules.
+        candidates = nw.from_native(
+            rows.filter(
+                "hash(export_date, order_id) IN (SELECT hash(export_date, order_id) FROM"
+                f" export_rows WHERE export_date IN ({days}) GROUP BY ALL HAVING count(*) > 1)"
+            )
         )
-        repeats = orders.repeated(nw.from_native(candidates)).to_native().sql_query()
+        repeats = orders.repeated(candidates).to_native().sql_query()
         execute(
-            "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, d.reason, 'order_id', "
-            f"{text} FROM export_rows AS r JOIN ({repeats}) AS d"
-            " USING (export_date, order_id) WHERE r.rowid < d.last_row_number"
+            "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, 'duplicate_order',"
+            f" 'order_id', {text} FROM export_rows AS r JOIN ({repeats}) AS d"
+            " ON d.row_number = r.rowid"
         )
         self._delete_rejected()
+        numbers = orders.numbered(candidates).to_native().sql_query()
+        execute(
+            f"INSERT INTO line_numbers SELECT row_number, export_date, line_number FROM ({numbers})"
+        )
 
     def _delete_rejected(self) -> None:
         self.connection.execute(

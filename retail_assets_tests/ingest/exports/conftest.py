@@ -1,4 +1,4 @@
-"""Taking in exports, and looking at what became of them."""
+"""Ingesting exports, and looking at what became of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from retail_assets.settings import Settings
 
 @dataclass(frozen=True)
 class ExportLoader:
-    """A lake to take exports into, over one connection."""
+    """A lake to ingest exports into, over one connection."""
 
     lake: Lake
     connection: duckdb.DuckDBPyConnection

@@ -873,8 +873,11 @@ def test_a_file_larger_than_memory_is_ingested_whole(lake: Lake, settings: Setti
 
 # Rows that mean more than one row says
 
+NUMBERED = f"{HEADER},Line_Number"
+OLD_EXTRA = '{"Line_Number": "1"}'
 
-def test_several_lines_of_one_order_are_called_so(
+
+def test_an_order_of_several_products_has_lines(
     loader: ExportLoader, write_export: WriteExport
 ) -> None:
     write_export(
@@ -890,13 +893,64 @@ def test_several_lines_of_one_order_are_called_so(
         ],
     )
     loader.ingest(DAY)
-    assert loader.orders() == [("same",), ("lines",), ("bad line",)]
+    assert loader.orders("order_id, line_number, product_id, row_number") == [
+        ("lines", 1, "P2", 2),
+        ("same", 1, "P1", 4),
+        ("lines", 2, "P1", 5),
+        ("bad line", 1, "P1", 7),
+    ]
     assert loader.rejected() == [
-        (2, "unsupported_line_item", "order_id"),
-        (3, "unsupported_line_item", "order_id"),
+        (2, "duplicate_order", "order_id"),
         (4, "duplicate_order", "order_id"),
         (7, "unknown_status", "status"),
     ]
+
+
+def test_an_export_may_number_the_lines_of_its_orders(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
+    numbers = {"first": "2", "second": " 1 ", "again": "2.0", "bad": "x", "zero": "0", "none": ""}
+    rows = [f"{order_row('A', DAY, region=name)},{text}" for name, text in numbers.items()]
+    write_export(DAY, rows, header=NUMBERED)
+    loader.ingest(DAY)
+    assert loader.orders("region, line_number, extra") == [
+        ("second", 1, None),
+        ("again", 2, None),
+        ("none", 3, None),
+    ]
+    assert loader.rejected() == [
+        (2, "duplicate_order", "order_id"),
+        (5, "invalid_number", "line_number"),
+        (6, "invalid_number", "line_number"),
+    ]
+
+
+def test_exports_that_had_lines_before_there_were_lines_are_ingested_again(
+    loader: ExportLoader, write_export: WriteExport, settings: Settings
+) -> None:
+    lines = [order_row("A", DAY, product_id=product) for product in ("P1", "P2")]
+    write_export(DAY, lines)
+    write_export(DAY + A_DAY, [f"{line},{n}" for n, line in enumerate(lines)], header=NUMBERED)
+    write_export(DAY + 2 * A_DAY, [order_row("B", DAY)])
+    days = [DAY + n * A_DAY for n in range(3)]
+    loader.ingest(*days)
+    now = loader.orders("* EXCLUDE (line_number)")
+    # As the release before left it.
+    first = f"WHERE export_date = '{DAY}' AND line_number = 1"
+    rejected = "export_date, 'unsupported_line_item', 'order_id', '', source_file, 2"
+    for sql in (
+        f"INSERT INTO rejected_orders SELECT {rejected} FROM raw_orders {first}",
+        f"DELETE FROM raw_orders {first}",
+        f"UPDATE raw_orders SET extra = '{OLD_EXTRA}' WHERE export_date = '{DAY + A_DAY}'",
+        "ALTER TABLE lake.raw_orders DROP COLUMN line_number",
+    ):
+        loader.connection.execute(sql)
+    with loader.lake.connect():
+        pass
+    assert pending_exports(settings).keys() == set(days[:2])
+    loader.ingest(*days)
+    assert loader.orders("* EXCLUDE (line_number)") == now
+    assert pending_exports(settings) == {}
 
 
 def test_ids_that_a_spreadsheet_has_shortened_are_not_one_order(

@@ -59,7 +59,7 @@ class Row:
 
 
 def read(content: bytes) -> list[Row]:
-    """Judge every record of an export; the last usable row of an order counts."""
+    """Validate every record of an export; of repeated lines of an order the last counts."""
     records = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     header = [name.strip() for name in next(records)]
     rows = [
@@ -68,21 +68,35 @@ def read(content: bytes) -> list[Row]:
         else Row(number, "malformed_row")
         for number, fields in enumerate(filter(None, records), start=2)
     ]
-    last = {row.values[0]: row.record for row in rows if row.reason is None}
     products: dict[str, set[str]] = {}
     for row in rows:
         if row.reason is None:
-            products.setdefault(row.values[0], set()).add(row.values[2])
-    return [
-        Row(
-            row.record,
-            "duplicate_order" if len(products[row.values[0]]) == 1 else "unsupported_line_item",
-            "order_id",
-        )
-        if row.reason is None and row.record < last[row.values[0]]
+            products.setdefault(row.values[0], set()).add(row.values[3])
+
+    def line(row: Row) -> tuple[Any, ...]:
+        """What makes two rows the same line of an order."""
+        order, number, _, product, *_, value, _ = row.values
+        if number is not None:
+            return order, number
+        return (order, None) if len(products[order]) == 1 else (order, None, product, value)
+
+    last = {line(row): row.record for row in rows if row.reason is None}
+    rows = [
+        Row(row.record, "duplicate_order", "order_id")
+        if row.reason is None and row.record < last[line(row)]
         else row
         for row in rows
     ]
+    highest: dict[str, int] = {}
+    for row in rows:
+        if row.reason is None:
+            highest[row.values[0]] = max(highest.get(row.values[0], 0), row.values[1] or 0)
+    for n, row in enumerate(rows):
+        if row.reason is None and row.values[1] is None:
+            order, _, *values = row.values
+            highest[order] += 1
+            rows[n] = replace(row, values=(order, highest[order], *values))
+    return rows
 
 
 def validate(record: int, fields: dict[str, str]) -> Row:
@@ -98,8 +112,10 @@ def validate(record: int, fields: dict[str, str]) -> Row:
             reason = "mangled_order_id" if name == "order_id" else "mangled_id"
             return Row(record, reason, name)
     value, when = money(text["order_value_gbp"]), wall_clock(text["order_timestamp"])
-    if value is None:
-        return Row(record, "invalid_number", "order_value_gbp")
+    line = line_number(fields.get("line_number", "").strip(BLANKS))
+    wrong = {"order_value_gbp": value is None, "line_number": line == 0}
+    if any(wrong.values()):
+        return Row(record, "invalid_number", next(name for name in wrong if wrong[name]))
     if when is None:
         return Row(record, "invalid_timestamp", "order_timestamp")
     if value <= 0:
@@ -112,8 +128,8 @@ def validate(record: int, fields: dict[str, str]) -> Row:
         return Row(record, "future_order", "order_timestamp")
     if days_late > LATE_DAYS:
         return Row(record, "too_late", "order_timestamp")
-    ids = (text[name] for name in ("order_id", "customer_id", "product_id", "region"))
-    return Row(record, None, None, (*ids, status, value, when))
+    order, *others = (text[name] for name in ("order_id", "customer_id", "product_id", "region"))
+    return Row(record, None, None, (order, line, *others, status, value, when))
 
 
 def money(text: str) -> Decimal | None:
@@ -121,6 +137,12 @@ def money(text: str) -> Decimal | None:
     if match is None or len(match[2]) > 10 or len((match[3] or "").rstrip("0")) > 2:
         return None
     return Decimal(text).quantize(Decimal("0.01"))
+
+
+def line_number(text: str) -> int | None:
+    """The number of a line; None if it has none, zero if that is no number of a line."""
+    match = re.fullmatch(r"\+?([0-9]{1,9})(?:\.0*)?", text, re.ASCII)
+    return (int(match[1]) if match else 0) if text else None
 
 
 def wall_clock(text: str) -> datetime | None:
@@ -166,7 +188,7 @@ cells = st.fixed_dictionaries(
             any_text | st.sampled_from(["NULL", "NaN", "\\N"]),
         ),
         "customer_id": mostly(st.just("C1"), any_text),
-        "product_id": mostly(st.just("P1"), any_text),
+        "product_id": mostly(st.sampled_from(["P1", "P2"]), any_text),
         "region": mostly(st.sampled_from(["North", "a,b", 'a"b', "a\nb", "NULL"]), any_text),
         "status": mostly(st.sampled_from([*STATUSES, "COMPLETED", "Returned"]), any_text),
         "order_value_gbp": mostly(
@@ -180,6 +202,9 @@ cells = st.fixed_dictionaries(
             st.builds(written, moments, st.none() | offsets, st.sampled_from("T ")),
             any_text | st.sampled_from(["2026-02-30", "24:00", "2026-10-26", "2026-10-26 25:00"]),
         ),
+        "line_number": mostly(
+            st.sampled_from(["1", "2", "3", ""]), any_text | st.sampled_from(["0", "-1", "+2.0"])
+        ),
         "note": any_text,
     }
 )  # fmt: skip
@@ -188,9 +213,8 @@ cells = st.fixed_dictionaries(
 @st.composite
 def exports(draw: st.DrawFn) -> bytes:
     """An export: columns in any order, quoted or as needed, lines that end in any one way."""
-    columns = draw(st.permutations([*COLUMNS, "note"]))
-    if draw(st.booleans()):
-        columns.remove("note")
+    optional = draw(st.lists(st.sampled_from(["line_number", "note"]), unique=True))
+    columns = draw(st.permutations([*COLUMNS, *optional]))
     text = io.StringIO()
     end = draw(st.sampled_from(["\n", "\r\n"]))
     quote_all = draw(st.booleans())
@@ -225,8 +249,8 @@ def test_an_export_is_read_as_an_independent_reader_reads_it(new_lake: NewLake) 
             ingested = ingest(lake, connection, folder, [DAY], late_days=LATE_DAYS)
             assert ingested.raw.failed == {}
             raw = connection.execute(
-                "SELECT order_id, customer_id, product_id, region, status, order_value_gbp,"
-                " order_timestamp, order_date FROM raw_orders ORDER BY row_number"
+                "SELECT order_id, line_number, customer_id, product_id, region, status,"
+                " order_value_gbp, order_timestamp, order_date FROM raw_orders ORDER BY row_number"
             ).fetchall()
             rejected = connection.execute(
                 "SELECT row_number, reason, field FROM rejected_orders ORDER BY row_number"
@@ -262,9 +286,20 @@ small_exports = st.lists(
 )
 
 
+def product(value: str) -> str:
+    """The product of a small row: an order may have lines of two."""
+    return f"P{value[-1] > '4':d}"
+
+
 def lines(day: date, rows: Sequence[tuple[str, int, str, str]]) -> list[str]:
     return [
-        order_row(order, day - back * A_DAY, order_value_gbp=value, status=status)
+        order_row(
+            order,
+            day - back * A_DAY,
+            product_id=product(value),
+            order_value_gbp=value,
+            status=status,
+        )
         for order, back, value, status in rows
     ]
 

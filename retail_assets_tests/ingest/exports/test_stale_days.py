@@ -31,6 +31,7 @@ from retail_assets_tests.ingest.exports.test_properties import (
     LATE_DAYS,
     NO_SHRINKING,
     lines,
+    product,
     small_exports,
 )
 
@@ -105,14 +106,29 @@ def open_shop(new_lake: NewLake) -> Iterator[Shop]:
             yield Shop(lake, connection, settings)
 
 
-def accepted(exports: dict[int, Sequence[Any]]) -> dict[str, tuple[date, Decimal, str]]:
-    """The latest version of each order, in plain Python: its day, value and status."""
-    latest: dict[str, tuple[date, Decimal, str]] = {}
+def accepted(exports: dict[int, Sequence[Any]]) -> list[tuple[str, date, Decimal]]:
+    """The lines that count, in plain Python: order, day and value of the latest version."""
+    latest: dict[str, dict[Any, tuple[date, Decimal, str]]] = {}
     for number in sorted(exports):
-        for order, back, value, status in exports[number]:
-            if back <= LATE_DAYS and Decimal(value) > 0 and status != "lost":
-                latest[order] = (DAYS[number] - back * A_DAY, Decimal(value), status)
-    return latest
+        usable = [
+            (order, DAYS[number] - back * A_DAY, Decimal(value), status)
+            for order, back, value, status in exports[number]
+            if back <= LATE_DAYS and Decimal(value) > 0 and status != "lost"
+        ]
+        products = {(order, product(str(value))) for order, _, value, _ in usable}
+        several = [
+            order for order, _ in products if len({p for o, p in products if o == order}) > 1
+        ]
+        for order in {order for order, *_ in usable}:
+            latest[order] = {}
+        for order, day, value, status in usable:
+            latest[order][value if order in several else None] = (day, value, status)
+    return [
+        (order, day, value)
+        for order, kept in latest.items()
+        for day, value, status in kept.values()
+        if status == "completed"
+    ]
 
 
 arrivals = st.lists(st.tuples(st.integers(0, len(DAYS) - 1), small_exports), min_size=1, max_size=4)
@@ -144,24 +160,23 @@ def test_what_is_published_and_what_waits_is_what_was_accepted_at_every_step(
             shop.ingest([DAYS[number]])
             if restates:
                 shop.restate()
-            counting = [
-                (day, v) for day, v, status in accepted(exports).values() if status == "completed"
-            ]
+            counting = accepted(exports)
+            orders_of_days = {(order, day) for order, day, _ in counting}
             count, value = shop.published()
             waiting = shop.waiting()
             assert waiting == shop.waiting(all_days=True), "the ledger knows all days that differ"
-            assert count + sum(each.orders for each in waiting) == len(counting)
-            assert value + sum(each.value_gbp for each in waiting) == sum(v for _, v in counting)
+            assert count + sum(each.orders for each in waiting) == len(orders_of_days)
+            assert value + sum(each.value_gbp for each in waiting) == sum(v for *_, v in counting)
         shop.restate()
         left = {each.day: (each.reason, each.orders, each.value_gbp) for each in shop.waiting()}
-        early = [(day, v) for day, v in counting if day < START]
+        early = [(order, day, v) for order, day, v in counting if day < START]
         assert left == {
             day: (
                 "before_start",
-                sum(d == day for d, _ in early),
-                sum((v for d, v in early if d == day), Decimal(0)),
+                len({order for order, d, _ in early if d == day}),
+                sum((v for _, d, v in early if d == day), Decimal(0)),
             )
-            for day, _ in early
+            for _, day, _ in early
         }
         final = shop.tables()
     # The same files as they are in the end, all at once.
