@@ -22,8 +22,8 @@ REQUIRED = (
 )
 """The columns that every order export has, in any order."""
 
-OPTIONAL = ("line_number",)
-"""Further columns that are no extra ones where an export has them."""
+OPTIONAL = ("line_number", "currency")
+"""Further columns that have a meaning where an export has them; a currency is kept as an extra."""
 
 BLANKS = "' \t\r\n\u00a0'"
 """Characters trimmed from fields. An empty field, quoted or not, is null from the start."""
@@ -49,8 +49,8 @@ DATE_IN_NAME = r"(\d{4}_\d{2}_\d{2})\.csv(\.gz)?$"
 ROWS = """
     export_date DATE, order_date DATE, days_late BIGINT, order_id VARCHAR, customer_id VARCHAR,
     product_id VARCHAR, region VARCHAR, status VARCHAR, order_value_gbp DECIMAL(12,2),
-    order_timestamp TIMESTAMP, line_number BIGINT, extra VARCHAR, has_order_value BOOLEAN,
-    has_order_timestamp BOOLEAN, has_line_number BOOLEAN, raw VARCHAR
+    order_timestamp TIMESTAMP, line_number BIGINT, currency VARCHAR, extra VARCHAR,
+    has_order_value BOOLEAN, has_order_timestamp BOOLEAN, has_line_number BOOLEAN, raw VARCHAR
 """
 """The columns of typed export rows; `raw` has the original fields, each between two separators."""
 
@@ -134,7 +134,7 @@ def _fields(header: Sequence[str]) -> dict[str, str]:
 def _typed(header: Sequence[str], records: str) -> str:
     fields = _fields(header)
     known = [name for name in (*REQUIRED, *OPTIONAL) if name in fields]
-    line_number = "line_number" if "line_number" in known else "NULL"
+    line_number, currency = (name if name in known else "NULL" for name in OPTIONAL)
     separator = literal(SEPARATOR)
     raw = ", ".join([separator, *(f"{field}, {separator}" for field in fields.values())])
     tidy = {
@@ -143,7 +143,9 @@ def _typed(header: Sequence[str], records: str) -> str:
         if name in known
     }
     extras = ", ".join(
-        f"{identifier(name)} := {field}" for name, field in fields.items() if name not in known
+        f"{identifier(name)} := {field}"
+        for name, field in fields.items()
+        if name not in known or name == "currency"
     )
     extra = f"to_json(struct_pack({extras}))::VARCHAR" if extras else "NULL"
     # Whether some field has blanks around it: a regular expression would double the time.
@@ -157,8 +159,8 @@ def _typed(header: Sequence[str], records: str) -> str:
     return f"""
         SELECT export_date, order_timestamp::DATE AS order_date,
             export_date - order_timestamp::DATE AS days_late, order_id, customer_id, product_id,
-            region, status, order_value_gbp, order_timestamp, line_number, extra, has_order_value,
-            has_order_timestamp, has_line_number, raw
+            region, status, order_value_gbp, order_timestamp, line_number, currency, extra,
+            has_order_value, has_order_timestamp, has_line_number, raw
         FROM (
             SELECT export_date, order_id, customer_id, product_id, region, lower(status) AS status,
                 CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
@@ -166,6 +168,7 @@ def _typed(header: Sequence[str], records: str) -> str:
                 {wall_clock("order_timestamp")} AS order_timestamp,
                 CASE WHEN regexp_full_match({line_number}, '{LINE_NUMBER}')
                     THEN TRY_CAST({line_number} AS BIGINT) END AS line_number,
+                upper({currency}) AS currency,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
                 order_timestamp IS NOT NULL AS has_order_timestamp,
                 {line_number} IS NOT NULL AS has_line_number, raw

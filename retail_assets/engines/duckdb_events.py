@@ -51,6 +51,7 @@ def parsed(lines: str) -> str:
           `event_timestamp` (TIMESTAMPTZ), `event_date` (DATE, in the session's time zone) and
           `days_ahead` (BIGINT: of that date, to the day on which the line landed): null if
           unreadable;
+        - `currency`: the extra field of that name, in upper case and without blanks around it;
         - `time_is_text` (BOOLEAN), `nul` (BOOLEAN: whether a text may have the character NUL);
         - `extra`: all other fields, as JSON, null if none.
     """
@@ -87,6 +88,9 @@ def parsed(lines: str) -> str:
         FROM (
             SELECT *, len(keys) <> {there} AS irregular, {texts},
                 lower({_text("f.status")}) AS status,
+                -- Few events have one, and looking for its name is much faster.
+                CASE WHEN is_object AND contains(payload, '"currency"')
+                    THEN upper(trim(payload ->> '$.currency', {BLANKS})) END AS currency,
                 {value} AS value_text, {_text("f.event_timestamp")} AS time_text,
                 CASE WHEN regexp_full_match(value_text, {literal(NUMBER)}) THEN value_text END
                     AS number,

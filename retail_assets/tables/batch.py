@@ -46,12 +46,12 @@ RAW_ORDERS = Table(
             "The line of the order: the export's `line_number`; without it, lines are numbered"
             " from 1 in the order of the export's rows.",
             default="1",
-            # Exports whose orders had lines are ingested again.
+            # Exports whose orders had lines, or that named a currency, are ingested again.
             when_added="UPDATE lake.export_files SET content_hash = '', modified_ns = 0"
             " WHERE export_date IN"
             " (SELECT export_date FROM lake.rejected_orders WHERE reason = 'unsupported_line_item'"
             " UNION SELECT export_date FROM lake.raw_orders"
-            " WHERE contains(lower(extra), '\"line_number\"'))",
+            " WHERE regexp_matches(lower(extra), '\"(line_number|currency)\"'))",
         ),
         Column("customer_id", "VARCHAR", "The customer.", personal=True),
         Column("product_id", "VARCHAR", "The product."),

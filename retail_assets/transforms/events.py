@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import narwhals as nw
 
-from retail_assets.transforms.orders import COMPLETED, STATUSES, stands_for_none, with_attributes
+from retail_assets.transforms.orders import (
+    COMPLETED,
+    STATUSES,
+    is_foreign,
+    stands_for_none,
+    with_attributes,
+)
 
 HIGH_VALUE_GBP = 500
 MID_VALUE_GBP = 100
@@ -70,6 +76,9 @@ REASONS: Mapping[str, str] = {
     "fraction_of_penny": (
         "order_value_gbp has more than two decimals; what binary numbers add from the seventh"
         " decimal on is ignored."
+    ),
+    "unknown_currency": (
+        "currency is another than GBP, whose rate is not known: the value is not counted as pounds."
     ),
     "unknown_status": f"The status is none of {', '.join(STATUSES)}.",
     "invalid_timestamp": (
@@ -152,6 +161,7 @@ def _rules() -> Iterator[_Rule]:
     yield value.is_null() | (value >= OUT_OF_RANGE_GBP), "out_of_range", "order_value_gbp"
     yield ~col("whole_pence"), "fraction_of_penny", "order_value_gbp"
     yield col("quantity") <= 0, "not_positive", "quantity"
+    yield is_foreign("currency"), "unknown_currency", "currency"
     # A blank status counts as none.
     yield ~col("status").is_in((*STATUSES, "")), "unknown_status", "status"
     yield (

@@ -17,6 +17,8 @@ UNKNOWN = "unknown"
 RULES_VERSION = 2
 """Goes up with every change of the rules of export rows: exports are ingested again then."""
 
+CURRENCY = "GBP"
+
 NO_ID = (
     *("null", "(null)", "<null>", "\\n", "nil", "none", "nan", "<na>", "n/a", "undefined"),
     *("#n/a", "#null!", "#value!", "#ref!", "#name?", "#num!", "#div/0!"),
@@ -42,6 +44,8 @@ REASONS: Mapping[str, str] = {
     "invalid_timestamp": "`order_timestamp` is not a date and time as `2026-10-05 09:50:26`, with"
     " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days.",
     "not_positive": "`order_value_gbp` is zero or less.",
+    "unknown_currency": "`currency` is another than GBP, whose rate is not known: the value is not"
+    " counted as pounds.",
     "unknown_status": f"`status` is none of {', '.join(f'`{status}`' for status in STATUSES)}.",
     "future_order": "The order's day lies after the export's date.",
     "too_late": "The order's day lies more than `RETAIL_LATE_DAYS` days before the export's date.",
@@ -60,11 +64,11 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
     """Validate the rows of an export: say why a row cannot be used.
 
     Args:
-        rows: the fields of `raw_orders` as a reader typed them. Text is trimmed, null where blank,
-            and status is in lower case; `order_value_gbp` and `order_timestamp` are null where they
-            cannot be read, as is `line_number`, and `has_order_value`, `has_order_timestamp` and
-            `has_line_number` (Boolean) say whether there was anything to read; `days_late` (Int64)
-            is `export_date - order_date` in days.
+        rows: the fields of `raw_orders` as a reader typed them. Text is trimmed, null where blank;
+            status is in lower case, `currency` in upper case; `order_value_gbp`, `order_timestamp`
+            and `line_number` are null where they cannot be read, and `has_order_value`,
+            `has_order_timestamp` and `has_line_number` (Boolean) say whether there was anything to
+            read; `days_late` (Int64) is `export_date - order_date` in days.
         late_days: how many days before its export an order may lie.
 
     Returns:
@@ -84,6 +88,7 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
         (_is_no_line_number(), "invalid_number", "line_number"),
         (nw.col("order_timestamp").is_null(), "invalid_timestamp", "order_timestamp"),
         (nw.col("order_value_gbp") <= 0, "not_positive", "order_value_gbp"),
+        (is_foreign("currency"), "unknown_currency", "currency"),
         (~nw.col("status").is_in(STATUSES), "unknown_status", "status"),
         (nw.col("days_late") < 0, "future_order", "order_timestamp"),
         (nw.col("days_late") > late_days, "too_late", "order_timestamp"),
@@ -98,6 +103,11 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
 def _is_no_line_number() -> nw.Expr:
     number = nw.col("line_number")
     return nw.col("has_line_number") & (number.is_null() | (number < 1))
+
+
+def is_foreign(currency: str) -> nw.Expr:
+    """Whether an amount is in another currency than pounds; null and blank are pounds."""
+    return ~nw.col(currency).is_null() & ~nw.col(currency).is_in(("", CURRENCY))
 
 
 def stands_for_none(name: str) -> nw.Expr:

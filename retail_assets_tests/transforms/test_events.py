@@ -202,6 +202,12 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
     *((event(quantity=value), ("not_positive", "quantity")) for value in (0, -1, -(2**63))),
     (raw("quantity", "-0"), ("not_positive", "quantity")),
     *(
+        (event(currency=value), ("unknown_currency", "currency"))
+        for value in ("USD", "eur", " \u20ac", 826, ["GBP"], "GBPX")
+    ),
+    *((event(currency=value), None) for value in ("GBP", " gbp", "", None)),
+    (event(price={"currency": "USD"}), None),
+    *(
         (event(status=value), ("unknown_status", "status"))
         for value in ("shipped", "complete", "completed.", "\uff23ompleted", "null")
     ),
@@ -260,6 +266,7 @@ def test_the_rules_are_tried_in_the_order_of_the_reasons(validate: Judge) -> Non
         ({"order_value_gbp": 0}, "not_positive"),
         ({"order_value_gbp": 1e11}, "out_of_range"),
         ({"order_value_gbp": 0.001}, "fraction_of_penny"),
+        ({"currency": "USD"}, "unknown_currency"),
         ({"status": "x"}, "unknown_status"),
         ({"event_timestamp": "x"}, "invalid_timestamp"),
     ]

@@ -29,6 +29,7 @@ def typed_row(**changed: Any) -> dict[str, Any]:
         "has_order_timestamp": True,
         "line_number": None,
         "has_line_number": False,
+        "currency": None,
         "days_late": 0,
         **changed,
     }
@@ -43,6 +44,7 @@ TYPED = pa.schema(
         "has_order_timestamp": pa.bool_(),
         "line_number": pa.int64(),
         "has_line_number": pa.bool_(),
+        "currency": pa.string(),
         "days_late": pa.int64(),
         "n": pa.int64(),
     }
@@ -110,6 +112,8 @@ VERDICTS: tuple[tuple[dict[str, Any], tuple[str | None, str | None]], ...] = (
     # The first reason counts.
     ({"customer_id": None, "order_id": "1E+15"}, ("missing_value", "customer_id")),
     ({"status": "x", "days_late": -1}, ("unknown_status", "status")),
+    ({"currency": "GBP"}, (None, None)),
+    ({"currency": "USD", "status": "x"}, ("unknown_currency", "currency")),
     ({"order_value_gbp": Decimal(0), "status": "x"}, ("not_positive", "order_value_gbp")),
     ({"region": None, "order_value_gbp": None}, ("missing_value", "region")),
 )

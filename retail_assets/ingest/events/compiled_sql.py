@@ -20,6 +20,7 @@ _TYPED_ONLY = (
     "too_deep",
     "repeated",
     "nul",
+    "currency",
     "finite",
     "whole_pence",
     "time_is_text",

@@ -874,7 +874,6 @@ def test_a_file_larger_than_memory_is_ingested_whole(lake: Lake, settings: Setti
 # Rows that mean more than one row says
 
 NUMBERED = f"{HEADER},Line_Number"
-OLD_EXTRA = '{"Line_Number": "1"}'
 
 
 def test_an_order_of_several_products_has_lines(
@@ -925,32 +924,50 @@ def test_an_export_may_number_the_lines_of_its_orders(
     ]
 
 
-def test_exports_that_had_lines_before_there_were_lines_are_ingested_again(
+def test_exports_with_lines_or_a_currency_are_ingested_again_after_the_upgrade(
     loader: ExportLoader, write_export: WriteExport, settings: Settings
 ) -> None:
     lines = [order_row("A", DAY, product_id=product) for product in ("P1", "P2")]
+    extra = {DAY + A_DAY: "Line_Number", DAY + 2 * A_DAY: "currency", DAY + 3 * A_DAY: "note"}
     write_export(DAY, lines)
-    write_export(DAY + A_DAY, [f"{line},{n}" for n, line in enumerate(lines)], header=NUMBERED)
-    write_export(DAY + 2 * A_DAY, [order_row("B", DAY)])
-    days = [DAY + n * A_DAY for n in range(3)]
-    loader.ingest(*days)
-    now = loader.orders("* EXCLUDE (line_number)")
+    for day, name in extra.items():
+        write_export(day, [f"{order_row(name, day)},1"], header=f"{HEADER},{name}")
+    loader.ingest(DAY, *extra)
+    now = loader.orders("order_id, product_id, extra")
     # As the release before left it.
+    execute = loader.connection.execute
     first = f"WHERE export_date = '{DAY}' AND line_number = 1"
     rejected = "export_date, 'unsupported_line_item', 'order_id', '', source_file, 2"
-    for sql in (
-        f"INSERT INTO rejected_orders SELECT {rejected} FROM raw_orders {first}",
-        f"DELETE FROM raw_orders {first}",
-        f"UPDATE raw_orders SET extra = '{OLD_EXTRA}' WHERE export_date = '{DAY + A_DAY}'",
-        "ALTER TABLE lake.raw_orders DROP COLUMN line_number",
-    ):
-        loader.connection.execute(sql)
+    execute(f"INSERT INTO rejected_orders SELECT {rejected} FROM raw_orders {first}")
+    execute(f"DELETE FROM raw_orders {first}")
+    for day, name in extra.items():
+        execute(
+            "INSERT INTO raw_orders BY NAME SELECT * REPLACE (?::DATE AS export_date, ? AS extra)"
+            f" FROM raw_orders WHERE export_date = '{DAY}'",
+            [day, f'{{"{name}": "1"}}'],
+        )
+    execute("ALTER TABLE lake.raw_orders DROP COLUMN line_number")
     with loader.lake.connect():
         pass
-    assert pending_exports(settings).keys() == set(days[:2])
-    loader.ingest(*days)
-    assert loader.orders("* EXCLUDE (line_number)") == now
+    assert pending_exports(settings).keys() == {DAY, DAY + A_DAY, DAY + 2 * A_DAY}
+    loader.ingest(DAY, *list(extra)[:2])
+    assert [row for row in loader.orders("order_id, product_id, extra") if row in now] == now
     assert pending_exports(settings) == {}
+
+
+def test_an_amount_in_another_currency_is_not_counted_as_pounds(
+    loader: ExportLoader, write_export: WriteExport
+) -> None:
+    texts = ("GBP", " gbp ", "", "USD", "€", "1")
+    rows = [f"{order_row(f'O{n}', DAY)},{text}" for n, text in enumerate(texts)]
+    write_export(DAY, rows, header=f"{HEADER},Currency")
+    loader.ingest(DAY)
+    assert loader.orders("order_id, extra ->> 'currency'") == [
+        ("O0", "GBP"),
+        ("O1", " gbp "),
+        ("O2", None),
+    ]
+    assert loader.rejected() == [(n, "unknown_currency", "currency") for n in (5, 6, 7)]
 
 
 def test_ids_that_a_spreadsheet_has_shortened_are_not_one_order(
