@@ -1,9 +1,10 @@
 """Asset checks: green on what was published, red on a planted fault; a bad day fails by name."""
 
 from collections.abc import Collection, Mapping
-from datetime import timedelta
+from datetime import date, timedelta
 
 import dagster as dg
+import duckdb
 import pytest
 
 from retail_assets import tables
@@ -20,6 +21,7 @@ from retail_assets_tests.platform import (
     QUIET,
     Platform,
     open_platform,
+    published_platform,
     revenue_by_day,
     write_reference,
 )
@@ -34,20 +36,50 @@ ALL = {
 
 
 Result = dg.AssetCheckEvaluation | dg.AssetCheckResult
+Results = dict[tuple[str, str], dg.AssetCheckResult]
 
 
-def results(
-    settings: Settings, of: Collection[tables.Table] = checks.CHECKED
-) -> dict[tuple[str, str], dg.AssetCheckResult]:
+def results(settings: Settings, of: Collection[tables.Table] = checks.CHECKED) -> Results:
     """What the checks of tables find in whole tables, without the seconds that a run takes."""
     with Lake.from_settings(settings).connect(read_only=True) as connection:
-        return {
-            (table.name, check.__name__): check(
-                checks.Scope(connection, table, None, None, settings)
-            )
-            for table in of
-            for check in (*checks.GENERAL, *checks.SPECIAL.get(table, ()))
-        }
+        return found_in(connection, settings, of)
+
+
+def found_in(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, of: Collection[tables.Table]
+) -> Results:
+    return {
+        (table.name, check.__name__): check(checks.Scope(connection, table, None, None, settings))
+        for table in of
+        for check in (*checks.GENERAL, *checks.SPECIAL.get(table, ()))
+    }
+
+
+def results_with_fault(
+    settings: Settings, fault: str, of: Collection[tables.Table] = checks.CHECKED
+) -> Results:
+    """What the checks find in a lake after these statements, which are rolled back."""
+    with Lake.from_settings(settings).connect() as connection:
+        connection.execute("BEGIN")
+        for statement in fault.split(";"):
+            connection.execute(statement)
+        return found_in(connection, settings, of)
+
+
+def result_of_a_day(
+    platform: Platform, day: date, table: tables.Table, check: checks.Check
+) -> dg.AssetCheckResult:
+    """What a check finds in a day; a run of the batch job would call all of them."""
+    with Lake.from_settings(platform.settings).connect(read_only=True) as connection:
+        return check(checks.Scope(connection, table, day, day, platform.settings))
+
+
+@pytest.fixture(scope="module")
+def four_days(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Four published days, which no test changes."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("published"), threads=1)
+    with published_platform(settings, tmp_path_factory):
+        return settings
 
 
 def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
@@ -74,9 +106,7 @@ def red(found: Mapping[tuple[str, str], Result]) -> set[tuple[str, str]]:
 
 
 def test_every_check_is_green_on_what_was_published(published: Platform) -> None:
-    evaluations = evaluate(published)
-    assert evaluations.keys() == ALL
-    assert red(evaluations) == set()
+    assert red(results(published.settings)) == set()
 
 
 def test_a_run_of_checks_shows_what_they_find(published: Platform) -> None:
@@ -86,12 +116,17 @@ def test_a_run_of_checks_shows_what_they_find(published: Platform) -> None:
     )
     found = results(published.settings)
     shown = evaluate(published)
-    assert red(found) == {
-        ("raw_orders", "rows_add_up"),
-        ("completed_orders", "completed_reconcile_with_raw"),
-        ("completed_orders", "references_are_known"),
-        ("daily_revenue", "every_accepted_order_is_published"),
-    }
+    assert shown.keys() == ALL
+    assert (
+        red(found)
+        == red(shown)
+        == {
+            ("raw_orders", "rows_add_up"),
+            ("completed_orders", "completed_reconcile_with_raw"),
+            ("completed_orders", "references_are_known"),
+            ("daily_revenue", "every_accepted_order_is_published"),
+        }
+    )
     assert {each.severity for key, each in found.items() if key in red(found)} == {
         dg.AssetCheckSeverity.ERROR,
         dg.AssetCheckSeverity.WARN,
@@ -160,10 +195,9 @@ def test_checks_of_a_run_mind_its_days_alone(published: Platform) -> None:
     ],
 )
 def test_a_planted_fault_turns_its_check_red_and_no_other(
-    published: Platform, fault: str, expected: set[tuple[str, str]]
+    four_days: Settings, fault: str, expected: set[tuple[str, str]]
 ) -> None:
-    published.change(*fault.split(";"))
-    found = results(published.settings)
+    found = results_with_fault(four_days, fault)
     assert red(found) == expected
     assert {found[key].severity for key in expected} == {dg.AssetCheckSeverity.ERROR}
 
@@ -173,13 +207,8 @@ def test_an_unusual_number_of_orders_is_a_warning_that_names_the_day(
 ) -> None:
     day = FIRST + timedelta(weeks=1)
     write_export(day, [order_row(f"N{n}", day) for n in range(3)])
-    result = published.run(automation.BATCH, day, checks=True)
-    assert result.success
-    (evaluation,) = (
-        found
-        for found in result.get_asset_check_evaluations()
-        if found.check_name == "volume_is_usual"
-    )
+    assert published.run(automation.BATCH, day).success
+    evaluation = result_of_a_day(published, day, tables.RAW_ORDERS, checks.volume_is_usual)
     assert not evaluation.passed
     assert evaluation.severity == dg.AssetCheckSeverity.WARN
     assert evaluation.metadata["unusual_days"].value == {str(day): "3 orders, usually about 1"}
@@ -189,22 +218,14 @@ def test_an_unknown_product_is_a_warning_that_counts(
     published: Platform, write_export: WriteExport
 ) -> None:
     write_export(FIRST, [order_row("O0", FIRST, product_id="P999", customer_id="C999")])
-    result = published.run(automation.BATCH, FIRST, checks=True)
-    assert result.success
-    (evaluation,) = (
-        found
-        for found in result.get_asset_check_evaluations()
-        if found.check_name == "references_are_known"
+    assert published.run(automation.BATCH, FIRST).success
+    evaluation = result_of_a_day(
+        published, FIRST, tables.COMPLETED_ORDERS, checks.references_are_known
     )
     assert not evaluation.passed
     assert evaluation.severity == dg.AssetCheckSeverity.WARN
     found = {name: value.value for name, value in evaluation.metadata.items()}
     assert found == {"lines": 1, "unknown_product": 1, "unknown_customer": 1}
-
-
-def evaluation_of(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:
-    (found,) = (each for each in result.get_asset_check_evaluations() if each.check_name == name)
-    return found
 
 
 def test_mass_rejection_and_orders_that_wait_are_warnings_that_say_what_to_do(
@@ -216,15 +237,16 @@ def test_mass_rejection_and_orders_that_wait_are_warnings_that_say_what_to_do(
     huge = order_row("HUGE", day, order_value_gbp="100000000.00")
     more = [order_row(f"M{n}", day, order_value_gbp="999999.99") for n in range(2)]
     write_export(day, [*rows, order_row("E", before, order_value_gbp="7.25"), huge, *more])
-    result = published.run(automation.BATCH, day, checks=True)
-    assert result.success
+    assert published.run(automation.BATCH, day).success
 
-    rejected = evaluation_of(result, "few_rows_are_rejected")
+    rejected = result_of_a_day(published, day, tables.RAW_ORDERS, checks.few_rows_are_rejected)
     assert (rejected.passed, rejected.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert rejected.metadata["rejected"].value == [
         f"{day}: 2 of 6 rows (33%) were rejected, most of all 2 unknown_status"
     ]
-    waiting = evaluation_of(result, "every_accepted_order_is_published")
+    waiting = result_of_a_day(
+        published, day, tables.DAILY_REVENUE, checks.every_accepted_order_is_published
+    )
     assert (waiting.passed, waiting.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert waiting.metadata["orders_waiting"].value == 1
     assert waiting.metadata["value_waiting_gbp"].value == 7.25

@@ -1,18 +1,24 @@
 """The checks of the event lane: green on what was taken in, red on a planted fault, by name."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 import pytest
 
 from retail_assets import tables
 from retail_assets.consumers import live_revenue
+from retail_assets.settings import Settings
+from retail_assets_tests.conftest import copy_data
 from retail_assets_tests.defs.automation.test_events import carry_out, requests
-from retail_assets_tests.defs.test_asset_checks import Result, red, results
+from retail_assets_tests.defs.test_asset_checks import Result, red, results, results_with_fault
 from retail_assets_tests.event_files import EventLoader, event, write_events
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     DAYS,
     FIRST,
     Platform,
+    open_platform,
+    published_platform,
 )
 
 pytestmark = DAGSTER_CALLS_ITSELF
@@ -31,17 +37,27 @@ EVENT_LANE = (
 AT = f"{FIRST}T09:30:00+01:00"
 
 
-@pytest.fixture
-def platform(published: Platform) -> Platform:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Four published days with an order each, O0 to O3, and events of the first."""
-    write_events(
-        published.settings,
-        FILE,
-        [event(0, event_timestamp=AT), "null", event(0, event_timestamp=AT), "{"],
-    )
-    write_events(published.settings, f"{FIRST}/copy.jsonl", [event(0, event_timestamp=AT), "null"])
-    ingest_events(published)
-    return published
+    settings = Settings(data_dir=tmp_path_factory.mktemp("events"), threads=1)
+    with published_platform(settings, tmp_path_factory) as platform:
+        write_events(
+            settings,
+            FILE,
+            [event(0, event_timestamp=AT), "null", event(0, event_timestamp=AT), "{"],
+        )
+        write_events(settings, f"{FIRST}/copy.jsonl", [event(0, event_timestamp=AT), "null"])
+        ingest_events(platform)
+    return settings
+
+
+@pytest.fixture
+def platform(model: Settings, settings: Settings) -> Iterator[Platform]:
+    """The same, the test's own."""
+    copy_data(model.data_dir, settings)
+    with open_platform(settings) as platform:
+        yield platform
 
 
 def ingest_events(platform: Platform) -> None:
@@ -97,10 +113,9 @@ def test_every_check_is_green_on_what_was_ingested(platform: Platform) -> None:
     ],
 )
 def test_a_planted_fault_turns_its_check_red_and_names_the_file(
-    platform: Platform, fault: str, expected: set[tuple[str, str]]
+    model: Settings, fault: str, expected: set[tuple[str, str]]
 ) -> None:
-    platform.change(fault)
-    evaluations = evaluate(platform)
+    evaluations = results_with_fault(model, fault, EVENT_LANE)
     assert red(evaluations) == expected
     assert {evaluations[key].severity for key in expected} == {dg.AssetCheckSeverity.ERROR}
     assert FILE in str(evaluations[ADD_UP].metadata["files_at_fault"].value)
