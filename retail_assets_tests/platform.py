@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from retail_assets.cli import backfill
 from retail_assets.definitions import build_definitions
 from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
@@ -222,6 +223,21 @@ def without_checks(
     """
     selected = job.asset_layer.executable_asset_keys if assets is None else assets
     return job.get_subset(asset_selection=set(selected), asset_check_selection=set())
+
+
+def leave_out_checks(patch: pytest.MonkeyPatch) -> None:
+    """Have `retail-assets backfill` run its jobs without checks, as `Platform.run` does."""
+
+    def build(settings: Settings) -> dg.Definitions:
+        whole = build_definitions(settings)
+        return dg.Definitions(
+            assets=whole.assets,
+            jobs=whole.jobs,
+            resources=whole.resources,
+            executor=whole.executor,
+        )
+
+    patch.setattr(backfill, "build_definitions", build)
 
 
 def request_days(request: dg.RunRequest) -> tuple[date, date] | None:

@@ -17,6 +17,7 @@ from retail_assets_tests.conftest import WriteExport, order_row
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     Platform,
+    leave_out_checks,
     new_home,
     write_reference,
 )
@@ -38,6 +39,11 @@ def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     new_home(home)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     return settings.model_copy(update={"threads": 1})
+
+
+@pytest.fixture
+def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_checks(monkeypatch)
 
 
 @pytest.fixture
@@ -99,6 +105,7 @@ def test_a_bad_day_is_named_and_running_again_does_only_what_is_missing(
     assert revenue(settings) == {str(day): "10.00" for day in DAYS}
 
 
+@pytest.mark.usefixtures("without_checks")
 def test_a_late_order_restates_its_day_though_that_lies_before_the_range(
     published: Platform, write_export: WriteExport
 ) -> None:
@@ -110,7 +117,7 @@ def test_a_late_order_restates_its_day_though_that_lies_before_the_range(
     assert revenue(settings) == others | {str(DAY): "20.00"}
 
 
-@pytest.mark.usefixtures("lake")
+@pytest.mark.usefixtures("lake", "without_checks")
 def test_one_file_of_many_days_publishes_each_of_them_with_one_command(
     settings: Settings, write_export: WriteExport
 ) -> None:
@@ -125,7 +132,7 @@ def test_one_file_of_many_days_publishes_each_of_them_with_one_command(
     assert revenue(settings) == {str(day): "10.00" for day in DAYS}
 
 
-@pytest.mark.usefixtures("lake")
+@pytest.mark.usefixtures("lake", "without_checks")
 def test_late_orders_of_a_day_whose_export_is_missing_are_published_and_the_day_is_named(
     settings: Settings, exports: list[Path], write_export: WriteExport
 ) -> None:
@@ -140,6 +147,7 @@ def test_late_orders_of_a_day_whose_export_is_missing_are_published_and_the_day_
     assert revenue(settings) == {str(day): "10.00" for day in DAYS} | {str(DAYS[1]): "20.00"}
 
 
+@pytest.mark.usefixtures("without_checks")
 def test_bad_reference_data_are_a_problem_but_do_not_stop_the_orders(
     published: Platform, write_export: WriteExport
 ) -> None:
@@ -153,6 +161,7 @@ def test_bad_reference_data_are_a_problem_but_do_not_stop_the_orders(
     assert revenue(settings) == {str(day): "10.00" for day in (*DAYS, NEXT)}
 
 
+@pytest.mark.usefixtures("without_checks")
 def test_it_needs_no_dagster_home(
     published: Platform, write_export: WriteExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,8 +28,6 @@ DAY = "2026-10-12"
 LETTER = f"file:{DAY}/b.jsonl:2"
 RANGE = ("--start", DAY, "--end", "2026-10-31")
 
-pytestmark = pytest.mark.usefixtures("rules_may_change")
-
 
 class Quiet(Command):
     """A progress bar that is not on a terminal leaves an empty line."""
@@ -288,6 +286,7 @@ def test_a_replay_says_how_many_days_it_has_recomputed(
     assert command("replay", *nothing) == (0, "0 days with events are recomputed.\n", "")
 
 
+@pytest.mark.usefixtures("rules_may_change")
 def test_a_check_that_finds_differences_exits_with_one_and_names_them(
     loader: EventLoader, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
