@@ -59,10 +59,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The default settings with `tmp_path` as data folder, in the environment as well."""
+    """The default settings with `tmp_path` as data folder, in the environment as well.
+
+    DuckDB has one thread: with more, tables as small as those of tests take longer.
+    """
     for name in [name for name in os.environ if name.startswith("RETAIL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RETAIL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("RETAIL_THREADS", "1")
     return Settings()
 
 
@@ -99,7 +103,7 @@ def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
         note_empty_tables(catalog)
 
     def make(data_dir: Path) -> Lake:
-        copy = Settings(data_dir=data_dir)
+        copy = Settings(data_dir=data_dir, threads=1)
         copy.lake_dir.mkdir(parents=True)
         shutil.copyfile(model.catalog, copy.catalog)
         _move(copy)

@@ -27,7 +27,7 @@ def test_the_year_is_backfilled_in_one_run_and_its_revenue_is_exact(
     new_home(home)
     monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "500")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    journey = Settings(data_dir=tmp_path, start_date=FIRST)
+    journey = Settings(data_dir=tmp_path, start_date=FIRST, threads=None)
     import_complete_journey(tmp_path, events=0)
 
     outcome = run_backfill(journey, FIRST, LAST)
