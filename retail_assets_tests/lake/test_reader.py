@@ -19,17 +19,24 @@ from retail_assets.cli.row_files import write_rows
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake.connection import extension_path
 from retail_assets.lake.reader import open_reader
-from retail_assets.settings import Settings
-from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read
+from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, rows_of
 
 # Enough for a Parquet file: fewer rows are kept in the catalog.
 ROWS = [(FIRST, f"r{n:02}", "10.00") for n in range(30)]
 
 
-@pytest.fixture
-def published(lake):
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, new_lake):
+    """A lake with these rows, for all tests that only read it."""
+    lake = new_lake(tmp_path_factory.mktemp("published"))
     publish(lake, ROWS, [FIRST])
     return lake
+
+
+@pytest.fixture(scope="module")
+def reader(published):
+    with open_reader(published) as reader:
+        yield reader
 
 
 @pytest.mark.parametrize(
@@ -57,10 +64,9 @@ def published(lake):
         "SELECT 1; SELECT 2",
     ],
 )
-def test_what_reads_the_lake_is_executed(published, query):
-    with open_reader(published) as reader:
-        assert reader.execute(query).fetchall()
-        assert reader.sql(query).fetchall()
+def test_what_reads_the_lake_is_executed(reader, query):
+    assert reader.execute(query).fetchall()
+    assert reader.sql(query).fetchall()
 
 
 @pytest.mark.parametrize(
@@ -110,16 +116,15 @@ def test_what_reads_the_lake_is_executed(published, query):
         (" ; -- nothing", "write a SELECT"),
     ],
 )
-def test_all_else_is_refused_before_it_is_executed(published, tmp_path, statement, instead):
+def test_all_else_is_refused_before_it_is_executed(published, reader, tmp_path, statement, instead):
     (file,) = Path(published.data_path).rglob("*.parquet")
     written = file.read_bytes(), Path(published.catalog).read_bytes()
     text = statement.format(catalog=published.catalog, folder=tmp_path, file=file)
-    with open_reader(published) as reader:
-        for method in (reader.execute, reader.sql, lambda sql: list(reader.statements(sql))):
-            with pytest.raises(RetailAssetsError) as caught:
-                method(text)
-            assert instead in str(caught.value)
-        assert len(reader.execute("FROM duckdb_tables()").fetchall()) > 1
+    for method in (reader.execute, reader.sql, lambda sql: list(reader.statements(sql))):
+        with pytest.raises(RetailAssetsError) as caught:
+            method(text)
+        assert instead in str(caught.value)
+    assert len(reader.execute("FROM duckdb_tables()").fetchall()) > 1
     assert (file.read_bytes(), Path(published.catalog).read_bytes()) == written
     assert not list(tmp_path.glob("out*"))
 
@@ -129,23 +134,23 @@ def test_all_else_is_refused_before_it_is_executed(published, tmp_path, statemen
     ["FROM '/etc/hostname'", "FROM '{folder}/mine.csv'", "FROM '{folder}/mine.parquet'"],
 )
 def test_files_outside_of_the_lake_are_out_of_reach_for_names_of_tables_too(
-    published, tmp_path, query
+    reader, tmp_path, query
 ):
     (tmp_path / "mine.csv").write_text("a\n1\n")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "mine.parquet")
-    with open_reader(published) as reader, pytest.raises(duckdb.Error):
+    with pytest.raises(duckdb.Error):
         reader.execute(query.format(folder=tmp_path))
 
 
-def test_the_settings_that_keep_files_out_of_reach_cannot_be_changed_back(published):
-    with open_reader(published) as reader:
-        for setting in ("enable_external_access = true", "allowed_directories = ['/']"):
-            with pytest.raises(duckdb.InvalidInputException, match="locked"):
-                # Past the parser, as a statement that it misjudged would be.
-                reader._connection.execute(f"SET {setting}")
+def test_the_settings_that_keep_files_out_of_reach_cannot_be_changed_back(reader):
+    for setting in ("enable_external_access = true", "allowed_directories = ['/']"):
+        with pytest.raises(duckdb.InvalidInputException, match="locked"):
+            # Past the parser, as a statement that it misjudged would be.
+            reader._connection.execute(f"SET {setting}")
 
 
-def test_connect_is_a_reader_with_the_callers_frames_and_bound_values(published):
+def test_connect_is_a_reader_with_the_callers_frames_and_bound_values(lake):
+    publish(lake, ROWS, [FIRST])
     mine = pd.DataFrame({"region": ["r03"], "manager": ["Ada"]})
     with retail_assets.connect() as connection:
         connection.register("mine", mine)
@@ -160,11 +165,11 @@ def test_connect_is_a_reader_with_the_callers_frames_and_bound_values(published)
             connection.install_extension("httpfs")
 
 
-def test_cursors_of_a_reader_read_the_same_snapshot_in_other_threads(published):
-    (snapshot,) = {row[0] for row in _one(published, "FROM lake.current_snapshot()")}
-    publish(published, [(SECOND, "North", "1.00")], [SECOND])
+def test_cursors_of_a_reader_read_the_same_snapshot_in_other_threads(lake):
+    snapshot = publish(lake, ROWS, [FIRST]).snapshot
+    publish(lake, [(SECOND, "North", "1.00")], [SECOND])
     found = []
-    with open_reader(published, snapshot) as reader:
+    with open_reader(lake, snapshot) as reader:
         thread = threading.Thread(
             target=lambda: found.append(
                 reader.cursor().execute("SELECT count(*) FROM daily_revenue").fetchone()
@@ -177,11 +182,6 @@ def test_cursors_of_a_reader_read_the_same_snapshot_in_other_threads(published):
     assert found == [(30,)]
 
 
-def _one(lake, query):
-    with open_reader(lake) as reader:
-        return reader.execute(query).fetchall()
-
-
 # --- files --------------------------------------------------------------------------------------
 
 VALUES = """
@@ -191,10 +191,9 @@ VALUES = """
 """
 
 
-def test_a_parquet_file_has_the_rows_and_types_of_the_query(published, tmp_path):
+def test_a_parquet_file_has_the_rows_and_types_of_the_query(published, reader, tmp_path):
     path = tmp_path / "out.parquet"
-    with open_reader(published) as reader:
-        assert write_rows(published, reader, VALUES, path, raw=False) == 1
+    assert write_rows(published, reader, VALUES, path, raw=False) == 1
     found = pq.read_table(path)
     assert found.column_names[0::8] == ["n", "n_1"]
     assert found["money"].to_pylist() == [Decimal("219720189.25")]
@@ -202,29 +201,27 @@ def test_a_parquet_file_has_the_rows_and_types_of_the_query(published, tmp_path)
     assert found["list"].to_pylist() == [[1, 2]]
 
 
-def test_a_csv_file_is_safe_for_spreadsheets_unless_it_is_to_be_raw(published, tmp_path):
+def test_a_csv_file_is_safe_for_spreadsheets_unless_it_is_to_be_raw(published, reader, tmp_path):
     path = tmp_path / "out.csv"
     texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "＝1", "a=1", "", "'=1"]  # noqa: RUF001
     values = ", ".join(f"('{text.replace(chr(39), chr(39) * 2)}', -5)" for text in texts)
     query = f'SELECT t AS "=t", n FROM (VALUES {values}) AS v(t, n)'
-    with open_reader(published) as reader:
-        write_rows(published, reader, query, path, raw=False)
-        with path.open(newline="") as file:
-            head, *rows = csv.reader(file)
-        assert head == ["'=t", "n"]
-        assert [text for text, _ in rows] == [f"'{text}" for text in texts[:7]] + texts[7:]
-        assert {number for _, number in rows} == {"-5"}
-        write_rows(published, reader, query, path, raw=True)
-        with path.open(newline="") as file:
-            head, *rows = csv.reader(file)
-        assert head == ["=t", "n"]
-        assert [text for text, _ in rows] == texts
+    write_rows(published, reader, query, path, raw=False)
+    with path.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["'=t", "n"]
+    assert [text for text, _ in rows] == [f"'{text}" for text in texts[:7]] + texts[7:]
+    assert {number for _, number in rows} == {"-5"}
+    write_rows(published, reader, query, path, raw=True)
+    with path.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["=t", "n"]
+    assert [text for text, _ in rows] == texts
 
 
-def test_an_excel_file_has_numbers_as_numbers_and_formulas_as_texts(published, tmp_path):
+def test_an_excel_file_has_numbers_as_numbers_and_formulas_as_texts(published, reader, tmp_path):
     path = tmp_path / "out.xlsx"
-    with open_reader(published) as reader:
-        write_rows(published, reader, VALUES, path, raw=False)
+    write_rows(published, reader, VALUES, path, raw=False)
     with duckdb.connect() as connection:
         connection.execute(f"LOAD '{extension_path('excel')}'")
         found = connection.sql(f"FROM read_xlsx('{path}')")
@@ -234,38 +231,33 @@ def test_an_excel_file_has_numbers_as_numbers_and_formulas_as_texts(published, t
     assert row["list"] == "[1, 2]"
 
 
-def test_numbers_that_excel_would_change_are_refused_by_name(published, tmp_path):
+def test_numbers_that_excel_would_change_are_refused_by_name(published, reader, tmp_path):
     path = tmp_path / "out.xlsx"
-    with (
-        open_reader(published) as reader,
-        pytest.raises(RetailAssetsError, match=r"wide.*more than 15 digits.*CSV or Parquet"),
-    ):
+    with pytest.raises(RetailAssetsError, match=r"wide.*more than 15 digits.*CSV or Parquet"):
         write_rows(published, reader, "SELECT 1234567890123456 AS wide", path, raw=False)
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_a_failed_query_leaves_an_existing_file_as_it_was(published, tmp_path):
+def test_a_failed_query_leaves_an_existing_file_as_it_was(published, reader, tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("before")
     query = "SELECT CASE WHEN range = 99999 THEN error('late') ELSE 1 END AS x FROM range(100000)"
-    with open_reader(published) as reader, pytest.raises(RetailAssetsError, match="late"):
+    with pytest.raises(RetailAssetsError, match="late"):
         write_rows(published, reader, query, path, raw=False)
     assert path.read_text() == "before"
     assert [found.name for found in tmp_path.glob("*out*")] == ["out.csv"]
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out", "lake/out.csv", "lake/files/main/out.csv"])
-def test_other_kinds_of_files_and_the_lakes_own_folders_are_refused(published, settings, name):
-    with open_reader(published) as reader, pytest.raises(UsageError):
-        write_rows(published, reader, "SELECT 1", settings.data_dir / name, raw=False)
+def test_other_kinds_of_files_and_the_lakes_own_folders_are_refused(published, reader, name):
+    data_dir = Path(published.catalog).parents[1]
+    with pytest.raises(UsageError):
+        write_rows(published, reader, "SELECT 1", data_dir / name, raw=False)
 
 
-def test_a_place_that_cannot_be_written_to_is_one_sentence(published, tmp_path):
+def test_a_place_that_cannot_be_written_to_is_one_sentence(published, reader, tmp_path):
     path = tmp_path / "missing" / "out.csv"
-    with (
-        open_reader(published) as reader,
-        pytest.raises(RetailAssetsError, match=r"missing/out\.csv was not written"),
-    ):
+    with pytest.raises(RetailAssetsError, match=r"missing/out\.csv was not written"):
         write_rows(published, reader, "SELECT 1", path, raw=False)
 
 
@@ -293,19 +285,21 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(published, tmp_path):
         max_size=8,
     )
 )
-def test_whatever_is_made_of_words_of_sql_the_lake_stays_as_it_is(model, words):
-    lake, before = model
-    with open_reader(lake) as reader:
-        with suppress(RetailAssetsError, duckdb.Error):
-            reader.execute(" ".join(words))
-        databases = reader._connection.execute("SHOW DATABASES").fetchall()
-    assert (read(lake), databases) == before
+def test_whatever_is_made_of_words_of_sql_the_lake_stays_as_it_is(reader_and_state, words):
+    reader, state, before = reader_and_state
+    with suppress(RetailAssetsError, duckdb.Error):
+        reader.execute(" ".join(words))
+    assert state() == before
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, new_lake):
-    lake = new_lake(Settings(data_dir=tmp_path_factory.mktemp("model_data")).data_dir)
+def reader_and_state(tmp_path_factory, new_lake):
+    """A reader, and what it could change: the rows of the lake, and the databases."""
+    lake = new_lake(tmp_path_factory.mktemp("words"))
     publish(lake, ROWS, [FIRST])
-    with open_reader(lake) as reader:
-        databases = reader._connection.execute("SHOW DATABASES").fetchall()
-    return lake, (read(lake), databases)
+    with open_reader(lake) as reader, lake.connect(read_only=True) as connection:
+
+        def state():
+            return rows_of(connection), reader._connection.execute("SHOW DATABASES").fetchall()
+
+        yield reader, state, state()
