@@ -3,6 +3,7 @@
 import gc
 import resource
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -353,7 +354,7 @@ def test_who_sent_what_cannot_be_committed_any_more_is_told_so(seen, monkeypatch
     )
     worker.start()
     while not metrics.problems:
-        pass
+        time.sleep(0.01)
     assert "disk full" in metrics.problems["intake"]
     give_up.set()
     worker.join(60)

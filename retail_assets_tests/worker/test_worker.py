@@ -73,7 +73,7 @@ def until(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + HANG_SECONDS
     while not what():
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 @pytest.fixture

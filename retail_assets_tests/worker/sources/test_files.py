@@ -75,7 +75,8 @@ def until(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + HANG_SECONDS
     while not what():
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+        # A look takes longer than a batch of the pipeline.
+        time.sleep(0.1)
 
 
 def test_what_lies_there_before_the_start_is_ingested(seen, start_lane, monkeypatch):

@@ -20,12 +20,12 @@ from retail_assets_tests.faults.boundaries import Boundaries
 from tools.broker import HANG_SECONDS, QUICK_GROUP, Broker
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
+def wait_until(condition: Callable[[], Any], *, every_seconds: float = 0.01) -> None:
     """Wait until something holds; fails instead of waiting for ever."""
     until = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < until, "what was waited for did not come"
-        time.sleep(0.01)
+        time.sleep(every_seconds)
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,12 @@ def run_member(
 
 def wait_until_taken(settings: Settings, lines: int) -> None:
     """Wait until the ledger has exactly so many lines of all partitions."""
-    # One connection: to open one for each look would take the time of those that are waited for.
+    # One connection, and few looks: they would take the time of those that are waited for.
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         total = "SELECT coalesce(sum(lines), 0) FROM stream_offsets"
-        wait_until(lambda: (connection.execute(total).fetchone() or (0,))[0] == lines)
+        wait_until(
+            lambda: (connection.execute(total).fetchone() or (0,))[0] == lines, every_seconds=0.1
+        )
 
 
 def rows(settings: Settings, sql: str) -> list[tuple[Any, ...]]:

@@ -299,20 +299,20 @@ def test_members_share_the_partitions_and_one_that_leaves_is_taken_over(
         stay.enter_context(member(staying, settings))
         with member(leaving, settings):
             for number in range(4):
-                topic.send(numbered(1000 * number, 1000 * number + 500), partition=number)
+                topic.send(numbered(1000 * number, 1000 * number + 100), partition=number)
             wait_until(
                 lambda: (
                     [each.metrics()["kafka_partitions"] for each in (staying, leaving)] == [2, 2]
                 )
             )
             for number in range(4):
-                topic.send(numbered(1000 * number + 500, 1000 * number + 800), partition=number)
+                topic.send(numbered(1000 * number + 100, 1000 * number + 160), partition=number)
         wait_until(lambda: staying.metrics()["kafka_partitions"] == 4)
         for number in range(4):
-            topic.send(numbered(1000 * number + 800, 1000 * number + 900), partition=number)
-        wait_until_taken(settings, 3600)
+            topic.send(numbered(1000 * number + 160, 1000 * number + 180), partition=number)
+        wait_until_taken(settings, 720)
 
-    assert_each_once(settings, "shared", 900)
+    assert_each_once(settings, "shared", 180)
 
 
 @pytest.mark.slow
@@ -323,18 +323,18 @@ def test_a_member_that_is_killed_in_a_transaction_leaves_nothing_lost_or_double(
     before_second_commit = 4
     marks = [tmp_path / "first", tmp_path / "second"]
     members = [
-        start(run_member, settings.model_dump(), topic, str(mark), 2, 4000, kill_at)
+        start(run_member, settings.model_dump(), topic, str(mark), 2, 800, kill_at)
         for mark, kill_at in zip(marks, [None, before_second_commit], strict=True)
     ]
     wait_until(lambda: all(mark.exists() for mark in marks))
 
-    for first in range(0, 1000, 250):
+    for first in range(0, 200, 50):
         for number in range(4):
             begin = 1000 * number + first
-            topic.send(numbered(begin, begin + 250), partition=number)
+            topic.send(numbered(begin, begin + 50), partition=number)
 
     assert finish(members) == [0, -signal.SIGKILL]
-    assert_each_once(settings, "killed", 1000)
+    assert_each_once(settings, "killed", 200)
 
 
 @pytest.mark.slow
