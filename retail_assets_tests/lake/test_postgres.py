@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ import pytest
 from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.lake import lock
+from retail_assets.lake.compaction import reliable_since
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.maintenance import maintain
 from retail_assets.settings import Settings
@@ -37,6 +39,18 @@ from retail_assets_tests.conftest import order_row, write_export_to
 from retail_assets_tests.faults.batch import contents, run_batch
 from retail_assets_tests.lake import work
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, read, rows_of
+from retail_assets_tests.lake.test_compaction import (
+    DAY,
+    EAGER,
+    ROWS,
+    begin,
+    begin_a_long_result,
+    commit_events,
+    compact,
+    files,
+    snapshots,
+)
+from retail_assets_tests.lake.test_compaction import rows_of as events_of
 from retail_assets_tests.platform import write_reference
 from retail_assets_tests.processes import finish, start
 
@@ -157,7 +171,8 @@ def write_exports(settings: Settings) -> None:
 def test_the_batch_pipeline_gives_the_same_tables_as_with_an_sqlite_catalog(
     settings, tmp_path, new_lake
 ):
-    small = Settings(data_dir=tmp_path / "sqlite")
+    settings = settings.model_copy(update={"threads": 1})
+    small = Settings(data_dir=tmp_path / "sqlite", threads=1)
     new_lake(small.data_dir)
     for place in (settings, small):
         write_exports(place)
@@ -272,6 +287,31 @@ def test_maintenance_keeps_what_readers_need_and_forgets_what_is_old(lake):
     assert read(lake) == now
 
 
+@pytest.mark.parametrize("read_on", [begin, begin_a_long_result])
+def test_compaction_leaves_an_open_reader_its_files_and_history_is_thinned(lake, read_on):
+    """A reader shows in the server's activity."""
+    limits = replace(
+        EAGER, expired_snapshots=3, merged_grace=timedelta(0), full_history=timedelta(0)
+    )
+    with lake.connect() as connection, lake.connect(read_only=True) as reader:
+        connection.execute("INSERT INTO changed_days VALUES ('events', ?, 0, now())", [DAY])
+        for number in range(6):
+            commit_events(lake, connection, number * ROWS)
+        now = events_of(connection)
+        before, end = read_on(reader)
+        assert compact(lake, connection, limits)["merge"] == 6
+        kept = files(lake)
+        assert compact(lake, connection, limits)["delete"] == 0
+        if before is not None:
+            assert events_of(reader) == before == now
+        end()
+        assert compact(lake, connection, limits)["delete"] == 6
+        assert len(files(lake)) == len(kept) - 6
+        assert compact(lake, connection, replace(limits, max_snapshots=3))["expire"] >= 3
+        assert reliable_since(connection) in snapshots(connection)
+        assert events_of(reader) == events_of(connection) == now
+
+
 TOKEN = {
     "Authorization": "Bearer a-token-of-this-test-0123456789",
     "Content-Type": "application/json",
@@ -292,6 +332,7 @@ def test_a_worker_whose_catalog_is_away_says_so_in_sentences_without_the_passwor
         **{name: value for name, value in os.environ.items() if name != "PGPASSWORD"},
         "RETAIL_DATA_DIR": str(tmp_path),
         "RETAIL_LAKE_CATALOG": settings.catalog,
+        "RETAIL_THREADS": "1",
         "RETAIL_WEBHOOK_TOKEN": TOKEN["Authorization"].removeprefix("Bearer "),
     }
     log = tmp_path / "worker.log"
