@@ -40,7 +40,7 @@ from retail_assets.ingest.event_files.reader import (
 )
 from retail_assets.ingest.events.batch import BatchResult, EventBatch, event_batch
 from retail_assets.ingest.events.lines import to_arrow
-from retail_assets.ingest.events.session import EventSession
+from retail_assets.ingest.events.session import EventSession, FreshSessions
 from retail_assets.ingest.ledgers import event_files as event_ledger
 from retail_assets.ingest.ledgers.event_files import (
     FILE,
@@ -258,10 +258,14 @@ class _FileIngest:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
             logger.warning("Event files could not be ingested, they are tried by parts: %s", error)
-            self._ingest_parts(waiting, unreadable)
+            with FreshSessions(self._lake) as sessions:
+                self._ingest_parts(sessions, waiting, unreadable)
 
     def _ingest_parts(
-        self, waiting: Sequence[Waiting], unreadable: Mapping[FoundFile, str]
+        self,
+        sessions: FreshSessions,
+        waiting: Sequence[Waiting],
+        unreadable: Mapping[FoundFile, str],
     ) -> None:
         """Ingest what failed but for the files that fail alone; these are named.
 
@@ -269,9 +273,9 @@ class _FileIngest:
         """
         failed = dict(unreadable)
         of_the_lake: Exception | None = None
-        for item, error in bisect(waiting, self._error):
+        for item, error in bisect(waiting, partial(self._error, sessions)):
             try:
-                problem = self._without_failing_lines(item, error)
+                problem = self._without_failing_lines(sessions, item, error)
             except NO_FILES_FAULT:
                 raise
             except Exception as other:  # noqa: BLE001  # as above
@@ -280,24 +284,25 @@ class _FileIngest:
                 if problem:
                     failed[item.file] = f"{item.path} cannot be ingested: {problem}"
         if failed:
-            with self._lake.connect() as connection:
-                self._transact(EventSession(self._lake, connection), [], None, failed)
+            with sessions.attempt() as session:
+                self._transact(session, [], None, failed)
         if of_the_lake:
             raise of_the_lake
 
-    def _error(self, part: Sequence[Waiting]) -> Exception | None:
+    def _error(self, sessions: FreshSessions, part: Sequence[Waiting]) -> Exception | None:
         """Ingest some chunks; returns why they fail together, if they do."""
         try:
-            # After a failure nothing is known of a connection.
-            with self._lake.connect() as connection:
-                self._transact(EventSession(self._lake, connection), part, _arrow(part), {})
+            with sessions.attempt() as session:
+                self._transact(session, part, _arrow(part), {})
         except NO_FILES_FAULT:
             raise
         except Exception as error:  # noqa: BLE001  # as above
             return error
         return None
 
-    def _without_failing_lines(self, item: Waiting, error: Exception) -> Exception | None:
+    def _without_failing_lines(
+        self, sessions: FreshSessions, item: Waiting, error: Exception
+    ) -> Exception | None:
         """Ingest what fails alone without the lines that do; returns why the rest fails, if so.
 
         Raises:
@@ -306,12 +311,12 @@ class _FileIngest:
         if not (is_of_the_data(error) or is_of_the_size(error)):
             raise error
         staged = None if item.refused else _arrow([item])
-        refused = failing_lines(self._lake, *staged) if staged else {}
+        refused = failing_lines(sessions, *staged) if staged else {}
         if not refused:
             return error
         rest = replace(item, refused=refused)
-        again = self._error([rest])
-        return self._without_failing_lines(rest, again) if again else None
+        again = self._error(sessions, [rest])
+        return self._without_failing_lines(sessions, rest, again) if again else None
 
     def _transact(
         self,

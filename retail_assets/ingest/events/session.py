@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import duckdb
+from typing_extensions import Self
 
 from retail_assets.ingest.events.cache import EventCache
 from retail_assets.ingest.events.staging import Staging
@@ -58,3 +59,35 @@ class EventSession:
                 stack.enter_context(self.lake.transaction(self.connection, message))
                 self.cache.refresh()
             yield
+
+
+class FreshSessions:
+    """Sessions for attempts that may fail: after a failure nothing is known of a connection.
+
+    So the next attempt has another one. As long as none fails they share one, which has its
+    statements planned already.
+    """
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._stack = ExitStack()
+        self._session: EventSession | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session = None
+        self._stack.close()
+
+    @contextmanager
+    def attempt(self) -> Iterator[EventSession]:
+        """A session for one attempt, which fails by an exception."""
+        if self._session is None:
+            connection = self._stack.enter_context(self._lake.connect())
+            self._session = EventSession(self._lake, connection)
+        try:
+            yield self._session
+        except BaseException:
+            self.__exit__()
+            raise

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from retail_assets.ingest.events.batch import AbortError, abort, event_batch
 from retail_assets.ingest.events.lines import NOT_TAKEN, OUT_OF_MEMORY
-from retail_assets.ingest.events.session import EventSession
+from retail_assets.ingest.events.session import FreshSessions
 from retail_assets.ingest.messages.load import can_ingest
-from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
 
 if TYPE_CHECKING:
@@ -26,11 +25,13 @@ MAX_LINES = 100
 """Where more lines fail, the file is the cause."""
 
 
-def failing_lines(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[int, str]:
+def failing_lines(
+    sessions: FreshSessions, lines: "pa.Table", sources: "pa.Table"
+) -> dict[int, str]:
     """Find the lines that fail a transaction all alone; nothing is committed.
 
     Args:
-        lake: where they should go.
+        sessions: of the lake where they should go.
         lines: lines of which a transaction has failed, as `event_batch` takes them.
         sources: their sources.
 
@@ -43,12 +44,12 @@ def failing_lines(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[in
     found: dict[int, str] = {}
     rows = range(lines.num_rows)
     for row, error in bisect(
-        rows, lambda some: _error(lake, lines.slice(some[0], len(some)), sources)
+        rows, lambda some: _error(sessions, lines.slice(some[0], len(some)), sources)
     ):
         if len(found) == MAX_LINES:
             return {}
-        with lake.connect() as connection:
-            if not can_ingest(EventSession(lake, connection)):
+        with sessions.attempt() as session:
+            if not can_ingest(session):
                 raise error
         found[row] = OUT_OF_MEMORY if is_of_the_size(error) else NOT_TAKEN
         logger.error(
@@ -58,11 +59,11 @@ def failing_lines(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> dict[in
     return found
 
 
-def _error(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> Exception | None:
+def _error(sessions: FreshSessions, lines: "pa.Table", sources: "pa.Table") -> Exception | None:
     """The error of a transaction of some lines; None if these lines do not cause it."""
     for _ in range(ATTEMPTS if lines.num_rows == 1 else 1):
         try:
-            _try(lake, lines, sources)
+            _try(sessions, lines, sources)
         except Exception as error:
             if not (is_of_the_data(error) or is_of_the_size(error)):
                 raise
@@ -72,11 +73,11 @@ def _error(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> Exception | No
     return failed
 
 
-def _try(lake: Lake, lines: "pa.Table", sources: "pa.Table") -> None:
+def _try(sessions: FreshSessions, lines: "pa.Table", sources: "pa.Table") -> None:
     with (
+        sessions.attempt() as session,
         suppress(AbortError),
-        lake.connect() as connection,
-        event_batch(EventSession(lake, connection), "try event lines", (lines, sources)) as batch,
+        event_batch(session, "try event lines", (lines, sources)) as batch,
     ):
         batch.apply()
         abort()
