@@ -150,6 +150,6 @@ def last_kept(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> i
 def lake_id(connection: duckdb.DuckDBPyConnection) -> str:
     """An id that tells this lake from an earlier one at the same path."""
     (found,) = connection.execute(
-        "SELECT min(table_uuid::VARCHAR) FROM ducklake_table_info('lake')"
+        f"SELECT min(table_uuid::VARCHAR) FROM {CATALOG}.ducklake_table WHERE end_snapshot IS NULL"
     ).fetchone() or ("",)
     return str(found)
