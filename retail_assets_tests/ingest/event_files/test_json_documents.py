@@ -372,19 +372,21 @@ class Repeated(io.RawIOBase):
 
 
 def test_a_large_array_is_read_in_bounded_memory() -> None:
+    limits = ReadLimits(chunk_bytes=4 << 20)
     tracemalloc.start()
     try:
         lines = sum(
             chunk.lines
             for chunk in read_new(
-                lambda: Repeated(200_000),  # type: ignore[arg-type,return-value]
+                lambda: Repeated(30_000),  # type: ignore[arg-type,return-value]
                 compressed=False,
                 known=NOTHING,
                 settled=False,
+                limits=limits,
             )
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert lines == 200_000
-    assert peak < 4 * LIMITS.chunk_bytes
+    assert lines == 30_000
+    assert peak < 4 * limits.chunk_bytes

@@ -135,12 +135,12 @@ lines = st.lists(
 
 
 @settings(
-    max_examples=8,
+    max_examples=4,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
-@given(files=st.lists(lines, min_size=2, max_size=4), order=st.randoms(use_true_random=False))
+@given(files=st.lists(lines, min_size=3, max_size=4), order=st.randoms(use_true_random=False))
 def test_any_order_of_arrival_gives_the_same_events_and_dead_letters(loader, files, order):
     """The first in time of each id counts; others are duplicates of it, or letters."""
     for table in ("raw_events", "enriched_events", "dead_letter_events", "event_files"):
