@@ -248,16 +248,15 @@ def test_offsets_are_compacted_and_say_the_same(spender: Spender) -> None:
     assert spender.consume() is None
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
 def test_offsets_are_compacted_once_they_are_many(
-    spender: Spender, rows: int, monkeypatch: pytest.MonkeyPatch
+    spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offsets, "COMPACT_ROWS", 2)
-    for number in range(rows):
-        spender.ingest(f"{number}", buys(number, "C1", 10))
+    for rows in (1, 2, 3):
+        spender.ingest(f"{rows}", buys(rows, "C1", 10))
         spender.consume()
-    # One of them stays.
-    assert offsets.is_long(spender.loader.connection) == (rows > 2)
+        # One of them stays.
+        assert offsets.is_long(spender.loader.connection) == (rows > 2)
 
 
 def test_an_empty_lake_is_followed_from_its_first_event_on(spender: Spender) -> None:

@@ -355,15 +355,15 @@ def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory, new_lake: Any) -> Iterator[Followers]:
-    """One lake for all examples: each has orders, products and a region of its own."""
+    """One lake for all shops of all examples: each has orders, products and a region of its own."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("crowd"))
     new_lake(settings.data_dir)
     with EventLoader.open(settings) as loader:
         yield Followers(loader, count())
 
 
-def insert(followers: Followers, example: str, events: Sequence[dict[str, Any]]) -> None:
-    """Put events where the ingest puts them."""
+def insert(followers: Followers, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Put events, each with the name of its shop, where the ingest puts them."""
     columns = {
         "event_id": "VARCHAR",
         "order_id": "VARCHAR",
@@ -377,17 +377,17 @@ def insert(followers: Followers, example: str, events: Sequence[dict[str, Any]])
     }
     rows = [
         (
-            f"{example}{one['at']}",
-            f"{example}{one['order']}",
-            one["product"] and example + one["product"],
-            example,
+            f"{shop}{one['at']}",
+            f"{shop}{one['order']}",
+            one["product"] and shop + one["product"],
+            shop,
             one["status"],
             Decimal(one["value"]),
             one["quantity"],
             one["at"],
             next(followers.numbers),
         )
-        for one in events
+        for shop, one in events
     ]
     unnested = ", ".join(f"unnest(?::{type_}[]) AS {name}" for name, type_ in columns.items())
     followers.change(
@@ -401,56 +401,65 @@ def insert(followers: Followers, example: str, events: Sequence[dict[str, Any]])
     )
 
 
-def found(followers: Followers, example: str) -> dict[str, Any]:
-    length = len(example) + 1
+def found(followers: Followers, shop: str) -> dict[str, Any]:
+    length = len(shop) + 1
     return {
         "minutes": followers.rows(
             "SELECT order_date, minute, total_revenue, order_count FROM live_revenue_minutes"
             " WHERE region = ? ORDER BY ALL",
-            example,
+            shop,
         ),
         "levels": followers.rows(
             f"SELECT product_id[{length}:] AS product, sold, returned, stock, below"
             " FROM inventory_levels WHERE starts_with(product_id, ?) ORDER BY ALL",
-            example,
+            shop,
         ),
         "alerts": followers.rows(
             f"SELECT product_id[{length}:] AS product, order_id[{length}:]::INTEGER, crossed_at,"
             " stock FROM stock_alerts WHERE starts_with(product_id, ?) ORDER BY ALL",
-            example,
+            shop,
         ),
     }
 
 
 @pytest.mark.slow
 @hypothesis_settings(
-    max_examples=10,
+    max_examples=3,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(events=sequences(), opening=st.integers(0, 25))
+@given(shops=st.lists(st.tuples(sequences(), st.integers(0, 25)), min_size=4, max_size=4))
 def test_events_in_any_order_and_batches_of_any_size_end_in_the_same_tables(
-    crowd: Followers, events: list[dict[str, Any]], opening: int
+    crowd: Followers, shops: list[tuple[list[dict[str, Any]], int]]
 ) -> None:
-    example = f"x{next(crowd.numbers)}:"
-    stock = {"A": opening, "B": 12}
-    crowd.stock({example + name: units for name, units in stock.items()})
+    """Several shops at once: an example takes the time of its queries, not of its rows."""
+    named = {f"x{next(crowd.numbers)}:": shop for shop in shops}
+    stock = {name: {"A": opening, "B": 12} for name, (_, opening) in named.items()}
+    crowd.stock(
+        {name + product: units for name, of in stock.items() for product, units in of.items()}
+    )
     for batch in range(3):
-        some = [one for one in events if one["batch"] == batch]
+        some = [
+            (name, one)
+            for name, (events, _) in named.items()
+            for one in events
+            if one["batch"] == batch
+        ]
         if some:
-            insert(crowd, example, some)
+            insert(crowd, some)
             crowd.follow()
     low = crowd.loader.settings.low_stock_units
-    expected = model(events, stock, low)
     crowd.follow()
-    assert found(crowd, example) == expected
-    daily = crowd.rows(
-        "SELECT coalesce(sum(total_revenue), 0), coalesce(sum(order_count), 0) FROM live_revenue"
-        " WHERE region = ?",
-        example,
-    )
-    assert daily == [
-        (sum(row[2] for row in expected["minutes"]), sum(row[3] for row in expected["minutes"]))
-    ]
+    for name, (events, _) in named.items():
+        expected = model(events, stock[name], low)
+        assert found(crowd, name) == expected
+        daily = crowd.rows(
+            "SELECT coalesce(sum(total_revenue), 0), coalesce(sum(order_count), 0)"
+            " FROM live_revenue WHERE region = ?",
+            name,
+        )
+        assert daily == [
+            (sum(row[2] for row in expected["minutes"]), sum(row[3] for row in expected["minutes"]))
+        ]
 
 
 def test_after_all_that_a_rebuild_changes_nothing(crowd: Followers) -> None:

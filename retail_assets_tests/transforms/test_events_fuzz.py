@@ -1,4 +1,4 @@
-"""A hundred thousand hostile event lines: never an exception, always a reason or a sound event."""
+"""Tens of thousands of hostile event lines: no exception, always a reason or a sound event."""
 
 import json
 import math
@@ -270,14 +270,14 @@ def bombs() -> Iterator[bytes]:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_hostile_lines_are_each_valid_or_have_a_reason(
+def test_tens_of_thousands_of_hostile_lines_are_each_valid_or_have_a_reason(
     connection: duckdb.DuckDBPyConnection,
 ) -> None:
     chance = random.Random(20261020)  # noqa: S311  # repeatable
     tally = Tally()
     judge_all(connection, tally, list(bombs()))
     valid = valid_lines(chance)
-    while tally.lines < 100_000:
+    while tally.lines < 40_000:
         lines = [mutated(chance, chance.choice(valid)) for _ in range(BATCH)]
         lines += [made_up(chance) for _ in range(BATCH)]
         judge_all(connection, tally, lines)
@@ -286,9 +286,9 @@ def test_a_hundred_thousand_hostile_lines_are_each_valid_or_have_a_reason(
     of_lines |= {"nul_byte", "not_utf8"}
     assert set(tally.reasons) == {None, *of_lines}
     assert min(tally.reasons.values()) >= 10, tally.reasons
-    assert tally.reasons[None] > 5_000
-    assert tally.tolerated > 100
-    assert tally.flat > 1_000
+    assert tally.reasons[None] > 2_000
+    assert tally.tolerated > 40
+    assert tally.flat > 400
 
 
 json_like = st.recursive(
@@ -311,7 +311,7 @@ near_events = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=20, phases=(Phase.explicit, Phase.generate))
 @given(
     objects=st.lists(near_events | json_like, min_size=30, max_size=60), ascii_only=st.booleans()
 )
@@ -382,7 +382,7 @@ def canonical(payload: str) -> Any:
     return plain(json.loads(payload, parse_int=Decimal, parse_float=Decimal))
 
 
-@settings(max_examples=60, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=25, phases=(Phase.explicit, Phase.generate))
 @given(some=st.lists(contents, min_size=1, max_size=30), seed=st.integers(0, 2**32))
 def test_events_have_one_identity_if_and_only_if_they_have_one_content(
     connection: duckdb.DuckDBPyConnection, some: list[dict[str, Any]], seed: int

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from itertools import count
+from typing import Any, TypeAlias
 
 import duckdb
 import narwhals as nw
@@ -153,11 +154,13 @@ def with_days(orders: nw.LazyFrame, day: str = "1d") -> nw.LazyFrame:
 
 
 def alerts(
-    engine: Engine, stock: int, *orders: dict[str, Any], day: str = "1d"
+    engine: Engine, stock: int | dict[str, int], *orders: dict[str, Any], day: str = "1d"
 ) -> list[tuple[str, int]]:
+    """The events that make a stock low, and what is left: of P1, or of the products named."""
+    stocks = stock if isinstance(stock, dict) else {"P1": stock}
     found = inventory.stock_alerts(
         with_days(engine(arrow(LIVE_ORDERS, orders)), day),
-        engine(arrow(PRODUCTS, [product("P1", stock)])),
+        engine(arrow(PRODUCTS, [product(*each) for each in stocks.items()])),
         low_stock_units=LOW,
     )
     return sorted((row["event_id"], row["stock"]) for row in result(found))
@@ -228,19 +231,32 @@ any_event = st.builds(
         }
     ),
 )
-some_events = st.lists(any_event, max_size=8).map(
-    lambda rows: [{**row, "position": n, "event_id": f"E{n}"} for n, row in enumerate(rows)]
-)
+some_events = st.lists(any_event, max_size=8)
+stocks = st.none() | st.integers(8, 16)
 
 
-@settings(max_examples=25)
-@given(rows=some_events, stock=st.none() | st.integers(8, 16))
-@example(rows=[], stock=12)
-@example(rows=[said(None, 0, product_id=None, quantity=None)], stock=12)
+@settings(max_examples=7)
+@given(shops=st.lists(st.tuples(some_events, stocks), min_size=1, max_size=5))
+@example(shops=[])
+@example(shops=[([said(None, 0, product_id=None, quantity=None)], 12)])
 def test_the_rules_give_the_same_on_all_engines(
-    engines: tuple[Engine, Engine], rows: Rows, stock: int | None
+    engines: tuple[Engine, Engine], shops: list[tuple[Rows, int | None]]
 ) -> None:
-    happened, products = arrow(HAPPENED, rows), arrow(PRODUCTS, [product("P1", stock)])
+    """Several shops at once: an example takes the time to plan its queries, not of its rows."""
+    rows = [
+        row
+        | {
+            "order_id": f"{shop} {row['order_id']}",
+            "product_id": row["product_id"] and f"{shop} {row['product_id']}",
+        }
+        for shop, (of_shop, _) in enumerate(shops)
+        for row in of_shop
+    ]
+    rows = [row | {"position": n, "event_id": f"E{n}"} for n, row in enumerate(rows)]
+    happened = arrow(HAPPENED, rows)
+    products = arrow(
+        PRODUCTS, [product(f"{shop} P1", stock) for shop, (_, stock) in enumerate(shops)]
+    )
 
     def compute(engine: Engine) -> list[list[dict[str, Any]]]:
         orders = live_orders.live_orders(engine(happened))
@@ -260,28 +276,48 @@ def test_the_rules_give_the_same_on_all_engines(
     assert counting == [row for row in orders if row["status"] == "completed"]
 
 
-@settings(max_examples=50)
+Change: TypeAlias = tuple[int, int, int, int]
+"""When how many units are sold, and when how many come back."""
+
+
+@settings(max_examples=8)
 @given(
-    stock=st.integers(LOW - 4, LOW + 4),
-    changes=st.lists(st.tuples(*[st.integers(0, 4)] * 4), max_size=8),
+    shelves=st.lists(
+        st.tuples(
+            st.integers(LOW - 4, LOW + 4),
+            st.lists(st.tuples(*[st.integers(0, 4)] * 4), max_size=8),
+        ),
+        min_size=4,
+        max_size=8,
+    ),
     day=st.sampled_from(["1m", "1d"]),
 )
-@example(stock=LOW, changes=[(0, 1, 0, 0), (1, 0, 1, 2), (2, 2, 0, 0)], day="1m")
+@example(shelves=[(LOW, [(0, 1, 0, 0), (1, 0, 1, 2), (2, 2, 0, 0)])], day="1m")
 def test_alerts_are_those_of_a_clerk_who_follows_each_sale(
-    engines: tuple[Engine, Engine], stock: int, changes: list[tuple[int, int, int, int]], day: str
+    engines: tuple[Engine, Engine], shelves: list[tuple[int, list[Change]]], day: str
 ) -> None:
-    orders = [
-        moved(number, sold, back, sold_at=at(sold_at), returned_at=at(returned_at))
-        for number, (sold_at, sold, returned_at, back) in enumerate(changes)
-    ]
-    ledger = sorted(
-        [(order["returned_at"], 0, "", order["returned"]) for order in orders]
-        + [(order["sold_at"], 1, order["order_id"], -order["sold"]) for order in orders]
-    )
-    expected, left = [], stock
-    for _, _, order_id, change in ledger:
-        before, left = left, left + change
-        if left < LOW <= before:
-            expected.append((order_id.replace("O", "E"), left))
+    """Each shelf has a product of its own."""
+    orders, expected, number = [], [], count()
+    for shelf, (stock, changes) in enumerate(shelves):
+        of_shelf = [
+            moved(
+                *(next(number), sold, back),
+                product_id=f"P{shelf}",
+                sold_at=at(sold_at),
+                returned_at=at(returned_at),
+            )
+            for sold_at, sold, returned_at, back in changes
+        ]
+        ledger = sorted(
+            [(order["returned_at"], 0, "", order["returned"]) for order in of_shelf]
+            + [(order["sold_at"], 1, order["order_id"], -order["sold"]) for order in of_shelf]
+        )
+        left = stock
+        for _, _, order_id, change in ledger:
+            before, left = left, left + change
+            if left < LOW <= before:
+                expected.append((order_id.replace("O", "E"), left))
+        orders += of_shelf
+    stocks = {f"P{shelf}": stock for shelf, (stock, _) in enumerate(shelves)}
     for engine in engines:
-        assert alerts(engine, stock, *orders, day=day) == sorted(expected)
+        assert alerts(engine, stocks, *orders, day=day) == sorted(expected)
