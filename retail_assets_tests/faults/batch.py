@@ -87,11 +87,10 @@ def recompute(
 
 
 def _ever_written(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """The tables that have files, or rows in the catalog; to ask the others takes a second."""
+    """The tables that have ever had a row; to ask the others takes half of the time."""
     rows = connection.execute(
-        f"SELECT DISTINCT table_name FROM {CATALOG}.ducklake_table WHERE table_id IN"
-        f" (SELECT table_id FROM {CATALOG}.ducklake_data_file"
-        f" UNION ALL SELECT table_id FROM {CATALOG}.ducklake_inlined_data_tables)"
+        f"SELECT DISTINCT table_name FROM {CATALOG}.ducklake_table"
+        f" JOIN {CATALOG}.ducklake_table_stats USING (table_id) WHERE next_row_id > 0"
     ).fetchall()
     return {name for (name,) in rows}
 

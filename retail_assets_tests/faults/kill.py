@@ -38,12 +38,14 @@ class Walk:
     """Some work, undisturbed: its commit boundaries and the tables that it gives.
 
     `states` has a data folder for each boundary, copied while the work stood there: the bytes that
-    SIGKILL at this boundary leaves, since the kernel keeps what a process has written.
+    SIGKILL at this boundary leaves, since the kernel keeps what a process has written. `calm` is
+    the data folder after the work.
     """
 
     work: Callable[..., None]
     arguments: Sequence[Any]
     settings: Settings
+    calm: Settings
     boundaries: Sequence[str]
     states: Sequence[Path]
     expected: Rows
@@ -63,7 +65,7 @@ class Walk:
         assert finish([walking]) == [0]
         boundaries = report.read_text().splitlines()
         states = [kept / str(number) for number in range(len(boundaries))]
-        return cls(work, arguments, settings, boundaries, states, contents(calm))
+        return cls(work, arguments, settings, calm, boundaries, states, contents(calm))
 
     def commits(self) -> list[str]:
         """What the commits are for, in their order."""
@@ -73,30 +75,42 @@ class Walk:
     def wrong_after_a_kill_at_a_boundary(self) -> dict[str, list[str]]:
         """The tables that differ when the work is done again from the state at a boundary.
 
-        Equal states, as after a COMMIT and before the next BEGIN, are tried once.
+        A state whose files are all in another one, such as that before BEGIN in that before COMMIT,
+        is not tried: what the other has besides is what the transaction has left.
         """
         different = {_fingerprint(state): state for state in self.states}
-        wrong = self._wrong_after_doing_again(different.values())
+        wrong = self._wrong_after_doing_again(
+            state
+            for files, state in different.items()
+            if not any(files < others for others in different)
+        )
         return {self.boundaries[int(state.name)]: tables for state, tables in wrong.items()}
 
     def wrong_after_a_kill_in_a_commit(self, folder: Path) -> dict[str, list[str]]:
-        """The tables that differ when a process is killed within a COMMIT and the work done again.
+        """The tables in which what is left by a kill within a COMMIT differs from before it, unless
+        all are as they are after that COMMIT, or after a later one if the kill came late.
 
-        The process goes on from the state before that transaction.
+        From these states the work is done again at the boundaries; here only from what was killed
+        within the first COMMIT, and the tables compared at the end.
         """
-        begins = [
+        states = [
             state
             for state, name in zip(self.states, self.boundaries, strict=True)
             if name.startswith("before BEGIN")
         ]
-        killed = [folder / state.name for state in begins]
-        for before, data_dir, delay in zip(begins, killed, cycle(INTO_COMMIT_SECONDS)):
+        killed = [folder / state.name for state in states]
+        for before, data_dir, delay in zip(states, killed, cycle(INTO_COMMIT_SECONDS)):
             shutil.copytree(before, data_dir)
             values = self._values(data_dir)
             process = start(run_watched, self.work, values, self.arguments, kill_at=0, delay=delay)
             assert finish([process]) == [-signal.SIGKILL]
-        wrong = self._wrong_after_doing_again(killed)
-        return {self.boundaries[int(state.name)]: tables for state, tables in wrong.items()}
+        found = self._wrong_after_doing_again(killed[:1])
+        rows = [self._contents(state) for state in (*states, self.states[-1])]
+        for number, data_dir in enumerate(killed):
+            left = self._contents(data_dir)
+            if left not in rows[number:]:
+                found[data_dir] = [name for name in left if left[name] != rows[number][name]]
+        return {self.boundaries[int(state.name)]: tables for state, tables in found.items()}
 
     def _wrong_after_doing_again(self, states: Iterable[Path]) -> dict[Path, list[str]]:
         again = partial(_do_again, self.work, self.arguments)
@@ -108,6 +122,9 @@ class Walk:
             for state, tables in zip(states, found, strict=True)
         }
         return {state: tables for state, tables in wrong.items() if tables}
+
+    def _contents(self, data_dir: Path) -> Rows:
+        return contents(Settings(**self._values(data_dir)))
 
     def _values(self, data_dir: Path) -> dict[str, Any]:
         return self.settings.model_dump() | {"data_dir": data_dir}
@@ -126,9 +143,13 @@ def _do_again(
 
 
 def _fingerprint(folder: Path) -> frozenset[tuple[str, bytes]]:
-    """All files with their content, but for SQLite's index of its log, which is made again."""
+    """All files with their content.
+
+    Left out are SQLite's index of its log, which is made again, and the name of the last writer,
+    which only a message about a lock that is held reads.
+    """
     return frozenset(
         (str(path.relative_to(folder)), path.read_bytes())
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith("-shm")
+        if path.is_file() and not path.name.endswith(("-shm", ".lock.holder"))
     )
