@@ -285,7 +285,7 @@ PRODUCTS = ("A", "B", None)
 @st.composite
 def sequences(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Events of few orders and products at different times, cut into batches, in any order."""
-    size = draw(st.integers(1, 14))
+    size = draw(st.integers(1, 14) | st.just(14))
     minutes = draw(st.permutations(range(size)))
     return [
         {
@@ -424,7 +424,7 @@ def found(followers: Followers, shop: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @hypothesis_settings(
-    max_examples=3,
+    max_examples=5,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(shops=st.lists(st.tuples(sequences(), st.integers(0, 25)), min_size=4, max_size=4))
