@@ -28,7 +28,7 @@ VOLATILE = (
 a change and its version are committed together."""
 
 _COMPARED = {
-    "problem": "replace(problem, '{folder}/', '')",
+    "problem": r"regexp_replace(problem, '/\S*/', '', 'g')",  # the folders of files
     "superseded_at": "superseded_at IS NOT NULL",
     "retracted_at": "retracted_at IS NOT NULL",
 }
@@ -108,9 +108,7 @@ def contents(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
             if table.name not in ever_written:
                 continue
             columns = [
-                _COMPARED.get(name, name).format(folder=settings.data_dir)
-                for name in table.column_names
-                if name not in VOLATILE
+                _COMPARED.get(name, name) for name in table.column_names if name not in VOLATILE
             ]
             where = " WHERE kind = 'source'" if table is tables.STREAM_OFFSETS else ""
             found[table.name] = connection.execute(

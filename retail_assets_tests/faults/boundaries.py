@@ -29,13 +29,13 @@ def _kill() -> None:
 
 @dataclass
 class Boundaries:
-    """The boundaries passed so far; the process ends at number `kill_at`.
+    """The boundaries passed so far; the process ends at the number or the name `kill_at`.
 
-    With `delay` it ends that many seconds into the COMMIT of that number instead. With `keep` the
+    With `delay` it ends that many seconds into that COMMIT instead. With `keep` the
     data folder `data_dir` is copied at each of them to a folder of that number in `keep`.
     """
 
-    kill_at: int | None = None
+    kill_at: int | str | None = None
     delay: float | None = None
     data_dir: Path | None = None
     keep: Path | None = None
@@ -70,7 +70,7 @@ class Boundaries:
         lake_connection.commit = watched_commit
 
     def _pass(self, name: str) -> None:
-        if len(self.passed) == self.kill_at:
+        if self.kill_at in (len(self.passed), name):
             if self.delay is None:
                 _kill()
             else:
@@ -90,7 +90,7 @@ def run_watched(
     values: dict[str, Any],
     arguments: Sequence[Any] = (),
     report: str | None = None,
-    kill_at: int | None = None,
+    kill_at: int | str | None = None,
     delay: float | None = None,
     keep: str | None = None,
 ) -> None:

@@ -99,10 +99,20 @@ class Walk:
             if name.startswith("before BEGIN")
         ]
         killed = [folder / state.name for state in states]
-        for before, data_dir, delay in zip(states, killed, cycle(INTO_COMMIT_SECONDS)):
+        delays = cycle(INTO_COMMIT_SECONDS)
+        for before, data_dir, message, delay in zip(
+            states, killed, self.commits(), delays, strict=False
+        ):
             shutil.copytree(before, data_dir)
-            values = self._values(data_dir)
-            process = start(run_watched, self.work, values, self.arguments, kill_at=0, delay=delay)
+            process = start(
+                run_watched,
+                self.work,
+                self._values(data_dir),
+                self.arguments,
+                # By name: what fails again is noted again, in a transaction that comes first.
+                kill_at=f"during COMMIT of {message}",
+                delay=delay,
+            )
             assert finish([process]) == [-signal.SIGKILL]
         found = self._wrong_after_doing_again(killed[:1])
         rows = [self._contents(state) for state in (*states, self.states[-1])]
@@ -135,7 +145,7 @@ def _do_again(
 ) -> dict[str, list[tuple[Any, ...]]]:
     """Do the work on a copy of a state, which others may need as it is; returns all tables."""
     before = Path(values["data_dir"])
-    copied = copy(Settings(**values), before.with_name(f"{before.name} again"))
+    copied = copy(Settings(**values), before.with_name(f"{before.name}-again"))
     work(copied, *arguments)
     found = contents(copied)
     shutil.rmtree(copied.data_dir)
