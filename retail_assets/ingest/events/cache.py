@@ -56,7 +56,7 @@ _FILTERED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
 
 
 class _Filter:
-    """A Bloom filter that grows: it may say yes for what is not there, never no for what is."""
+    """A Bloom filter that counts: it may say yes for what is not there, never no for what is."""
 
     def __init__(self, count: int, least: int) -> None:
         from rbloom import Bloom
