@@ -89,6 +89,9 @@ def _of_settings(settings: Any) -> Iterator[str]:
                 str(option) for key, option in value.items() if _SECRET_OPTION.search(str(key))
             )
             yield from (found for option in value.values() for found in _within(str(option)))
+            for option in value.values():
+                if hasattr(option, "model_fields_set"):
+                    yield from _of_settings(option)
         elif not field.repr and value is not None:
             for text in [value] if isinstance(value, str) else value:
                 yield str(text)

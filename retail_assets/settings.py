@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retail_assets.errors import UsageError
 from retail_assets.secrets import protect
+from retail_assets.webhook_senders import SENDER_NAME, WebhookSender
 
 
 class Settings(BaseSettings):
@@ -216,6 +217,13 @@ class Settings(BaseSettings):
         description="Bearer token of the webhook: a long random text. Without it there is no"
         " webhook.",
     )
+    webhook_senders: Annotated[dict[str, WebhookSender], NoDecode] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Senders that post to `/events/NAME`, as a JSON object by name: each has a"
+        " `token`, or a `secret` and how its requests are signed, see"
+        " [the webhook](stream.md#signed-requests).",
+    )
     webhook_max_bytes: int = Field(
         default=1_000_000,
         ge=1,
@@ -332,6 +340,22 @@ class Settings(BaseSettings):
             # The value is not shown: it may have a password.
             raise ValueError('it must be a JSON object, such as {"client.id": "shop"}')  # noqa: TRY004
         return options
+
+    @field_validator("webhook_senders", mode="before")
+    @classmethod
+    def _senders_of_json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, dict) or not all(map(SENDER_NAME.fullmatch, value)):
+            # The value is not shown: it has secrets.
+            raise ValueError(
+                "it must be a JSON object of senders by name (lower-case letters, digits, - and _),"
+                ' such as {"shop": {"scheme": "shopify", "secret": "…"}}'
+            )
+        return value
 
     @field_validator("notify_urls", mode="before")
     @classmethod

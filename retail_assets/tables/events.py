@@ -12,7 +12,8 @@ POSITION = (
         "source_name",
         "VARCHAR",
         "The file, relative to the events folder; `topic:partition`; the start of the worker with"
-        " the webhook; for a redrive the dead letter that it redrives.",
+        " the webhook, after the sender's name if it has one; for a redrive the dead letter that it"
+        " redrives.",
     ),
     Column(
         "position",

@@ -1,11 +1,11 @@
 """The webhook's HTTP interface: the answer to each request, and why."""
 
 import asyncio
-import hmac
 import logging
 import math
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -24,11 +24,15 @@ from retail_assets.ingest.events.lines import MAX_LINE_BYTES
 from retail_assets.ingest.messages.bodies import BodyError, json_events, ndjson_events
 from retail_assets.ingest.messages.load import Received
 from retail_assets.worker.inbox import Inbox
+from retail_assets.worker.sources.webhook.senders import Proof
 
 COMMIT_SECONDS = 30.0
 """How long a request waits until its events are durable."""
 
 RETRY_SECONDS = 1
+
+GZIP = 16 + zlib.MAX_WBITS
+"""What zlib calls a gzip member."""
 
 READERS: Mapping[str, Callable[[bytes], list[bytes]]] = {
     "application/json": json_events,
@@ -42,18 +46,18 @@ _logger = logging.getLogger(__name__)
 
 
 class TokenBucket:
-    """A limit to events: a rate per second, and a burst after a quiet time."""
+    """A limit to events: a rate per second, and a `burst` after a quiet time."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._per_second = per_second
-        self._burst = burst
+        self.burst = burst
         self._left = float(burst)
         self._filled_at = time.monotonic()
 
     def seconds_until(self, count: int) -> float:
         """How long to wait until `count` events, at most the burst, are allowed."""
         now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._filled_at) * self._per_second)
+        self._left = min(self.burst, self._left + (now - self._filled_at) * self._per_second)
         self._filled_at = now
         return max(0.0, (count - self._left) / self._per_second)
 
@@ -63,7 +67,7 @@ class TokenBucket:
 
 
 class EventsEndpoint:
-    """`POST /events`: the events of a request into the inbox, and 202 once they are durable.
+    """The events of a sender's requests into the inbox, and 202 once they are durable.
 
     After a 503 the events may still be durable: to send them again is harmless, because an event
     counts once by its identity.
@@ -74,21 +78,19 @@ class EventsEndpoint:
         inbox: Inbox,
         source_name: str,
         *,
-        token: bytes,
+        proof: Proof,
         max_bytes: int,
         body_seconds: float,
-        per_second: float,
-        burst: int,
+        bucket: TokenBucket,
         today: Callable[[], date],
     ) -> None:
         self._inbox = inbox
         self._source_name = source_name
-        self._token = token
+        self._proof = proof
         self._max_bytes = max_bytes
         self._body_seconds = body_seconds
-        self._burst = burst
         self._today = today
-        self._bucket = TokenBucket(per_second, burst)
+        self._bucket = bucket
         self._next_position = 1
         self._offering = threading.Lock()
         self._stopped = False
@@ -130,35 +132,27 @@ class EventsEndpoint:
         return JSONResponse({"accepted": accepted}, 202)
 
     async def _accept(self, request: Request) -> int:
-        self._authorize(request)
+        self._proof.expect(request.headers)
         self._expect_room()
-        events_of = _reader(request)
+        events_of, compressed = _reader(request), _is_compressed(request)
         self._expect_rate(1)
         body = await self._body(request)
         offered_at = time.time()
+        self._proof.check(request.headers, body, offered_at)
         try:
-            events = events_of(body)
+            events = events_of(self._decompressed(body) if compressed else body)
         except BodyError as error:
             raise HTTPException(422, str(error)) from error
         _expect_size(events)
-        if len(events) > self._burst:
+        if len(events) > self._bucket.burst:
             raise HTTPException(
-                413, f"{len(events)} events came at once, {self._burst} may: send fewer at once."
+                413,
+                f"{len(events)} events came at once, {self._bucket.burst} may: send fewer at once.",
             )
         if events:
             self._expect_rate(len(events))
             await self._store(events, offered_at)
         return len(events)
-
-    def _authorize(self, request: Request) -> None:
-        given = request.headers.getlist("authorization")
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        # Header values are bytes, which Starlette shows as Latin-1.
-        same = hmac.compare_digest(token.strip(" ").encode("latin-1"), self._token)
-        if not same or scheme.lower() != "bearer":
-            raise HTTPException(
-                401, "The right bearer token is needed.", {"WWW-Authenticate": "Bearer"}
-            )
 
     def _expect_room(self) -> None:
         self._expect_running()
@@ -200,6 +194,22 @@ class EventsEndpoint:
             self._expect_running()
             raise HTTPException(408, f"The body did not come within {self._body_seconds:g} s.")
         return bytes(body)
+
+    def _decompressed(self, body: bytes) -> bytes:
+        """A gzip body, within the limit of size."""
+        content = bytearray()
+        while body:
+            member = zlib.decompressobj(wbits=GZIP)
+            try:
+                content += member.decompress(body, self._max_bytes + 1 - len(content))
+            except zlib.error as error:
+                raise HTTPException(400, f"The body is no gzip: {error}.") from error
+            if len(content) > self._max_bytes:
+                raise self._too_large()
+            if not member.eof:
+                raise HTTPException(400, "The gzip of the body breaks off.")
+            body = member.unused_data
+        return bytes(content)
 
     def _too_large(self) -> HTTPException:
         return HTTPException(
@@ -275,10 +285,6 @@ def _failed(loop: asyncio.AbstractEventLoop, stored: "asyncio.Future[bool]", rea
 def _reader(request: Request) -> Callable[[bytes], list[bytes]]:
     """The function that finds the events in a body of this type."""
     headers = request.headers
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException(
-            415, "The body must not be compressed.", {"Accept-Encoding": "identity"}
-        )
     media_type, _, parameters = headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip(' "')
     reader = READERS.get(media_type.strip())
@@ -287,13 +293,22 @@ def _reader(request: Request) -> Callable[[bytes], list[bytes]]:
     return reader
 
 
+def _is_compressed(request: Request) -> bool:
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding not in {"identity", "gzip", "x-gzip"}:
+        raise HTTPException(
+            415, "The body may be plain or gzip.", {"Accept-Encoding": "gzip, identity"}
+        )
+    return encoding != "identity"
+
+
 def build_app(
-    events: EventsEndpoint,
+    events: Mapping[str, EventsEndpoint],
     *,
     health: Callable[[], tuple[bool, Mapping[str, Any]]],
     metrics_text: Callable[[], bytes],
 ) -> Starlette:
-    """Build the application: `/events`, and for monitors, without a token, `/healthz`, `/metrics`.
+    """Build the application: endpoints by path, and for monitors, open, `/healthz`, `/metrics`.
 
     The answer to an error is a JSON object with one sentence, `error`.
     """
@@ -307,7 +322,7 @@ def build_app(
 
     app = Starlette(
         routes=[
-            Route("/events", events.answer, methods=["POST"]),
+            *(Route(path, each.answer, methods=["POST"]) for path, each in events.items()),
             Route("/healthz", answer_health, methods=["GET"]),
             Route("/metrics", answer_metrics, methods=["GET"]),
         ],

@@ -7,6 +7,7 @@ import re
 import select
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -340,15 +341,50 @@ def test_other_types_are_refused(headers: dict[str, str], idle_webhook: Webhook)
     assert idle_webhook.inbox.events == 0
 
 
-def test_a_compressed_body_is_not_decompressed(idle_webhook: Webhook):
-    bomb = gzip.compress(b"[" + b" " * 50_000_000 + b"]")
-    answer = idle_webhook.client.post(
-        "/events",
-        content=bomb,
-        headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
-    )
-    assert answer.status_code == 415
-    assert answer.headers["accept-encoding"] == "identity"
+WHOLE = gzip.compress(b'{"a":1}')
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "code"),
+    [
+        ("gzip", gzip.compress(b"[" + b" " * 50_000_000 + b"]"), 413),
+        ("gzip", gzip.compress(b"[" + b" " * 999_990 + b"]") * 2, 413),
+        ("gzip", WHOLE[:-9], 400),
+        ("gzip", WHOLE + b"more", 400),
+        ("gzip", b'{"a":1}', 400),
+        ("x-gzip", gzip.compress(b"no json"), 422),
+        ("br", b'{"a":1}', 415),
+        ("gzip, gzip", gzip.compress(WHOLE), 415),
+    ],
+)
+def test_a_compressed_body_is_decompressed_within_the_limits_or_refused(
+    idle_webhook: Webhook, encoding: str, body: bytes, code: int
+):
+    answer = idle_webhook.post(body, **{"Content-Encoding": encoding})
+    assert (answer.status_code, idle_webhook.inbox.events) == (code, 0)
+    assert code != 415 or answer.headers["accept-encoding"] == "gzip, identity"
+
+
+def test_a_compressed_body_takes_no_more_memory_than_the_limit(idle_webhook: Webhook):
+    bomb = gzip.compress(b" " * 50_000_000)
+    tracemalloc.start()
+    try:
+        answer = idle_webhook.post(bomb, **{"Content-Encoding": "gzip"})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status_code == 413
+    assert peak < 10_000_000
+
+
+def test_the_events_of_a_compressed_body_are_accepted():
+    with running_webhook() as webhook, ThreadPoolExecutor() as pool:
+        body = WHOLE + gzip.compress(b'{"b":2}')
+        answer = pool.submit(webhook.post, body, **{"Content-Encoding": "gzip"})
+        (item,) = webhook.take()
+        item.done()
+        assert answer.result().json() == {"accepted": 2}
+    assert item.payloads == [b'{"a":1}', b'{"b":2}']
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,17 @@ class Webhook:
     inbox: Inbox
     client: httpx.Client
 
-    def post(self, content: bytes, media_type: str = "application/json") -> httpx.Response:
-        return self.client.post("/events", content=content, headers={"Content-Type": media_type})
+    def post(
+        self,
+        content: bytes,
+        media_type: str = "application/json",
+        *,
+        path: str = "/events",
+        **headers: str,
+    ) -> httpx.Response:
+        return self.client.post(
+            path, content=content, headers={"Content-Type": media_type, **headers}
+        )
 
     def take(self) -> list[Received]:
         """Take what waits in the inbox, as the worker does, and leave it undone."""
