@@ -46,7 +46,7 @@ def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping
     orders = connection.sql(f"SELECT * FROM lake.live_orders{of_keys}")
     counting = rules.completed(nw.from_native(orders))
     return {
-        tables.LIVE_REVENUE.name: revenue.daily_revenue(counting),
+        tables.LIVE_REVENUE.name: revenue.revenue_by(counting, "order_date", "region"),
         tables.LIVE_REVENUE_MINUTES.name: revenue.revenue_by(
             counting, "order_date", "minute", "region"
         ),

@@ -110,6 +110,7 @@ def check_sound(row: dict[str, Any], tally: Tally) -> None:
         text = fields.get(name)
         assert text is None or isinstance(text, str), payload
         assert row[name] == (None if text is None else text.strip(BLANKS)), payload
+    assert str(fields.get("currency") or "").strip(BLANKS).upper() in ("", "GBP"), payload
     assert (fields.get("status") or "").strip(BLANKS).lower() in ("", *orders.STATUSES), payload
     value = fields["order_value_gbp"]
     amount = Decimal(value.strip(BLANKS)) if isinstance(value, str) else value
@@ -141,6 +142,7 @@ def valid_lines(chance: random.Random) -> list[bytes]:
         json.dumps(base), json.dumps(base, ensure_ascii=False), json.dumps(fewer),
         json.dumps({**base, "order_value_gbp": "12.50"}), json.dumps(fewer, separators=(",", ":")),
         json.dumps({**fewer, "event_timestamp": "2026-10-20 09:30"}),
+        json.dumps({**fewer, "currency": "GBP"}),
     ]  # fmt: skip
     chance.shuffle(texts)
     return [text.encode() for text in texts]
@@ -221,7 +223,8 @@ def made_up(chance: random.Random) -> bytes:
     """An object of known and other fields, most of them with values that may be right."""
     fields = [*events.REQUIRED]
     fields += chance.sample(sorted(FIELDS.difference(fields)), chance.randrange(4))
-    fields += chance.sample(["note", "", "a.b", "Order_id", "n\\u006fte"], chance.randrange(3))
+    others = ["note", "", "a.b", "Order_id", "n\\u006fte", "currency"]
+    fields += chance.sample(others, chance.randrange(3))
     if chance.random() < 0.05:
         fields.append(chance.choice(fields))
     right = {

@@ -27,6 +27,7 @@ def sold(value: str, **changed: Any) -> dict[str, Any]:
     return {
         "order_date": DAY,
         "order_id": f"O{next(_numbers)}",
+        "line_number": 1,
         "region": "North",
         "product_category": "Food",
         "order_value_gbp": Decimal(value),
@@ -64,8 +65,8 @@ def test_revenue_is_summed_by_day_region_and_category(engine: Engine) -> None:
 def test_an_order_counts_once_whatever_its_lines(engine: Engine) -> None:
     rows = [
         sold("1.00", order_id="A"),
-        sold("2.00", order_id="A"),
-        sold("4.00", order_id="A", product_category="Toys"),
+        sold("2.00", order_id="A", line_number=2),
+        sold("4.00", order_id="A", line_number=3, product_category="Toys"),
         sold("8.00", order_id="B"),
     ]
     assert [tuple(row.values()) for row in daily_revenue(engine, rows)] == [

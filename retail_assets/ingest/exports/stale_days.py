@@ -156,7 +156,7 @@ def _differences(
     """Orders that revenue lacks on these days; None: on all."""
     if days is not None and not days:
         return []
-    columns = "order_id, order_date, export_date, region, status, order_value_gbp"
+    columns = "order_id, line_number, order_date, export_date, region, status, order_value_gbp"
     raw = connection.sql(f"SELECT {columns} FROM lake.raw_orders")
     if days is not None:
         # No export has orders of later days. All versions of the orders count, wherever they are.
