@@ -18,7 +18,6 @@ SIGNATURE_HEADERS = {
 STANDARD_SECRET = "whsec_"  # noqa: S105  # the beginning of all such secrets
 """What a secret of the Standard Webhooks begins with; its bytes in base64 follow."""
 
-
 SENDER_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 
 
@@ -37,9 +36,24 @@ class WebhookSender(BaseModel):
     tolerance_seconds: float = Field(default=300, gt=0)
 
     @property
-    def secrets(self) -> tuple[SecretStr, ...]:
-        """The secrets that a signature may be made with."""
-        return tuple(each for each in (self.secret, self.old_secret) if each is not None)
+    def signature_header(self) -> str:
+        """The header that has the signature."""
+        return self.header or SIGNATURE_HEADERS[str(self.scheme)]
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The keys that a signature may be made with.
+
+        Raises:
+            ValueError: if a secret is no base64 where it should be.
+        """
+        texts = [
+            each.get_secret_value() for each in (self.secret, self.old_secret) if each is not None
+        ]
+        if self.scheme == "standard":
+            bare = [text.removeprefix(STANDARD_SECRET) for text in texts]
+            return tuple(base64.b64decode(text, validate=True) for text in bare)
+        return tuple(text.encode() for text in texts)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -52,15 +66,10 @@ class WebhookSender(BaseModel):
                 "a secret needs a scheme: shopify, woocommerce, stripe, standard, or hmac with the"
                 " header that has the signature"
             )
-        for secret in self.secrets:
-            if self.scheme == "standard":
-                text = secret.get_secret_value().removeprefix(STANDARD_SECRET)
-                try:
-                    found = base64.b64decode(text, validate=True)
-                except ValueError:
-                    found = b""
-            else:
-                found = secret.get_secret_value().encode()
-            if not found:
-                raise ValueError("a secret is blank, or is no base64 after whsec_")
+        try:
+            usable = all(self.keys)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("a secret is blank, or is no base64 after whsec_")
         return self

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from starlette.exceptions import HTTPException
 
-from retail_assets.webhook_senders import SIGNATURE_HEADERS, STANDARD_SECRET, WebhookSender
+from retail_assets.webhook_senders import WebhookSender
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -83,31 +83,18 @@ class Signature:
 
     name: str
     sender: WebhookSender
-    secrets: tuple[bytes, ...]
-    header: str
-
-    @classmethod
-    def of_sender(cls, name: str, sender: WebhookSender) -> "Signature":
-        """The proof of a sender with a secret."""
-        texts = [secret.get_secret_value() for secret in sender.secrets]
-        standard = sender.scheme == "standard"
-        secrets = tuple(
-            base64.b64decode(text.removeprefix(STANDARD_SECRET)) if standard else text.encode()
-            for text in texts
-        )
-        return cls(name, sender, secrets, sender.header or SIGNATURE_HEADERS[str(sender.scheme)])
 
     def expect(self, headers: "Headers") -> None:
         """Refuse a request without a signature before its body is read."""
-        if _only(headers, self.header) is None:
-            raise self._refused(f"needs one header {self.header}, its signature")
+        if _only(headers, self.sender.signature_header) is None:
+            raise self._refused(f"needs one header {self.sender.signature_header}, its signature")
 
     def check(self, headers: "Headers", body: bytes, now: float) -> None:
         """Compare the signature, and the time that it covers."""
         claim = self._claim(headers, body)
         if claim is None:
-            raise self._refused(f"has a header {self.header} that cannot be read")
-        expected = [hmac.digest(secret, claim.signed, hashlib.sha256) for secret in self.secrets]
+            raise self._refused(f"has a header {self.sender.signature_header} that cannot be read")
+        expected = [hmac.digest(key, claim.signed, hashlib.sha256) for key in self.sender.keys]
         # Compared in constant time, all of them.
         same = [
             hmac.compare_digest(one, other)
@@ -123,7 +110,7 @@ class Signature:
             )
 
     def _claim(self, headers: "Headers", body: bytes) -> _Claim | None:
-        given = _only(headers, self.header) or ""
+        given = _only(headers, self.sender.signature_header) or ""
         try:
             if self.sender.scheme == "stripe":
                 return _stripe(given, body)

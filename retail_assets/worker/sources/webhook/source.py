@@ -105,7 +105,8 @@ class WebhookSource:
         """Metrics: connections, requests that wait, events and requests answered so far."""
         if self._server is None:
             return {}
-        answers = sum((each.answers for each in self._events), Counter[int]())
+        # Copies: the thread of the server goes on counting.
+        answers = sum((each.answers.copy() for each in self._events), Counter[int]())
         return {
             "webhook_connections": self._server.connections,
             "webhook_requests_waiting": sum(each.waiting for each in self._events),
@@ -129,7 +130,7 @@ class WebhookSource:
             yield "/events", self._worker, BearerToken(token)
         for name, sender in senders.items():
             if sender.token is None:
-                proof: Proof = Signature.of_sender(name, sender)
+                proof: Proof = Signature(name, sender)
             else:
                 proof = BearerToken(_token(sender.token, f"the token of {name}"))
             yield f"/events/{name}", f"{name}:{self._worker}", proof

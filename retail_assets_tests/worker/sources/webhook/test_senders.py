@@ -66,7 +66,7 @@ SIGNED: Mapping[str, tuple[dict[str, Any], Callable[[], dict[str, str]]]] = {
 
 def proof(sender: dict[str, Any]) -> Signature:
     settings = Settings(webhook_senders={"shop": {"secret": SECRET, **sender}})
-    return Signature.of_sender("shop", settings.webhook_senders["shop"])
+    return Signature("shop", settings.webhook_senders["shop"])
 
 
 def refusal(
