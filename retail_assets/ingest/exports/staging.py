@@ -115,7 +115,7 @@ def staged_exports(
         )
     finally:
         connection.execute("DROP VIEW IF EXISTS temp.main.staged_raw")
-        for name in (*_STAGING, "staged_rejects"):
+        for name in (*_STAGING, "shared_orders", "staged_rejects"):
             connection.execute(f"DROP TABLE IF EXISTS temp.main.{name}")
 
 
@@ -281,12 +281,14 @@ class _Staging:
         )
         self._delete_rejected()
         # Groups of hashes cost a third of groups of texts; few rows are left for the rules.
-        candidates = nw.from_native(
-            rows.filter(
-                "hash(export_date, order_id) IN (SELECT hash(export_date, order_id) FROM"
-                f" export_rows WHERE export_date IN ({days}) GROUP BY ALL HAVING count(*) > 1)"
-            )
+        execute(
+            "CREATE OR REPLACE TEMP TABLE shared_orders AS SELECT rowid AS row_number, export_date,"
+            " order_id, line_number, product_id, order_value_gbp FROM export_rows"
+            f" WHERE export_date IN ({days}) AND hash(export_date, order_id) IN"
+            " (SELECT hash(export_date, order_id) FROM export_rows"
+            f" WHERE export_date IN ({days}) GROUP BY ALL HAVING count(*) > 1)"
         )
+        candidates = nw.from_native(self.connection.table("temp.main.shared_orders"))
         repeats = orders.repeated(candidates).to_native().sql_query()
         execute(
             "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, 'duplicate_order',"
@@ -294,6 +296,7 @@ class _Staging:
             " ON d.row_number = r.rowid"
         )
         self._delete_rejected()
+        execute("DELETE FROM shared_orders WHERE row_number IN (SELECT row_id FROM rejected_rows)")
         numbers = orders.numbered(candidates).to_native().sql_query()
         execute(
             f"INSERT INTO line_numbers SELECT row_number, export_date, line_number FROM ({numbers})"
