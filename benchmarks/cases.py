@@ -314,9 +314,7 @@ def platform(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
                     table,
                     rule(completed),
                     work.days,
-                    audit=lambda staged, table=table: revenue.unreconciled_days(
-                        staged, completed, *table.key[1:]
-                    ),
+                    audit=lambda staged: revenue.unreconciled_days(staged, completed),
                 )
                 if done.failed or len(done.rows) != len(work.days):
                     raise RuntimeError(done.failed)

@@ -222,9 +222,7 @@ def references_are_known(scope: Scope) -> dg.AssetCheckResult:
 def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
     """Revenue and order count of each day = those of its completed orders."""
     wrong = (
-        revenue.unreconciled_days(
-            scope.frame(scope.table), scope.frame(tables.COMPLETED_ORDERS), *scope.table.key[1:]
-        )
+        revenue.unreconciled_days(scope.frame(scope.table), scope.frame(tables.COMPLETED_ORDERS))
         .to_native()
         .fetchall()
     )

@@ -13,6 +13,8 @@ TOTAL = nw.Decimal(18, 2)
 """Wider than the rows: the sum of two orders of the largest value would not fit."""
 
 VALUE = "order_value_gbp"
+KEYS = ("order_date", "region", "product_category")
+"""The columns that revenue is grouped by: all of them, or the first two."""
 
 _TOTALS = {"total_revenue": nw.col(VALUE).sum(), "pence": nw.col("pence").sum()}
 
@@ -34,12 +36,12 @@ def revenue_by(orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
 
 def daily_revenue(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
     """Return `daily_revenue` of the days in `completed_orders`."""
-    return _revenue_of_lines(completed_orders, "order_date", "region")
+    return _revenue_of_lines(completed_orders, *KEYS[:2])
 
 
 def daily_revenue_by_category(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
     """Return `daily_revenue_by_category` of the days in `completed_orders`."""
-    return _revenue_of_lines(completed_orders, "order_date", "region", "product_category")
+    return _revenue_of_lines(completed_orders, *KEYS)
 
 
 def _revenue_of_lines(completed_orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
@@ -83,16 +85,13 @@ def _count_orders(lines: nw.LazyFrame, *keys: str, **sums: nw.Expr) -> nw.LazyFr
     return groups.with_columns(order_count=nw.col("alone") + nw.col("shared") - none)
 
 
-def unreconciled_days(
-    revenue: nw.LazyFrame, completed_orders: nw.LazyFrame, *keys: str
-) -> nw.LazyFrame:
+def unreconciled_days(revenue: nw.LazyFrame, completed_orders: nw.LazyFrame) -> nw.LazyFrame:
     """Find the days whose revenue is not the sum of their completed orders.
 
     Args:
-        revenue: rows of `daily_revenue` or `daily_revenue_by_category`.
+        revenue: rows of `daily_revenue` or `daily_revenue_by_category`; its columns say what it is
+            grouped by, and an order counts once in each group.
         completed_orders: the completed orders of the same days.
-        keys: the columns, beside the day, that the revenue is grouped by; an order counts once in
-            each group.
 
     Returns:
         `order_date`, `completed_value_gbp`, `revenue_gbp`, `completed_count` and `revenue_count`
@@ -101,7 +100,9 @@ def unreconciled_days(
     published = revenue.group_by("order_date").agg(
         revenue_gbp=nw.col("total_revenue").sum(), revenue_count=nw.col("order_count").sum()
     )
-    completed = _by_day(completed_orders, *keys).select(
+    columns = revenue.collect_schema().names()
+    groups = [name for name in KEYS if name in columns]
+    completed = _by_day(completed_orders, *groups).select(
         "order_date", completed_value_gbp="value_gbp", completed_count="orders"
     )
     both = completed.join(published, on="order_date", how="full").with_columns(
@@ -134,7 +135,7 @@ def waiting(
     if days is not None:
         counted = counted.filter(nw.col("order_date").is_in(list(days)))
         revenue = revenue.filter(nw.col("order_date").is_in(list(days)))
-    accepted = _by_day(counted, "region").select(
+    accepted = _by_day(counted, "order_date", "region").select(
         "order_date", accepted="orders", accepted_gbp="value_gbp"
     )
     published = revenue.group_by("order_date").agg(
@@ -163,7 +164,7 @@ def waiting(
 
 def _by_day(counted: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
     """`orders` and `value_gbp` of each day; an order counts once in each group of the keys."""
-    groups = _count_orders(counted, "order_date", *keys, value_gbp=nw.col(VALUE).sum())
+    groups = _count_orders(counted, *keys, value_gbp=nw.col(VALUE).sum())
     return groups.group_by("order_date").agg(
         nw.col("value_gbp").sum(), orders=nw.col("order_count").sum()
     )

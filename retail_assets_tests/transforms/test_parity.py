@@ -166,7 +166,7 @@ def test_from_raw_orders_to_revenue(
     found = same(
         engines,
         lambda engine: revenue.unreconciled_days(
-            revenue.daily_revenue(engine(spoiled)), engine(completed), "region"
+            revenue.daily_revenue(engine(spoiled)), engine(completed)
         ),
     )
     assert [row["order_date"] for row in found] == [row["order_date"] for row in wrong]

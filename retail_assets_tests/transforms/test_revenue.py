@@ -77,11 +77,10 @@ def test_an_order_counts_once_whatever_its_lines(engine: Engine) -> None:
         ("Food", Decimal("11.00"), 2, Decimal("5.50")),
         ("Toys", Decimal("4.00"), 1, Decimal("4.00")),
     ]
-    keys = ("region", "product_category")
     frame = engine(arrow(COMPLETED_ORDERS, rows))
     assert unreconciled(engine, daily_revenue(engine, rows), rows) == []
     published = engine(arrow(DAILY_REVENUE_BY_CATEGORY, by_category))
-    assert result(revenue.unreconciled_days(published, frame, *keys)) == []
+    assert result(revenue.unreconciled_days(published, frame)) == []
 
 
 def test_revenue_has_the_columns_of_its_tables(engine: Engine) -> None:
@@ -136,7 +135,7 @@ def test_many_pennies_add_up_exactly(engine: Engine) -> None:
 def unreconciled(engine: Engine, rows: Rows, completed: Rows) -> list[tuple[Any, ...]]:
     found = result(
         revenue.unreconciled_days(
-            engine(arrow(DAILY_REVENUE, rows)), engine(arrow(COMPLETED_ORDERS, completed)), "region"
+            engine(arrow(DAILY_REVENUE, rows)), engine(arrow(COMPLETED_ORDERS, completed))
         )
     )
     return [tuple(row.values()) for row in found]

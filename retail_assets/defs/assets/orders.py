@@ -109,18 +109,9 @@ def completed_orders(
     return orders.completed_orders(raw_orders, products, customers)
 
 
-def _adds_up(table: tables.Table) -> Callable[[nw.LazyFrame, nw.LazyFrame], nw.LazyFrame]:
-    """The audit of a revenue table, whose key is the day and what orders are grouped by."""
-
-    def audit(staged: nw.LazyFrame, completed_orders: nw.LazyFrame) -> nw.LazyFrame:
-        return revenue.unreconciled_days(staged, completed_orders, *table.key[1:])
-
-    return audit
-
-
 @daily_asset(
     table=tables.DAILY_REVENUE,
-    audit=_adds_up(tables.DAILY_REVENUE),
+    audit=revenue.unreconciled_days,
     describe=recent_revenue,
     automation_condition=FOLLOW_COMPLETED_ORDERS,
 )
@@ -130,7 +121,7 @@ def daily_revenue(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
 
 @daily_asset(
     table=tables.DAILY_REVENUE_BY_CATEGORY,
-    audit=_adds_up(tables.DAILY_REVENUE_BY_CATEGORY),
+    audit=revenue.unreconciled_days,
     automation_condition=FOLLOW_COMPLETED_ORDERS,
 )
 def daily_revenue_by_category(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
