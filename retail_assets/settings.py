@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retail_assets.errors import UsageError
+from retail_assets.mapping import Mapping, load
 from retail_assets.secrets import protect
 from retail_assets.webhook_senders import SENDER_NAME, WebhookSender
 
@@ -47,6 +48,11 @@ class Settings(BaseSettings):
     )
     start_date: date = Field(
         default=date(2026, 10, 5), description="The first daily partition (YYYY-MM-DD)."
+    )
+    mapping: Path | None = Field(
+        default=None,
+        description="YAML file that says how the files and events of other programs are written,"
+        " see [mapping](mapping.md) (default: as ours).",
     )
     late_days: int = Field(
         default=7,
@@ -376,6 +382,15 @@ class Settings(BaseSettings):
     def opening_date(self) -> date:
         """The first day whose orders change the stock of the reference data."""
         return self.stock_date or self.start_date
+
+    @cached_property
+    def source_mapping(self) -> Mapping:
+        """What `RETAIL_MAPPING` says; nothing, where it is not set.
+
+        Raises:
+            UsageError: if that file cannot be used.
+        """
+        return load(self.mapping.expanduser().absolute()) if self.mapping else Mapping()
 
     @cached_property
     def exports_dir(self) -> Path:

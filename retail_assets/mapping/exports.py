@@ -1,0 +1,146 @@
+"""The mapping of order exports and reference files: text files with a column for each field."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
+
+from retail_assets.mapping.fields import NumberField, Section, TextField, TimeField, Zone
+from retail_assets.mapping.file_name import NATIVE, FileName
+
+
+def _known_encoding(value: str) -> str:
+    try:
+        "".encode(value)
+    except LookupError as error:
+        raise ValueError(f"{value!r} is no encoding, such as utf-8 or cp1252") from error
+    return value
+
+
+def _one_character(value: str) -> str:
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+    if len(value) != 1 or not value.isascii() or value in "\r\n\"'":
+        raise ValueError("it is one character, such as ; or | or tab")
+    return value
+
+
+class FileLayout(Section):
+    """How a text file is written."""
+
+    delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
+        default=",", description="The character between fields; `tab` for a tab."
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
+        default="utf-8", description="The encoding of its text, such as cp1252 or utf-16."
+    )
+    decimal: Literal[".", ","] = Field(default=".", description="The decimal sign of its numbers.")
+    thousands: Literal["", ".", ",", " ", "'"] = Field(
+        default="", description="The sign between thousands, if its numbers have one."
+    )
+    header_line: int = Field(
+        default=1, ge=1, le=1000, description="The line that has the column names, from 1."
+    )
+    skip_rows: tuple[str, ...] = Field(
+        default=(),
+        description="What comment and total rows begin with, such as `#` or `Total`: they are"
+        " rejected as `skipped_row`.",
+    )
+    timezone: Zone | None = Field(
+        default=None,
+        description="The zone of times without an offset; without it the business time zone.",
+    )
+
+    @model_validator(mode="after")
+    def _tells_signs_apart(self) -> Self:
+        if self.thousands == self.decimal:
+            raise ValueError("`decimal` and `thousands` are the same sign")
+        if any(not each.strip() for each in self.skip_rows):
+            raise ValueError("a text of `skip_rows` is blank: every row begins with it")
+        return self
+
+
+class ExportFields(Section):
+    """The fields of an order, each with the column that has it."""
+
+    order_id: TextField
+    customer_id: TextField
+    product_id: TextField
+    region: TextField
+    status: TextField
+    order_value_gbp: NumberField
+    order_timestamp: TimeField
+    line_number: NumberField | None = None
+    currency: TextField | None = None
+
+
+class ExportMapping(FileLayout):
+    """How order exports are called and written, and which column is which field."""
+
+    file: str = Field(
+        default=NATIVE.pattern,
+        description="The name of the files, with the export's date as `%Y`, `%m` and `%d`, and `*`"
+        " for any text. A name without a date: the files have orders of many days, and are split"
+        " by the day of `order_timestamp`.",
+    )
+    lines: Literal["products", "rows"] = Field(
+        default="products",
+        description="Without `line_number`: `rows`, each row of an order is a line of its own;"
+        " `products`, rows of one product alone are corrections, the last of which counts.",
+    )
+    fields: ExportFields
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        FileName(self.file)
+        if self.lines == "rows" and self.fields.line_number:
+            raise ValueError("`lines: rows` numbers the lines; `line_number` does, too")
+        return self
+
+    @property
+    def file_name(self) -> FileName:
+        """What the files are called."""
+        return FileName(self.file)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns that the files must have, each once."""
+        fields = [getattr(self.fields, name) for name in ExportFields.model_fields]
+        return tuple(dict.fromkeys(name for each in fields if each for name in each.sources))
+
+
+class ProductFields(Section):
+    """The fields of a product."""
+
+    product_id: TextField
+    product_name: TextField
+    product_category: TextField
+    unit_price_gbp: NumberField | None = None
+    stock_on_hand: NumberField | None = None
+
+
+class CustomerFields(Section):
+    """The fields of a customer."""
+
+    customer_id: TextField
+    customer_segment: TextField
+    home_region: TextField
+    joined_on: TimeField | None = None
+
+
+class ProductsMapping(FileLayout):
+    """How `products.csv` is written, and which column is which field."""
+
+    fields: ProductFields
+
+
+class CustomersMapping(FileLayout):
+    """How `customers.csv` is written, and which column is which field."""
+
+    fields: CustomerFields
+
+
+class ReferenceMapping(Section):
+    """The reference files."""
+
+    products: ProductsMapping | None = None
+    customers: CustomersMapping | None = None

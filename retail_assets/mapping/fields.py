@@ -1,0 +1,133 @@
+"""Where the values of a field stand in a source, and how they are written there."""
+
+from decimal import Decimal
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from typing_extensions import Self
+
+EPOCHS = {"epoch": 1_000_000, "epoch_ms": 1_000}
+"""Formats of times that are numbers since 1970 in UTC: microseconds of a unit."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        message = f"{value!r} is not a time zone of the IANA database, such as Europe/London"
+        raise ValueError(message) from error
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+"""One name, or a list of names."""
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+"""The name of a time zone."""
+
+
+class Section(BaseModel):
+    """A part of a mapping file: a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class TextField(Section):
+    """A text: where it stands, and what stands for what."""
+
+    source: str | None = Field(
+        default=None,
+        alias="from",
+        min_length=1,
+        description="The column (of files), or the JSON path such as `$.customer.id` (of events).",
+    )
+    constant: str | None = Field(default=None, description="The value of every row or event.")
+    default: str | None = Field(
+        default=None, description="The value where the source has none, or a blank one."
+    )
+    values: dict[str, str] = Field(
+        default_factory=dict,
+        description="What the source's values stand for, such as `paid: completed`; letter case"
+        " does not matter. Other values stay as they are.",
+    )
+    other: str | None = Field(
+        default=None, description="The value in place of any that `values` does not have."
+    )
+    fill: bool = Field(
+        default=False,
+        description="Rows without a value take that of the other rows of their order (exports).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_name(cls, value: Any) -> Any:
+        return {"from": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Self:
+        if (self.source is None) == (self.constant is None):
+            raise ValueError("it needs either `from` or `constant`")
+        if self.constant is not None and (self.values or self.fill or self.default is not None):
+            raise ValueError("a `constant` has no `default`, `values` or `fill`")
+        if self.other is not None and not self.values:
+            raise ValueError("`other` needs `values`")
+        folded = [each.strip().casefold() for each in self.values]
+        if len(set(folded)) < len(folded):
+            raise ValueError("`values` has a value twice, in other letters")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every column or path that the field reads."""
+        return () if self.source is None else (self.source,)
+
+
+class NumberField(TextField):
+    """A number: its unit, and what is multiplied, added or taken off."""
+
+    scale: Decimal = Field(
+        default=Decimal(1),
+        description="What it is multiplied by: 0.01 for pence, -1 for another sign.",
+    )
+    times: str | None = Field(
+        default=None, description="The column or path to multiply by, such as the quantity."
+    )
+    plus: Names = Field(default=(), description="Columns or paths to add; blank ones are 0.")
+    minus: Names = Field(default=(), description="Columns or paths to take off; blank ones are 0.")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every column or path that the field reads."""
+        more = () if self.times is None else (self.times,)
+        return (*super().sources, *more, *self.plus, *self.minus)
+
+    @property
+    def computed(self) -> bool:
+        """Whether the number is another than the one that stands in the source."""
+        return self.scale != 1 or len(self.sources) > 1
+
+
+class TimeField(TextField):
+    """A time: its formats and its zone."""
+
+    format: Names = Field(
+        default=(),
+        description="How it is written: formats such as `%d.%m.%Y %H:%M`, the first that fits, or"
+        " `epoch` or `epoch_ms`. Without: ISO 8601.",
+    )
+    timezone: Zone | None = Field(
+        default=None,
+        description="The zone of times without an offset; without it the business time zone.",
+    )

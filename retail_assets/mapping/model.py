@@ -1,0 +1,86 @@
+"""The mapping file as a whole, and how it is read."""
+
+import json
+from collections.abc import Hashable
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+from typing_extensions import override
+
+from retail_assets.errors import UsageError
+from retail_assets.mapping.exports import ExportMapping, ReferenceMapping
+from retail_assets.mapping.fields import Section
+
+SHOWN_ERRORS = 10
+
+
+class Mapping(Section):
+    """All that a mapping file may say."""
+
+    exports: ExportMapping | None = Field(default=None, description="The order exports.")
+    reference: ReferenceMapping = Field(
+        default=ReferenceMapping(), description="The reference files."
+    )
+
+
+def fingerprint(section: Section | None) -> str | None:
+    """The hash of what a section says, however it is written; None for no section."""
+    if section is None:
+        return None
+    text = json.dumps(section.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def load(path: Path) -> Mapping:
+    """Read a mapping file.
+
+    Raises:
+        UsageError: if there is none, or it is no mapping: each line says where and why.
+    """
+    try:
+        stat = path.stat()
+        return _load(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise UsageError(f"The mapping {path} cannot be read: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, _modified_ns: int, _size: int) -> Mapping:
+    try:
+        found = yaml.load(path.read_bytes(), _Texts)  # noqa: S506  # builds texts alone
+    except yaml.YAMLError as error:
+        shown = " ".join(str(error).split())
+        raise UsageError(f"The mapping {path} is no YAML: {shown}.") from error
+    try:
+        return Mapping.model_validate(found or {})
+    except ValidationError as error:
+        lines = [_sentence(each) for each in error.errors()[:SHOWN_ERRORS]]
+        raise UsageError(f"The mapping {path} cannot be used:", *lines) from error
+
+
+def _sentence(error: Any) -> str:
+    where = ".".join(map(str, error["loc"])) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key."
+    if error["type"] == "missing":
+        return f"{where} is missing."
+    what = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}."
+
+
+class _Texts(yaml.BaseLoader):
+    """Reads every value as the text that it is: `no` is a country, and 007 an id."""
+
+    @override
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=True)
