@@ -1,5 +1,6 @@
 """Where the values of a field stand in a source, and how they are written there."""
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -33,6 +34,25 @@ def _known_zone(value: str) -> str:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 """One name, or a list of names."""
+
+
+def _known_format(value: str) -> str:
+    parts = re.findall(r"%-?(.)", value)
+    unknown = [part for part in parts if part not in _DIRECTIVES]
+    if unknown:
+        raise ValueError(f"%{unknown[0]} is no part of a time that is known here")
+    if value not in EPOCHS and not all(set(each) & set(parts) for each in ("yY", "mbB", "d")):
+        raise ValueError(
+            f"{value!r} lacks the year, month or day: write it such as %d.%m.%Y %H:%M, epoch, or"
+            " epoch_ms"
+        )
+    return value
+
+
+_DIRECTIVES = "YymbBdaAHIpMSfzZ%"
+
+Format = Annotated[str, AfterValidator(_known_format)]
+"""How a time is written: as for `strptime`, or one of `EPOCHS`."""
 
 Zone = Annotated[str, AfterValidator(_known_zone)]
 """The name of a time zone."""
@@ -99,6 +119,9 @@ class NumberField(TextField):
 
     scale: Decimal = Field(
         default=Decimal(1),
+        ge=-9999,
+        le=9999,
+        decimal_places=6,
         description="What it is multiplied by: 0.01 for pence, -1 for another sign.",
     )
     times: str | None = Field(
@@ -122,7 +145,7 @@ class NumberField(TextField):
 class TimeField(TextField):
     """A time: its formats and its zone."""
 
-    format: Names = Field(
+    format: Annotated[tuple[Format, ...], BeforeValidator(_as_list)] = Field(
         default=(),
         description="How it is written: formats such as `%d.%m.%Y %H:%M`, the first that fits, or"
         " `epoch` or `epoch_ms`. Without: ISO 8601.",

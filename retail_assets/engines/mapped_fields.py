@@ -1,0 +1,152 @@
+"""Values of other programs as SQL: each becomes the text that our own files would have.
+
+So all that follows, typed reads and rules, is the same with a mapping and without. What cannot be
+read as the mapping says is marked, so that no later step reads it in another way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from retail_assets.engines.timestamps import LOCAL_TIME, OFFSET_TIME
+from retail_assets.lake.sql import literal
+from retail_assets.mapping.fields import EPOCHS, NumberField, TextField, TimeField
+
+UNREADABLE = "? "
+"""What the text of a value begins with that is not written as its mapping says."""
+
+_PLAIN_NUMBER = r"[+-]?[0-9]{1,10}(\.[0-9]{1,6}0*)?"
+# One of eighteen digits would be multiplied in 64 bits.
+_PART = "DECIMAL(19,6)"
+_AMOUNT = "DECIMAL(26,6)"
+_UTC = "%Y-%m-%d %H:%M:%S.%fZ"
+_LOCAL = "%Y-%m-%d %H:%M:%S.%f"
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How numbers and times are written in a source, where a field says nothing else."""
+
+    decimal: str = "."
+    thousands: str = ""
+    timezone: str | None = None
+
+
+def text_of(field: TextField, source: Callable[[str], str], spelling: Spelling) -> str:
+    """Return SQL for the text of a field as our own files would have it, null where there is none.
+
+    Args:
+        field: where its values stand, and how.
+        source: gives SQL for the text of a column or path, null where it is blank.
+        spelling: how numbers and times are written.
+    """
+    if field.source is None:
+        return literal(field.constant or "")
+    text = _looked_up(field, source(field.source))
+    if isinstance(field, NumberField):
+        text = _number(field, text, source, spelling)
+    elif isinstance(field, TimeField):
+        text = _time(field, text, field.timezone or spelling.timezone)
+    return text if field.default is None else f"coalesce({text}, {literal(field.default)})"
+
+
+def _looked_up(field: TextField, text: str) -> str:
+    if not field.values:
+        return text
+    cases = " ".join(
+        f"WHEN {literal(value.strip().lower())} THEN {literal(meaning)}"
+        for value, meaning in field.values.items()
+    )
+    other = text
+    if field.other is not None:
+        other = f"CASE WHEN {text} IS NOT NULL THEN {literal(field.other)} END"
+    return f"CASE lower({text}) {cases} ELSE {other} END"
+
+
+def _number(field: NumberField, text: str, source: Callable[[str], str], spelling: Spelling) -> str:
+    number = _plain(text, spelling)
+    if not field.computed:
+        return number
+    # Each part at most ten digits before the point, so that no product overflows.
+    amount = _part(number)
+    if field.times is not None:
+        amount = f"({amount} * {_part(_plain(source(field.times), spelling))})"
+    amount = f"{amount}::{_AMOUNT}"
+    for sign, names in (("+", field.plus), ("-", field.minus)):
+        for name in names:
+            part = source(name)
+            amount += (
+                f" {sign} CASE WHEN {part} IS NULL THEN 0 ELSE {_part(_plain(part, spelling))} END"
+            )
+    amount = f"({amount})::{_AMOUNT} * {field.scale:f}::DECIMAL(10,6)"
+    if field.times is not None:
+        # A price of more than two decimals, times a quantity: half a penny is rounded up.
+        amount = f"round({amount}, 2)"
+    unreadable = f"{literal(UNREADABLE)} || {text}"
+    return f"CASE WHEN {text} IS NOT NULL THEN coalesce(({amount})::VARCHAR, {unreadable}) END"
+
+
+def _part(text: str) -> str:
+    return (
+        f"CASE WHEN regexp_full_match({text}, {literal(_PLAIN_NUMBER)})"
+        f" THEN TRY_CAST({text} AS {_PART}) END"
+    )
+
+
+def _plain(text: str, spelling: Spelling) -> str:
+    """A number with a decimal point and nothing between thousands."""
+    decimal, thousands = spelling.decimal, spelling.thousands
+    if (decimal, thousands) == (".", ""):
+        return text
+    fraction = rf"(\{decimal}[0-9]+)?"
+    form = rf"[+-]?[0-9]+{fraction}"
+    plain = text
+    if thousands:
+        # A blank may be a narrow one that does not break.
+        one = "[ \u00a0\u202f]" if thousands == " " else rf"\{thousands}"
+        form = rf"[+-]?([0-9]+|[0-9]{{1,3}}({one}[0-9]{{3}})+){fraction}"
+        plain = f"regexp_replace({plain}, {literal(one)}, '', 'g')"
+    if decimal != ".":
+        plain = f"replace({plain}, {literal(decimal)}, '.')"
+    return (
+        f"CASE WHEN regexp_full_match({text}, {literal(form)}) THEN {plain}"
+        f" ELSE {literal(UNREADABLE)} || {text} END"
+    )
+
+
+def _time(field: TimeField, text: str, timezone: str | None) -> str:
+    if not field.format:
+        return text if timezone is None else _zoned_iso(text, timezone)
+    found = ", ".join(_formatted(text, each, timezone) for each in field.format)
+    return f"coalesce({found}, {literal(UNREADABLE)} || {text})"
+
+
+def _zoned_iso(text: str, timezone: str) -> str:
+    """ISO 8601, in a zone where it has no offset."""
+    instant = f"TRY_CAST({text} AS TIMESTAMP) AT TIME ZONE {literal(timezone)}"
+    return (
+        f"CASE WHEN regexp_full_match({text}, {literal(LOCAL_TIME)})"
+        f" THEN coalesce({_in_utc(instant)}, {literal(UNREADABLE)} || {text})"
+        f" WHEN regexp_full_match({text}, {literal(OFFSET_TIME)}) THEN {text}"
+        f" ELSE {literal(UNREADABLE)} || {text} END"
+    )
+
+
+def _formatted(text: str, format_: str, timezone: str | None) -> str:
+    if format_ in EPOCHS:
+        units = EPOCHS[format_]
+        # Up to the year 5138.
+        form = rf"[0-9]{{1,{len(str(10**17 // units))}}}(\.[0-9]{{1,6}})?"
+        return (
+            f"CASE WHEN regexp_full_match({text}, {literal(form)}) THEN strftime(make_timestamp("
+            f"({text}::DECIMAL(20,6) * {units})::BIGINT), {literal(_UTC)}) END"
+        )
+    read = f"try_strptime({text}, {literal(format_)})"
+    if "%z" in format_ or "%Z" in format_:
+        return _in_utc(read)
+    if timezone is not None:
+        return _in_utc(f"{read} AT TIME ZONE {literal(timezone)}")
+    return f"strftime({read}, {literal(_LOCAL)})"
+
+
+def _in_utc(instant: str) -> str:
+    return f"strftime(({instant}) AT TIME ZONE 'UTC', {literal(_UTC)})"
