@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from retail_assets import business_days
+from retail_assets.mapping.file_name import NATIVE
 
 STATUSES = ("completed", "pending", "cancelled", "returned", "refunded")
 FIELDS = (
@@ -102,7 +103,7 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
         for name in FIELDS:
             rows[name] = rows[name].str.strip()
         rows["status"] = rows["status"].str.lower()
-        rows["export_date"] = pd.Timestamp(business_days.export_date(path.name))
+        rows["export_date"] = pd.Timestamp(NATIVE.day(path.name))
         rows["source_file"] = path.name
         rows["row_number"] = np.arange(len(rows))
         return rows.drop(columns=extra)

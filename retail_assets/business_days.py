@@ -1,6 +1,5 @@
 """Business days: complete days, ranges of days, and the names of export files."""
 
-import re
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -11,9 +10,6 @@ from retail_assets.errors import UsageError
 
 if TYPE_CHECKING:
     from retail_assets.settings import Settings
-
-
-EXPORT_NAME = re.compile(r"^orders_(\d{4})_(\d{2})_(\d{2})\.csv(\.gz)?$")
 
 
 def days_between(first: date, last: date) -> list[date]:
@@ -46,17 +42,6 @@ def check_range(settings: "Settings", first: date, last: date) -> list[date]:
             " choose an earlier end."
         )
     return days_between(first, last)
-
-
-def export_date(name: str) -> date | None:
-    """The export date in the name of an order export, or None for any other file."""
-    match = EXPORT_NAME.match(name)
-    if match is None:
-        return None
-    try:
-        return date(int(match[1]), int(match[2]), int(match[3]))
-    except ValueError:
-        return None
 
 
 def export_paths(folder: Path, day: date) -> tuple[Path, Path]:

@@ -72,6 +72,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             "source_folders": orders.SourceFolders(
                 exports_dir=str(settings.exports_dir),
                 reference_dir=str(settings.reference_dir),
+                mapping=str(settings.mapping) if settings.mapping else None,
                 late_days=settings.late_days,
                 max_order_gbp=settings.max_order_gbp,
                 reference_max_shrink=settings.reference_max_shrink,

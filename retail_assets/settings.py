@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retail_assets.errors import UsageError
-from retail_assets.mapping import Mapping, load
+from retail_assets.mapping import ExportMapping, Mapping, load
 from retail_assets.secrets import protect
 from retail_assets.webhook_senders import SENDER_NAME, WebhookSender
 
@@ -318,10 +318,10 @@ class Settings(BaseSettings):
         description="Units below which a stock is low; falling below it is an alert.",
     )
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "mapping")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
 
     @field_validator("timezone")
     @classmethod
@@ -390,7 +390,12 @@ class Settings(BaseSettings):
         Raises:
             UsageError: if that file cannot be used.
         """
-        return load(self.mapping.expanduser().absolute()) if self.mapping else Mapping()
+        return load(self.mapping) if self.mapping else Mapping()
+
+    @cached_property
+    def export_mapping(self) -> ExportMapping:
+        """How the exports of a day are called and written."""
+        return self.source_mapping.exports.daily
 
     @cached_property
     def exports_dir(self) -> Path:

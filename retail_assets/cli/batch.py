@@ -163,7 +163,9 @@ def _tell_of_orders(
     if counts:
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in counts.items())
         tell(f"Rejected rows by reason: {reasons}.")
-    above = rejects.days_above(connection, settings.max_rejected_share, first, last)
+    above = rejects.days_above(
+        connection, settings.max_rejected_share, first, last, mapping=settings.export_mapping
+    )
     if len(above) > rejects.SHOWN_DAYS:
         tell(
             f"{len(above)} days rejected more than RETAIL_MAX_REJECTED_SHARE of their rows;"

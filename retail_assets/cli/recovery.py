@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from retail_assets import business_days, tables
+from retail_assets import tables
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.exports.files import ExportFolder
 from retail_assets.ingest.ledgers.offsets import rewind_consumer
 from retail_assets.lake import verify as lake_verify
 from retail_assets.lake.connection import Lake
@@ -136,9 +137,9 @@ def _expect_again(
             [damage.first, damage.last],
         ).fetchall()
     ]
+    folder = ExportFolder(settings.exports_dir, settings.export_mapping)
     for day in days:
-        paths = business_days.export_paths(settings.exports_dir, day)
-        if not any(path.exists() for path in paths):
+        if not folder.paths(day):
             raise RetailAssetsError(
                 f"The export of {day} is no longer in {settings.exports_dir}, and {damage.location}"
                 " has rows of it: put the export, or the file from a backup, back first."

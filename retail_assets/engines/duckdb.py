@@ -8,25 +8,16 @@ from pathlib import Path
 
 import duckdb
 
+from retail_assets.engines.mapped_fields import Spelling, text_of
 from retail_assets.engines.timestamps import wall_clock
 from retail_assets.lake.sql import identifier, literal
-
-REQUIRED = (
-    "order_id",
-    "customer_id",
-    "product_id",
-    "region",
-    "status",
-    "order_value_gbp",
-    "order_timestamp",
-)
-"""The columns that every order export has, in any order."""
-
-OPTIONAL = ("line_number", "currency")
-"""Further columns that have a meaning where an export has them; a currency is kept as an extra."""
+from retail_assets.mapping.exports import ExportFields, ExportMapping, FileLayout
+from retail_assets.mapping.file_name import FileName
 
 BLANKS = "' \t\r\n\u00a0'"
 """Characters trimmed from fields. An empty field, quoted or not, is null from the start."""
+
+FILE_IN_PATH = r"[^/\\]*$"
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
 LINE_NUMBER = r"\+?[0-9]{1,9}(\.0*)?"
@@ -43,8 +34,6 @@ READ_ERRORS = (
 
 SEPARATOR = "\x1f"
 """The control character Unit Separator, between the fields in `raw`."""
-
-DATE_IN_NAME = r"(\d{4}_\d{2}_\d{2})\.csv(\.gz)?$"
 
 ROWS = """
     export_date DATE, order_date DATE, days_late BIGINT, order_id VARCHAR, customer_id VARCHAR,
@@ -68,6 +57,7 @@ def read_order_exports(
     malformed: str,
     paths: Sequence[Path],
     header: Sequence[str],
+    mapping: ExportMapping,
 ) -> None:
     """Read order exports of one header, typed, in file order.
 
@@ -75,16 +65,19 @@ def read_order_exports(
         connection: where the temporary tables are.
         rows: a temporary table with the columns `ROWS`; its rowids follow the order of rows.
         malformed: a temporary table with the columns `MALFORMED`.
-        paths: the files, all compressed or none; the date is in the name.
+        paths: the files, in UTF-8, all compressed or none; the date is in the name.
         header: the column names of the files, in order.
+        mapping: how they are written, and which column is which field.
 
     Raises:
         READ_ERRORS: if a file as a whole cannot be read. Nothing has been inserted then.
     """
     try:
-        connection.execute(f"INSERT INTO {rows} {_typed(header, _records(paths, header))}")
+        connection.execute(f"INSERT INTO {rows} {_typed(header, paths, mapping)}")
+        day = _date_of("s.file_path", mapping.file_name)
+        before = mapping.header_line - 1  # DuckDB counts these lines, too
         connection.execute(
-            f"INSERT INTO {malformed} SELECT {_date_of('s.file_path')}, e.line, min(e.error_type)"
+            f"INSERT INTO {malformed} SELECT {day}, e.line - {before}, min(e.error_type)"
             " FROM export_errors AS e JOIN export_scans AS s USING (scan_id, file_id) GROUP BY ALL"
         )
     finally:
@@ -111,7 +104,7 @@ def raw_text(raw: str, header: Sequence[str]) -> str:
     )
 
 
-def _records(paths: Sequence[Path], header: Sequence[str]) -> str:
+def _records(paths: Sequence[Path], header: Sequence[str], layout: FileLayout) -> str:
     files = ", ".join(literal(str(path)) for path in paths)
     columns = ", ".join(f"{name}: 'VARCHAR'" for name in _fields(header).values())
     compression = "gzip" if paths[0].suffix == ".gz" else "none"
@@ -119,7 +112,8 @@ def _records(paths: Sequence[Path], header: Sequence[str]) -> str:
     # rows. If only some columns are used, a malformed row is an internal error; `raw` uses all.
     return (
         f"read_csv([{files}], auto_detect = false, columns = {{{columns}}}, header = true,"
-        f" delim = ',', quote = '\"', escape = '\"', compression = '{compression}',"
+        f" delim = {literal(layout.delimiter)}, quote = '\"', escape = '\"',"
+        f" compression = '{compression}', skip = {layout.header_line - 1},"
         f" filename = true, null_padding = false, strict_mode = true,"
         f" max_line_size = {MAX_LINE_BYTES}, store_rejects = true, rejects_limit = 0,"
         " rejects_table = 'export_errors', rejects_scan = 'export_scans')"
@@ -131,30 +125,27 @@ def _fields(header: Sequence[str]) -> dict[str, str]:
     return {name: f"field_{position}" for position, name in enumerate(header)}
 
 
-def _typed(header: Sequence[str], records: str) -> str:
-    fields = _fields(header)
-    known = [name for name in (*REQUIRED, *OPTIONAL) if name in fields]
-    line_number, currency = (name if name in known else "NULL" for name in OPTIONAL)
+def _typed(header: Sequence[str], paths: Sequence[Path], mapping: ExportMapping) -> str:
+    columns = _fields(header)
+    known = [name for name in mapping.sources if name in columns]
     separator = literal(SEPARATOR)
-    raw = ", ".join([separator, *(f"{field}, {separator}" for field in fields.values())])
-    tidy = {
-        name: f"CASE WHEN untidy THEN nullif(trim({field}, {BLANKS}), '') ELSE {field} END"
-        for name, field in fields.items()
-        if name in known
-    }
-    extras = ", ".join(
-        f"{identifier(name)} := {field}"
-        for name, field in fields.items()
-        if name not in known or name == "currency"
+    raw = ", ".join([separator, *(f"{field}, {separator}" for field in columns.values())])
+    tidy = "".join(
+        f", CASE WHEN untidy THEN nullif(trim({columns[name]}, {BLANKS}), '')"
+        f" ELSE {columns[name]} END AS {columns[name]}"
+        for name in known
     )
-    extra = f"to_json(struct_pack({extras}))::VARCHAR" if extras else "NULL"
     # Whether some field has blanks around it: a regular expression would double the time.
     untidy = " OR ".join(
         [
-            *(f"{fields[name]} LIKE ' %' OR {fields[name]} LIKE '% '" for name in known),
+            *(f"{columns[name]} LIKE ' %' OR {columns[name]} LIKE '% '" for name in known),
             *(f"contains(raw, {literal(blank)})" for blank in "\t\r\n\u00a0"),
         ]
     )
+    kept = {name: field for name, field in columns.items() if name not in mapping.used_up}
+    extra = ", ".join(f"{identifier(name)} := {field}" for name, field in kept.items())
+    extra = f"to_json(struct_pack({extra}))::VARCHAR" if extra else "NULL"
+    row_no = ", row_no" if mapping.fills else ""
     # A CASE evaluates a branch only for the rows that need it: trimming and time zones are slow.
     return f"""
         SELECT export_date, order_timestamp::DATE AS order_date,
@@ -166,28 +157,54 @@ def _typed(header: Sequence[str], records: str) -> str:
                 CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
                     THEN TRY_CAST(order_value_gbp AS DECIMAL(12,2)) END AS order_value_gbp,
                 {wall_clock("order_timestamp")} AS order_timestamp,
-                CASE WHEN regexp_full_match({line_number}, '{LINE_NUMBER}')
-                    THEN TRY_CAST({line_number} AS BIGINT) END AS line_number,
-                upper({currency}) AS currency,
+                CASE WHEN regexp_full_match(line_number, '{LINE_NUMBER}')
+                    THEN TRY_CAST(line_number AS BIGINT) END AS line_number,
+                upper(currency) AS currency,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
                 order_timestamp IS NOT NULL AS has_order_timestamp,
-                {line_number} IS NOT NULL AS has_line_number, raw
+                line_number IS NOT NULL AS has_line_number, raw{row_no}
             FROM (
-                SELECT export_date, {", ".join(f"{text} AS {name}" for name, text in tidy.items())},
-                    {extra} AS extra, raw
+                SELECT export_date, {_texts(columns, mapping)}, extra, raw{row_no}
                 FROM (
-                    SELECT *, {untidy} AS untidy
+                    SELECT export_date{tidy}, {extra} AS extra, raw{row_no}
                     FROM (
-                        SELECT *, concat({raw}) AS raw,
-                            {_date_of("filename")} AS export_date
-                        FROM {records}
+                        SELECT *, {untidy} AS untidy
+                            {", row_number() OVER () AS row_no" if mapping.fills else ""}
+                        FROM (
+                            SELECT *, concat({raw}) AS raw,
+                                {_date_of("filename", mapping.file_name)} AS export_date
+                            FROM {_records(paths, header, mapping)}
+                        )
                     )
                 )
             )
         )
+        {"ORDER BY row_no" if mapping.fills else ""}
     """
 
 
-def _date_of(path: str) -> str:
+def _texts(columns: dict[str, str], mapping: ExportMapping) -> str:
+    """SQL for the text of each field of `ExportFields`, from the columns without blanks."""
+    spelling = Spelling(mapping.decimal, mapping.thousands, mapping.timezone)
+    order = f"PARTITION BY export_date, {columns[mapping.fields.order_id.sources[0]]}"
+
+    def text(source: str) -> str:
+        column = columns[source]
+        if source not in mapping.fills:
+            return column
+        return f"coalesce({column}, max({column}) OVER ({order}))"
+
+    texts = []
+    for name in ExportFields.model_fields:
+        field = getattr(mapping.fields, name)
+        there = field is not None and all(source in columns for source in field.sources)
+        value = text_of(field, text, spelling) if there else "NULL::VARCHAR"
+        texts.append(f"{value} AS {name}")
+    return ", ".join(texts)
+
+
+def _date_of(path: str, name: FileName) -> str:
     """SQL for the date in a file's name, which DuckDB computes once per file."""
-    return f"strptime(regexp_extract({path}, {literal(DATE_IN_NAME)}, 1), '%Y_%m_%d')::DATE"
+    file = f"regexp_extract({path}, {literal(FILE_IN_PATH)})"
+    found = f"regexp_extract({file}, {literal(name.regex)}, 1)"
+    return f"strptime({found}, {literal(name.format)})::DATE"

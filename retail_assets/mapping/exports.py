@@ -92,6 +92,8 @@ class ExportMapping(FileLayout):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         FileName(self.file)
+        if self.fields.order_id.source is None:
+            raise ValueError("`order_id` is the same in every row: name the column that has it")
         if self.lines == "rows" and self.fields.line_number:
             raise ValueError("`lines: rows` numbers the lines; `line_number` does, too")
         return self
@@ -102,10 +104,64 @@ class ExportMapping(FileLayout):
         return FileName(self.file)
 
     @property
+    def daily(self) -> "ExportMapping":
+        """The mapping of a day's file: where files of many days are split, of what is made of them.
+
+        These have our own names, commas and UTF-8, and the columns of the files that were split.
+        """
+        if self.file_name.has_date:
+            return self
+        native = {name: getattr(NATIVE_EXPORTS, name) for name in _WRITTEN_ANEW}
+        return self.model_copy(update=native)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The columns that the files must have, each once."""
+        return tuple(dict.fromkeys(name for each in self._mapped for name in each.sources))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of each field that stands in one."""
+        fields = ((name, getattr(self.fields, name)) for name in ExportFields.model_fields)
+        return {name: field.source for name, field in fields if field and field.source}
+
+    def shown(self, field: str) -> str:
+        """A field for people, with the column that it stands in."""
+        column = self.columns.get(field, field)
+        return field if column == field else f"{column} ({field})"
+
+    @property
+    def used_up(self) -> frozenset[str]:
+        """The columns whose values the fields have as they are: not kept as extra ones."""
+        return frozenset(
+            each.source
+            for each in self._mapped
+            if each.source is not None
+            and each is not self.fields.currency
+            and not each.values
+            and not (isinstance(each, NumberField) and each.computed)
+        )
+
+    @property
+    def fills(self) -> frozenset[str]:
+        """The columns whose blanks have the value of the order's other rows."""
+        return frozenset(name for each in self._mapped if each.fill for name in each.sources)
+
+    @property
+    def _mapped(self) -> list[TextField]:
         fields = [getattr(self.fields, name) for name in ExportFields.model_fields]
-        return tuple(dict.fromkeys(name for each in fields if each for name in each.sources))
+        return [each for each in fields if each is not None]
+
+
+_WRITTEN_ANEW = ("file", "delimiter", "encoding", "header_line")
+
+NATIVE_EXPORTS = ExportMapping(
+    fields=ExportFields.model_validate({name: name for name in ExportFields.model_fields})
+)
+"""What exports are without a mapping: each field in a column of its name."""
+
+OPTIONAL = ("line_number", "currency")
+"""The columns that such an export may lack."""
 
 
 class ProductFields(Section):

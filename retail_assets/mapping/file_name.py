@@ -63,6 +63,12 @@ class FileName:
         """The date within the name, as `strptime` reads it."""
         return self._dated
 
+    @property
+    def shown(self) -> str:
+        """The pattern for people."""
+        parts = {"%Y": "YYYY", "%y": "YY", "%m": "MM", "%d": "DD"}
+        return "".join(parts.get(each, each) for each in _TOKEN.findall(self.pattern))
+
     def matches(self, name: str) -> bool:
         """Whether a file is called so, whatever its date."""
         return self._compiled.match(name) is not None

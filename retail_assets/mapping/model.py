@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from typing_extensions import override
 
 from retail_assets.errors import UsageError
-from retail_assets.mapping.exports import ExportMapping, ReferenceMapping
+from retail_assets.mapping.exports import NATIVE_EXPORTS, ExportMapping, ReferenceMapping
 from retail_assets.mapping.fields import Section
 
 SHOWN_ERRORS = 10
@@ -21,16 +21,14 @@ SHOWN_ERRORS = 10
 class Mapping(Section):
     """All that a mapping file may say."""
 
-    exports: ExportMapping | None = Field(default=None, description="The order exports.")
+    exports: ExportMapping = Field(default=NATIVE_EXPORTS, description="The order exports.")
     reference: ReferenceMapping = Field(
         default=ReferenceMapping(), description="The reference files."
     )
 
 
-def fingerprint(section: Section | None) -> str | None:
-    """The hash of what a section says, however it is written; None for no section."""
-    if section is None:
-        return None
+def fingerprint(section: Section) -> str:
+    """The hash of what a section says, however it is written."""
     text = json.dumps(section.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     return sha256(text.encode()).hexdigest()
 

@@ -230,6 +230,12 @@ EXPORT_FILES = Table(
             "How many days before its export the earliest order lies, rejected ones included.",
             nullable=True,
         ),
+        Column(
+            "mapping_hash",
+            "VARCHAR",
+            "The hash of the mapping (RETAIL_MAPPING) of exports at that time, null without one.",
+            nullable=True,
+        ),
     ),
 )
 

@@ -31,6 +31,7 @@ SHORTENED_NUMBER = r"^[0-9](?:[.,][0-9]+)?[eE]\+[0-9]{2,3}$"
 """A long number as spreadsheets save it, such as 1.23457E+15."""
 
 REASONS: Mapping[str, str] = {
+    "skipped_row": "A comment or a total, as the mapping's `skip_rows` has it: no order.",
     "malformed_row": "Not a record of the export's columns: too few or too many fields, a quote"
     " that does not close, or a line that is too long.",
     "not_utf8": "The record has bytes that are not UTF-8.",

@@ -33,7 +33,7 @@ with atheris.instrument_imports(
     from retail_assets.errors import RetailAssetsError
     from retail_assets.ingest.exports import staging
     from retail_assets.ingest.exports.csv_file import Limits, inspect, survey
-    from retail_assets.ingest.exports.files import ExportFile, locate
+    from retail_assets.ingest.exports.files import ExportFile, ExportFolder
     from retail_assets.lake.connection import Lake
     from retail_assets.transforms.orders import REASONS
     from retail_assets_tests.conftest import HEADER, order_row
@@ -120,7 +120,7 @@ class ExportReader:
         path.write_bytes(gzip.compress(content, 1) if kind == COMPRESSED else content)
         files = []
         try:
-            file = inspect(locate(self.folder, DAY), LIMITS)
+            file = inspect(ExportFolder(self.folder).locate(DAY), LIMITS)
         except RetailAssetsError as error:
             assert str(path) in str(error)  # noqa: PT017 this is no test of pytest
         else:
@@ -137,7 +137,7 @@ class ExportReader:
         names = ",".join('"' + name.replace('"', '""') + '"' for name in file.header)
         rows = [",".join(["x"] * len(file.header))] * len(ROWS)
         path.write_text("\n".join([names, *rows, ""]), newline="")
-        return inspect(locate(self.folder, NEXT_DAY))
+        return inspect(ExportFolder(self.folder).locate(NEXT_DAY))
 
     def _stage(self, files: list[ExportFile], content: bytes | None) -> None:
         try:

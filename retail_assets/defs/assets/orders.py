@@ -15,17 +15,24 @@ from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports import load as order_exports
 from retail_assets.ingest.exports import reference
+from retail_assets.mapping import Mapping, load
 from retail_assets.transforms import orders, revenue
 
 
 class SourceFolders(dg.ConfigurableResource[None]):
-    """Folders of outside data, and the limits on late orders and shrunken reference files."""
+    """Folders of outside data, how it is written, and limits on late orders and shrunken files."""
 
     exports_dir: str
     reference_dir: str
+    mapping: str | None
     late_days: int
     max_order_gbp: float
     reference_max_shrink: float
+
+    @property
+    def source_mapping(self) -> Mapping:
+        """What RETAIL_MAPPING says."""
+        return load(Path(self.mapping)) if self.mapping else Mapping()
 
 
 def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
@@ -80,6 +87,7 @@ def order_exports_assets(
                 [date.fromisoformat(key) for key in context.partition_keys],
                 late_days=source_folders.late_days,
                 max_order_gbp=source_folders.max_order_gbp,
+                mapping=source_folders.source_mapping.exports.daily,
                 progress=lambda done: context.log.info("%s exports done", done),
             )
         context.log.info("%s exports were in the lake already", len(ingested.unchanged))

@@ -4,27 +4,33 @@ The records are counted, independently of the reader that types them: a row that
 loses, or takes into a field of another, has to be missed by somebody.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cache, cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TypeVar
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_records import (
     MAX_FIELD_LENGTH,
+    NATIVE,
     Record,
     naming_file,
     open_text,
+    reader,
     records,
     without_nul,
 )
 from retail_assets.ingest.exports.record_count import RecordCount
+from retail_assets.mapping.exports import FileLayout
 
 CHUNK_BYTES = 1 << 20
 
@@ -49,11 +55,23 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The rows of a kind of file: their columns, and a value that shows it is a row."""
+    """The rows of a kind of file: their columns, a value that shows it is a row, how it is written.
+
+    Letter case of the columns' names does not matter.
+    """
 
     required: tuple[str, ...]
     telling: re.Pattern[str]
     optional: tuple[str, ...] = ()
+    layout: FileLayout = NATIVE
+
+    def spelled(self, name: str) -> str:
+        """The name of a column as it stands here, if it does."""
+        return self._spellings.get(name.lower(), name)
+
+    @cached_property
+    def _spellings(self) -> dict[str, str]:
+        return {name.strip().lower(): name for name in (*self.required, *self.optional)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,11 @@ class CsvFile:
     surveyed: bool = False
     uneven: bool = False
 
+    @property
+    def layout(self) -> FileLayout:
+        """How the file is written."""
+        return self.row_format.layout
+
 
 File = TypeVar("File", bound=CsvFile)
 
@@ -91,9 +114,10 @@ def inspect(file: File, limits: Limits = LIMITS) -> File:
     if file.size_bytes == 0:
         raise _empty(file.path)
     digest = hashlib.sha256()
-    head, count, open_line = b"", RecordCount(len(file.row_format.required) - 1), 0
+    count = RecordCount(len(file.row_format.required) - 1, file.layout.delimiter)
+    head, open_line = b"", 0
     with naming_file(file.path):
-        for chunk in _chunks(file.path, digest.update):
+        for chunk in _from_header(_as_utf8(_chunks(file.path, digest.update), file), file):
             if len(head) < CHUNK_BYTES:
                 head += chunk
             count.add(chunk)
@@ -106,7 +130,7 @@ def inspect(file: File, limits: Limits = LIMITS) -> File:
     file = replace(
         file,
         content_hash=digest.hexdigest(),
-        header=_header(file.path, head, file.row_format, limits),
+        header=_header(file, head, limits),
         records=count.records - 1,
         uneven=count.uneven,
     )
@@ -142,6 +166,43 @@ def _chunks(path: Path, update: Callable[[bytes], None]) -> Iterator[bytes]:
                 yield chunk
 
 
+def _as_utf8(chunks: Iterator[bytes], file: CsvFile) -> Iterator[bytes]:
+    """The text of a file in UTF-8; bytes that its encoding lacks stay as they are."""
+    if file.layout.encoding == NATIVE.encoding:
+        yield from chunks
+        return
+    decoder = codecs.getincrementaldecoder(file.layout.encoding)("surrogateescape")
+    for chunk in chain(chunks, [b""]):
+        text = decoder.decode(chunk, final=not chunk)
+        if text:
+            yield text.encode(errors="surrogateescape")
+
+
+def _from_header(chunks: Iterator[bytes], file: CsvFile) -> Iterator[bytes]:
+    """The text of a file from the line of its header on."""
+    before = file.layout.header_line - 1
+    head, ends = b"", [0]
+    while len(ends) <= before:
+        chunk = next(chunks, b"")
+        head += chunk
+        if not chunk or len(head) > HEAD_BYTES:
+            raise RetailAssetsError(
+                f"{file.path} has no line {before + 1}, where its mapping says that the header is:"
+                " correct `header_line`."
+            )
+        # A carriage return at the end may be the first half of a line end.
+        ends = [0, *(found.end() for found in _LINE_END.finditer(head, 0, len(head) - 1))]
+    if head:
+        yield head[ends[before] :]
+    yield from chunks
+
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+HEAD_BYTES = 4 << 20
+"""The lines before the header may have so many."""
+
+
 def _empty(path: Path) -> RetailAssetsError:
     return RetailAssetsError(f"{path} is empty, without even a header: export it again.")
 
@@ -164,7 +225,8 @@ OTHER_FORMATS = {
 """The first bytes of files that are no text."""
 
 
-def _header(path: Path, head: bytes, row_format: RowFormat, limits: Limits) -> tuple[str, ...]:
+def _header(file: CsvFile, head: bytes, limits: Limits) -> tuple[str, ...]:
+    path, row_format = file.path, file.row_format
     for start, words in OTHER_FORMATS.items():
         if head.startswith(start):
             raise RetailAssetsError(f"{path} is no CSV text but {words}: export it as CSV.")
@@ -173,13 +235,13 @@ def _header(path: Path, head: bytes, row_format: RowFormat, limits: Limits) -> t
     text = head[: limits.header_bytes].decode("utf-8-sig", errors="replace")
     # With its own line ends: a column's name may have one, and some end lines with CR alone.
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(without_nul(lines), skipinitialspace=True)
+    rows = csv.reader(without_nul(lines), delimiter=file.layout.delimiter, skipinitialspace=True)
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = [name.strip() for name in next(rows, [])]
     except csv.Error as error:
         raise RetailAssetsError(f"The header of {path} cannot be read: {error}.") from error
     lines.seek(0)
-    header = "".join(islice(lines, reader.line_num))
+    header = "".join(islice(lines, rows.line_num))
     if len(head) > limits.header_bytes and len(header) == len(text):
         raise RetailAssetsError(
             f"The header of {path} is longer than {limits.header_bytes:,} bytes: check its line"
@@ -193,14 +255,13 @@ def _header(path: Path, head: bytes, row_format: RowFormat, limits: Limits) -> t
     if "\0" in text[: len(header)]:
         raise RetailAssetsError(f"The header of {path} has a NUL byte: export it without.")
     _check_encoding(path, header, head)
-    shown = ",".join(names)[:200]
-    known = {*row_format.required, *row_format.optional}
-    columns = tuple(name.lower() if name.lower() in known else name for name in names)
+    shown = file.layout.delimiter.join(names)[:200]
+    columns = tuple(map(row_format.spelled, names))
     missing = [name for name in row_format.required if name not in columns]
     if missing:
         raise RetailAssetsError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)};"
-            f" its header is: {shown!r}. {_advice(header)}"
+            f" its header is: {shown!r}. {_advice(header, file.layout)}"
         )
     folded = [name.lower() for name in columns]
     if "" in columns or len(set(folded)) < len(folded):
@@ -219,21 +280,25 @@ def _check_encoding(path: Path, header: str, head: bytes) -> None:
         found, line = head[error.start], head.count(b"\n", 0, error.start) + 1
         raise RetailAssetsError(
             f"The header of {path} is not UTF-8: line {line} has the byte 0x{found:02X}, as"
-            " Windows-1252 or Latin-1 would: export it as UTF-8."
+            " Windows-1252 or Latin-1 would: export it as UTF-8, or name its `encoding` in a"
+            " mapping (RETAIL_MAPPING)."
         ) from None
 
 
-DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def _advice(header: str) -> str:
+def _advice(header: str, layout: FileLayout) -> str:
     """Advice on a header that lacks columns: its delimiter may be to blame."""
-    found = max(DELIMITERS, key=header.count)
-    if header.count(found) > header.count(","):
+    others = {sign: words for sign, words in DELIMITERS.items() if sign != layout.delimiter}
+    found = max(others, key=header.count)
+    if header.count(found) > header.count(layout.delimiter):
         return (
-            f"Its fields are separated by {DELIMITERS[found]} ({found!r}): export it with commas."
+            f"Its fields are separated by {others[found]} ({found!r}): export it with"
+            f" {DELIMITERS.get(layout.delimiter, layout.delimiter)}, or name the `delimiter` in a"
+            " mapping (RETAIL_MAPPING)."
         )
-    return "Export it with the required columns."
+    return "Export it with the required columns, or name its own in a mapping (RETAIL_MAPPING)."
 
 
 def check_complete(file: CsvFile, found: int) -> None:
@@ -272,7 +337,7 @@ def survey(file: File, limits: Limits = LIMITS) -> File:
     """
     count, next_line, blank = 0, 1, False
     ends: set[str] = set()
-    for record in records(file.path, limits.line_bytes):
+    for record in records(file.path, limits.line_bytes, layout=file.layout):
         count = record.number
         blank |= record.line > next_line
         next_line = record.line + len(record.lines)
@@ -283,8 +348,11 @@ def survey(file: File, limits: Limits = LIMITS) -> File:
     return replace(file, records=count - 1, surveyed=True, uneven=uneven)
 
 
-_FIELD = r' *"[^"]*(?:""[^"]*)*" *|(?! *")[^,\r\n]*'
-_WELL_FORMED = re.compile(rf"(?:{_FIELD})(?:,(?:{_FIELD}))*[\r\n]*")
+@cache
+def _well_formed(delimiter: str) -> re.Pattern[str]:
+    sign = re.escape(delimiter)
+    field = rf' *"[^"]*(?:""[^"]*)*" *|(?! *")[^{sign}\r\n]*'
+    return re.compile(rf"(?:{field})(?:{sign}(?:{field}))*[\r\n]*")
 
 
 def _check_folded(file: CsvFile, record: Record) -> None:
@@ -294,14 +362,14 @@ def _check_folded(file: CsvFile, record: Record) -> None:
     one of them stands in a field; and where quotes or the number of fields are wrong
     already, one after the first is enough, or more text than such a record may have.
     """
-    columns, lines = len(file.header), record.lines
-    if all(line.count(",") < columns - 1 for line in lines[1:]) and (
+    columns, lines, delimiter = len(file.header), record.lines, file.layout.delimiter
+    if all(line.count(delimiter) < columns - 1 for line in lines[1:]) and (
         len(lines) * max(map(len, lines)) < FOLDED_BYTES
     ):
         return
-    fields = next(csv.reader(without_nul(iter(lines)), skipinitialspace=True))
+    fields = next(reader(iter(lines), file.layout))
     sound = len(fields) == columns or (len(fields) == columns + 1 and not fields[-1])
-    sound = sound and _WELL_FORMED.fullmatch("".join(lines)) is not None
+    sound = sound and _well_formed(delimiter).fullmatch("".join(lines)) is not None
     rows = [n for n, line in enumerate(lines) if _looks_like_a_row(line, file)]
     swallowed = rows[1:] or [n for n in rows if n and not sound]
     if not swallowed and not sound and sum(map(len, lines)) >= FOLDED_BYTES:
@@ -316,19 +384,46 @@ def _check_folded(file: CsvFile, record: Record) -> None:
 
 
 def _looks_like_a_row(line: str, file: CsvFile) -> bool:
-    cells = [cell.strip(' "\r\n').lower() for cell in line.split(",")]
+    cells = [cell.strip(' "\r\n').lower() for cell in line.split(file.layout.delimiter)]
     return len(cells) >= len(file.header) and any(map(file.row_format.telling.match, cells))
 
 
 def tidied(file: File, folder: Path) -> File:
-    """Copy a file into a folder, without blank lines and with every record ended by a line feed.
+    """Copy a file into a folder, in UTF-8, without blank lines, each record ended by a line feed.
 
     Raises:
         RetailAssetsError: if the file cannot be read, or has a field that is too long.
         OSError: if the copy cannot be written.
     """
-    copy = replace(file, path=folder / file.path.name, uneven=False)
+    copy = _copy_of(file, folder, header_line=1, uneven=False)
     with open_text(copy.path, "wb") as target:
-        for record in records(file.path):
+        for record in records(file.path, layout=file.layout):
             target.writelines((*record.lines[:-1], record.lines[-1].rstrip("\r\n"), "\n"))
     return copy
+
+
+def in_utf8(file: File, folder: Path) -> File:
+    """A file whose text is UTF-8: itself, or a copy of it in a folder.
+
+    Raises:
+        RetailAssetsError: if the file cannot be read.
+        OSError: if the copy cannot be written.
+    """
+    if file.layout.encoding == NATIVE.encoding:
+        return file
+    copy = _copy_of(file, folder, header_line=file.layout.header_line, uneven=file.uneven)
+    with (
+        naming_file(file.path),
+        open_text(file.path, "rb", file.layout.encoding) as source,
+        open_text(copy.path, "wb") as target,
+    ):
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
+    return copy
+
+
+def _copy_of(file: File, folder: Path, *, header_line: int, uneven: bool) -> File:
+    layout = file.layout.model_copy(
+        update={"encoding": NATIVE.encoding, "header_line": header_line}
+    )
+    row_format = replace(file.row_format, layout=layout)
+    return replace(file, path=folder / file.path.name, row_format=row_format, uneven=uneven)

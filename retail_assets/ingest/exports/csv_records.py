@@ -7,18 +7,23 @@ import sys
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
 from retail_assets.errors import RetailAssetsError
+from retail_assets.mapping.exports import FileLayout
 
 MAX_FIELD_LENGTH = 16 << 20
+
+NATIVE = FileLayout()
+"""How files are written without a mapping: commas, UTF-8, the header in the first line."""
 
 BLANK = frozenset(("\n", "\r", "\r\n"))
 
 
 class Record(NamedTuple):
-    """A record as it stands in its file: the header has number 1, the first line is line 1.
+    """A record as it stands in its file: the header has number 1, the file's first line is line 1.
 
     Bytes that are not UTF-8 are surrogates in `lines`.
     """
@@ -38,6 +43,7 @@ def records(
     path: Path,
     max_field_length: int = MAX_FIELD_LENGTH,
     *,
+    layout: FileLayout = NATIVE,
     only: Collection[int] | None = None,
 ) -> Iterator[Record]:
     """The records of a file, the header among them; blank lines are left out.
@@ -45,16 +51,17 @@ def records(
     Args:
         path: the file.
         max_field_length: how many characters a field may have.
+        layout: how the file is written; lines before its header are passed over.
         only: the numbers of those that are wanted; the file is read up to the last of them.
 
     Raises:
         RetailAssetsError: if the file cannot be read, or has a field that is too long.
     """
     csv.field_size_limit(max_field_length)
-    number, position = 0, 1
+    number, position = 0, layout.header_line
     last = None if only is None else max(only, default=0)
-    with naming_file(path), open_text(path, "rb") as text:
-        for line in text:
+    with naming_file(path), open_text(path, "rb", layout.encoding) as text:
+        for line in islice(text, layout.header_line - 1, None):
             if number == last:
                 return
             if only is not None and '"' not in line and number + 1 not in only:
@@ -65,7 +72,7 @@ def records(
             lines = [line]
             if '"' in line:
                 try:
-                    next(csv.reader(without_nul(_gathering(lines, text)), skipinitialspace=True))
+                    next(reader(_gathering(lines, text), layout))
                 except csv.Error as error:
                     raise RetailAssetsError(
                         f"{path}, line {position}: a field is longer than {max_field_length:,}"
@@ -86,13 +93,20 @@ def _gathering(lines: list[str], more: Iterator[str]) -> Iterator[str]:
         yield line
 
 
-def find_records(path: Path, numbers: Collection[int]) -> Iterator[Record]:
+def find_records(
+    path: Path, numbers: Collection[int], layout: FileLayout = NATIVE
+) -> Iterator[Record]:
     """The records of a file that have these numbers, in order, in one pass.
 
     Raises:
         RetailAssetsError: if the file cannot be read, or has a field that is too long.
     """
-    return records(path, only=frozenset(numbers))
+    return records(path, layout=layout, only=frozenset(numbers))
+
+
+def reader(lines: Iterator[str], layout: FileLayout) -> Iterator[list[str]]:
+    """The fields of records, as Python's own reader of CSV has them."""
+    return csv.reader(without_nul(lines), delimiter=layout.delimiter, skipinitialspace=True)
 
 
 def without_nul(text: Iterator[str]) -> Iterator[str]:
@@ -111,13 +125,20 @@ def naming_file(path: Path) -> Iterator[None]:
         raise RetailAssetsError(
             f"{path} is not a whole gzip file ({error}): send it again."
         ) from error
+    except UnicodeError as error:
+        raise RetailAssetsError(
+            f"{path} is not written in the encoding that its mapping names: {error}."
+        ) from error
     except OSError as error:
         raise RetailAssetsError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def open_text(path: Path, mode: Literal["rb", "wb"]) -> io.TextIOWrapper:
+def open_text(
+    path: Path, mode: Literal["rb", "wb"], encoding: str = NATIVE.encoding
+) -> io.TextIOWrapper:
     """A file as text with its own line ends; a byte order mark is passed over."""
-    encoding = "utf-8-sig" if mode == "rb" else "utf-8"
+    if mode == "rb" and encoding == NATIVE.encoding:
+        encoding = "utf-8-sig"
     return io.TextIOWrapper(_bytes(path, mode), encoding, errors="surrogateescape", newline="")
 
 

@@ -3,18 +3,15 @@
 import re
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 
-from retail_assets import business_days
-from retail_assets.engines.duckdb import OPTIONAL, REQUIRED
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import CsvFile, RowFormat
+from retail_assets.mapping.exports import NATIVE_EXPORTS, OPTIONAL, ExportMapping
 from retail_assets.transforms.orders import STATUSES
 
 DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
-
-ROWS = RowFormat(REQUIRED, re.compile(rf"({'|'.join(STATUSES)})\Z|{DATE}"), OPTIONAL)
-"""A row of an export has a status or a date."""
 
 GZIP_RATIO = 8
 """Bytes that a byte of a compressed export is assumed to hold."""
@@ -25,6 +22,7 @@ class ExportFile(CsvFile):
     """A day's export as it lies in the exports folder."""
 
     day: date
+    mapping: ExportMapping = NATIVE_EXPORTS
 
     @property
     def weight(self) -> int:
@@ -36,23 +34,66 @@ class MissingExportError(RetailAssetsError):
     """There is no export of a day."""
 
 
-def locate(exports_dir: Path, day: date) -> ExportFile:
-    """Find the export of a day.
+def row_format(mapping: ExportMapping) -> RowFormat:
+    """What the rows of exports look like: each has a status or a date."""
+    statuses = "|".join(map(re.escape, (*STATUSES, *map(str.lower, mapping.fields.status.values))))
+    optional = OPTIONAL if mapping == NATIVE_EXPORTS else ()
+    required = tuple(name for name in mapping.sources if name not in optional)
+    return RowFormat(required, re.compile(rf"({statuses})\Z|{DATE}"), optional, mapping)
 
-    Raises:
-        MissingExportError: if there is none.
-        RetailAssetsError: if there are both a plain and a compressed one.
+
+class ExportFolder:
+    """The exports in a folder, by day.
+
+    Args:
+        folder: where they lie.
+        mapping: what they are called and how they are written.
     """
-    plain, compressed = business_days.export_paths(exports_dir, day)
-    found = [path for path in (plain, compressed) if path.is_file()]
-    if not found:
-        raise MissingExportError(
-            f"There is no export for {day}: neither {plain} nor {compressed.name} exists."
-            " Put the file there and run the day again."
+
+    def __init__(self, folder: Path, mapping: ExportMapping = NATIVE_EXPORTS) -> None:
+        self._folder, self._mapping, self.file_name = folder, mapping, mapping.file_name
+        self._rows = row_format(mapping)
+
+    def locate(self, day: date) -> ExportFile:
+        """Find the export of a day.
+
+        Raises:
+            MissingExportError: if there is none.
+            RetailAssetsError: if there are several, such as a plain and a compressed one.
+        """
+        found = self.paths(day)
+        plain = self._folder / self.file_name.of_day(day)
+        if not found:
+            raise MissingExportError(
+                f"There is no export for {day}: neither {plain} nor {plain.name}.gz exists."
+                " Put the file there and run the day again."
+            )
+        if len(found) > 1:
+            raise RetailAssetsError(
+                f"There are {_COUNTS.get(len(found), len(found))} exports for {day},"
+                f" {found[0]} and {found[1].name}: remove one of them."
+            )
+        stat = found[0].stat()
+        return ExportFile(
+            found[0], self._rows, stat.st_size, stat.st_mtime_ns, day=day, mapping=self._mapping
         )
-    if len(found) > 1:
-        raise RetailAssetsError(
-            f"There are two exports for {day}, {plain} and {compressed.name}: remove one of them."
-        )
-    stat = found[0].stat()
-    return ExportFile(found[0], ROWS, stat.st_size, stat.st_mtime_ns, day=day)
+
+    def paths(self, day: date) -> list[Path]:
+        """The files of a day, the plain one first."""
+        if "*" in self.file_name.pattern:
+            return self._listed.get(day, [])
+        plain = self._folder / self.file_name.of_day(day)
+        both = (plain, plain.with_name(plain.name + ".gz"))
+        return [path for path in both if path.is_file()]
+
+    @cached_property
+    def _listed(self) -> dict[date, list[Path]]:
+        found: dict[date, list[Path]] = {}
+        for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            day = self.file_name.day(path.name)
+            if day is not None and path.is_file():
+                found.setdefault(day, []).append(path)
+        return found
+
+
+_COUNTS = {2: "two"}

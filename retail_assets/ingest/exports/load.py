@@ -15,14 +15,15 @@ import duckdb
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import inspect
-from retail_assets.ingest.exports.files import ExportFile, MissingExportError, locate
+from retail_assets.ingest.exports.files import ExportFile, ExportFolder, MissingExportError
 from retail_assets.ingest.exports.other_files import lookalikes
 from retail_assets.ingest.exports.staging import Staged, batches, staged_exports
-from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries
+from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
 from retail_assets.lake.rows import insert_columns
+from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping
 from retail_assets.transforms import orders
 
 SHOWN_LOOKALIKES = 3
@@ -48,6 +49,7 @@ def ingest(
     *,
     late_days: int,
     max_order_gbp: float | None = None,
+    mapping: ExportMapping = NATIVE_EXPORTS,
     progress: Callable[[int], None] = lambda _: None,
 ) -> ExportResult:
     """Ingest the exports of some days; a bad file fails its own day alone, by name.
@@ -55,24 +57,27 @@ def ingest(
     Args:
         lake: the lake that the connection is to.
         connection: a connection that can write, in no transaction.
-        exports_dir: where `orders_YYYY_MM_DD.csv[.gz]` lie.
+        exports_dir: where the exports lie, `orders_YYYY_MM_DD.csv[.gz]` without a mapping.
         days: the export dates to ingest.
         late_days: how many days before its export an order may lie.
         max_order_gbp: an export with an order worth more fails its day; None: no limit.
+        mapping: how the exports are called and written.
         progress: called with the number of days done, after each batch.
 
     Returns:
         Row counts of each day that is in the lake now (of unchanged days, as the ledger has them),
         and the problem of each day that failed, which is in the ledger as well.
     """
-    files, failed = _inspect(exports_dir, days)
+    files, failed = _inspect(ExportFolder(exports_dir, mapping), exports_dir, days)
     known = export_entries(connection, [file.day for file in files])
     unchanged = {
         file.day: known[file.day]
         for file in files
         if file.day in known
         and known[file.day].content_hash == file.content_hash
-        and known[file.day].up_to_date(late_days=late_days, timezone=lake.timezone)
+        and known[file.day].up_to_date(
+            late_days=late_days, timezone=lake.timezone, mapping_hash=mapping_hash(mapping)
+        )
     }
     raw = {day: entry.raw_rows for day, entry in unchanged.items()}
     rejected = {day: entry.rejected_rows for day, entry in unchanged.items()}
@@ -98,19 +103,21 @@ def ingest(
     )
 
 
-def _inspect(exports_dir: Path, days: Collection[date]) -> tuple[list[ExportFile], dict[date, str]]:
+def _inspect(
+    folder: ExportFolder, exports_dir: Path, days: Collection[date]
+) -> tuple[list[ExportFile], dict[date, str]]:
     """The exports of some days, and the problem of each day that has none of use."""
     files: list[ExportFile] = []
     failed: dict[date, str] = {}
     missing: list[date] = []
     for day in sorted(set(days)):
         try:
-            files.append(inspect(locate(exports_dir, day)))
+            files.append(inspect(folder.locate(day)))
         except RetailAssetsError as error:
             failed[day] = str(error)
             if isinstance(error, MissingExportError):
                 missing.append(day)
-    similar = lookalikes(exports_dir) if missing else {}
+    similar = lookalikes(exports_dir, folder.file_name) if missing else {}
     for day in missing:
         if day in similar:
             names = ", ".join(map(repr, similar[day][:SHOWN_LOOKALIKES]))
@@ -235,6 +242,7 @@ def _enter(
         "rules_version BIGINT": [orders.RULES_VERSION] * len(files),
         "timezone VARCHAR": [lake.timezone] * len(files),
         "late_days BIGINT": [late_days] * len(files),
+        "mapping_hash VARCHAR": [mapping_hash(file.mapping) for file in files],
         "max_days_late BIGINT": [staged.max_days_late[file.day] for file in files],
     }
     insert_columns(connection, "export_files", columns, "now() AS ingested_at")

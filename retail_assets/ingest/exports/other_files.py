@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from retail_assets import business_days
+from retail_assets.mapping.file_name import FileName
 from retail_assets.settings import Settings
 
 MAX_ENTRIES = 50_000
@@ -32,11 +33,13 @@ def other_exports(settings: Settings) -> dict[str, str]:
     `MAX_ENTRIES` are left out.
     """
     newest = business_days.last_complete_day(settings)
+    file_name = settings.export_mapping.file_name
     reasons: dict[str, str] = {}
     for name in _names(settings.exports_dir):
-        day = business_days.export_date(name)
+        day = file_name.day(name)
         if day is None:
-            reasons[name] = "is not called orders_YYYY_MM_DD.csv or .csv.gz, in exports/ itself"
+            called = f"{file_name.shown} or {'.csv' * file_name.shown.endswith('.csv')}.gz"
+            reasons[name] = f"is not called {called}, in exports/ itself"
         elif day < settings.start_date:
             reasons[name] = (
                 f"lies before the first partition, RETAIL_START_DATE={settings.start_date}"
@@ -46,11 +49,11 @@ def other_exports(settings: Settings) -> dict[str, str]:
     return dict(sorted(reasons.items()))
 
 
-def lookalikes(exports_dir: Path) -> Mapping[date, list[str]]:
+def lookalikes(exports_dir: Path, file_name: FileName) -> Mapping[date, list[str]]:
     """The files with other names than exports have, by the dates in their paths."""
     found: dict[date, list[str]] = {}
     for name in _names(exports_dir):
-        if business_days.export_date(name) is None:
+        if file_name.day(name) is None:
             for day in _dates(name):
                 found.setdefault(day, []).append(name)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retail_assets import business_days, tables
 from retail_assets.ingest.exports.reference import reference_path
-from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries
+from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
@@ -37,12 +37,13 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
     And those that other rules or settings would read differently now.
     """
     newest = business_days.last_complete_day(settings)
+    file_name = settings.export_mapping.file_name
     found: dict[date, PendingFile] = {}
     if not settings.exports_dir.is_dir():
         return found
     with os.scandir(settings.exports_dir) as entries:
         for entry in entries:
-            day = business_days.export_date(entry.name)
+            day = file_name.day(entry.name)
             if day is None or not settings.start_date <= day <= newest or not entry.is_file():
                 continue
             stat = entry.stat()
@@ -60,7 +61,11 @@ def _is_known(file: PendingFile, entry: ExportEntry | None, settings: Settings) 
         entry is not None
         and (entry.source_file, entry.size_bytes, entry.modified_ns)
         == (file.path.name, file.size_bytes, file.modified_ns)
-        and entry.up_to_date(late_days=settings.late_days, timezone=settings.timezone)
+        and entry.up_to_date(
+            late_days=settings.late_days,
+            timezone=settings.timezone,
+            mapping_hash=mapping_hash(settings.export_mapping),
+        )
     )
 
 

@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-LINE_FEED, CARRIAGE_RETURN, QUOTE, COMMA = b'\n\r",'
+LINE_FEED, CARRIAGE_RETURN, QUOTE = b'\n\r"'
 
 Bytes: TypeAlias = "np.typing.NDArray[np.uint8]"
 Flags: TypeAlias = "np.typing.NDArray[np.bool_]"
@@ -14,16 +14,17 @@ class RecordCount:
     """Counts the lines of a file outside quotes, blank ones left out, chunk by chunk.
 
     A quote opens or closes: where quotes are as they should be, each such line is a record, with
-    so many commas at least.
+    so many delimiters at least.
     """
 
-    def __init__(self, fewest_commas: int) -> None:
+    def __init__(self, fewest_delimiters: int, delimiter: str = ",") -> None:
+        self._delimiter = ord(delimiter)
         self.line_feeds = 0
         self._returns, self._pairs, self._ends_in_return = 0, 0, False
-        self._fewest_commas = fewest_commas
+        self._fewest_delimiters = fewest_delimiters
         self._ends, self._all_ends = 0, 0
         self._inside, self._at_end, self._at_return = np.uint8(0), True, False
-        self._begun_inside, self._commas, self._row_inside = False, 0, False
+        self._begun_inside, self._delimiters, self._row_inside = False, 0, False
         self._folded, self._stray, self._at_quote = False, False, False
         self._at_border = True
 
@@ -47,7 +48,11 @@ class RecordCount:
             self._look_inside(found, ends, inside.view(bool))
             ends = ends & ~inside.view(bool)
         else:
-            self._stray |= self._at_quote and found[0] not in (COMMA, LINE_FEED, CARRIAGE_RETURN)
+            self._stray |= self._at_quote and found[0] not in (
+                self._delimiter,
+                LINE_FEED,
+                CARRIAGE_RETURN,
+            )
             self._at_quote = False
         self._all_ends += int(np.count_nonzero(ends))
         if self._at_return or b"\r" in chunk:
@@ -56,7 +61,7 @@ class RecordCount:
             self._all_ends -= int(np.count_nonzero((ends & feeds)[1:] & returns[:-1]))
             self._all_ends -= self._at_return and bool(ends[0] & feeds[0])
             self._at_return = bool(returns[-1])
-        self._at_border = chunk[-1] in b',"\n\r'
+        self._at_border = chunk[-1] in (self._delimiter, QUOTE, LINE_FEED, CARRIAGE_RETURN)
         # The first of several line ends in a row ends a line; the others are blank lines, or the
         # second half of CR LF.
         self._ends += int(np.count_nonzero(ends[1:] > ends[:-1]))
@@ -66,7 +71,7 @@ class RecordCount:
     def _look_at_quotes(self, found: Bytes, ends: Flags, inside: Flags) -> None:
         """Look for quotes that open or close within a field: others read these differently."""
         quotes = found == QUOTE
-        between = (found == COMMA) | ends | quotes
+        between = (found == self._delimiter) | ends | quotes
         self._stray |= bool(
             np.any(quotes[1:] & inside[1:] & ~between[:-1])
             or np.any(quotes[:-1] & ~inside[:-1] & ~between[1:])
@@ -76,19 +81,19 @@ class RecordCount:
         self._at_quote = bool(quotes[-1] and not inside[-1])
 
     def _look_inside(self, found: Bytes, ends: Flags, inside: Flags) -> None:
-        """Look for lines that begin within quotes and have the commas of a row."""
+        """Look for lines that begin within quotes and have the delimiters of a row."""
         at = np.flatnonzero(ends)
         within = inside[at]
         self._folded |= bool(within.any())
         if self._begun_inside or within.any():
-            commas = np.flatnonzero(found == COMMA)
-            before = np.searchsorted(commas, at)
-            counts = np.diff(before, prepend=-self._commas, append=len(commas))
+            delimiters = np.flatnonzero(found == self._delimiter)
+            before = np.searchsorted(delimiters, at)
+            counts = np.diff(before, prepend=-self._delimiters, append=len(delimiters))
             begun_inside = np.concatenate(([self._begun_inside], within))
-            self._row_inside |= bool(np.any(counts[begun_inside] >= self._fewest_commas))
-            self._commas = int(counts[-1])
+            self._row_inside |= bool(np.any(counts[begun_inside] >= self._fewest_delimiters))
+            self._delimiters = int(counts[-1])
         else:
-            self._commas = 0
+            self._delimiters = 0
         if len(at):
             self._begun_inside = bool(within[-1])
 

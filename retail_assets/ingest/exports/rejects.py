@@ -1,5 +1,6 @@
 """Rejected rows of order exports, for people: how many of each day, why, and an example."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -9,6 +10,8 @@ import duckdb
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_records import find_records
+from retail_assets.lake.sql import literal
+from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping
 from retail_assets.transforms import orders
 
 SHOWN_REASONS = 3
@@ -41,6 +44,7 @@ class RejectedDay:
     rows_in: int
     rejected: int
     reasons: tuple[Reason, ...]
+    mapping: ExportMapping = NATIVE_EXPORTS
 
     def summary(self) -> str:
         """One line: how much was rejected, and why."""
@@ -55,7 +59,7 @@ class RejectedDay:
         lines = self._lines(exports_dir / self.source_file)
         return [
             f"{each.rows:,} {each.reason}"
-            + (f" in {each.field}" if each.field else "")
+            + (f" in {self.mapping.shown(each.field)}" if each.field else "")
             + f", for example {each.example!r}, {lines.get(each.record, f'record {each.record}')}"
             f" of {self.source_file}:"
             f" {orders.REASONS.get(each.reason, '')}"
@@ -67,7 +71,8 @@ class RejectedDay:
 
         They differ where fields have line ends in them, and after blank lines.
         """
-        records = find_records(path, [each.record for each in self.reasons])
+        numbers = [each.record for each in self.reasons]
+        records = find_records(path, numbers, self.mapping)
         try:
             return {record.number: f"line {record.line}" for record in records}
         except RetailAssetsError:
@@ -79,6 +84,8 @@ def days_above(
     share: float,
     first: date | None = None,
     last: date | None = None,
+    *,
+    mapping: ExportMapping = NATIVE_EXPORTS,
 ) -> list[RejectedDay]:
     """The days that rejected more than a share of their export's rows.
 
@@ -87,7 +94,12 @@ def days_above(
         share: from 0 to 1.
         first: the first export date to look at; None: all.
         last: the last one, included.
+        mapping: how the exports are written.
     """
+    paths = " ".join(
+        f"WHEN {literal(field)} THEN {literal(f'$.{json.dumps(source)}')}"
+        for field, source in mapping.columns.items()
+    )
     found = connection.execute(
         "SELECT export_date, source_file, rows_in, rejected_rows FROM lake.export_files"
         " WHERE rejected_rows > ? * rows_in AND (?::DATE IS NULL OR export_date BETWEEN ? AND ?)"
@@ -98,7 +110,7 @@ def days_above(
     for day, *values in connection.execute(
         "SELECT export_date, reason, field, count(*) AS n, min(row_number),"
         " left(arg_min(coalesce(CASE WHEN field IS NOT NULL AND json_valid(raw_text)"
-        " THEN raw_text ->> ('$.' || field) END, raw_text), row_number), ?)"
+        f" THEN raw_text ->> (CASE field {paths} END) END, raw_text), row_number), ?)"
         " FROM lake.rejected_orders WHERE export_date IN (SELECT unnest(?::DATE[]))"
         " GROUP BY export_date, reason, field"
         " QUALIFY row_number() OVER (PARTITION BY export_date ORDER BY n DESC, reason, field) <= ?"
@@ -107,7 +119,7 @@ def days_above(
     ).fetchall():
         reasons[day].append(Reason(*values))
     return [
-        RejectedDay(day, source_file, rows_in, rejected, tuple(reasons[day]))
+        RejectedDay(day, source_file, rows_in, rejected, tuple(reasons[day]), mapping)
         for day, source_file, rows_in, rejected in found
     ]
 

@@ -17,11 +17,13 @@ import narwhals as nw
 
 from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.exports.csv_file import check_complete, tidied, unmodified
-from retail_assets.ingest.exports.csv_records import find_records
+from retail_assets.ingest.exports.csv_file import check_complete, in_utf8, tidied, unmodified
+from retail_assets.ingest.exports.csv_records import NATIVE, find_records
 from retail_assets.ingest.exports.files import ExportFile
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect
+from retail_assets.lake.sql import literal
+from retail_assets.mapping import ExportMapping
 from retail_assets.transforms import orders
 
 T = TypeVar("T")
@@ -56,7 +58,8 @@ _REJECTS = """
         ON s.export_date = r.export_date AND r.row_id - f.first_rowid + 1 > s.good_before
     UNION ALL
     SELECT f.export_date,
-        CASE m.error_type WHEN 'INVALID ENCODING' THEN 'not_utf8' ELSE 'malformed_row' END, NULL,
+        CASE m.error_type WHEN 'INVALID ENCODING' THEN 'not_utf8' WHEN 'SKIPPED ROW'
+        THEN 'skipped_row' ELSE 'malformed_row' END, NULL,
         t.raw_text, f.source_file, m.record
     FROM malformed AS m JOIN malformed_texts AS t USING (export_date, record)
     JOIN first_rows AS f USING (export_date)
@@ -217,7 +220,7 @@ class _Staging:
         numbers = self.connection.execute(
             "SELECT record FROM malformed WHERE export_date = ?", [file.day]
         ).fetchall()
-        records = find_records(file.path, [number for (number,) in numbers])
+        records = find_records(file.path, [number for (number,) in numbers], file.layout)
         kept = 0
         for texts in batches(
             ((record.number, record.text) for record in records),
@@ -229,6 +232,13 @@ class _Staging:
                 [file.day, *map(list, zip(*texts, strict=True))],
             )
             kept += len(texts)
+        if file.mapping.skip_rows:
+            self.connection.execute(
+                "UPDATE malformed SET error_type = 'SKIPPED ROW' FROM malformed_texts AS t"
+                " WHERE t.export_date = ? AND malformed.export_date = t.export_date"
+                f" AND malformed.record = t.record AND {_is_skipped('t.raw_text', file.mapping)}",
+                [file.day],
+            )
         return kept
 
     def _implausible(self, files: Sequence[ExportFile]) -> dict[date, str]:
@@ -254,14 +264,11 @@ class _Staging:
     def _read_group(self, files: Sequence[ExportFile]) -> None:
         """Stage the rows of some files, and move the well-formed ones that are rejected."""
         execute = self.connection.execute
-        header = files[0].header
-        engine.read_order_exports(
-            self.connection,
-            "export_rows",
-            "malformed",
-            [file.path for file in files],
-            header,
-        )
+        header, mapping = files[0].header, files[0].mapping
+        with self._in_utf8(files) as paths:
+            engine.read_order_exports(
+                self.connection, "export_rows", "malformed", paths, header, mapping
+            )
         execute(
             "INSERT INTO first_rows SELECT f.export_date, f.source_file, min(r.rowid),"
             " max(r.days_late) FROM"
@@ -273,8 +280,15 @@ class _Staging:
         rows = self.connection.sql(
             f"SELECT *, rowid AS row_number FROM export_rows WHERE export_date IN ({days})"
         )
-        validated = orders.validate(nw.from_native(rows), late_days=self.late_days)
         text = engine.raw_text("raw", header)
+        if mapping.skip_rows:
+            skipped = _is_skipped(f"raw[{len(engine.SEPARATOR) + 1}:]", mapping)
+            execute(
+                f"INSERT INTO rejected_rows SELECT rowid, export_date, 'skipped_row', NULL, {text}"
+                f" FROM export_rows WHERE export_date IN ({days}) AND {skipped}"
+            )
+            self._delete_rejected()
+        validated = orders.validate(nw.from_native(rows), late_days=self.late_days)
         execute(
             f"INSERT INTO rejected_rows SELECT row_number, export_date, reason, field, {text}"
             f" FROM ({validated.to_native().sql_query()}) WHERE reason IS NOT NULL"
@@ -289,18 +303,29 @@ class _Staging:
             f" WHERE export_date IN ({days}) GROUP BY ALL HAVING count(*) > 1)"
         )
         candidates = nw.from_native(self.connection.table("temp.main.shared_orders"))
-        repeats = orders.repeated(candidates).to_native().sql_query()
-        execute(
-            "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, 'duplicate_order',"
-            f" 'order_id', {text} FROM export_rows AS r JOIN ({repeats}) AS d"
-            " ON d.row_number = r.rowid"
-        )
-        self._delete_rejected()
+        if mapping.lines == "products":
+            repeats = orders.repeated(candidates).to_native().sql_query()
+            execute(
+                "INSERT INTO rejected_rows SELECT r.rowid, r.export_date, 'duplicate_order',"
+                f" 'order_id', {text} FROM export_rows AS r JOIN ({repeats}) AS d"
+                " ON d.row_number = r.rowid"
+            )
+            self._delete_rejected()
         execute("DELETE FROM shared_orders WHERE row_number IN (SELECT row_id FROM rejected_rows)")
         numbers = orders.numbered(candidates).to_native().sql_query()
         execute(
             f"INSERT INTO line_numbers SELECT row_number, export_date, line_number FROM ({numbers})"
         )
+
+    @contextmanager
+    def _in_utf8(self, files: Sequence[ExportFile]) -> Iterator[list[Path]]:
+        """The paths of some files, or of copies in UTF-8."""
+        if files[0].layout.encoding == NATIVE.encoding:
+            yield [file.path for file in files]
+            return
+        Path(self.lake.spill_dir).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.lake.spill_dir) as folder:
+            yield [in_utf8(file, Path(folder)).path for file in files]
 
     def _delete_rejected(self) -> None:
         self.connection.execute(
@@ -314,6 +339,14 @@ class _Staging:
             ).fetchall()
         )
         return {file.day: counts.get(file.day, 0) for file in files}
+
+
+def _is_skipped(text: str, mapping: ExportMapping) -> str:
+    """SQL for whether the text of a row begins as a comment or total row does."""
+    bare = f"ltrim({text}, {engine.BLANKS[:-1]}\"')"
+    return " OR ".join(
+        f"starts_with({bare}, {literal(each.strip())})" for each in mapping.skip_rows
+    ).join("()")
 
 
 def _unreadable(file: ExportFile, error: duckdb.Error) -> str:

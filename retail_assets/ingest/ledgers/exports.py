@@ -11,6 +11,8 @@ from typing import Any
 
 import duckdb
 
+from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping
+from retail_assets.mapping.model import fingerprint
 from retail_assets.transforms.orders import RULES_VERSION
 
 UNRECORDED_LATE_DAYS = 7
@@ -19,10 +21,10 @@ UNRECORDED_LATE_DAYS = 7
 
 @dataclass(frozen=True)
 class ExportEntry:
-    """The ledger's entry of an export; the last four are None in entries of older versions.
+    """The ledger's entry of an export; the last five are None in entries of older versions.
 
-    `max_days_late` is how many days before its export the earliest of its orders lies, rejected
-    ones included.
+    `mapping_hash` is that of the mapping, None without one; `max_days_late` is how many days before
+    its export the earliest of its orders lies, rejected ones included.
     """
 
     source_file: str
@@ -35,9 +37,12 @@ class ExportEntry:
     timezone: str | None
     late_days: int | None
     max_days_late: int | None
+    mapping_hash: str | None
 
-    def up_to_date(self, *, late_days: int, timezone: str) -> bool:
-        """Whether the rules and settings of today would give the same rows."""
+    def up_to_date(self, *, late_days: int, timezone: str, mapping_hash: str | None) -> bool:
+        """Whether the rules, the mapping and the settings of today would give the same rows."""
+        if self.mapping_hash != mapping_hash:
+            return False
         if self.rules_version is None:
             # Which setting it was is unknown; rows that were rejected may be accepted now.
             return late_days == UNRECORDED_LATE_DAYS and not self.rejected_rows
@@ -46,6 +51,11 @@ class ExportEntry:
         if self.late_days is None or self.max_days_late is None or self.late_days == late_days:
             return True
         return self.max_days_late <= min(self.late_days, late_days)
+
+
+def mapping_hash(mapping: ExportMapping) -> str | None:
+    """The hash of a mapping as the ledger has it; None without a mapping."""
+    return None if mapping == NATIVE_EXPORTS else fingerprint(mapping)
 
 
 def export_entries(

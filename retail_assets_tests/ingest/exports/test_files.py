@@ -14,7 +14,7 @@ import pytest
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import Limits, inspect
-from retail_assets.ingest.exports.files import locate
+from retail_assets.ingest.exports.files import ExportFolder
 from retail_assets.ingest.exports.load import ingest
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -362,7 +362,7 @@ def test_looking_at_a_large_file_takes_little_memory(settings: Settings, tmp_pat
     write_export_to(settings.exports_dir, DAY, HEADER.encode() + b"\n" + row * 40_000)
     tracemalloc.start()
     try:
-        found = inspect(locate(settings.exports_dir, DAY))
+        found = inspect(ExportFolder(settings.exports_dir).locate(DAY))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -415,7 +415,7 @@ def test_a_file_beyond_a_limit_is_refused_before_it_is_read(
 ) -> None:
     write_export_to(settings.exports_dir, DAY, content)
     with pytest.raises(RetailAssetsError, match=text):
-        inspect(locate(settings.exports_dir, DAY), limits)
+        inspect(ExportFolder(settings.exports_dir).locate(DAY), limits)
 
 
 # What a file is, if it is no CSV
