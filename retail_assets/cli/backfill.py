@@ -20,6 +20,7 @@ from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.explain import debugging, explain_dagster
 from retail_assets.ingest.exports.pending import pending_exports
+from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
@@ -78,10 +79,11 @@ def run_backfill(
         UsageError: if the range has days that are no partitions.
     """
     days = business_days.check_range(settings, first, last)
+    split = split_exports(settings, lambda name, rows: say(f"Splitting {name}: {rows:,} rows"))
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE)
     definitions = build_definitions(settings)
     with _instance() as instance:
-        problems = []
+        problems = list(split.failed.values())
         reference = _run(definitions, instance, automation.REFERENCE, {}, say)
         if not reference.success:
             # Orders go on: unknown products and customers are counted, and restated later.

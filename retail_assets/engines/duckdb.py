@@ -203,6 +203,24 @@ def _texts(columns: dict[str, str], mapping: ExportMapping) -> str:
     return ", ".join(texts)
 
 
+def day_of(mapping: ExportMapping) -> str:
+    """Return a query for the day (DATE) of orders, null where it cannot be read.
+
+    Its parameters are lists of texts, one for each source of `order_timestamp`; the days are those
+    of the session's time zone.
+    """
+    columns = {name: f"c{n}" for n, name in enumerate(mapping.fields.order_timestamp.sources)}
+    lists = ", ".join(f"unnest(?::VARCHAR[]) AS {column}" for column in columns.values())
+    spelling = Spelling(mapping.decimal, mapping.thousands, mapping.timezone)
+    text = text_of(
+        mapping.fields.order_timestamp,
+        lambda source: f"nullif(trim({columns[source]}, {BLANKS}), '')",
+        spelling,
+    )
+    when = wall_clock("text")
+    return f"SELECT ({when})::DATE FROM (SELECT {text} AS text FROM (SELECT {lists}))"
+
+
 def _date_of(path: str, name: FileName) -> str:
     """SQL for the date in a file's name, which DuckDB computes once per file."""
     file = f"regexp_extract({path}, {literal(FILE_IN_PATH)})"

@@ -94,6 +94,11 @@ class ExportMapping(FileLayout):
         FileName(self.file)
         if self.fields.order_id.source is None:
             raise ValueError("`order_id` is the same in every row: name the column that has it")
+        if not FileName(self.file).has_date and self.fields.order_timestamp.source is None:
+            raise ValueError(
+                "files without a date in their names are split by `order_timestamp`:"
+                " name the column that has it"
+            )
         if self.lines == "rows" and self.fields.line_number:
             raise ValueError("`lines: rows` numbers the lines; `line_number` does, too")
         return self

@@ -23,6 +23,7 @@ from retail_assets import business_days, tables
 from retail_assets.defs import partitions
 from retail_assets.ingest.exports.other_files import other_exports
 from retail_assets.ingest.exports.pending import pending_exports, reference_files
+from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -119,6 +120,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
         description="Runs a day when its export has landed or was replaced, and is complete.",
     )
     def new_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        split_exports(settings, at_most=1, settle_seconds=settings.event_settle_seconds)
         work = {day: file.content for day, file in pending_exports(settings).items()}
         return _start_days(context, work, must_be_unchanged=True, also=_not_ingested(settings))
 

@@ -134,7 +134,7 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 def open_text(
-    path: Path, mode: Literal["rb", "wb"], encoding: str = NATIVE.encoding
+    path: Path, mode: Literal["rb", "wb", "ab"], encoding: str = NATIVE.encoding
 ) -> io.TextIOWrapper:
     """A file as text with its own line ends; a byte order mark is passed over."""
     if mode == "rb" and encoding == NATIVE.encoding:
@@ -142,7 +142,7 @@ def open_text(
     return io.TextIOWrapper(_bytes(path, mode), encoding, errors="surrogateescape", newline="")
 
 
-def _bytes(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
+def _bytes(path: Path, mode: Literal["rb", "wb", "ab"]) -> BinaryIO:
     if path.suffix == ".gz":
         return cast("BinaryIO", gzip.open(path, mode, compresslevel=1))
     return path.open(mode)

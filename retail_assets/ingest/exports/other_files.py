@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from retail_assets import business_days
+from retail_assets.ingest.exports.split import unsplit_exports
 from retail_assets.mapping.file_name import FileName
 from retail_assets.settings import Settings
 
@@ -34,9 +35,15 @@ def other_exports(settings: Settings) -> dict[str, str]:
     """
     newest = business_days.last_complete_day(settings)
     file_name = settings.export_mapping.file_name
-    reasons: dict[str, str] = {}
+    reasons: dict[str, str] = {
+        name: f"could not be split into days: {problem}"
+        for name, problem in unsplit_exports(settings).items()
+    }
+    of_many_days = settings.source_mapping.exports.file_name
     for name in _names(settings.exports_dir):
         day = file_name.day(name)
+        if day is None and of_many_days.matches(name):
+            continue
         if day is None:
             called = f"{file_name.shown} or {'.csv' * file_name.shown.endswith('.csv')}.gz"
             reasons[name] = f"is not called {called}, in exports/ itself"
