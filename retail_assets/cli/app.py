@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from retail_assets.cli import batch, events, lake, worker
+from retail_assets.cli import batch, events, lake, mapping, worker
 from retail_assets.cli.base import tell
 from retail_assets.cli.verify import verify
 from retail_assets.errors import UsageError
@@ -82,6 +82,11 @@ _GROUPS: tuple[tuple[str, str, dict[str, Callable[..., None]]], ...] = (
         "consumers",
         "Consumers, which follow the events: list them with their lag, rewind one.",
         {"list": worker.list_consumers, "rewind": worker.rewind_consumer},
+    ),
+    (
+        "mapping",
+        "The mapping, which says how other programs write their files: check one.",
+        {"check": mapping.check},
     ),
     ("events", "Events that were ingested from files.", {"retract": events.retract_events}),
     (

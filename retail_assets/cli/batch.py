@@ -111,7 +111,8 @@ def load_reference(
 
     settings = load_settings()
     table = tables.BY_NAME[name.value]
-    rows = reference.read_reference(settings.reference_dir, table)
+    mapping = settings.source_mapping.reference.of(table.name)
+    rows = reference.read_reference(settings.reference_dir, table, mapping)
     prepare = reference.before_swap(
         table, max_shrink=1 if allow_shrink else settings.reference_max_shrink
     )

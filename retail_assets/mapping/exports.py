@@ -1,8 +1,9 @@
 """The mapping of order exports and reference files: text files with a column for each field."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 from typing_extensions import Self
 
 from retail_assets.mapping.fields import NumberField, Section, TextField, TimeField, Zone
@@ -122,13 +123,12 @@ class ExportMapping(FileLayout):
     @property
     def sources(self) -> tuple[str, ...]:
         """The columns that the files must have, each once."""
-        return tuple(dict.fromkeys(name for each in self._mapped for name in each.sources))
+        return tuple(dict.fromkeys(name for each in self.mapped.values() for name in each.sources))
 
     @property
     def columns(self) -> dict[str, str]:
         """The column of each field that stands in one."""
-        fields = ((name, getattr(self.fields, name)) for name in ExportFields.model_fields)
-        return {name: field.source for name, field in fields if field and field.source}
+        return {name: field.source for name, field in self.mapped.items() if field.source}
 
     def shown(self, field: str) -> str:
         """A field for people, with the column that it stands in."""
@@ -140,7 +140,7 @@ class ExportMapping(FileLayout):
         """The columns whose values the fields have as they are: not kept as extra ones."""
         return frozenset(
             each.source
-            for each in self._mapped
+            for each in self.mapped.values()
             if each.source is not None
             and each is not self.fields.currency
             and not each.values
@@ -150,12 +150,14 @@ class ExportMapping(FileLayout):
     @property
     def fills(self) -> frozenset[str]:
         """The columns whose blanks have the value of the order's other rows."""
-        return frozenset(name for each in self._mapped if each.fill for name in each.sources)
+        fields = self.mapped.values()
+        return frozenset(name for each in fields if each.fill for name in each.sources)
 
     @property
-    def _mapped(self) -> list[TextField]:
-        fields = [getattr(self.fields, name) for name in ExportFields.model_fields]
-        return [each for each in fields if each is not None]
+    def mapped(self) -> dict[str, TextField]:
+        """The fields that the mapping has, by name."""
+        fields = ((name, getattr(self.fields, name)) for name in ExportFields.model_fields)
+        return {name: field for name, field in fields if field is not None}
 
 
 _WRITTEN_ANEW = ("file", "delimiter", "encoding", "header_line")
@@ -188,13 +190,38 @@ class CustomerFields(Section):
     joined_on: TimeField | None = None
 
 
-class ProductsMapping(FileLayout):
+class TableMapping(FileLayout):
+    """How the file of a table is written, and which column is which field."""
+
+    fields: SerializeAsAny[Section] | dict[str, TextField]
+
+    def field(self, name: str) -> TextField | None:
+        """Where a field stands; None if the file does not have it."""
+        if isinstance(self.fields, dict):
+            return self.fields.get(name)
+        found: TextField | None = getattr(self.fields, name, None)
+        return found
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns that the file must have, each once."""
+        names = self.fields if isinstance(self.fields, dict) else type(self.fields).model_fields
+        fields = [field for name in names if (field := self.field(name))]
+        return tuple(dict.fromkeys(source for field in fields for source in field.sources))
+
+
+def native_mapping(columns: Iterable[str]) -> TableMapping:
+    """The mapping of a file that has each field in a column of its name."""
+    return TableMapping(fields={name: TextField(source=name) for name in columns})
+
+
+class ProductsMapping(TableMapping):
     """How `products.csv` is written, and which column is which field."""
 
     fields: ProductFields
 
 
-class CustomersMapping(FileLayout):
+class CustomersMapping(TableMapping):
     """How `customers.csv` is written, and which column is which field."""
 
     fields: CustomerFields
@@ -205,3 +232,8 @@ class ReferenceMapping(Section):
 
     products: ProductsMapping | None = None
     customers: CustomersMapping | None = None
+
+    def of(self, table: str) -> TableMapping | None:
+        """The mapping of a table's file; None if its columns have our own names."""
+        found: TableMapping | None = getattr(self, table, None)
+        return found

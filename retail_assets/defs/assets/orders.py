@@ -38,7 +38,8 @@ class SourceFolders(dg.ConfigurableResource[None]):
 def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
     def compute(source_folders: SourceFolders) -> AssetOutput:
         try:
-            rows = reference.read_reference(Path(source_folders.reference_dir), table)
+            mapping = source_folders.source_mapping.reference.of(table.name)
+            rows = reference.read_reference(Path(source_folders.reference_dir), table, mapping)
         except RetailAssetsError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         prepare = reference.before_swap(table, max_shrink=source_folders.reference_max_shrink)

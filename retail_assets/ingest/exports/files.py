@@ -86,6 +86,10 @@ class ExportFolder:
         both = (plain, plain.with_name(plain.name + ".gz"))
         return [path for path in both if path.is_file()]
 
+    def days(self) -> list[date]:
+        """The days that have files, in order."""
+        return sorted(self._listed)
+
     @cached_property
     def _listed(self) -> dict[date, list[Path]]:
         found: dict[date, list[Path]] = {}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -10,12 +11,22 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.engines.duckdb import BLANKS, MONEY
+from retail_assets.engines.mapped_fields import Spelling, text_of
 from retail_assets.engines.timestamps import DAY
 from retail_assets.errors import AuditError, RetailAssetsError
-from retail_assets.ingest.exports.csv_file import CsvFile, RowFormat, check_complete, inspect
+from retail_assets.ingest.exports.csv_file import (
+    CsvFile,
+    RowFormat,
+    check_complete,
+    in_utf8,
+    inspect,
+)
 from retail_assets.lake import day_ledger as ledger
-from retail_assets.lake.sql import literal
+from retail_assets.lake.sql import identifier, literal
+from retail_assets.mapping.exports import TableMapping, native_mapping
+from retail_assets.mapping.fields import TimeField
 from retail_assets.tables import Table
+from retail_assets.tables.model import Column
 from retail_assets.transforms import events
 
 if TYPE_CHECKING:
@@ -38,7 +49,7 @@ def reference_path(reference_dir: Path, table: Table) -> Path:
     return reference_dir / f"{table.name}.csv"
 
 
-def _locate(reference_dir: Path, table: Table) -> CsvFile:
+def _locate(reference_dir: Path, table: Table, mapping: TableMapping) -> CsvFile:
     path = reference_path(reference_dir, table)
     try:
         stat = path.stat()
@@ -48,12 +59,20 @@ def _locate(reference_dir: Path, table: Table) -> CsvFile:
         raise RetailAssetsError(f"{path} cannot be read: {error.strerror}.") from error
     forms = "|".join(WRITTEN[type_] for type_ in table.types.values() if type_ in WRITTEN)
     # A row has a typed value, or a blank in its place.
-    rows = RowFormat(tuple(table.column_names), re.compile(rf"({forms})?\Z"))
+    telling = re.compile(rf"({forms})?\Z")
+    rows = RowFormat(mapping.sources, telling, layout=mapping)
     return CsvFile(path, rows, stat.st_size, stat.st_mtime_ns)
 
 
-def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
+def read_reference(
+    reference_dir: Path, table: Table, mapping: TableMapping | None = None
+) -> "pa.Table":
     """Read a reference file.
+
+    Args:
+        reference_dir: where it lies.
+        table: the table that it fills.
+        mapping: how it is written; None: each field in a column of its name.
 
     Returns:
         The columns of the table; further columns of the file are left out. Whether keys are unique
@@ -63,43 +82,79 @@ def read_reference(reference_dir: Path, table: Table) -> "pa.Table":
         RetailAssetsError: if the file is missing, lacks columns, has values of a wrong type, or if
             a quote takes rows into its field; it names the rows.
     """
-    file = inspect(_locate(reference_dir, table))
-    path = file.path
-    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in file.header)
-    text = {name: f"nullif(trim({name}, {BLANKS}), '')" for name in table.column_names}
-    with duckdb.connect() as connection:
-        try:
-            connection.execute(
-                "CREATE TEMP TABLE rows AS SELECT row_number() OVER () + 1 AS record, * FROM"
-                f" read_csv(?, auto_detect = false, columns = {{{columns}}}, header = true,"
-                " delim = ',', quote = '\"', escape = '\"')",
-                [str(path)],
-            )
-        except duckdb.Error as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RetailAssetsError(f"{path} cannot be read: {reason}") from error
+    mapping = mapping or native_mapping(table.column_names)
+    file = inspect(_locate(reference_dir, table, mapping))
+    with TemporaryDirectory() as folder, duckdb.connect() as connection:
+        readable = in_utf8(file, Path(folder))
+        _read_rows(connection, readable)
         check_complete(file, connection.table("rows").shape[0])
+        if mapping.skip_rows:
+            first = f"ltrim({identifier(file.header[0])}, {BLANKS})"
+            skipped = (f"starts_with({first}, {literal(each)})" for each in mapping.skip_rows)
+            connection.execute(f"DELETE FROM rows WHERE {' OR '.join(skipped)}")
+        text = {column.name: _text(mapping, column) for column in table.columns}
         for column in table.columns:
-            if column.type == "VARCHAR":
-                continue
-            form = WRITTEN[column.type]
-            wrong = connection.execute(
-                f"SELECT record, {column.name} FROM rows WHERE {text[column.name]} IS NOT NULL"
-                f" AND (TRY_CAST({text[column.name]} AS {column.type}) IS NULL"
-                f" OR NOT regexp_full_match({text[column.name]}, ?))"
-                f" ORDER BY record LIMIT {SHOWN_ROWS}",
-                [form],
-            ).fetchall()
-            if wrong:
-                shown = ", ".join(f"record {record} has {value!r}" for record, value in wrong)
-                raise RetailAssetsError(
-                    f"{path}: {column.name} must be {column.type}, but {shown}."
-                    " Correct the file; the table stays as it was."
-                )
+            if column.type != "VARCHAR":
+                _check_type(connection, file.path, column, text[column.name], mapping)
         select = ", ".join(
             f"CAST({text[name]} AS {type_}) AS {name}" for name, type_ in table.types.items()
         )
         return connection.sql(f"SELECT {select} FROM rows ORDER BY record").to_arrow_table()
+
+
+def _read_rows(connection: duckdb.DuckDBPyConnection, file: CsvFile) -> None:
+    """Read a file into a temporary table `rows`, with the number of each `record`."""
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in file.header)
+    try:
+        connection.execute(
+            "CREATE TEMP TABLE rows AS SELECT row_number() OVER () + 1 AS record, * FROM"
+            f" read_csv(?, auto_detect = false, columns = {{{columns}}}, header = true,"
+            f" delim = {literal(file.layout.delimiter)}, skip = {file.layout.header_line - 1},"
+            " quote = '\"', escape = '\"')",
+            [str(file.path)],
+        )
+    except duckdb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RetailAssetsError(f"{file.path} cannot be read: {reason}") from error
+
+
+def _text(mapping: TableMapping, column: Column) -> str:
+    """SQL for the text of a field; NULL where the mapping has none."""
+    field = mapping.field(column.name)
+    if field is None:
+        return "NULL::VARCHAR"
+    text = text_of(
+        field,
+        lambda source: f"nullif(trim({identifier(source)}, {BLANKS}), '')",
+        Spelling(mapping.decimal, mapping.thousands),
+    )
+    if isinstance(field, TimeField) and field.format:
+        # A day, not a time.
+        return f"regexp_replace({text}, {literal(rf'^({DAY}) 00:00:00.000000$')}, '\\1')"
+    return text
+
+
+def _check_type(
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    column: Column,
+    text: str,
+    mapping: TableMapping,
+) -> None:
+    field = mapping.field(column.name)
+    shown = text if field is None or field.source is None else identifier(field.source)
+    wrong = connection.execute(
+        f"SELECT record, {shown} FROM rows WHERE {text} IS NOT NULL"
+        f" AND (TRY_CAST({text} AS {column.type}) IS NULL OR NOT regexp_full_match({text}, ?))"
+        f" ORDER BY record LIMIT {SHOWN_ROWS}",
+        [WRITTEN[column.type]],
+    ).fetchall()
+    if wrong:
+        examples = ", ".join(f"record {record} has {value!r}" for record, value in wrong)
+        raise RetailAssetsError(
+            f"{path}: {column.name} must be {column.type}, but {examples}."
+            " Correct the file; the table stays as it was."
+        )
 
 
 def before_swap(

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from retail_assets.errors import UsageError
+from retail_assets import tables
+from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.exports.load import ExportResult, ingest
 from retail_assets.ingest.exports.pending import pending_exports
+from retail_assets.ingest.exports.reference import read_reference
 from retail_assets.mapping import ExportMapping, load
+from retail_assets.mapping.exports import ReferenceMapping
 from retail_assets.settings import Settings
 from retail_assets_tests.ingest.exports.conftest import ExportLoader
 
@@ -342,3 +345,52 @@ def test_scalars_are_the_texts_that_they_are(tmp_path: Path) -> None:
 def test_a_mapping_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         load(tmp_path / "none.yaml")
+
+
+# Reference files
+
+
+def test_a_reference_file_is_read_by_its_mapping(tmp_path: Path) -> None:
+    mapping = ReferenceMapping.model_validate(
+        {
+            "products": {
+                "delimiter": ";",
+                "encoding": "cp1252",
+                "decimal": ",",
+                "header_line": 2,
+                "skip_rows": ["Total"],
+                "fields": {
+                    "product_id": "Art. No",
+                    "product_name": "Name",
+                    "product_category": {"from": "Group", "default": "other"},
+                    "unit_price_gbp": {"from": "Price", "scale": "0.01"},
+                },
+            },
+            "customers": {
+                "fields": {
+                    "customer_id": "Id",
+                    "customer_segment": {"constant": "all"},
+                    "home_region": "Home",
+                    "joined_on": {"from": "Since", "format": "%d.%m.%Y"},
+                }
+            },
+        }
+    )
+    text = "Our products\nArt. No;Name;Group;Price\n007;Käse;;1999\nTotal;;;1999\n"
+    (tmp_path / "products.csv").write_bytes(text.encode("cp1252"))
+    (tmp_path / "customers.csv").write_text("Id,Home,Since\nC1,UK,05.10.2026\nC2,UK,\n")
+    products = read_reference(tmp_path, tables.PRODUCTS, mapping.of("products"))
+    assert products.to_pylist() == [
+        {
+            "product_id": "007",
+            "product_name": "Käse",
+            "product_category": "other",
+            "unit_price_gbp": Decimal("19.99"),
+            "stock_on_hand": None,
+        }
+    ]
+    customers = read_reference(tmp_path, tables.CUSTOMERS, mapping.of("customers"))
+    assert customers.column("joined_on").to_pylist() == [date(2026, 10, 5), None]
+    (tmp_path / "customers.csv").write_text("Id,Home,Since\nC1,UK,2026-10-05\n")
+    with pytest.raises(RetailAssetsError, match=r"joined_on must be DATE.*record 2.*'2026-10-05'"):
+        read_reference(tmp_path, tables.CUSTOMERS, mapping.of("customers"))
