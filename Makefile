@@ -48,9 +48,10 @@ format: setup
 bench: setup ## Side-by-side measurements; writes docs/benchmarks.md and docs/benchmarks-*.md
 	@$(BIN)/python -m benchmarks
 
-docs: setup ## Write the data dictionary from tables/, and the page of settings
+docs: setup ## Write the data dictionary from tables/, the page of settings, the schema of mappings
 	@$(BIN)/python -m tools.data_dictionary > docs/data-dictionary.md
 	@$(BIN)/python -m tools.settings_page > docs/settings.md
+	@$(BIN)/python -m tools.mapping_schema > docs/mapping.schema.json
 
 setup: .venv/ready
 

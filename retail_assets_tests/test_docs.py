@@ -1,6 +1,7 @@
 """What the documentation says is what the code does."""
 
 import dataclasses
+import json
 import re
 import threading
 import time
@@ -15,8 +16,10 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import duckdb
+import jsonschema
 import narwhals as nw
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from retail_assets import connect, tables
@@ -40,6 +43,7 @@ from retail_assets_tests.defs.test_io_manager import completed
 from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish
 from tools.data_dictionary import data_dictionary
+from tools.mapping_schema import mapping_schema
 from tools.settings_page import settings_page
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +59,17 @@ def test_the_data_dictionary_is_the_one_that_the_tables_give():
 
 def test_the_page_of_settings_is_the_one_that_the_settings_give():
     assert text("docs/settings.md") == settings_page(), "run `make docs`"
+
+
+def test_the_schema_of_mappings_is_the_one_that_the_models_give():
+    assert text("docs/mapping.schema.json") == mapping_schema(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", sorted((ROOT / "data" / "mappings").glob("*.yaml")))
+def test_every_ready_mapping_fits_the_schema(name):
+    # As editors read it.
+    found = yaml.safe_load(name.read_text(encoding="utf-8"))
+    jsonschema.validate(found, json.loads(mapping_schema()))
 
 
 def test_every_command_is_documented_and_has_help():

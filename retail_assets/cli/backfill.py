@@ -3,7 +3,7 @@
 import logging
 import os
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -19,7 +19,7 @@ from retail_assets.definitions import build_definitions
 from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.explain import debugging, explain_dagster
-from retail_assets.ingest.exports.pending import pending_exports
+from retail_assets.ingest.exports.pending import pending_exports, reference_files
 from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
@@ -84,8 +84,11 @@ def run_backfill(
     definitions = build_definitions(settings)
     with _instance() as instance:
         problems = list(split.failed.values())
-        reference = _run(definitions, instance, automation.REFERENCE, {}, say)
-        if not reference.success:
+        files = sorted(reference_files(settings))
+        reference = (
+            _run(definitions, instance, automation.REFERENCE, {}, say, files) if files else None
+        )
+        if reference is not None and not reference.success:
             # Orders go on: unknown products and customers are counted, and restated later.
             problems.append(_problem(reference))
         due = days if everything else _due(settings, days)
@@ -174,6 +177,7 @@ def _run(
     job: str,
     tags: Mapping[str, str],
     say: Callable[[str], None],
+    assets: Sequence[str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     run_id = str(uuid.uuid4())
     instance.add_event_listener(run_id, lambda event: _tell(event, say))
@@ -181,6 +185,7 @@ def _run(
         instance=instance,
         run_id=run_id,
         tags=dict(tags),
+        asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
         raise_on_error=False,
         # Failures are printed at the end, by day; the log of the run is in the instance.
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},

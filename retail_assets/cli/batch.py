@@ -79,7 +79,9 @@ def backfill(
     ] = False,
 ) -> None:
     """Run the batch job over the days that are missing or behind, in one Dagster run."""
+    from retail_assets import tables
     from retail_assets.cli import backfill as work
+    from retail_assets.ingest.exports.pending import reference_files
 
     settings = load_settings()
     first, last = start.date(), end.date()
@@ -88,6 +90,16 @@ def backfill(
     with connect_to_read(settings) as connection:
         _print_days(connection, first, last)
         _tell_of_orders(connection, settings, first, last)
+    lacking = [
+        f"{table.name}.csv"
+        for table in (tables.PRODUCTS, tables.CUSTOMERS)
+        if table.name not in reference_files(settings)
+    ]
+    if lacking:
+        tell(
+            f"There is no {' and no '.join(lacking)} in {settings.reference_dir}: names, categories"
+            " and segments that the lake does not know yet are `unknown` until they are there."
+        )
     problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]
     if problems:
         problems.insert(0, f"{len(problems)} of {outcome.days} days failed:")

@@ -11,9 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
     model_validator,
 )
-from typing_extensions import Self
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import Self, override
 
 EPOCHS = {"epoch": 1_000_000, "epoch_ms": 1_000}
 """Formats of times that are numbers since 1970 in UTC: microseconds of a unit."""
@@ -32,7 +36,9 @@ def _known_zone(value: str) -> str:
     return value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+_ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
 """One name, or a list of names."""
 
 
@@ -54,6 +60,9 @@ _DIRECTIVES = "YymbBdaAHIpMSfzZ%"
 Format = Annotated[str, AfterValidator(_known_format)]
 """How a time is written: as for `strptime`, or one of `EPOCHS`."""
 
+Scalar = Annotated[str, WithJsonSchema({"type": ["string", "number", "boolean"]})]
+"""A text, which YAML may have without quotes."""
+
 Zone = Annotated[str, AfterValidator(_known_zone)]
 """The name of a time zone."""
 
@@ -73,16 +82,16 @@ class TextField(Section):
         min_length=1,
         description="The column (of files), or the JSON path such as `$.customer.id` (of events).",
     )
-    constant: str | None = Field(default=None, description="The value of every row or event.")
-    default: str | None = Field(
+    constant: Scalar | None = Field(default=None, description="The value of every row or event.")
+    default: Scalar | None = Field(
         default=None, description="The value where the source has none, or a blank one."
     )
-    values: dict[str, str] = Field(
+    values: dict[str, Scalar] = Field(
         default_factory=dict,
         description="What the source's values stand for, such as `paid: completed`; letter case"
         " does not matter. Other values stay as they are.",
     )
-    other: str | None = Field(
+    other: Scalar | None = Field(
         default=None, description="The value in place of any that `values` does not have."
     )
     fill: bool = Field(
@@ -107,6 +116,13 @@ class TextField(Section):
         if len(set(folded)) < len(folded):
             raise ValueError("`values` has a value twice, in other letters")
         return self
+
+    @classmethod
+    @override
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -145,7 +161,9 @@ class NumberField(TextField):
 class TimeField(TextField):
     """A time: its formats and its zone."""
 
-    format: Annotated[tuple[Format, ...], BeforeValidator(_as_list)] = Field(
+    format: Annotated[
+        tuple[Format, ...], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)
+    ] = Field(
         default=(),
         description="How it is written: formats such as `%d.%m.%Y %H:%M`, the first that fits, or"
         " `epoch` or `epoch_ms`. Without: ISO 8601.",
