@@ -39,9 +39,14 @@ ROWS = """
     export_date DATE, order_date DATE, days_late BIGINT, order_id VARCHAR, customer_id VARCHAR,
     product_id VARCHAR, region VARCHAR, status VARCHAR, order_value_gbp DECIMAL(12,2),
     order_timestamp TIMESTAMP, line_number BIGINT, currency VARCHAR, extra VARCHAR,
-    has_order_value BOOLEAN, has_order_timestamp BOOLEAN, has_line_number BOOLEAN, raw VARCHAR
+    has_order_value BOOLEAN, has_order_timestamp BOOLEAN, has_line_number BOOLEAN, raw VARCHAR,
+    charges VARCHAR, unreadable_charge VARCHAR
 """
-"""The columns of typed export rows; `raw` has the original fields, each between two separators."""
+"""The columns of typed export rows.
+
+`raw` has the original fields, each between two separators; `charges` is a JSON object of the
+order's charges by name, null where the row has none.
+"""
 
 MALFORMED = "export_date DATE, record BIGINT, error_type VARCHAR"
 """The columns of malformed records; the header of a file is its record 1.
@@ -151,7 +156,7 @@ def _typed(header: Sequence[str], paths: Sequence[Path], mapping: ExportMapping)
         SELECT export_date, order_timestamp::DATE AS order_date,
             export_date - order_timestamp::DATE AS days_late, order_id, customer_id, product_id,
             region, status, order_value_gbp, order_timestamp, line_number, currency, extra,
-            has_order_value, has_order_timestamp, has_line_number, raw
+            has_order_value, has_order_timestamp, has_line_number, raw, charges, unreadable_charge
         FROM (
             SELECT export_date, order_id, customer_id, product_id, region, lower(status) AS status,
                 CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
@@ -162,7 +167,7 @@ def _typed(header: Sequence[str], paths: Sequence[Path], mapping: ExportMapping)
                 upper(currency) AS currency,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
                 order_timestamp IS NOT NULL AS has_order_timestamp,
-                line_number IS NOT NULL AS has_line_number, raw{row_no}
+                line_number IS NOT NULL AS has_line_number, raw, {_charges(mapping)}{row_no}
             FROM (
                 SELECT export_date, {_texts(columns, mapping)}, extra, raw{row_no}
                 FROM (
@@ -200,7 +205,30 @@ def _texts(columns: dict[str, str], mapping: ExportMapping) -> str:
         there = field is not None and all(source in columns for source in field.sources)
         value = text_of(field, text, spelling) if there else "NULL::VARCHAR"
         texts.append(f"{value} AS {name}")
+    for name, charge in mapping.charges.items():
+        texts.append(f"{text_of(charge, text, spelling)} AS charge_{name}")
     return ", ".join(texts)
+
+
+def _charges(mapping: ExportMapping) -> str:
+    """SQL for `charges` and `unreadable_charge`, from the texts of the charges."""
+    if not mapping.charges:
+        return "NULL::VARCHAR AS charges, NULL::VARCHAR AS unreadable_charge"
+    amounts = {
+        name: f"CASE WHEN regexp_full_match(charge_{name}, '{MONEY}')"
+        f" THEN TRY_CAST(charge_{name} AS DECIMAL(12,2)) END"
+        for name in mapping.charges
+    }
+    packed = ", ".join(f"{identifier(name)} := {amount}" for name, amount in amounts.items())
+    there = ", ".join(f"charge_{name}" for name in amounts)
+    unreadable = " ".join(
+        f"WHEN charge_{name} IS NOT NULL AND {amount} IS NULL THEN {literal(name)}"
+        for name, amount in amounts.items()
+    )
+    return (
+        f"CASE WHEN coalesce({there}) IS NOT NULL THEN to_json(struct_pack({packed}))::VARCHAR END"
+        f" AS charges, CASE {unreadable} END AS unreadable_charge"
+    )
 
 
 def day_of(mapping: ExportMapping) -> str:

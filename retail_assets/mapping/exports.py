@@ -3,10 +3,17 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, StringConstraints, model_validator
 from typing_extensions import Self
 
-from retail_assets.mapping.fields import NumberField, Section, TextField, TimeField, Zone
+from retail_assets.mapping.fields import (
+    ChargeField,
+    NumberField,
+    Section,
+    TextField,
+    TimeField,
+    Zone,
+)
 from retail_assets.mapping.file_name import NATIVE, FileName
 
 
@@ -16,6 +23,9 @@ def _known_encoding(value: str) -> str:
     except LookupError as error:
         raise ValueError(f"{value!r} is no encoding, such as utf-8 or cp1252") from error
     return value
+
+
+ChargeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 
 
 def _one_character(value: str) -> str:
@@ -88,6 +98,16 @@ class ExportMapping(FileLayout):
         description="Without `line_number`: `rows`, each row of an order is a line of its own;"
         " `products`, rows of one product alone are corrections, the last of which counts.",
     )
+    refunds: Literal["reject", "order_day", "refund_day"] = Field(
+        default="reject",
+        description="Rows of negative value: `reject` them, or take them as lines of their order,"
+        " of the day of its other lines (`order_day`) or of their own (`refund_day`).",
+    )
+    charges: dict[ChargeName, ChargeField] = Field(
+        default_factory=dict,
+        description="Amounts of an order as a whole, such as discount, shipping and tax, by name:"
+        " in one of its rows, or the same in all.",
+    )
     fields: ExportFields
 
     @model_validator(mode="after")
@@ -100,6 +120,8 @@ class ExportMapping(FileLayout):
                 "files without a date in their names are split by `order_timestamp`:"
                 " name the column that has it"
             )
+        if self.refunds != "reject" and self.lines != "rows" and not self.fields.line_number:
+            raise ValueError("`refunds` needs `lines: rows` or a `line_number`")
         if self.lines == "rows" and self.fields.line_number:
             raise ValueError("`lines: rows` numbers the lines; `line_number` does, too")
         return self
@@ -123,7 +145,8 @@ class ExportMapping(FileLayout):
     @property
     def sources(self) -> tuple[str, ...]:
         """The columns that the files must have, each once."""
-        return tuple(dict.fromkeys(name for each in self.mapped.values() for name in each.sources))
+        fields = (*self.mapped.values(), *self.charges.values())
+        return tuple(dict.fromkeys(name for each in fields for name in each.sources))
 
     @property
     def columns(self) -> dict[str, str]:

@@ -158,6 +158,15 @@ class NumberField(TextField):
         return self.scale != 1 or len(self.sources) > 1
 
 
+class ChargeField(NumberField):
+    """An amount of an order as a whole, such as its shipping."""
+
+    spread: bool = Field(
+        default=False,
+        description="Add it to the order's lines, by their value; otherwise it is kept apart.",
+    )
+
+
 class TimeField(TextField):
     """A time: its formats and its zone."""
 

@@ -11,6 +11,7 @@ from retail_assets.tables.batch import (
     CUSTOMERS,
     DAILY_REVENUE,
     DAILY_REVENUE_BY_CATEGORY,
+    ORDER_CHARGES,
     PRODUCTS,
     RAW_ORDERS,
     REJECTED_ORDERS,
@@ -80,7 +81,7 @@ ALL = (
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in ALL}
 
-VIEWS = (REVENUE_NOW, REVENUE_BY_MINUTE)
+VIEWS = (REVENUE_NOW, REVENUE_BY_MINUTE, ORDER_CHARGES)
 
 __all__ = [
     "ALL",
@@ -109,6 +110,7 @@ __all__ = [
     "MONEY",
     "NOTIFICATIONS",
     "NOTIFIED",
+    "ORDER_CHARGES",
     "PRODUCTS",
     "PUBLISHED_DAYS",
     "RAW_EVENTS",

@@ -1,6 +1,6 @@
 """Tables of reference data and of the batch: from order exports to daily revenue."""
 
-from retail_assets.tables.model import MONEY, TOTAL, Column, Table, from_column
+from retail_assets.tables.model import MONEY, TOTAL, Column, Table, View, from_column
 
 PRODUCTS = Table(
     name="products",
@@ -57,7 +57,7 @@ RAW_ORDERS = Table(
         Column("product_id", "VARCHAR", "The product."),
         Column("region", "VARCHAR", "The region in which the order was taken."),
         Column("status", "VARCHAR", "Status in lower case, as of this export."),
-        Column("order_value_gbp", MONEY, "Value of the line in GBP, above zero."),
+        Column("order_value_gbp", MONEY, "Value of the line in GBP: above zero, or a refund."),
         Column(
             "order_timestamp",
             "TIMESTAMP",
@@ -167,6 +167,26 @@ def revenue_measures() -> tuple[Column, ...]:
         ),
     )
 
+
+ORDER_CHARGES = View(
+    name="order_charges",
+    description="The charges of orders that count, such as discount, shipping and tax, where a"
+    " mapping names them.",
+    columns=(
+        from_column("completed_orders.order_date", "DATE", "The business day of the order."),
+        from_column("completed_orders.order_id", "VARCHAR", "Identifies the order."),
+        Column("charge", "VARCHAR", "The name of the charge in the mapping."),
+        Column("charge_gbp", MONEY, "Its value in GBP; below zero for a discount."),
+    ),
+    # Each row of an order may have them, or one alone.
+    query=(
+        "SELECT DISTINCT min(c.order_date) AS order_date, order_id, e.key AS charge,"
+        f" TRY_CAST(e.value AS {MONEY}) AS charge_gbp"
+        " FROM completed_orders AS c JOIN raw_orders AS r USING (export_date, order_id),"
+        " json_each(r.extra, '$.order_charges') AS e"
+        " WHERE contains(r.extra, '\"order_charges\"') AND e.type <> 'NULL' GROUP BY ALL"
+    ),
+)
 
 DAILY_REVENUE = Table(
     name="daily_revenue",

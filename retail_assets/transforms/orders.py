@@ -44,7 +44,12 @@ REASONS: Mapping[str, str] = {
     " more than ten digits before the point; or `line_number` is no whole number above zero.",
     "invalid_timestamp": "`order_timestamp` is not a date and time as `2026-10-05 09:50:26`, with"
     " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days.",
-    "not_positive": "`order_value_gbp` is zero or less.",
+    "not_positive": "`order_value_gbp` is zero or less, or becomes so when the order's discount is"
+    " spread over its lines. With `refunds` in the mapping, a negative value is a refund.",
+    "refund_without_order": "A refund whose order has no other line in the same export: it would"
+    " take the place of the whole order. Export the order with all its lines again.",
+    "charges_differ": "The rows of the order have different `charges`: which of them is the order's"
+    " is unknown.",
     "unknown_currency": "`currency` is another than GBP, whose rate is not known: the value is not"
     " counted as pounds.",
     "unknown_status": f"`status` is none of {', '.join(f'`{status}`' for status in STATUSES)}.",
@@ -61,7 +66,7 @@ _IDS = ("order_id", "customer_id", "product_id")
 _TEXT_FIELDS = (*_IDS, "region", "status")
 
 
-def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
+def validate(rows: nw.LazyFrame, *, late_days: int, refunds: bool = False) -> nw.LazyFrame:
     """Validate the rows of an export: say why a row cannot be used.
 
     Args:
@@ -71,6 +76,7 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
             `has_order_timestamp` and `has_line_number` (Boolean) say whether there was anything to
             read; `days_late` (Int64) is `export_date - order_date` in days.
         late_days: how many days before its export an order may lie.
+        refunds: whether a row of negative value is a refund, and so a line of its order.
 
     Returns:
         The same rows with `reason` and `field` (String), both null for a usable row. Rules are
@@ -88,7 +94,11 @@ def validate(rows: nw.LazyFrame, *, late_days: int) -> nw.LazyFrame:
         (nw.col("order_value_gbp").is_null(), "invalid_number", "order_value_gbp"),
         (_is_no_line_number(), "invalid_number", "line_number"),
         (nw.col("order_timestamp").is_null(), "invalid_timestamp", "order_timestamp"),
-        (nw.col("order_value_gbp") <= 0, "not_positive", "order_value_gbp"),
+        (
+            nw.col("order_value_gbp") == 0 if refunds else nw.col("order_value_gbp") <= 0,
+            "not_positive",
+            "order_value_gbp",
+        ),
         (is_foreign("currency"), "unknown_currency", "currency"),
         (~nw.col("status").is_in(STATUSES), "unknown_status", "status"),
         (nw.col("days_late") < 0, "future_order", "order_timestamp"),
@@ -191,6 +201,38 @@ def numbered(usable: nw.LazyFrame) -> nw.LazyFrame:
         "export_date",
         "row_number",
         line_number=nw.when(own.is_null()).then(following).otherwise(own).cast(nw.Int64),
+    )
+
+
+def spread(lines: nw.LazyFrame) -> nw.LazyFrame:
+    """Spread the charges of orders over their lines, by value, to the penny.
+
+    Args:
+        lines: all lines of each order: `export_date`, `order_id`, `row_number`, `order_value_gbp`
+            (Decimal, above zero) and `charge_gbp` (Decimal: the order's charge, null where a row
+            has none, the same where it has one).
+
+    Returns:
+        `export_date`, `row_number` and `share_gbp` (Float64, whole pence) of each line; those of an
+        order add up to its charge.
+    """
+    order = ("export_date", "order_id")
+    known = lines.with_columns(
+        pence=in_pence("order_value_gbp").cast(nw.Float64), charge=in_pence("charge_gbp")
+    ).with_columns(
+        charge=nw.col("charge").max().over(*order).fill_null(0).cast(nw.Float64),
+        total=nw.col("pence").sum().over(*order),
+        until=nw.col("pence").cum_sum().over(*order, order_by="row_number"),
+    )
+
+    def share(of: nw.Expr) -> nw.Expr:
+        return (nw.col("charge") * (of / nw.col("total")) + 0.5).floor()
+
+    # What the lines so far have, less what those before have: so no penny is lost.
+    return known.select(
+        "export_date",
+        "row_number",
+        share_gbp=(share(nw.col("until")) - share(nw.col("until") - nw.col("pence"))) / 100,
     )
 
 

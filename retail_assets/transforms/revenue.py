@@ -54,7 +54,11 @@ def _measures(totals: nw.LazyFrame, keys: Sequence[str]) -> nw.LazyFrame:
     totals = totals.with_columns(
         nw.col("total_revenue").cast(TOTAL), nw.col("pence").cast(nw.Int64)
     )
-    average = (2 * nw.col("pence") + nw.col("order_count")) // (2 * nw.col("order_count"))
+    # A group of refunds alone has no orders, and the average 0.
+    none = nw.col("order_count") == 0
+    count = nw.when(none).then(nw.lit(1)).otherwise(nw.col("order_count"))
+    pence = nw.when(none).then(nw.lit(0)).otherwise(nw.col("pence"))
+    average = (2 * pence + count) // (2 * count)
     return totals.select(
         *keys,
         "total_revenue",
@@ -66,22 +70,26 @@ def _measures(totals: nw.LazyFrame, keys: Sequence[str]) -> nw.LazyFrame:
 def _count_orders(lines: nw.LazyFrame, *keys: str, **sums: nw.Expr) -> nw.LazyFrame:
     """Group lines of orders: the keys, `order_count`, and the sums; an order counts once in each.
 
+    Where it has refunds alone, it does not count.
+
     Only the ids of orders with several lines are compared: to compare all takes ten times longer
     than to count rows.
     """
     several = lines.filter(nw.col("line_number") > 1).select("order_id").unique()
     marked = lines.join(several.with_columns(shared=nw.lit(1)), on="order_id", how="left")
     alone = nw.col("shared").is_null()
+    bought = nw.col(VALUE) > 0
     groups = (
         marked.with_columns(
-            alone=nw.when(alone).then(nw.lit(1)).otherwise(nw.lit(0)),
-            shared=nw.when(~alone).then(nw.col("order_id")),
+            alone=nw.when(alone & bought).then(nw.lit(1)).otherwise(nw.lit(0)),
+            shared=nw.when(~alone & bought).then(nw.col("order_id")),
+            none=nw.when(alone | ~bought).then(nw.lit(1)).otherwise(nw.lit(0)),
         )
         .group_by(*keys)
-        .agg(nw.col("alone").sum(), nw.col("shared").n_unique(), **sums)
+        .agg(nw.col("alone").sum(), nw.col("shared").n_unique(), nw.col("none").max(), **sums)
     )
-    # Null, which stands for all orders of one line, is counted as an id.
-    none = nw.when(nw.col("alone") > 0).then(nw.lit(1)).otherwise(nw.lit(0))
+    # Null, which stands for orders of one line and for refunds, is counted as an id.
+    none = nw.col("none")
     return groups.with_columns(order_count=nw.col("alone") + nw.col("shared") - none)
 
 

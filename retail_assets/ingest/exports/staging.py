@@ -20,6 +20,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import check_complete, in_utf8, tidied, unmodified
 from retail_assets.ingest.exports.csv_records import NATIVE, find_records
 from retail_assets.ingest.exports.files import ExportFile
+from retail_assets.ingest.exports.order_parts import settle_orders
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect
 from retail_assets.lake.sql import literal
@@ -288,7 +289,8 @@ class _Staging:
                 f" FROM export_rows WHERE export_date IN ({days}) AND {skipped}"
             )
             self._delete_rejected()
-        validated = orders.validate(nw.from_native(rows), late_days=self.late_days)
+        refunds = mapping.refunds != "reject"
+        validated = orders.validate(nw.from_native(rows), late_days=self.late_days, refunds=refunds)
         execute(
             f"INSERT INTO rejected_rows SELECT row_number, export_date, reason, field, {text}"
             f" FROM ({validated.to_native().sql_query()}) WHERE reason IS NOT NULL"
@@ -316,6 +318,8 @@ class _Staging:
         execute(
             f"INSERT INTO line_numbers SELECT row_number, export_date, line_number FROM ({numbers})"
         )
+        if mapping.charges or refunds:
+            settle_orders(self.connection, mapping, days, text)
 
     @contextmanager
     def _in_utf8(self, files: Sequence[ExportFile]) -> Iterator[list[Path]]:

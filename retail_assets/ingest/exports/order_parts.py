@@ -1,0 +1,115 @@
+"""What belongs to an order as a whole: its charges, and refunds of its lines.
+
+Works on the staged rows of exports, once each row has been validated by itself.
+"""
+
+import duckdb
+import narwhals as nw
+
+from retail_assets.lake.sql import literal
+from retail_assets.mapping import ExportMapping
+from retail_assets.transforms import orders
+
+_MONEY = "DECIMAL(12,2)"
+
+
+def settle_orders(
+    connection: duckdb.DuckDBPyConnection, mapping: ExportMapping, days: str, raw_text: str
+) -> None:
+    """Settle the charges and refunds of staged orders, as the mapping says.
+
+    Args:
+        connection: where `export_rows` and `rejected_rows` are.
+        mapping: which charges there are, and what becomes of refunds.
+        days: SQL for the days of the rows, separated by commas.
+        raw_text: SQL for the original fields of a row.
+    """
+    parts = _OrderParts(connection, days, raw_text)
+    if mapping.refunds != "reject":
+        parts.place_refunds(of_order_day=mapping.refunds == "order_day")
+    if mapping.charges:
+        parts.check_charges()
+        spread = [name for name, charge in mapping.charges.items() if charge.spread]
+        if spread:
+            parts.spread(spread)
+        parts.keep_charges()
+
+
+class _OrderParts:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, days: str, raw_text: str) -> None:
+        self._connection, self._raw_text = connection, raw_text
+        self._rows = f"(SELECT *, rowid AS id FROM export_rows WHERE export_date IN ({days}))"
+        self._days = days
+
+    def _reject(self, which: str, reason: str, field: str) -> None:
+        self._connection.execute(
+            f"INSERT INTO rejected_rows SELECT rowid, export_date, {literal(reason)}, {field},"
+            f" {self._raw_text} FROM export_rows WHERE export_date IN ({self._days}) AND {which}"
+        )
+        self._connection.execute(
+            "DELETE FROM export_rows WHERE rowid IN (SELECT row_id FROM rejected_rows)"
+        )
+
+    def place_refunds(self, *, of_order_day: bool) -> None:
+        """Reject refunds without their order; give the others its day, if they are of that."""
+        bought = (
+            "SELECT export_date AS day, order_id AS order_no, min(order_timestamp) AS placed"
+            f" FROM {self._rows} WHERE order_value_gbp > 0 GROUP BY ALL"
+        )
+        its_order = "day = export_date AND order_no = order_id"
+        self._reject(
+            f"order_value_gbp < 0 AND NOT EXISTS (FROM ({bought}) WHERE {its_order})",
+            "refund_without_order",
+            "'order_id'",
+        )
+        if of_order_day:
+            self._connection.execute(
+                "UPDATE export_rows SET order_timestamp = placed, order_date = placed::DATE,"
+                f" days_late = export_date - placed::DATE FROM ({bought})"
+                f" WHERE order_value_gbp < 0 AND {its_order}"
+            )
+
+    def check_charges(self) -> None:
+        """Reject rows whose charge is no number, and orders whose rows have different ones."""
+        self._reject("unreadable_charge IS NOT NULL", "invalid_number", "unreadable_charge")
+        self._reject(
+            "(export_date, order_id) IN (SELECT (export_date, order_id)"
+            f" FROM {self._rows} WHERE charges IS NOT NULL"
+            " GROUP BY export_date, order_id HAVING count(DISTINCT charges) > 1)",
+            "charges_differ",
+            "NULL",
+        )
+
+    def spread(self, names: list[str]) -> None:
+        """Add the charges of these names to the lines of their orders."""
+        charge = " + ".join(
+            f"coalesce((charges ->> {literal(f'$.{name}')})::{_MONEY}, 0)" for name in names
+        )
+        lines = self._connection.sql(
+            f"SELECT export_date, order_id, id AS row_number, order_value_gbp,"
+            f" CASE WHEN charges IS NOT NULL THEN ({charge})::DECIMAL(18,2) END AS charge_gbp"
+            f" FROM {self._rows} WHERE order_value_gbp > 0 AND (export_date, order_id) IN"
+            f" (SELECT (export_date, order_id) FROM {self._rows} WHERE charges IS NOT NULL)"
+        )
+        shares = orders.spread(nw.from_native(lines)).to_native().sql_query()
+        self._connection.execute(
+            "CREATE OR REPLACE TEMP TABLE charge_shares AS SELECT row_number,"
+            f" round(share_gbp, 2)::DECIMAL(18,2) AS share_gbp FROM ({shares})"
+        )
+        self._connection.execute(
+            "UPDATE export_rows SET order_value_gbp ="
+            f" TRY_CAST(order_value_gbp::DECIMAL(18,2) + share_gbp AS {_MONEY})"
+            " FROM charge_shares WHERE export_rows.rowid = row_number"
+        )
+        spread = "rowid IN (SELECT row_number FROM charge_shares)"
+        self._reject(f"{spread} AND order_value_gbp IS NULL", "invalid_number", "'order_value_gbp'")
+        self._reject(f"{spread} AND order_value_gbp <= 0", "not_positive", "'order_value_gbp'")
+        self._connection.execute("DROP TABLE temp.main.charge_shares")
+
+    def keep_charges(self) -> None:
+        """Keep the charges of orders among their extra fields."""
+        self._connection.execute(
+            "UPDATE export_rows SET extra = json_merge_patch(coalesce(extra, '{}'),"
+            " json_object('order_charges', charges::JSON))::VARCHAR"
+            f" WHERE charges IS NOT NULL AND export_date IN ({self._days})"
+        )
