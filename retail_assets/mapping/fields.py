@@ -165,6 +165,10 @@ class ChargeField(NumberField):
         default=False,
         description="Add it to the order's lines, by their value; otherwise it is kept apart.",
     )
+    total: bool = Field(
+        default=False,
+        description="It is what the order's lines add up to: the difference is spread over them.",
+    )
 
 
 class TimeField(TextField):

@@ -29,9 +29,10 @@ def settle_orders(
         parts.place_refunds(of_order_day=mapping.refunds == "order_day")
     if mapping.charges:
         parts.check_charges()
-        spread = [name for name, charge in mapping.charges.items() if charge.spread]
-        if spread:
-            parts.spread(spread)
+        added = [name for name, charge in mapping.charges.items() if charge.spread]
+        totals = [name for name, charge in mapping.charges.items() if charge.total]
+        if added or totals:
+            parts.spread(added, totals)
         parts.keep_charges()
 
 
@@ -80,10 +81,17 @@ class _OrderParts:
             "NULL",
         )
 
-    def spread(self, names: list[str]) -> None:
-        """Add the charges of these names to the lines of their orders."""
+    def spread(self, added: list[str], totals: list[str]) -> None:
+        """Add charges to the lines of their orders, or what these lack of a total."""
+        amount = {
+            name: f"(charges ->> {literal(f'$.{name}')})::{_MONEY}" for name in (*added, *totals)
+        }
+        lines_add_up_to = "sum(order_value_gbp) OVER (PARTITION BY export_date, order_id)"
         charge = " + ".join(
-            f"coalesce((charges ->> {literal(f'$.{name}')})::{_MONEY}, 0)" for name in names
+            [
+                *(f"coalesce({amount[name]}, 0)" for name in added),
+                *(f"coalesce({amount[name]} - {lines_add_up_to}, 0)" for name in totals),
+            ]
         )
         lines = self._connection.sql(
             f"SELECT export_date, order_id, id AS row_number, order_value_gbp,"

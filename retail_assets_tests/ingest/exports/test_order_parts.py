@@ -47,6 +47,18 @@ def test_a_spread_discount_is_taken_off_the_lines_by_value_to_the_penny(
     ]
 
 
+def test_lines_are_made_to_add_up_to_the_total_of_their_order(loader: ExportLoader) -> None:
+    mapping = mapping_of(lines="rows", charges={"subtotal": {"from": "Subtotal", "total": True}})
+    rows = [
+        {"Price": "10.00", "Subtotal": "27.50"},
+        {"Price": "20.00", "Subtotal": ""},
+        {"Order": "1002", "Price": "5.00", "Subtotal": ""},
+    ]
+    write(loader, [ROW | row for row in rows], mapping)
+    run(loader, mapping)
+    assert lines(loader) == [("1001", 1, "9.17"), ("1001", 2, "18.33"), ("1002", 1, "5.00")]
+
+
 def test_a_charge_that_stands_in_every_row_counts_once(loader: ExportLoader) -> None:
     mapping = mapping_of(lines="rows", charges=DISCOUNT)
     write(loader, [ROW | {"Discount": "4.00"}] * 2, mapping)
