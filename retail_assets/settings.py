@@ -383,16 +383,16 @@ class Settings(BaseSettings):
         """The first day whose orders change the stock of the reference data."""
         return self.stock_date or self.start_date
 
-    @cached_property
+    @property
     def source_mapping(self) -> Mapping:
-        """What `RETAIL_MAPPING` says; nothing, where it is not set.
+        """What `RETAIL_MAPPING` says now; nothing, where it is not set.
 
         Raises:
             UsageError: if that file cannot be used.
         """
         return load(self.mapping) if self.mapping else Mapping()
 
-    @cached_property
+    @property
     def export_mapping(self) -> ExportMapping:
         """How the exports of a day are called and written."""
         return self.source_mapping.exports.daily
@@ -450,6 +450,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         raise UsageError(_what_is_wrong(error)) from _without_secrets(error)
     protect(settings)
+    # A wrong mapping is said at once.
+    _ = settings.source_mapping
     return settings
 
 

@@ -68,6 +68,7 @@ RAW_ORDERS = Table(
             "VARCHAR",
             "Columns that the export has beyond the required ones, as a JSON object.",
             nullable=True,
+            personal=True,
         ),
         Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
         Column(
@@ -88,7 +89,12 @@ REJECTED_ORDERS = Table(
         Column("export_date", "DATE", "The date in the name of the export."),
         Column("reason", "VARCHAR", "Reason code; `docs/data-dictionary.md` explains each."),
         Column("field", "VARCHAR", "The field that breaks the rule, if it is one.", nullable=True),
-        Column("raw_text", "VARCHAR", "The row: JSON of its fields, or the line if malformed."),
+        Column(
+            "raw_text",
+            "VARCHAR",
+            "The row: JSON of its fields, or the line if malformed.",
+            personal=True,
+        ),
         Column("source_file", "VARCHAR", "The export, relative to the exports folder."),
         Column(
             "row_number",

@@ -70,13 +70,14 @@ def ingest(
     """
     files, failed = _inspect(ExportFolder(exports_dir, mapping), exports_dir, days)
     known = export_entries(connection, [file.day for file in files])
+    hashed = mapping_hash(mapping)
     unchanged = {
         file.day: known[file.day]
         for file in files
         if file.day in known
         and known[file.day].content_hash == file.content_hash
         and known[file.day].up_to_date(
-            late_days=late_days, timezone=lake.timezone, mapping_hash=mapping_hash(mapping)
+            late_days=late_days, timezone=lake.timezone, mapping_hash=hashed
         )
     }
     raw = {day: entry.raw_rows for day, entry in unchanged.items()}
@@ -242,7 +243,7 @@ def _enter(
         "rules_version BIGINT": [orders.RULES_VERSION] * len(files),
         "timezone VARCHAR": [lake.timezone] * len(files),
         "late_days BIGINT": [late_days] * len(files),
-        "mapping_hash VARCHAR": [mapping_hash(file.mapping) for file in files],
+        "mapping_hash VARCHAR": [mapping_hash(files[0].mapping)] * len(files) if files else [],
         "max_days_late BIGINT": [staged.max_days_late[file.day] for file in files],
     }
     insert_columns(connection, "export_files", columns, "now() AS ingested_at")

@@ -37,7 +37,8 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
     And those that other rules or settings would read differently now.
     """
     newest = business_days.last_complete_day(settings)
-    file_name = settings.export_mapping.file_name
+    mapping = settings.export_mapping
+    file_name, hashed = mapping.file_name, mapping_hash(mapping)
     found: dict[date, PendingFile] = {}
     if not settings.exports_dir.is_dir():
         return found
@@ -52,19 +53,19 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
     return {
         day: file
         for day, file in sorted(found.items())
-        if not _is_known(file, known.get(day), settings)
+        if not _is_known(file, known.get(day), settings, hashed)
     }
 
 
-def _is_known(file: PendingFile, entry: ExportEntry | None, settings: Settings) -> bool:
+def _is_known(
+    file: PendingFile, entry: ExportEntry | None, settings: Settings, mapping: str | None
+) -> bool:
     return (
         entry is not None
         and (entry.source_file, entry.size_bytes, entry.modified_ns)
         == (file.path.name, file.size_bytes, file.modified_ns)
         and entry.up_to_date(
-            late_days=settings.late_days,
-            timezone=settings.timezone,
-            mapping_hash=mapping_hash(settings.export_mapping),
+            late_days=settings.late_days, timezone=settings.timezone, mapping_hash=mapping
         )
     )
 
