@@ -4,9 +4,11 @@ import os
 from datetime import date, datetime, timezone
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from retail_assets.ingest.exports import split
 from retail_assets.ingest.exports.load import ingest
 from retail_assets.ingest.exports.other_files import other_exports
 from retail_assets.ingest.exports.pending import pending_exports
@@ -133,6 +135,32 @@ def test_to_split_again_changes_nothing(shop: Settings) -> None:
     (shop.lake_dir / STATE).unlink()
     assert split_exports(shop).rows == {"orders_export.csv": 3}
     assert day_files(shop) == before
+
+
+def test_a_split_that_breaks_off_is_done_again_as_if_nothing_had_been(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row("1", "20/10/2026 10:00"), row("2", "21/10/2026 10:00"), row("3", "20/10/2026 9:00")]
+    write(shop, "orders_export.csv", *rows)
+    split_exports(shop)
+    expected = day_files(shop)
+    for path in (*shop.exports_dir.glob("orders_2026*"), shop.lake_dir / STATE):
+        path.unlink()
+    real, merged = split._merge, []
+
+    def full_disk(*arguments: Any) -> None:
+        if merged:
+            raise OSError(28, "No space left on device")
+        merged.append(real(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(split, "_merge", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            split_exports(shop)
+    assert len(day_files(shop)) == 1
+    assert split_exports(shop).rows == {"orders_export.csv": 3}
+    assert day_files(shop) == expected
+    assert not list(shop.exports_dir.glob(".*"))
 
 
 def test_rows_without_a_day_go_to_the_day_on_which_their_export_was_written(
