@@ -27,6 +27,7 @@ from retail_assets.tables.ledgers import (
     NOTIFICATIONS,
     NOTIFIED,
     PUBLISHED_DAYS,
+    QUEUE_MESSAGES,
     STREAM_OFFSETS,
     STREAM_WORKERS,
 )
@@ -60,6 +61,7 @@ ALL = (
     DEAD_LETTER_COUNTS,
     LIVE_REVENUE,
     STREAM_OFFSETS,
+    QUEUE_MESSAGES,
     STREAM_WORKERS,
     NOTIFICATIONS,
     NOTIFIED,
@@ -113,6 +115,7 @@ __all__ = [
     "ORDER_CHARGES",
     "PRODUCTS",
     "PUBLISHED_DAYS",
+    "QUEUE_MESSAGES",
     "RAW_EVENTS",
     "RAW_ORDERS",
     "REJECTED_ORDERS",

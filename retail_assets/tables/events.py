@@ -6,20 +6,21 @@ POSITION = (
     Column(
         "source",
         "VARCHAR",
-        "Its source: `file`, `kafka`, `webhook`, or `redrive` for a redriven dead letter.",
+        "Its source: `file`, `kafka`, `webhook`, `sqs`, `sqs_files` for a notification that names"
+        " no event file, or `redrive` for a redriven dead letter.",
     ),
     Column(
         "source_name",
         "VARCHAR",
         "The file, relative to the events folder; `topic:partition`; the start of the worker with"
-        " the webhook, after the sender's name if it has one; for a redrive the dead letter that it"
-        " redrives.",
+        " the webhook, after the sender's name if it has one; the name of the queue and the start"
+        " of the worker; for a redrive the dead letter that it redrives.",
     ),
     Column(
         "position",
         "BIGINT",
         "The line in the file, from 1; the offset in the partition; the number of the event that a"
-        " webhook got, from 1; for a redrive that of the dead letter.",
+        " webhook got, or a worker from a queue, from 1; for a redrive that of the dead letter.",
     ),
     Column(
         "version",
@@ -51,8 +52,8 @@ RAW_EVENTS = Table(
             "DATE",
             "The day on which it landed, in the business time zone. For a file: the date in its"
             " path, else the day on which it was last written to; of Kafka: that of the message's"
-            " timestamp, or of the message before it if that is later; of the webhook: the day on"
-            " which it came.",
+            " timestamp, or of the message before it if that is later; of the webhook or a queue:"
+            " the day on which it came there.",
         ),
         *POSITION,
         Column(

@@ -109,12 +109,12 @@ STREAM_OFFSETS = Table(
     key=("kind", "name", "part", "position"),
     columns=(
         Column("kind", "VARCHAR", "`source`, `consumer`, or `topic` for each Kafka topic read."),
-        Column("name", "VARCHAR", "`kafka`, `webhook`, or the consumer."),
+        Column("name", "VARCHAR", "`kafka`, `webhook`, `sqs`, `sqs_files`, or the consumer."),
         Column(
             "part",
             "VARCHAR",
-            "The `source_name` of the events: topic and partition, or the start of a worker; blank"
-            " for consumers; of a topic its name.",
+            "The `source_name` of the events: topic and partition, or the start of a worker, after"
+            " the name of its sender or queue; blank for consumers; of a topic its name.",
         ),
         Column(
             "position",
@@ -131,6 +131,35 @@ STREAM_OFFSETS = Table(
     ),
 )
 
+QUEUE_MESSAGES = Table(
+    name="queue_messages",
+    description=(
+        "Ledger: the messages of queues that were ingested and may be delivered again. An entry"
+        " leaves five minutes after its message was deleted from the queue, or once the queue can"
+        " have it no longer."
+    ),
+    key=("source", "queue", "message_id", "events"),
+    columns=(
+        Column("source", "VARCHAR", "`sqs` or `sqs_files`."),
+        Column("queue", "VARCHAR", "The URL of the queue."),
+        Column("message_id", "VARCHAR", "The id that the queue gave the message."),
+        Column(
+            "events",
+            "BIGINT",
+            "How many of its events, from the first, were ingested; of several entries of a message"
+            " the highest counts.",
+        ),
+        Column("sent_at", INSTANT, "When it was sent."),
+        Column("ingested_at", INSTANT, "When its events were committed."),
+        Column(
+            "deleted_at",
+            INSTANT,
+            "When it was known to be deleted from the queue; null: it may come again.",
+            nullable=True,
+        ),
+    ),
+)
+
 STREAM_WORKERS = Table(
     name="stream_workers",
     description=(
@@ -142,7 +171,7 @@ STREAM_WORKERS = Table(
         Column("worker", "VARCHAR", "Identifies this start of a worker."),
         Column("host", "VARCHAR", "The machine that it runs on."),
         Column("process_id", "BIGINT", "Its process there."),
-        Column("sources", "VARCHAR", "Its sources: files, kafka, webhook."),
+        Column("sources", "VARCHAR", "Its sources: files, kafka, webhook, sqs, sqs_files."),
         Column("state", "VARCHAR", "`running`, or `stopped` once it has ended in order."),
         Column("problem", "VARCHAR", "The problem at the last heartbeat.", nullable=True),
         Column("figures", "VARCHAR", "Its metrics, as a JSON object."),

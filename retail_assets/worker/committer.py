@@ -293,6 +293,7 @@ def _events(received: Received) -> list[Received]:
             positions=[position],
             payloads=[payload],
             recorded_us=received.recorded_us[number : number + 1],
+            message=received.message.event(number) if received.message else None,
             done=lambda: None,
             failed=lambda _: None,
         )

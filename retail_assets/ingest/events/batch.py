@@ -164,6 +164,16 @@ class EventBatch:
             [source, source_name, position],
         )
 
+    def leave_out_positions(
+        self, source: str, source_name: str, positions: Collection[int]
+    ) -> None:
+        """Unstage certain lines of a source."""
+        self._execute(
+            f"DELETE FROM {STAGED} WHERE source = ? AND source_name = ?"
+            " AND position IN (SELECT unnest(?::BIGINT[]))",
+            [source, source_name, list(positions)],
+        )
+
     def add_day(self, day: date) -> None:
         """Stage all lines of a day to be validated again, to replace their rows."""
         self.changes_stored = True

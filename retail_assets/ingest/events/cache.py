@@ -49,6 +49,7 @@ _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name
 _FAILED = tables.FAILED_EVENT_FILES.name
+_MESSAGES = tables.QUEUE_MESSAGES.name
 _REFERENCE = tuple(table.name for table in REFERENCE_KEYS)
 
 _FILTERED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
@@ -89,8 +90,9 @@ class _Filter:
 class EventCache:
     """Parts of the lake, each with the snapshot up to which it is true.
 
-    `positions` are the next ones that are new of parts of sources, by source and `source_name`: to
-    be used after `refresh`, and set after a commit. `fields` are those in event_fields: none ever
+    `positions` are the next ones that are new of parts of sources, by source and `source_name`, and
+    `messages` what the ledger of queues has, by source and queue: to be used after `refresh`, and
+    set after a commit. `fields` are those in event_fields: none ever
     leaves it.
     """
 
@@ -101,6 +103,7 @@ class EventCache:
         self._filters: dict[str, _Filter] = {}
         self._failed: frozenset[str] = frozenset()
         self.positions: dict[tuple[str, str], int] = {}
+        self.messages: dict[tuple[str, str], dict[str, int]] = {}
         self.fields: set[tuple[str, str]] = set()
         self._copied: set[str] = set()
         self._now = -1
@@ -135,7 +138,7 @@ class EventCache:
     def invalidate(self) -> None:
         """Have all parts read again."""
         self._seen.clear()
-        self.positions.clear()
+        self._forget_positions()
 
     @property
     def is_behind(self) -> bool:
@@ -159,7 +162,7 @@ class EventCache:
         oldest = min(self._seen.values(), default=None)
         self._now = now
         if oldest is None:
-            self.positions.clear()
+            self._forget_positions()
             return
         if now == oldest:
             return
@@ -189,6 +192,9 @@ class EventCache:
                 if name in _REFERENCE or name == _FAILED:
                     if is_new:
                         del self._seen[name]
+                elif name == _MESSAGES:
+                    if not commit.own:
+                        self.messages.clear()
                 elif not change.inserted or commit.own:
                     continue
                 elif name == _LINES:
@@ -196,6 +202,10 @@ class EventCache:
                 elif name in self._filters and is_new:
                     inserted.setdefault(name, []).append(commit.snapshot)
         return inserted
+
+    def _forget_positions(self) -> None:
+        self.positions.clear()
+        self.messages.clear()
 
     def _add_inserted(self, name: str, snapshots: Sequence[int], at_most: int | None) -> bool:
         """Add the rows that some snapshots inserted to a filter, unless they are too many."""

@@ -1,13 +1,14 @@
-"""Events that came by position, from Kafka or a webhook: into the tables, each exactly once.
+"""Events that came by position, from Kafka, a webhook or a queue: into the tables, each once.
 
 The rows and their offsets are one transaction. A position that the ledger has already changes
-nothing; a worker that lost its partition and does not know it yet may offer one.
+nothing; a worker that lost its partition and does not know it yet may offer one. Nor does a message
+of a queue that the ledger of queues has: see `ingest/ledgers/queue_messages.py`.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import groupby
 from operator import attrgetter
@@ -18,8 +19,9 @@ import duckdb
 from retail_assets.ingest.events.batch import AbortError, EventBatch, abort, event_batch
 from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.events.strategies import Small
-from retail_assets.ingest.ledgers import offsets
+from retail_assets.ingest.ledgers import offsets, queue_messages
 from retail_assets.ingest.ledgers.event_files import apply_deltas
+from retail_assets.ingest.ledgers.queue_messages import QueueMessage
 from retail_assets.ingest.messages.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
 
@@ -45,8 +47,9 @@ class Received:
     `offered_at` is when the oldest was offered, in seconds since 1970, and `received_at` since when
     it waits here, by `time.monotonic`; `recorded_us` is when the source recorded the receipt of
     each, in microseconds since 1970, by default of all at `offered_at`. `defect` is why these
-    cannot be events at all, if so. Once they are durable the ingest calls `done`; if they could not
-    be ingested, it calls `failed` with the reason instead.
+    cannot be events at all, if so. `message` is the message of a queue that they came in, if it is
+    a queue. Once they are durable the ingest calls `done`; if they could not be ingested, it calls
+    `failed` with the reason instead.
     """
 
     source: str
@@ -57,6 +60,7 @@ class Received:
     offered_at: float
     defect: str | None = None
     recorded_us: Sequence[int] = ()
+    message: QueueMessage | None = None
     received_at: float = field(default_factory=time.monotonic, compare=False)
     done: Callable[[], None] = field(default=_nothing, compare=False)
     failed: Callable[[str], None] = field(default=_nothing, compare=False)
@@ -93,7 +97,9 @@ def ingest(
         The result of each source with new lines.
     """
     with event_batch(session, "ingest events", _arrow(batch)) as events:
-        entries = _advance(_next_positions(session, batch), batch, events)
+        messages = _Messages.of(session, batch)
+        messages.leave_out_known(events)
+        entries = _advance(_next_positions(session, batch), messages.new, events)
         result = events.apply()
         others = []
         for delta in result.deltas:
@@ -104,7 +110,9 @@ def ingest(
                 others.append(delta)
         offsets.append(session.connection, list(entries.values()))
         apply_deltas(session, others)
+        messages.enter(session)
         also()
+    messages.committed(session)
     warn_of_new_fields(result.new_fields)
     if session.cache:
         session.cache.positions.update({part: entry.position for part, entry in entries.items()})
@@ -158,6 +166,66 @@ def warm_session(lake: Lake, connection: duckdb.DuckDBPyConnection) -> EventSess
 
 
 _Part = tuple[str, str]
+
+
+@dataclass
+class _Messages:
+    """The messages of queues in a batch, by what the ledger has of each.
+
+    `new` are the parts of the batch without what was ingested before, or is not this worker's.
+    """
+
+    known: dict[queue_messages.Part, dict[str, int]]
+    new: list[Received] = field(default_factory=list)
+    _left_out: dict[_Part, list[int]] = field(default_factory=dict)
+    _entered: dict[tuple[queue_messages.Part, str], QueueMessage] = field(default_factory=dict)
+    _repeated: list[QueueMessage] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, session: EventSession, batch: Sequence[Received]) -> "_Messages":
+        """In a transaction, look each message up."""
+        parts = {received.message.part for received in batch if received.message}
+        found = cls(queue_messages.ingested(session, parts) if parts else {})
+        for received in batch:
+            found._sort(received)
+        return found
+
+    def _sort(self, received: Received) -> None:
+        message = received.message
+        if message is None:
+            self.new.append(received)
+            return
+        known, count = self.known[message.part], len(received.payloads)
+        before = max(0, min(known.get(message.message_id, 0) - message.first, count))
+        if before == count:
+            self._repeated.append(message)
+        elif message.is_held():
+            known[message.message_id] = message.first + count
+            self._entered[message.part, message.message_id] = message
+        else:
+            before = count
+        if before:
+            part = (received.source, received.source_name)
+            self._left_out.setdefault(part, []).extend(received.positions[:before])
+        if before < count:
+            self.new.append(replace(received, positions=received.positions[before:]))
+
+    def leave_out_known(self, events: EventBatch) -> None:
+        """Unstage what is not new."""
+        for part, positions in self._left_out.items():
+            events.leave_out_positions(*part, positions)
+
+    def enter(self, session: EventSession) -> None:
+        """Enter the messages that are new."""
+        counts = [self.known[part][id_] for part, id_ in self._entered]
+        queue_messages.enter(session.connection, list(self._entered.values()), counts)
+
+    def committed(self, session: EventSession) -> None:
+        """After the commit, keep what the ledger has now."""
+        if session.cache:
+            session.cache.messages.update(self.known)
+        for message in self._repeated:
+            message.on_repeat()
 
 
 def _next_positions(session: EventSession, batch: Sequence[Received]) -> dict[_Part, int]:
