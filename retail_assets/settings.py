@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         description="Where event files land: a folder (default `events` in the data folder) or an"
         " `s3://` prefix.",
     )
+    events_listed: bool = Field(
+        default=True,
+        description="Whether the folder or bucket of event files is listed to find new ones."
+        " `false` for a bucket of very many, whose new files the notifications of a queue name"
+        " (`stream --sqs-files`): only files that could not be read are looked at again.",
+    )
     changed_event_files: Literal["keep", "replace"] = Field(
         default="keep",
         description="The events of an event file that got shorter or starts"
@@ -211,6 +217,18 @@ class Settings(BaseSettings):
         repr=False,
         description="More options of librdkafka for every Kafka client, as a JSON object, such as"
         ' `{"security.protocol": "SASL_SSL"}`.',
+    )
+    sqs_envelope: Literal["none", "sns"] = Field(
+        default="none",
+        description="The envelope of the messages that `stream --sqs` reads: `none`, a body is"
+        " events, or `sns`, as Amazon SNS delivers without raw message delivery.",
+    )
+    sqs_visibility_seconds: int = Field(
+        default=60,
+        ge=10,
+        le=120,
+        description="Seconds that Amazon SQS holds a message back for a worker, which extends them"
+        " until the message is committed. After a crash it is delivered again so much later.",
     )
     stop_seconds: float = Field(
         default=100,

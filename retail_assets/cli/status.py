@@ -60,6 +60,7 @@ def collect_status(settings: Settings) -> dict[str, Any]:
         "pending event files": len(events.files),
         "pending event bytes": sum(file.size_bytes for file in events.files.values()),
         "oldest pending event file, seconds": max(0, (now - oldest_event) // 1_000_000_000),
+        **({} if settings.events_listed else {"event files": "not listed: RETAIL_EVENTS_LISTED"}),
         "event files not read": len(events.not_read),
         **({"not read, first": events.names_not_read()} if events.not_read else {}),
         "event files left alone": len(events.left_alone),

@@ -28,18 +28,34 @@ def stream(
         str, typer.Option(help="Workers of one group share the topic's partitions.")
     ] = "retail-assets",
     http: Annotated[str | None, typer.Option(help="Where the webhook listens: HOST:PORT.")] = None,
+    sqs: Annotated[
+        str | None, typer.Option(help="URL of an Amazon SQS queue whose messages are events.")
+    ] = None,
+    sqs_files: Annotated[
+        str | None,
+        typer.Option(help="URL of an Amazon SQS queue whose messages name new event files."),
+    ] = None,
     consumers: Annotated[
         bool, typer.Option(help="Run fraud, inventory, live revenue and notifications.")
     ] = True,
 ) -> None:
-    """Ingest events as they arrive, from files, Kafka and a webhook, until it is stopped."""
+    """Ingest events as they arrive, from files, Kafka, a webhook and queues, until stopped."""
     from retail_assets.worker.build import Options, build_worker
     from retail_assets.worker.deadline import ends_in_time
 
     settings = load_settings()
     worker = build_worker(
         settings,
-        Options(files=files, kafka=kafka, topic=topic, group=group, http=http, consumers=consumers),
+        Options(
+            files=files,
+            kafka=kafka,
+            topic=topic,
+            group=group,
+            http=http,
+            sqs=sqs,
+            sqs_files=sqs_files,
+            consumers=consumers,
+        ),
     )
     handler = logging.StreamHandler()
     handler.setFormatter(SentenceFormatter("%(asctime)s %(levelname)s %(message)s"))

@@ -36,6 +36,16 @@ DEFECTS: Mapping[str, str] = {
         "The message or line is an array of objects, or several objects without a line each: it is"
         " kept whole."
     ),
+    "no_envelope": (
+        "The message is no envelope of Amazon SNS, as RETAIL_SQS_ENVELOPE says that it is."
+    ),
+    "no_notification": (
+        "The message is no notification of Amazon S3, though the queue is one of these."
+    ),
+    "outside_events": (
+        "The notification is about an object that does not lie in RETAIL_EVENTS: the queue gets"
+        " those of another bucket or prefix, too."
+    ),
     "line_too_long": (
         "The line has more than 1,000,000 bytes. A file keeps its first 1,000, a message keeps all."
     ),

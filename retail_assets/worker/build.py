@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retail_assets.outbound.kafka import TopicProducer
     from retail_assets.settings import Settings
     from retail_assets.worker.background import Iteration
+    from retail_assets.worker.sources.queues.source import QueueSource
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +28,27 @@ NOTIFY_SECONDS = 5.0
 CHECKSUM_SECONDS = 30.0
 """How often checksums of new files are noted: by then, small files were merged."""
 
+QUEUE_SECONDS = 30.0
+"""How often the ledger of queues is told which messages are deleted."""
+
 LAG_SECONDS = 5.0
 """How often the lag of consumers is measured."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a worker: `http` is host and port, `kafka` the brokers."""
+    """The options of a worker: `http` is host and port, `kafka` the brokers.
+
+    `sqs` and `sqs_files` are the URLs of queues with events, and with names of event files.
+    """
 
     files: bool = True
     kafka: str | None = None
     topic: str | None = None
     group: str = "retail-assets"
     http: str | None = None
+    sqs: str | None = None
+    sqs_files: str | None = None
     consumers: bool = True
 
 
@@ -80,8 +89,12 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
                 metrics_text=lambda: _metrics(worker),
             )
         )
+    if options.sqs or options.sqs_files:
+        _add_queues(worker, settings, options)
     if not options.files and not worker.sources:
-        raise UsageError("A worker needs a source: event files, --kafka or --http.")
+        raise UsageError(
+            "A worker needs a source: event files, --kafka, --http, --sqs or --sqs-files."
+        )
     if options.consumers:
         _add_consumers(worker, settings)
     worker.add_loop(
@@ -91,6 +104,51 @@ def build_worker(settings: "Settings", options: Options) -> Worker:
         on_wake=False,
     )
     return worker
+
+
+def _add_queues(worker: Worker, settings: "Settings", options: Options) -> None:
+    from retail_assets.worker.sources.queues import bodies
+    from retail_assets.worker.sources.queues.named_files import NamedFiles
+    from retail_assets.worker.sources.queues.source import QueueSource
+    from retail_assets.worker.sources.queues.sqs import SqsQueue
+
+    if options.sqs == options.sqs_files:
+        raise UsageError("--sqs and --sqs-files need a queue each: its messages are one or other.")
+    if options.sqs:
+        in_sns = settings.sqs_envelope == "sns"
+        source = QueueSource(
+            SqsQueue(options.sqs),
+            "sqs",
+            settings=settings,
+            worker=worker.name,
+            open_body=bodies.open_sns_events if in_sns else bodies.open_events,
+        )
+        _add_queue(worker, source)
+    if options.sqs_files:
+        bucket, _, prefix = settings.events_location.removeprefix("s3://").partition("/")
+        if not settings.events_location.startswith("s3://"):
+            raise UsageError(
+                "--sqs-files reads event files from a bucket: set RETAIL_EVENTS=s3://BUCKET/PREFIX."
+            )
+        source = QueueSource(
+            SqsQueue(options.sqs_files),
+            "sqs_files",
+            settings=settings,
+            worker=worker.name,
+            open_body=bodies.open_notifications(bucket, prefix.rstrip("/")),
+            files=NamedFiles(settings, worker.lake, worker.metrics, on_commit=worker.note_ingest),
+        )
+        _add_queue(worker, source)
+
+
+def _add_queue(worker: Worker, source: "QueueSource") -> None:
+    worker.sources.append(source)
+    worker.add_loop(
+        f"ledger of {source.name}",
+        lambda connection, _: source.note_deleted(worker.lake, connection),
+        seconds=QUEUE_SECONDS,
+        on_wake=False,
+    )
 
 
 def _metrics(worker: Worker) -> bytes:

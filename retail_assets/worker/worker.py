@@ -1,4 +1,4 @@
-"""The resident worker: events from files, Kafka and a webhook into the lake within milliseconds.
+"""The resident worker: events from all sources into the lake within milliseconds.
 
 Threads: each source has its own; one commits what they received; files have their own, so that a
 large one blocks nobody; and each consumer follows at its own pace.
@@ -60,7 +60,7 @@ class Worker:
         self._loops: list[Loop] = []
         self._lock = CooldownLock()
         self._files = (
-            FilePipeline(settings, self.lake, self.metrics, on_commit=self._note_ingest)
+            FilePipeline(settings, self.lake, self.metrics, on_commit=self.note_ingest)
             if files
             else None
         )
@@ -173,7 +173,7 @@ class Worker:
             self.metrics,
             beat=self._beat,
             beat_is_due=lambda: time.monotonic() - self._beat_at >= heartbeat.BEAT_SECONDS,
-            on_commit=self._note_ingest,
+            on_commit=self.note_ingest,
         )
 
     def _wait(self, stop: threading.Event, intake: threading.Thread) -> None:
@@ -232,7 +232,8 @@ class Worker:
         with self.lake.transaction(connection, "heartbeat"):
             self._beat(connection)
 
-    def _note_ingest(self) -> None:
+    def note_ingest(self) -> None:
+        """Wake the loops that follow, and have them cool down: something was committed."""
         self._lock.note_events()
         self.wake()
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from functools import cached_property
@@ -79,6 +80,18 @@ class EventFolder:
             {_printable(path) or ".": why for path, why in sorted(found.left_alone.items())},
             tuple(map(_printable, sorted(found.not_read))),
         )
+
+    def look_at(self, paths: Iterable[str]) -> Listing:
+        """Look at some files alone, as `list` would show them; those that are gone are left out."""
+        found = _Found()
+        for path in paths:
+            try:
+                found.files[path] = self.stat(path)
+            except FileNotFoundError:
+                continue
+            except (OSError, UsageError) as error:
+                found.left_alone[path] = f"cannot be looked at: {error}"
+        return Listing(found.files, found.left_alone)
 
     def stat(self, path: str) -> FoundFile:
         """Look at one file.

@@ -96,6 +96,7 @@ def ingest(
     unknown: Collection[str] = (),
     forget_gone: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    whole: bool = False,
     limits: ReadLimits = LIMITS,
 ) -> IngestResult:
     """Ingest the new lines of some event files; a bad file fails alone, by name.
@@ -109,6 +110,7 @@ def ingest(
             it has one of them, nothing of that file is ingested.
         forget_gone: also remove failures of files that are gone: nobody can correct them.
         stop: called after each chunk; says whether to leave the rest for another time.
+        whole: whether nobody writes to the files any more, however new they are.
         limits: how much is read and committed at once.
 
     Returns:
@@ -117,7 +119,7 @@ def ingest(
     Raises:
         Exception: if the lake cannot be written to; no file is blamed for it.
     """
-    work = _FileIngest(session, settings, progress, stop, limits)
+    work = _FileIngest(session, settings, progress, stop, limits, whole)
     found = work.run(list(paths), unknown)
     if forget_gone and not stop():
         work.forget_gone()
@@ -134,6 +136,7 @@ class _FileIngest:
         progress: Callable[[int], None],
         stop: Callable[[], bool],
         limits: ReadLimits,
+        whole: bool,
     ) -> None:
         self._session = session
         self._lake, self._connection = session.lake, session.connection
@@ -141,6 +144,7 @@ class _FileIngest:
         self._progress = progress
         self._stop = stop
         self._limits = limits
+        self._whole = whole
         self._folder = event_folder(settings)
         self._waiting: list[Waiting] = []
         self._weight = 0
@@ -224,9 +228,8 @@ class _FileIngest:
                 lambda: self._folder.open(path),
                 compressed=is_compressed(file.path),
                 known=entry.progress if entry and entry.retracted_us is None else Progress(),
-                settled=file.is_settled(
-                    time.time_ns(), self._settings.event_settle_seconds, seen_ns
-                ),
+                settled=self._whole
+                or file.is_settled(time.time_ns(), self._settings.event_settle_seconds, seen_ns),
                 limits=self._limits,
             ):
                 yield file, chunk

@@ -59,6 +59,8 @@ def pending_event_files(
 ) -> Pending:
     """Compare what lies in the folder with the ledger, by name, size and time alone.
 
+    A folder that is not listed (RETAIL_EVENTS_LISTED) has at most the files that could not be read.
+
     Args:
         settings: where the files and the lake lie.
         connection: a connection to the lake; by default one is opened for this.
@@ -66,9 +68,14 @@ def pending_event_files(
     Raises:
         RetailAssetsError: if a bucket cannot be reached.
     """
-    listing = event_folder(settings).list()
+    listed = settings.events_listed
+    if connection is None:
+        lake = LakeState.of_settings(settings, failed_only=not listed)
+    else:
+        lake = LakeState.read(connection, failed_only=not listed)
+    folder = event_folder(settings)
+    listing = folder.list() if listed else folder.look_at(lake.failed)
     left_alone = dict(listing.left_alone)
-    lake = LakeState.of_settings(settings) if connection is None else LakeState.read(connection)
     now = time.time_ns()
     files: dict[str, FoundFile] = {}
     unsettled: list[str] = []

@@ -133,17 +133,19 @@ class LakeState:
     workers: tuple[str, ...] = ()
 
     @classmethod
-    def of_settings(cls, settings: "Settings") -> "LakeState":
+    def of_settings(cls, settings: "Settings", *, failed_only: bool = False) -> "LakeState":
         """Read it; of a lake that is not there yet it is empty."""
         try:
             with Lake.from_settings(settings).connect(read_only=True) as connection:
-                return cls.read(connection)
+                return cls.read(connection, failed_only=failed_only)
         except NoLakeError:
             return cls()
 
     @classmethod
-    def read(cls, connection: duckdb.DuckDBPyConnection) -> "LakeState":
-        """Read it.
+    def read(
+        cls, connection: duckdb.DuckDBPyConnection, *, failed_only: bool = False
+    ) -> "LakeState":
+        """Read it, or as much of `ingested` as there is of the files that failed.
 
         `ingested` has size, time, version, bytes and last line of each file, and when that was
         ingested (ns since 1970); `failed` size, time, problem, attempts and when the last was.
@@ -155,6 +157,7 @@ class LakeState:
                 "SELECT path, if(retracted_at IS NULL, size_bytes, -1), modified_ns, version,"
                 " bytes_taken, last_line, epoch_ns(ingested_at) FROM lake.event_files"
                 " WHERE superseded_at IS NULL"
+                + (" AND path IN (SELECT path FROM lake.failed_event_files)" if failed_only else "")
             ).fetchall()
         }
         failed = {

@@ -170,7 +170,8 @@ class FilePipeline:
         began = time.monotonic()
         pending = event_pending.pending_event_files(self._settings, connection)
         with self._changed:
-            self._known = (self._known or set()) | pending.lake.ingested.keys()
+            if self._settings.events_listed:
+                self._known = (self._known or set()) | pending.lake.ingested.keys()
             self._pending = dict(pending.files)
             self._changed.notify_all()
         self._metrics.gauge(

@@ -7,10 +7,9 @@ transaction ingests: if a chunk were refused while the next one is ingested, it 
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date
 from operator import lt, methodcaller
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
 
 from retail_assets.ingest.messages.payloads import Tombstone
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from confluent_kafka import Message
+
+    from retail_assets.worker.sources.received_dates import ReceivedDates
 
 CHUNK_EVENTS = 200_000
 CHUNK_BYTES = 64 << 20
@@ -33,54 +34,6 @@ def payload_of(message: "Message") -> bytes:
     """The payload of a message; one without a value is a tombstone of its key, and no event."""
     value: bytes | None = message.value()
     return Tombstone.of(message.key()) if value is None else value
-
-
-class ReceivedDates:
-    """The day on which a message was received: that of its timestamp, if that is a partition."""
-
-    def __init__(self, timezone: str, first: date) -> None:
-        self._timezone = ZoneInfo(timezone)
-        self._first = first
-        self._day = first
-        self._from = self._to = 0
-
-    def today(self) -> date:
-        """The day that it is now."""
-        return datetime.now(self._timezone).date()
-
-    def of(self, timestamp: int, before: date | None) -> date:
-        """Return the day of a message.
-
-        No message counts for an earlier day than the one before it in its partition, whatever the
-        clock of its producer says. Otherwise, two producers whose clocks differ would make chunks
-        of one message each at midnight.
-
-        Args:
-            timestamp: milliseconds since 1970; -1 for none.
-            before: the day of the message before it in its partition, if known.
-        """
-        if not self._from <= timestamp < self._to and not self._look_up(timestamp):
-            return before or self.today()
-        return self._day if before is None or before < self._day else before
-
-    def are_of(self, day: date, timestamps: "Sequence[int]") -> bool:
-        """Whether all messages are of a day, as far as that is seen at once."""
-        return day == self._day and self._from <= min(timestamps) and max(timestamps) < self._to
-
-    def _look_up(self, timestamp: int) -> bool:
-        """Keep the day of a timestamp and its bounds; False if it is no partition."""
-        try:
-            day = datetime.fromtimestamp(timestamp / 1000, self._timezone).date()
-        except (OverflowError, OSError, ValueError):
-            return False
-        if not self._first <= day <= self.today():
-            return False
-        self._day, self._from, self._to = day, self._begin(day), self._begin(day + timedelta(1))
-        return True
-
-    def _begin(self, day: date) -> int:
-        midnight = datetime(day.year, day.month, day.day, tzinfo=self._timezone)
-        return int(midnight.timestamp() * 1000)
 
 
 @dataclass
@@ -110,7 +63,7 @@ class PartitionQueue:
     """
 
     source_name: str
-    dates: ReceivedDates
+    dates: "ReceivedDates"
     position: int | None = None
     day: date | None = None
     under_way: bool = False

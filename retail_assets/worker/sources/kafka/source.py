@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.messages.load import Received
 from retail_assets.worker.sources.kafka.client import Topic
-from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue, ReceivedDates
+from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue
 from retail_assets.worker.sources.kafka.start_offsets import StartOffsets
+from retail_assets.worker.sources.received_dates import ReceivedDates
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message, TopicPartition

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.worker.sources.kafka import partition_buffer
-from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue, ReceivedDates
+from retail_assets.worker.sources.kafka.partition_buffer import PartitionQueue
+from retail_assets.worker.sources.received_dates import ReceivedDates
 
 LONDON = ZoneInfo("Europe/London")
 FIRST = date(2024, 1, 1)

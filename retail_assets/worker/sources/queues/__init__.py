@@ -1,0 +1,1 @@
+"""Message queues as sources: messages that are deleted once they are in the lake."""
