@@ -90,7 +90,9 @@ def _of_settings(settings: Any) -> Iterator[str]:
             )
             yield from (found for option in value.values() for found in _within(str(option)))
             for option in value.values():
-                if hasattr(option, "model_fields_set"):
+                if hasattr(option, "get_secret_value"):
+                    yield option.get_secret_value()
+                elif hasattr(option, "model_fields_set"):
                     yield from _of_settings(option)
         elif not field.repr and value is not None:
             for text in [value] if isinstance(value, str) else value:

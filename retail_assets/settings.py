@@ -273,6 +273,12 @@ class Settings(BaseSettings):
         description="Events that the webhook accepts at once after a quiet time, and in one"
         " request.",
     )
+    lookup_secrets: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Secrets that the headers of lookups name, as a JSON object, see"
+        " [lookups](mapping.md#lookups).",
+    )
     notify_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         repr=False,
@@ -364,6 +370,19 @@ class Settings(BaseSettings):
             # The value is not shown: it may have a password.
             raise ValueError('it must be a JSON object, such as {"client.id": "shop"}')  # noqa: TRY004
         return options
+
+    @field_validator("lookup_secrets", mode="before")
+    @classmethod
+    def _secrets_of_json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, dict):
+            # The value is not shown: it has secrets.
+            raise ValueError('it must be a JSON object, such as {"crm": "…"}')  # noqa: TRY004
+        return value
 
     @field_validator("webhook_senders", mode="before")
     @classmethod

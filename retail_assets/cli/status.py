@@ -24,6 +24,7 @@ from retail_assets.ingest.exports.stale_days import (
 from retail_assets.ingest.ledgers.workers import LAG, heartbeats, state
 from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
+from retail_assets.outbound.lookups.follow import waiting_of
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 from retail_assets.worker.metrics import FILE_GAUGES
@@ -193,5 +194,10 @@ def _stream_state(settings: Settings, connection: "duckdb.DuckDBPyConnection") -
         behind = lag(connection, consumer)
         found[f"{name} behind, commits"] = behind.snapshots
         found[f"{name} behind, seconds"] = round(behind.seconds, 1)
+    for name, (waiting, failing, problem) in waiting_of(connection).items():
+        found[f"lookup {name}, values waiting"] = waiting
+        if failing:
+            found[f"lookup {name}, failing"] = failing
+            found[f"lookup {name}, problem"] = problem
     (keys,) = connection.execute("SELECT count(*) FROM consumer_dead_letters").fetchone() or (0,)
     return found | {"keys set aside by consumers": keys}

@@ -14,6 +14,7 @@ from typing_extensions import override
 from retail_assets.errors import UsageError
 from retail_assets.mapping.exports import NATIVE_EXPORTS, ExportMapping, ReferenceMapping
 from retail_assets.mapping.fields import Section
+from retail_assets.mapping.lookups import Lookups
 
 SHOWN_ERRORS = 10
 
@@ -24,6 +25,10 @@ class Mapping(Section):
     exports: ExportMapping = Field(default=NATIVE_EXPORTS, description="The order exports.")
     reference: ReferenceMapping = Field(
         default=ReferenceMapping(), description="The reference files."
+    )
+    lookups: Lookups = Field(
+        default_factory=dict,
+        description="What APIs outside are asked about fields of the events, by name.",
     )
 
 

@@ -45,6 +45,7 @@ from retail_assets.tables.live import (
     STOCK_ALERTS,
     WHOLE_DAYS,
 )
+from retail_assets.tables.lookups import API_LOOKUPS, EVENT_LOOKUPS, WAITING_LOOKUPS
 from retail_assets.tables.model import INSTANT, MONEY, TOTAL, Column, Feed, Table, View
 
 ALL = (
@@ -72,6 +73,8 @@ ALL = (
     INVENTORY_LEVELS,
     STOCK_ALERTS,
     CONSUMER_DEAD_LETTERS,
+    API_LOOKUPS,
+    WAITING_LOOKUPS,
     EXPORT_FILES,
     EVENT_FILES,
     FAILED_EVENT_FILES,
@@ -83,10 +86,11 @@ ALL = (
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in ALL}
 
-VIEWS = (REVENUE_NOW, REVENUE_BY_MINUTE, ORDER_CHARGES)
+VIEWS = (REVENUE_NOW, REVENUE_BY_MINUTE, ORDER_CHARGES, EVENT_LOOKUPS)
 
 __all__ = [
     "ALL",
+    "API_LOOKUPS",
     "BY_NAME",
     "CHANGED_DAYS",
     "COMPLETED_ORDERS",
@@ -99,6 +103,7 @@ __all__ = [
     "ENRICHED_EVENTS",
     "EVENT_FIELDS",
     "EVENT_FILES",
+    "EVENT_LOOKUPS",
     "EXPORT_FILES",
     "FAILED_DAYS",
     "FAILED_EVENT_FILES",
@@ -126,6 +131,7 @@ __all__ = [
     "STREAM_WORKERS",
     "TOTAL",
     "VIEWS",
+    "WAITING_LOOKUPS",
     "WHOLE_DAYS",
     "Column",
     "Feed",

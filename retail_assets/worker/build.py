@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from retail_assets.consumers.framework import Consumer
     from retail_assets.outbound.kafka import TopicProducer
+    from retail_assets.outbound.lookups.follow import LookupFollower
     from retail_assets.settings import Settings
     from retail_assets.worker.background import Iteration
     from retail_assets.worker.sources.queues.source import QueueSource
@@ -178,6 +179,7 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
             shares_lock=False,
             at_end=producer.close,
         )
+    _add_lookups(worker, settings)
     if settings.notify_urls:
         from retail_assets.outbound.notifications.services import check_services
 
@@ -189,6 +191,29 @@ def _add_consumers(worker: Worker, settings: "Settings") -> None:
             on_wake=False,
             shares_lock=False,
         )
+
+
+def _add_lookups(worker: Worker, settings: "Settings") -> None:
+    from retail_assets.outbound.lookups.client import LookupClient
+    from retail_assets.outbound.lookups.follow import LookupFollower
+
+    for name, lookup in settings.source_mapping.lookups.items():
+        client = LookupClient(name, lookup, settings)
+        follower = LookupFollower(worker.lake, client)
+        worker.add_loop(
+            f"lookup {name}",
+            _look_up(worker, follower),
+            seconds=CONSUMER_SECONDS,
+            shares_lock=False,
+            at_end=client.close,
+        )
+
+
+def _look_up(worker: Worker, follower: "LookupFollower") -> "Iteration":
+    def iterate(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+        worker.metrics.gauge(follower.iterate(connection, stop=lambda: worker.stopping))
+
+    return iterate
 
 
 def _consume(worker: Worker, consumer: "Consumer") -> "Iteration":

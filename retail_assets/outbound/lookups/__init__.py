@@ -1,0 +1,1 @@
+"""Lookups: an API outside is asked about values of the events, beside the ingest."""
