@@ -5,6 +5,7 @@ long because it is one statement of SQL: each level needs the columns of the one
 """
 
 from retail_assets.engines.duckdb import BLANKS
+from retail_assets.engines.event_lines import LINES, with_lines
 from retail_assets.engines.timestamps import instant
 from retail_assets.lake.sql import literal
 
@@ -12,7 +13,7 @@ TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status"
 """The fields that are text."""
 
 FIELDS = (*TEXTS, "order_value_gbp", "quantity", "event_timestamp")
-"""The known fields; all others of an event are extra."""
+"""The known fields but for `lines`; all others of an event are extra."""
 
 MAX_DEPTH = 100
 """How deep objects and lists may be nested. DuckDB's functions are recursive: a line of brackets
@@ -53,17 +54,18 @@ def parsed(lines: str) -> str:
           unreadable;
         - `currency`: the extra field of that name, in upper case and without blanks around it;
         - `time_is_text` (BOOLEAN), `nul` (BOOLEAN: whether a text may have the character NUL);
+        - `has_lines` and the others of `event_lines.with_lines`;
         - `extra`: all other fields, as JSON, null if none.
     """
     schema = ", ".join(f'"{name}": "JSON"' for name in FIELDS)
     texts = ", ".join(f"{_text(f'f.{name}')} AS {name}" for name in TEXTS if name != "status")
     has = ", ".join(f"f.{name} IS NOT NULL AS has_{name}" for name in FIELDS)
     there = " + ".join(f"has_{name}::TINYINT" for name in FIELDS)
-    known = ", ".join(literal(name) for name in FIELDS)
-    nothing = ", ".join(f'"{name}": null' for name in FIELDS)
+    known = ", ".join(literal(name) for name in (*FIELDS, LINES))
+    nothing = ", ".join(f'"{name}": null' for name in (*FIELDS, LINES))
     value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
     # A CASE, unlike AND, evaluates a branch only for the rows that need it.
-    return f"""
+    events = f"""
         SELECT * EXCLUDE (f, keys, irregular, value_text, time_text, quantity_text, is_object,
                 number),
             TRY_CAST(number AS DECIMAL(18,6)) AS order_value_gbp,
@@ -83,6 +85,8 @@ def parsed(lines: str) -> str:
             CASE WHEN irregular THEN CASE WHEN len(keys) > list_unique(keys) THEN
                 list_filter(map_entries(list_histogram(keys)), lambda e: e.value > 1)[1].key
                 END END AS repeated,
+            CASE WHEN irregular THEN CASE WHEN list_contains(keys, '{LINES}')
+                THEN json_extract(payload, '/{LINES}') END END AS lines_json,
             CASE WHEN irregular THEN CASE WHEN NOT list_has_all([{known}], keys)
                 THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END END AS extra
         FROM (
@@ -120,6 +124,7 @@ def parsed(lines: str) -> str:
             )
         )
     """
+    return with_lines(events, "lines_json")
 
 
 def _too_deep() -> str:

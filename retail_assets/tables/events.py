@@ -106,7 +106,13 @@ ENRICHED_EVENTS = Table(
                     False,
                 ),
                 ("order_value_gbp", MONEY, "Value of the order in GBP, above zero.", False, False),
-                ("quantity", "BIGINT", "Units ordered, if the event says so.", True, False),
+                (
+                    "quantity",
+                    "BIGINT",
+                    "Units ordered, if the event or its lines say so.",
+                    True,
+                    False,
+                ),
                 (
                     "event_timestamp",
                     INSTANT,
@@ -136,6 +142,16 @@ ENRICHED_EVENTS = Table(
         ),
         from_column(
             "customers.home_region", "VARCHAR", "The customer's home region, or `unknown`."
+        ),
+        Column(
+            "lines",
+            "VARCHAR",
+            "The lines of the order, if the event has them: a JSON list of objects with"
+            " `line_number`, `product_id`, `quantity`, `order_value_gbp`, and in `extra` the line's"
+            " other fields, if it has any.",
+            nullable=True,
+            derived_from=("raw_events.payload",),
+            personal=True,
         ),
         Column(
             "extra",

@@ -3,7 +3,7 @@
 A reader types the fields (`engines`): a value that it cannot read is null here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import narwhals as nw
 
@@ -21,6 +21,12 @@ MID_VALUE_GBP = 100
 EARLIEST_YEAR = 2000
 
 OUT_OF_RANGE_GBP = 10_000_000_000
+
+MAX_LINES = 1_000
+"""How many lines an event may have."""
+
+MAX_LINE_QUANTITY = 999_999_999
+"""The units of all lines have to be a number that the lake can hold."""
 
 REQUIRED = ("order_id", "customer_id", "order_value_gbp", "region")
 
@@ -70,19 +76,26 @@ REASONS: Mapping[str, str] = {
     "repeated_field": "A field stands twice: readers would disagree which one counts.",
     "control_character": "A text of the event holds the escape of the character NUL.",
     "missing_field": (
-        "A required field is not there or null: order_id, customer_id, order_value_gbp, region."
+        "A required field is not there or null: order_id, customer_id, order_value_gbp, region; in"
+        " a line product_id, quantity, order_value_gbp."
     ),
     "wrong_type": (
         "The value has another type than the field: ids, region, status and event_timestamp are"
-        " texts, quantity is a whole number, order_value_gbp is a number or a text that is one."
+        " texts, quantity and a line's line_number are whole numbers, order_value_gbp is a number"
+        " or a text that is one, lines is a list of objects."
     ),
     "blank_value": (
-        "The text of a required field is blank, or order_id or customer_id is a text that stands"
-        " for none, such as `NULL`, `None`, `NaN` or `undefined`."
+        "The text of a required field is blank, or order_id, customer_id or a line's product_id is"
+        " a text that stands for none, such as `NULL`, `None`, `NaN` or `undefined`."
     ),
     "not_finite": "order_value_gbp is NaN, Infinity, or as large as no double is, such as 1e400.",
-    "not_positive": "order_value_gbp or quantity is not above zero.",
-    "out_of_range": "order_value_gbp is above 9,999,999,999.99.",
+    "not_positive": (
+        "order_value_gbp or quantity is not above zero; of a line, order_value_gbp is below zero,"
+        " or quantity or line_number not above it."
+    ),
+    "out_of_range": (
+        "order_value_gbp is above 9,999,999,999.99, or a line's quantity above 999,999,999."
+    ),
     "fraction_of_penny": (
         "order_value_gbp has more than two decimals; what binary numbers add from the seventh"
         " decimal on is ignored."
@@ -99,12 +112,24 @@ REASONS: Mapping[str, str] = {
     "absurd_timestamp": (
         "event_timestamp lies before the year 2000, or more than a day after the event landed."
     ),
+    "no_lines": (
+        "lines is an empty list: leave it out where the event does not say what was ordered."
+    ),
+    "too_many_lines": f"lines has more than {MAX_LINES:,} lines.",
+    "line_numbers": "Some lines have a line_number and some have none, or two have the same.",
+    "lines_do_not_add_up": (
+        "The values of the lines do not add up to the event's order_value_gbp, to the penny, or"
+        " their quantities to the event's own quantity. Spread a discount over the values of the"
+        " lines; shipping may be a line."
+    ),
+    "not_in_lines": "The event's own product_id is that of no line.",
     "conflicting_event": (
         "An event of other content was received before under the same event_id. A redrive"
         " ingests it as an event of its own, identified by its content."
     ),
 }
-"""Why an event is dead-lettered. The rules are tried in this order; the first that fails counts."""
+"""Why an event is dead-lettered. The rules are tried in this order, those of the event before those
+of its lines; the first that fails counts."""
 
 _TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
 
@@ -118,13 +143,14 @@ def validate(parsed: nw.LazyFrame) -> nw.LazyFrame:
     Returns:
         The same rows with `reason` and `field` (String), both null for a valid event.
     """
-    rules = list(_rules())
-    none = len(rules)
-    first_broken = nw.lit(none)
-    for number, (broken, _, _) in reversed(list(enumerate(rules))):
-        first_broken = nw.when(broken).then(nw.lit(number)).otherwise(first_broken)
+    rules, line_rules = list(_rules()), list(_line_rules())
+    first_line_rule, none = len(rules), len(rules) + len(line_rules)
+    first_broken = _first_broken(line_rules, first_line_rule, nw.lit(none))
+    # Most events have no lines, and their rules are tried for no other.
+    first_broken = nw.when(nw.col("has_lines")).then(first_broken).otherwise(nw.lit(none))
+    first_broken = _first_broken(rules, 0, first_broken)
     reason = field = nw.lit(None, dtype=nw.String)
-    for number, (_, code, name) in enumerate(rules):
+    for number, (_, code, name) in enumerate([*rules, *line_rules]):
         is_it = nw.col("rule") == number
         reason = nw.when(is_it).then(_expr(code)).otherwise(reason)
         if name is not None:
@@ -143,6 +169,13 @@ def validate(parsed: nw.LazyFrame) -> nw.LazyFrame:
 
 
 _Rule = tuple[nw.Expr, str | nw.Expr, str | nw.Expr | None]
+
+
+def _first_broken(rules: Sequence[_Rule], first: int, otherwise: nw.Expr) -> nw.Expr:
+    """The number of the first rule that is broken, where they are numbered from `first` on."""
+    for number, (broken, _, _) in reversed(list(enumerate(rules, first))):
+        otherwise = nw.when(broken).then(nw.lit(number)).otherwise(otherwise)
+    return otherwise
 
 
 def _rules() -> Iterator[_Rule]:
@@ -181,6 +214,20 @@ def _rules() -> Iterator[_Rule]:
     )
     absurd = (col("event_date").dt.year() < EARLIEST_YEAR) | (col("days_ahead") > 1)
     yield absurd, "absurd_timestamp", "event_timestamp"
+
+
+def _line_rules() -> Iterator[_Rule]:
+    """The same for events with lines; a reader has looked at the fields of each line."""
+    col, count = nw.col, nw.col("line_count")
+    yield count.is_null(), "wrong_type", "lines"
+    yield count == 0, "no_lines", "lines"
+    yield count > MAX_LINES, "too_many_lines", "lines"
+    yield ~col("line_fault").is_null(), col("line_fault"), col("line_field")
+    yield ~col("lines_numbered"), "line_numbers", "lines"
+    yield col("lines_value") != col("order_value_gbp"), "lines_do_not_add_up", "order_value_gbp"
+    yield col("lines_quantity") != col("quantity"), "lines_do_not_add_up", "quantity"
+    has_product = col("has_product_id") & (col("product_id") != "")
+    yield has_product & ~col("product_in_lines"), "not_in_lines", "product_id"
 
 
 def _expr(value: str | nw.Expr) -> nw.Expr:

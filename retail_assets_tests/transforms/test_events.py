@@ -82,6 +82,22 @@ def verdict(row: Mapping[str, Any]) -> Verdict:
     return None if row["reason"] is None else (row["reason"], row["field"])
 
 
+def basket(*lines: Any, **changed: Any) -> str:
+    """An event with lines instead of a product; two good ones come first."""
+    good = [line(), line(product_id="P2", quantity=1, order_value_gbp="7.5")]
+    fields = {"product_id": ..., "order_value_gbp": 10, **changed}
+    return event(**fields, lines=[*good, *lines])
+
+
+def line(**changed: Any) -> dict[str, Any]:
+    fields = {"product_id": "P1", "quantity": 2, "order_value_gbp": 2.5, **changed}
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+FREE = {"order_value_gbp": 0}
+"""Of a line that adds nothing to the event's value."""
+
+
 # Each text of a line with what is said of it.
 VERDICTS: list[tuple[str | bytes, Verdict]] = [
     (event(), None),
@@ -231,6 +247,72 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
             "2000-01-01T00:00:00+00:01",
         )
     ),
+    # Lines: two good ones, which alone are valid.
+    (basket(), None),
+    (basket(quantity=3, product_id="P2"), None),
+    (basket(product_id=" "), None),
+    (basket(line(**FREE, line_number=...)), None),
+    (basket(*[line(**FREE)] * 998), None),
+    (event(lines=None), None),
+    (event(lines=[]), ("no_lines", "lines")),
+    (event(lines=[line(order_value_gbp=10.5)]), None),
+    *(
+        (event(lines=value), ("wrong_type", "lines"))
+        for value in ({}, "", "[]", 1, True, {"0": line()})
+    ),
+    (event(lines=[line()] * 1001), ("too_many_lines", "lines")),
+    (event(lines=[1] * 300_000), ("too_many_lines", "lines")),
+    *((basket(value), ("wrong_type", "lines[2]")) for value in (1, "x", None, [], [line()])),
+    (raw("lines", '[{"product_id": "P1", "quantity": 1, "quantity": 2, "order_value_gbp": 10.5}]'),
+        ("repeated_field", "lines[0]")),
+    (event(lines=[line(order_value_gbp=10.5)])[:-1] + ', "lines": []}',
+        ("repeated_field", "lines")),
+    *(
+        (basket(line(**{**FREE, name: value})), ("missing_field", f"lines[2].{name}"))
+        for name in ("product_id", "quantity", "order_value_gbp")
+        for value in (..., None)
+    ),
+    *(
+        (basket(line(**{**FREE, name: value})), ("wrong_type", f"lines[2].{name}"))
+        for name, values in (
+            ("product_id", (1, True, [], {})),
+            ("quantity", (1.5, "1", "", True, [], {}, 2**63)),
+            ("order_value_gbp", (True, [], {}, "", "ten", "1,000", "1e")),
+            ("line_number", (1.5, "1", True, [])),
+        )
+        for value in values
+    ),
+    *(
+        (basket(line(**FREE, product_id=text)), ("blank_value", "lines[2].product_id"))
+        for text in ("", " ", "NULL", "undefined", "#N/A")
+    ),
+    *(
+        (basket(line(order_value_gbp=text)), ("not_finite", "lines[2].order_value_gbp"))
+        for text in (float("nan"), float("inf"), "1e400", "-Infinity")
+    ),
+    *((basket(line(**FREE, quantity=n)), ("not_positive", "lines[2].quantity")) for n in (0, -1)),
+    *((basket(line(**FREE, line_number=n)), ("not_positive", "lines[2].line_number"))
+        for n in (0, -1)),
+    *((basket(line(order_value_gbp=value)), ("not_positive", "lines[2].order_value_gbp"))
+        for value in (-0.01, "-5")),
+    *((basket(line(order_value_gbp=value)), ("out_of_range", "lines[2].order_value_gbp"))
+        for value in (1e10, "1e300")),
+    *((basket(line(**FREE, quantity=n)), ("out_of_range", "lines[2].quantity"))
+        for n in (10**9, 2**63 - 1)),
+    (basket(*[line(**FREE, quantity=999_999_999)] * 998), None),
+    *((basket(line(order_value_gbp=value)), ("fraction_of_penny", "lines[2].order_value_gbp"))
+        for value in (0.001, "1.005")),
+    (basket(line(**FREE), line(**FREE, quantity=0), 5), ("not_positive", "lines[3].quantity")),
+    (basket(line(**FREE, line_number=1)), ("line_numbers", "lines")),
+    (event(lines=[line(line_number=7, order_value_gbp=value) for value in (10, 0.5)]),
+        ("line_numbers", "lines")),
+    (event(lines=[line(line_number=n, order_value_gbp=n / 2) for n in (7, 14)]), None),
+    *((basket(order_value_gbp=value), ("lines_do_not_add_up", VALUE)) for value in (9.99, 10.01)),
+    (basket(line(order_value_gbp=0.1), line(order_value_gbp=0.2), order_value_gbp=10.3), None),
+    (basket(quantity=2), ("lines_do_not_add_up", "quantity")),
+    (basket(product_id="P3"), ("not_in_lines", "product_id")),
+    # The rules of the event come first.
+    (basket(1, status="x"), ("unknown_status", "status")),
 ]  # fmt: skip
 
 
@@ -325,6 +407,33 @@ def test_a_status_may_be_written_in_any_case_and_a_blank_one_is_none(validate: J
 def test_quantities_are_whole_numbers_however_written(validate: Judge) -> None:
     texts = {"1": 1, "2.0": 2, "3e0": 3, "1e2": 100, "9223372036854775807": 2**63 - 1, "null": None}
     values(validate, "quantity", texts)
+
+
+def test_lines_are_numbered_and_keep_their_other_fields(validate: Judge) -> None:
+    lines = [
+        line(product_id=" P1 ", colour="red", gift=None),
+        line(quantity=1.0, order_value_gbp="7.50"),
+    ]
+    numbered = [{**each, "line_number": number} for number, each in ((7, line()), (5, line()))]
+    events_ = [
+        event(lines=lines, order_value_gbp=10, note=1),
+        event(lines=numbered, order_value_gbp=5, quantity=4),
+        event(lines=None),
+        event(lines=[line()], order_value_gbp=2.5).replace('"lines"', '"l\\u0069nes"'),
+    ]
+    found = validate("\n".join(events_).encode())
+    assert [verdict(row) for row in found] == [None] * 4
+    assert [row["lines"] and json.loads(row["lines"]) for row in found] == [
+        [
+            {**line(), "line_number": 1, "extra": {"colour": "red", "gift": None}},
+            {**line(), "line_number": 2, "quantity": 1, "order_value_gbp": 7.5},
+        ],
+        numbered,
+        None,
+        [{**line(), "line_number": 1}],
+    ]
+    assert [row["quantity"] for row in found] == [3, 4, None, 2]
+    assert [row["extra"] for row in found] == ['{"note":1}', None, None, None]
 
 
 LONDON_TIMES = {

@@ -226,6 +226,7 @@ def valid_event(draw: st.DrawFn) -> dict[str, Any]:
         "source_name": draw(st.sampled_from(["a.jsonl", "b.jsonl", "ä/a.jsonl"])),
         "received_at": draw(instants),
         "position": draw(st.integers(1, 3)),
+        "lines": draw(st.sampled_from([None, None, "[]"])),
     }
 
 
@@ -237,7 +238,7 @@ EVENT = {
     "received_date": date(2026, 10, 25), "event_date": date(2026, 10, 25), "order_id": "A",
     "event_timestamp": datetime(2026, 10, 25, 0, 30, tzinfo=timezone.utc), "customer_id": "A",
     "product_id": "A", "region": "ä", "status": "completed", "order_value_gbp": Decimal("0.01"),
-    "source": "file", "source_name": "a.jsonl", "position": 1, "event_id": "E1",
+    "source": "file", "source_name": "a.jsonl", "position": 1, "event_id": "E1", "lines": None,
     "received_at": datetime(2026, 10, 25, 1, tzinfo=timezone.utc),
 }  # fmt: skip
 UNTIMED = {**EVENT, "event_timestamp": None, "event_date": None}

@@ -34,20 +34,20 @@ ORIGIN = (
 """Where a line came from in the first place; for a redrive, where its dead letter came from."""
 
 RANK_FIELDS = (
-    "order_id, customer_id, region, order_value_gbp, event_timestamp, quantity, extra,"
+    "order_id, customer_id, region, order_value_gbp, event_timestamp, quantity, lines, extra,"
     f" coalesce(nullif(status, ''), '{COMPLETED}') AS status, nullif(product_id, '') AS product_id"
 )
 """The content that orders events received at the same time, of staged and of enriched ones."""
 
 RANK_COLUMNS = (
     "order_id VARCHAR, customer_id VARCHAR, region VARCHAR, order_value_gbp DECIMAL(18,6),"
-    " event_timestamp TIMESTAMPTZ, quantity BIGINT, extra VARCHAR, status VARCHAR,"
-    " product_id VARCHAR"
+    " event_timestamp TIMESTAMPTZ, quantity BIGINT, lines VARCHAR, extra VARCHAR,"
+    " status VARCHAR, product_id VARCHAR"
 )
 
 FIRST_RECEIVED = (
     "coalesce(received_at, received_date::TIMESTAMPTZ), position, order_id, customer_id, region,"
-    " order_value_gbp, event_timestamp, quantity, extra, status, product_id,"
+    " order_value_gbp, event_timestamp, quantity, lines, extra, status, product_id,"
     " source, source_name, version"
 )
 """Which of several events with one identity was first: by the time of receipt and the position.

@@ -25,6 +25,14 @@ _TYPED_ONLY = (
     "whole_pence",
     "time_is_text",
     "days_ahead",
+    "has_lines",
+    "line_count",
+    "line_fault",
+    "line_field",
+    "lines_numbered",
+    "lines_value",
+    "lines_quantity",
+    "product_in_lines",
     *(f"has_{name}" for name in engine.FIELDS),
 )
 """Columns of typed lines that only the rules read."""
