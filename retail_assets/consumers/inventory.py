@@ -34,14 +34,18 @@ def consumer(settings: "Settings") -> Consumer:
             f"epoch_us({name}_at) // {_DAY_MICROSECONDS} AS {name}_day"
             for name in ("sold", "returned")
         )
-        orders = nw.from_native(
-            connection.sql(f"SELECT *, {days} FROM lake.live_orders WHERE {since}{of_keys}")
+        orders, lines = (
+            nw.from_native(
+                connection.sql(f"SELECT *, {days} FROM lake.{table.name} WHERE {since}{of_keys}")
+            )
+            for table in (tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES)
         )
+        changes = inventory.stock_changes(orders, lines)
         products = nw.from_native(
             connection.sql(f"SELECT * FROM lake.products WHERE true{of_keys}")
         )
         return {
-            table.name: rule(orders, products, low_stock_units=settings.low_stock_units)
+            table.name: rule(changes, products, low_stock_units=settings.low_stock_units)
             for table, rule in (
                 (tables.INVENTORY_LEVELS, inventory.inventory_levels),
                 (tables.STOCK_ALERTS, inventory.stock_alerts),
@@ -53,6 +57,6 @@ def consumer(settings: "Settings") -> Consumer:
         "product_id",
         (tables.INVENTORY_LEVELS, tables.STOCK_ALERTS),
         compile_once(compute),
-        sources=(tables.LIVE_ORDERS, tables.PRODUCTS),
+        sources=(tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES, tables.PRODUCTS),
         in_pieces=False,
     )

@@ -1,4 +1,4 @@
-"""Live revenue: by day and by minute, recomputed for the days whose live orders have changed."""
+"""Live revenue: by day, category and minute, recomputed for the days whose orders have changed."""
 
 from collections.abc import Collection, Mapping
 from datetime import date
@@ -17,7 +17,7 @@ from retail_assets.transforms import revenue
 
 
 def refresh(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Publication | None:
-    """Bring `live_orders`, `live_revenue` and `live_revenue_minutes` up to date.
+    """Bring the live orders and the live revenue up to date.
 
     Args:
         lake: the lake that the connection is to.
@@ -43,10 +43,16 @@ def live_orders(connection: duckdb.DuckDBPyConnection, days: Collection[date]) -
 
 def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, nw.LazyFrame]:
     of_keys = "" if keys is None else f" WHERE order_date IN (SELECT order_date FROM {keys})"
-    orders = connection.sql(f"SELECT * FROM lake.live_orders{of_keys}")
-    counting = rules.completed(nw.from_native(orders))
+    orders, lines = (
+        nw.from_native(connection.sql(f"SELECT * FROM lake.{table.name}{of_keys}"))
+        for table in (tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES)
+    )
+    counting = rules.completed(orders)
     return {
         tables.LIVE_REVENUE.name: revenue.revenue_by(counting, "order_date", "region"),
+        tables.LIVE_REVENUE_BY_CATEGORY.name: revenue.daily_revenue_by_category(
+            rules.sold_lines(orders, lines)
+        ),
         tables.LIVE_REVENUE_MINUTES.name: revenue.revenue_by(
             counting, "order_date", "minute", "region"
         ),
@@ -63,7 +69,7 @@ def _publication(connection: duckdb.DuckDBPyConnection, consumed: Consumed) -> P
 CONSUMER = Consumer(
     "live_revenue",
     "order_date",
-    (tables.LIVE_REVENUE, tables.LIVE_REVENUE_MINUTES),
+    (tables.LIVE_REVENUE, tables.LIVE_REVENUE_BY_CATEGORY, tables.LIVE_REVENUE_MINUTES),
     compile_once(_compute),
-    sources=(tables.LIVE_ORDERS,),
+    sources=(tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES),
 )

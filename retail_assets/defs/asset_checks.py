@@ -350,7 +350,7 @@ def stream_agrees_with_batch(scope: Scope) -> dg.AssetCheckResult:
     """Live revenue = batch revenue on days with both an export and events; names differences."""
     whole = scope.whole()
     both = (
-        f"order_date IN ({tables.WHOLE_DAYS})"
+        f"order_date IN ({tables.whole_days(tables.DAILY_REVENUE)})"
         " AND order_date IN (SELECT order_date FROM lake.live_revenue)"
     )
     live, batch = (
@@ -411,6 +411,8 @@ CHECKED = (
     tables.DEAD_LETTER_COUNTS,
     tables.LIVE_REVENUE,
     tables.LIVE_ORDERS,
+    tables.LIVE_ORDER_LINES,
+    tables.LIVE_REVENUE_BY_CATEGORY,
     tables.LIVE_REVENUE_MINUTES,
     tables.INVENTORY_LEVELS,
     tables.STOCK_ALERTS,

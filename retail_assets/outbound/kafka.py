@@ -55,8 +55,8 @@ POLL_SECONDS = 0.1
 MESSAGE_BYTES = 16 << 20
 """More than any event has: so the broker's own limit counts."""
 
-JSON_COLUMNS = frozenset({"extra"})
-"""Columns of text that are JSON, and are objects in the value."""
+JSON_COLUMNS = frozenset({"extra", "lines"})
+"""Columns of text that are JSON, and stand in the value as such."""
 
 logger = logging.getLogger(__name__)
 

@@ -37,13 +37,16 @@ from retail_assets.tables.live import (
     FRAUD_ALERTS,
     FRAUD_MODELS,
     INVENTORY_LEVELS,
+    LIVE_ORDER_LINES,
     LIVE_ORDERS,
     LIVE_REVENUE,
+    LIVE_REVENUE_BY_CATEGORY,
     LIVE_REVENUE_MINUTES,
+    REVENUE_BY_CATEGORY_NOW,
     REVENUE_BY_MINUTE,
     REVENUE_NOW,
     STOCK_ALERTS,
-    WHOLE_DAYS,
+    whole_days,
 )
 from retail_assets.tables.lookups import API_LOOKUPS, EVENT_LOOKUPS, WAITING_LOOKUPS
 from retail_assets.tables.model import INSTANT, MONEY, TOTAL, Column, Feed, Table, View
@@ -69,6 +72,8 @@ ALL = (
     FRAUD_ALERTS,
     FRAUD_MODELS,
     LIVE_ORDERS,
+    LIVE_ORDER_LINES,
+    LIVE_REVENUE_BY_CATEGORY,
     LIVE_REVENUE_MINUTES,
     INVENTORY_LEVELS,
     STOCK_ALERTS,
@@ -86,7 +91,13 @@ ALL = (
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in ALL}
 
-VIEWS = (REVENUE_NOW, REVENUE_BY_MINUTE, ORDER_CHARGES, EVENT_LOOKUPS)
+VIEWS = (
+    REVENUE_NOW,
+    REVENUE_BY_CATEGORY_NOW,
+    REVENUE_BY_MINUTE,
+    ORDER_CHARGES,
+    EVENT_LOOKUPS,
+)
 
 __all__ = [
     "ALL",
@@ -112,7 +123,9 @@ __all__ = [
     "INSTANT",
     "INVENTORY_LEVELS",
     "LIVE_ORDERS",
+    "LIVE_ORDER_LINES",
     "LIVE_REVENUE",
+    "LIVE_REVENUE_BY_CATEGORY",
     "LIVE_REVENUE_MINUTES",
     "MONEY",
     "NOTIFICATIONS",
@@ -124,6 +137,7 @@ __all__ = [
     "RAW_EVENTS",
     "RAW_ORDERS",
     "REJECTED_ORDERS",
+    "REVENUE_BY_CATEGORY_NOW",
     "REVENUE_BY_MINUTE",
     "REVENUE_NOW",
     "STOCK_ALERTS",
@@ -131,10 +145,9 @@ __all__ = [
     "STREAM_WORKERS",
     "TOTAL",
     "VIEWS",
-    "WAITING_LOOKUPS",
-    "WHOLE_DAYS",
     "Column",
     "Feed",
     "Table",
     "View",
+    "whole_days",
 ]

@@ -2,7 +2,12 @@
 
 from dataclasses import replace
 
-from retail_assets.tables.batch import DAILY_REVENUE, RAW_ORDERS, revenue_measures
+from retail_assets.tables.batch import (
+    DAILY_REVENUE,
+    DAILY_REVENUE_BY_CATEGORY,
+    RAW_ORDERS,
+    revenue_measures,
+)
 from retail_assets.tables.model import INSTANT, MONEY, TOTAL, Column, Table, View, from_column
 
 DEAD_LETTER_COUNTS = Table(
@@ -48,6 +53,27 @@ LIVE_REVENUE = Table(
             "enriched_events.region", "VARCHAR", "The region in which the orders were taken."
         ),
         *_live_measures(),
+    ),
+)
+
+LIVE_REVENUE_BY_CATEGORY = Table(
+    name="live_revenue_by_category",
+    description="Revenue of each day, region and product category as the events have it. An order"
+    " with lines of several categories counts once in each; one whose latest event names another"
+    " value than its lines have is `unknown`.",
+    group="events",
+    day="order_date",
+    key=("order_date", "region", "product_category"),
+    measures=("total_revenue", "order_count"),
+    columns=(
+        *LIVE_REVENUE.columns[:2],
+        Column(
+            "product_category",
+            "VARCHAR",
+            "The category of the products, or `unknown`.",
+            derived_from=("live_orders.product_category", "live_order_lines.product_category"),
+        ),
+        *LIVE_REVENUE.columns[2:],
     ),
 )
 
@@ -163,8 +189,25 @@ LIVE_ORDERS = Table(
                 ("region", "VARCHAR", "The region in which the order was taken.", False),
                 ("status", "VARCHAR", "Status in lower case; only `completed` counts.", False),
                 ("order_value_gbp", MONEY, "Value of the order in GBP.", False),
-                ("product_id", "VARCHAR", "The product, if an event has one.", True),
+                (
+                    "product_id",
+                    "VARCHAR",
+                    "The product, if an event has one and the order has no lines.",
+                    True,
+                ),
             )
+        ),
+        Column(
+            "product_category",
+            "VARCHAR",
+            "Its category, or `unknown`; null if the order has lines that add up to its value:"
+            " live_order_lines has their categories.",
+            nullable=True,
+            derived_from=("enriched_events.product_category",),
+            # As the consumer has it: live_revenue_by_category follows from there.
+            when_added="UPDATE lake.live_orders SET product_category = coalesce((SELECT"
+            " products.product_category FROM lake.products"
+            " WHERE products.product_id = live_orders.product_id), 'unknown')",
         ),
         *(
             Column(name, type_, text, nullable, derived_from=("enriched_events.status", source))
@@ -193,6 +236,35 @@ LIVE_ORDERS = Table(
                     "enriched_events.event_timestamp",
                 ),
             )
+        ),
+        Column("updated_at", INSTANT, "When the row last changed."),
+    ),
+)
+
+LIVE_ORDER_LINES = Table(
+    name="live_order_lines",
+    description="Every line of the orders whose events have lines, as the order's latest event with"
+    " lines has them. An order whose events name a product is in live_orders alone.",
+    group="events",
+    day="order_date",
+    key=("order_id", "line_number"),
+    measures=("order_value_gbp",),
+    columns=(
+        *LIVE_ORDERS.columns[:2],
+        *(
+            Column(name, type_, text, derived_from=("enriched_events.lines",))
+            for name, type_, text in (
+                ("line_number", "BIGINT", "The line's own number, or else its place, from 1."),
+                ("product_id", "VARCHAR", "The product."),
+                ("order_value_gbp", MONEY, "Value of the line in GBP."),
+            )
+        ),
+        from_column("products.product_category", "VARCHAR", "Its category, or `unknown`."),
+        *(
+            column
+            for column in LIVE_ORDERS.columns
+            if column.name
+            in ("region", "status", "sold", "sold_at", "sold_event_id", "returned", "returned_at")
         ),
         Column("updated_at", INSTANT, "When the row last changed."),
     ),
@@ -229,7 +301,11 @@ INVENTORY_LEVELS = Table(
             "product_id",
             "VARCHAR",
             "Identifies the product.",
-            derived_from=("products.product_id", "live_orders.product_id"),
+            derived_from=(
+                "products.product_id",
+                "live_orders.product_id",
+                "live_order_lines.product_id",
+            ),
         ),
         from_column(
             "products.stock_on_hand",
@@ -262,7 +338,7 @@ STOCK_ALERTS = Table(
     " crossing, by the times of the events. One that proves wrong goes.",
     group="events",
     followed=True,
-    key=("event_id",),
+    key=("event_id", "line_number"),
     columns=(
         Column(
             "event_id",
@@ -270,7 +346,18 @@ STOCK_ALERTS = Table(
             "The event of the sale.",
             derived_from=("live_orders.sold_event_id",),
         ),
-        from_column("live_orders.product_id", "VARCHAR", "The product that runs out."),
+        from_column(
+            "live_order_lines.line_number",
+            "BIGINT",
+            "The first line of the order with the product, if it has lines.",
+            nullable=True,
+        ),
+        Column(
+            "product_id",
+            "VARCHAR",
+            "The product that runs out.",
+            derived_from=("live_orders.product_id", "live_order_lines.product_id"),
+        ),
         from_column("live_orders.order_id", "VARCHAR", "The order."),
         Column("crossed_at", INSTANT, "When it was sold.", derived_from=("live_orders.sold_at",)),
         Column(
@@ -301,11 +388,26 @@ CONSUMER_DEAD_LETTERS = Table(
 )
 
 
-WHOLE_DAYS = (
-    f"SELECT day FROM published_days WHERE table_name IN ('{RAW_ORDERS.name}',"
-    f" '{DAILY_REVENUE.name}') GROUP BY day HAVING count(*) = 2"
-)
-"""The days whose published revenue has their own export, not only late orders of others."""
+def whole_days(table: Table) -> str:
+    """The query for the days of a table of the batch that have their own export.
+
+    Others may have nothing but the late orders of other exports.
+    """
+    return (
+        f"SELECT day FROM published_days WHERE table_name IN ('{RAW_ORDERS.name}',"
+        f" '{table.name}') GROUP BY day HAVING count(*) = 2"
+    )
+
+
+def _best_revenue(batch: Table, stream: Table) -> str:
+    columns, days = ", ".join(batch.column_names), whole_days(batch)
+    return (
+        f"SELECT {columns}, 'batch' AS source FROM {batch.name} WHERE order_date IN ({days})"
+        f" OR order_date NOT IN (SELECT order_date FROM {stream.name})"
+        f" UNION ALL SELECT {columns}, 'stream' FROM {stream.name}"
+        f" WHERE order_date NOT IN ({days})"
+    )
+
 
 REVENUE_NOW = View(
     name="revenue_now",
@@ -316,13 +418,18 @@ REVENUE_NOW = View(
         *DAILY_REVENUE.columns,
         Column("source", "VARCHAR", "`batch` or `stream`."),
     ),
-    query=(
-        "SELECT order_date, region, total_revenue, order_count, avg_order_value,"
-        f" 'batch' AS source FROM daily_revenue WHERE order_date IN ({WHOLE_DAYS})"
-        " OR order_date NOT IN (SELECT order_date FROM live_revenue)"
-        " UNION ALL SELECT order_date, region, total_revenue, order_count, avg_order_value,"
-        f" 'stream' FROM live_revenue WHERE order_date NOT IN ({WHOLE_DAYS})"
+    query=_best_revenue(DAILY_REVENUE, LIVE_REVENUE),
+)
+
+REVENUE_BY_CATEGORY_NOW = View(
+    name="revenue_by_category_now",
+    description="The best revenue there is of each day, region and product category, as in"
+    " revenue_now. The stream knows the categories of orders whose events name products.",
+    columns=(
+        *DAILY_REVENUE_BY_CATEGORY.columns,
+        Column("source", "VARCHAR", "`batch` or `stream`."),
     ),
+    query=_best_revenue(DAILY_REVENUE_BY_CATEGORY, LIVE_REVENUE_BY_CATEGORY),
 )
 
 REVENUE_BY_MINUTE = View(

@@ -3,13 +3,45 @@
 import narwhals as nw
 
 
+def stock_changes(orders: nw.LazyFrame, lines: nw.LazyFrame) -> nw.LazyFrame:
+    """Return what orders did to the stock of products, each product of an order once.
+
+    Args:
+        orders: rows of `live_orders`, with `sold_day` and `returned_day`, the days of `sold_at` and
+            `returned_at` in any type that has an order.
+        lines: rows of `live_order_lines` with the same.
+
+    Returns:
+        `product_id`, `order_id`, `line_number` (of a product's first line; null for an order
+        without lines), `sold`, `returned`, `sold_at`, `sold_event_id`, `returned_at`, `sold_day`
+        and `returned_day`.
+    """
+    col, columns = nw.col, ("sold_at", "sold_event_id", "returned_at", "sold_day", "returned_day")
+    kept = ("product_id", "order_id", "line_number", "sold", "returned", *columns)
+    has_product = ~col("product_id").is_null()
+    # Null: pandas has no literal null of a number.
+    whole = orders.filter(has_product).with_columns(
+        line_number=nw.when(~has_product).then(col("sold"))
+    )
+    by_product = (
+        lines.group_by("product_id", "order_id")
+        .agg(
+            *(col(name).max() for name in columns),
+            col("line_number").min(),
+            *(col(name).sum() for name in ("sold", "returned")),
+        )
+        .with_columns(col("sold", "returned").cast(nw.Int64))
+    )
+    return nw.concat([rows.select(*kept) for rows in (whole, by_product)])
+
+
 def inventory_levels(
-    orders: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
+    changes: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
 ) -> nw.LazyFrame:
     """Return `inventory_levels`: opening stock - sold + returned.
 
     Args:
-        orders: rows of `live_orders`, since the day of the opening stock.
+        changes: the result of `stock_changes` since the day of the opening stock.
         products: rows of `products`.
         low_stock_units: a stock of less is low.
 
@@ -18,10 +50,8 @@ def inventory_levels(
         was ordered. Without an opening stock, the stock is null.
     """
     col = nw.col
-    moved = (
-        orders.filter(~col("product_id").is_null())
-        .group_by("product_id")
-        .agg(sold=col("sold").sum(), returned=col("returned").sum())
+    moved = changes.group_by("product_id").agg(
+        sold=col("sold").sum(), returned=col("returned").sum()
     )
     both = products.select("product_id", "stock_on_hand").join(moved, on="product_id", how="full")
     counted = both.select(
@@ -37,7 +67,7 @@ def inventory_levels(
 
 
 def stock_alerts(
-    orders: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
+    changes: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
 ) -> nw.LazyFrame:
     """Return `stock_alerts`: each sale that took a product's stock below the threshold.
 
@@ -46,8 +76,7 @@ def stock_alerts(
     threshold has to rise above it first.
 
     Args:
-        orders: rows of `live_orders`, since the day of the opening stock, and `sold_day` and
-            `returned_day`: the days of `sold_at` and `returned_at`, in any type that has an order.
+        changes: the result of `stock_changes` since the day of the opening stock.
         products: rows of `products`; one without opening stock has no alerts.
         low_stock_units: a stock of less is low.
 
@@ -55,7 +84,7 @@ def stock_alerts(
         The columns of `stock_alerts`, except `updated_at`.
     """
     col = nw.col
-    moved = _movements(orders)
+    moved = _movements(changes)
     days = _days_around(moved, products, low_stock_units)
     stock = col("opened") + col("moved")
     followed = (
@@ -68,15 +97,18 @@ def stock_alerts(
         .with_columns(stock=stock)
     )
     fell = (col("stock") < low_stock_units) & (col("stock") - col("change") >= low_stock_units)
-    return followed.filter(fell).select("product_id", "event_id", "order_id", "crossed_at", "stock")
+    return followed.filter(fell).select(
+        "product_id", "event_id", "line_number", "order_id", "crossed_at", "stock"
+    )
 
 
-def _movements(orders: nw.LazyFrame) -> nw.LazyFrame:
+def _movements(changes: nw.LazyFrame) -> nw.LazyFrame:
     """Each sale and return as a change of a product's stock."""
     col = nw.col
-    sold = orders.filter(col("sold") > 0).select(
+    sold = changes.filter(col("sold") > 0).select(
         "product_id",
         "order_id",
+        "line_number",
         event_id="sold_event_id",
         crossed_at="sold_at",
         day="sold_day",
@@ -85,9 +117,10 @@ def _movements(orders: nw.LazyFrame) -> nw.LazyFrame:
         back=nw.lit(0, dtype=nw.Int64),
         is_sale=nw.lit(1),
     )
-    returned = orders.filter(col("returned") > 0).select(
+    returned = changes.filter(col("returned") > 0).select(
         "product_id",
         "order_id",
+        "line_number",
         event_id=nw.lit(None, dtype=nw.String),
         crossed_at="returned_at",
         day="returned_day",

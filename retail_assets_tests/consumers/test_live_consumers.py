@@ -1,6 +1,7 @@
 """Live orders, live revenue and inventory: the lake's tables agree with a plain model of them."""
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from retail_assets import tables
 from retail_assets.consumers import framework, inventory, live_orders, live_revenue
+from retail_assets.ingest.exports import reference
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventLoader, event
@@ -277,9 +279,114 @@ def test_a_late_sale_moves_the_crossing_and_a_cancelled_one_takes_it_back(
     assert followers.alerts() == [("E2", 7)]
 
 
+# Lines
+
+
+def basket(number: int, *lines: tuple[str, int, int], **more: Any) -> str:
+    """An event with lines: of each the product, its units and its value in pounds."""
+    return event(
+        number,
+        order_value_gbp=sum(value for *_, value in lines),
+        lines=[
+            {"product_id": product, "quantity": quantity, "order_value_gbp": value}
+            for product, quantity, value in lines
+        ],
+        **({"product_id": None, "event_timestamp": AT} | more),
+    )
+
+
+def by_category(followers: Followers) -> list[tuple[Any, ...]]:
+    return followers.rows(
+        "SELECT product_category, total_revenue, order_count FROM live_revenue_by_category"
+        " ORDER BY ALL"
+    )
+
+
+def test_each_line_of_a_basket_counts_for_its_product_and_its_category(
+    followers: Followers,
+) -> None:
+    followers.stock({"P1": 20, "P2": 30})
+    followers.change("UPDATE lake.products SET product_category = product_id || 's'")
+    followers.ingest(
+        "a",
+        basket(1, ("P1", 2, 5), ("P2", 3, 7), ("P1", 1, 4), ("P9", 1, 1)),
+        basket(2, ("P1", 4, 20), ("P2", 1, 0)),
+        event(3, quantity=2, event_timestamp=AT),
+        event(4, product_id=None, order_value_gbp=3),
+    )
+    assert followers.level("P1") == (20, 9, 0, 11, False)
+    assert followers.level("P2") == (30, 4, 0, 26, False)
+    assert followers.level("P9") == (None, 1, 0, None, False)
+    # An order counts once in each category, and a gift in none.
+    assert by_category(followers) == [("P1s", 39, 3), ("P2s", 7, 1), ("unknown", 4, 2)]
+    assert followers.rows("SELECT total_revenue, order_count FROM live_revenue") == [(50, 4)]
+    assert followers.rows(
+        "SELECT order_id, product_id, product_category, sold FROM live_orders ORDER BY 1"
+    ) == [
+        ("O1", None, None, 7),
+        ("O2", None, None, 5),
+        ("O3", "P1", "P1s", 2),
+        ("O4", None, "unknown", 1),
+    ]
+    # Returned as a whole, corrected, and cancelled.
+    later = {"event_timestamp": "2026-10-13T09:00:00"}
+    followers.ingest(
+        "b",
+        event(11, order_id="O1", status="returned", product_id=None, **later),
+        basket(12, ("P2", 1, 8), order_id="O2", **later),
+        basket(5, ("P1", 100, 100), status="cancelled"),
+    )
+    assert followers.level("P1") == (20, 5, 3, 18, False)
+    assert followers.level("P2") == (30, 4, 3, 29, False)
+    assert followers.level("P9") == (None, 1, 1, None, False)
+    assert by_category(followers) == [("P1s", 10, 1), ("P2s", 8, 1), ("unknown", 3, 1)]
+    # A product instead of the lines.
+    followers.ingest("c", event(22, order_id="O2", event_timestamp="2026-10-13T10:00:00"))
+    assert followers.rows("FROM live_order_lines WHERE order_id = 'O2'") == []
+    assert followers.level("P2") == (30, 3, 3, 30, False)
+    before = followers.everything()
+    followers.rebuild()
+    assert followers.everything() == before
+
+
+def test_a_basket_may_take_several_products_below_the_threshold(followers: Followers) -> None:
+    followers.stock({"P1": 12, "P2": 13, "P3": 9})
+    followers.ingest("a", basket(1, ("P2", 1, 5), ("P1", 1, 5), ("P1", 2, 5), ("P2", 3, 5)))
+    alerts = "SELECT event_id, line_number, product_id, stock FROM stock_alerts ORDER BY 2"
+    assert followers.rows(alerts) == [("E1", 1, "P2", 9), ("E1", 2, "P1", 9)]
+    followers.ingest("b", sale(2, 4, 8))
+    assert followers.rows(f"{alerts} NULLS FIRST") == [
+        ("E2", None, "P1", 8),
+        ("E1", 1, "P2", 9),
+    ]
+
+
+def test_the_categories_of_lines_follow_the_reference_data(followers: Followers) -> None:
+    followers.ingest("a", basket(1, ("P1", 1, 5), ("P2", 1, 7)), basket(2, ("P3", 1, 1)))
+    assert by_category(followers) == [("unknown", 13, 2)]
+    loader = followers.loader
+    unchanged = followers.rows("SELECT updated_at FROM live_order_lines WHERE order_id = 'O2'")
+    with loader.lake.transaction(loader.connection, "a test's change"):
+        loader.connection.execute(
+            "CREATE TEMP TABLE new_products AS SELECT * FROM lake.products LIMIT 0"
+        )
+        loader.connection.execute(
+            "INSERT INTO new_products VALUES ('P2', 'Lamp', 'Lighting', NULL, NULL)"
+        )
+        reference.restate(tables.PRODUCTS, loader.connection, "temp.main.new_products")
+        loader.connection.execute("INSERT INTO lake.products FROM new_products")
+    followers.follow()
+    assert by_category(followers) == [("Lighting", 7, 1), ("unknown", 6, 2)]
+    assert unchanged == followers.rows(
+        "SELECT updated_at FROM live_order_lines WHERE order_id = 'O2'"
+    )
+
+
 # Any order of arrival
 
 PRODUCTS = ("A", "B", None)
+LINE = st.tuples(st.sampled_from(("A", "B")), st.integers(1, 3), st.integers(0, 20))
+"""Product, units and value."""
 
 
 @st.composite
@@ -290,10 +397,8 @@ def sequences(draw: st.DrawFn) -> list[dict[str, Any]]:
     return [
         {
             "order": draw(st.integers(0, 4)),
-            "product": draw(st.sampled_from(PRODUCTS)),
             "status": draw(st.sampled_from(["completed", "completed", "returned", "cancelled"])),
-            "quantity": draw(st.sampled_from([None, 1, 3, 6])),
-            "value": draw(st.integers(1, 99)),
+            **draw(contents()),
             "at": datetime(2026, 10, 24, 22, 50, tzinfo=timezone.utc)
             + timedelta(minutes=5 * minute),
             "batch": draw(st.integers(0, 2)),
@@ -302,26 +407,61 @@ def sequences(draw: st.DrawFn) -> list[dict[str, Any]]:
     ]
 
 
+@st.composite
+def contents(draw: st.DrawFn) -> dict[str, Any]:
+    """What an event says was ordered: one product or several lines, either, or neither."""
+    if draw(st.booleans()):
+        lines = draw(st.lists(LINE, min_size=1, max_size=3))
+        value = max(1, sum(value for *_, value in lines))
+        return {
+            "product": None,
+            "quantity": sum(units for _, units, _ in lines),
+            "value": value,
+            # An order is worth something, a line may not be.
+            "lines": [*lines[:-1], (*lines[-1][:2], value - sum(v for *_, v in lines[:-1]))],
+        }
+    return {
+        "product": draw(st.sampled_from(PRODUCTS)),
+        "quantity": draw(st.sampled_from([None, 1, 3, 6])),
+        "value": draw(st.integers(1, 99)),
+        "lines": None,
+    }
+
+
 Move = tuple[datetime, int, int, str, int]
 """When, whether out of the stock, by which order, which product, and how many units come."""
 
 
 def moves_of(order: int, history: Sequence[dict[str, Any]]) -> Iterator[Move]:
     """What an order does to the stock, from its events in the order of their times."""
-    product = quantity = sold_at = sold = None
+    product = quantity = lines = sold_at = sold = None
     for one in history:
-        product, quantity = one["product"] or product, one["quantity"] or quantity
+        lines = one["lines"] or (None if one["product"] else lines)
+        product = one["product"] or product
+        quantity = quantity if one["lines"] else one["quantity"] or quantity
+        ordered: Counter[str] = Counter()
+        for name, units, _ in lines or ([(product, quantity or 1, 0)] if product else []):
+            ordered[name] += units
         if one["status"] == "completed":
-            sold, sold_at = (product, quantity or 1), sold_at or one["at"]
+            sold, sold_at = ordered, sold_at or one["at"]
     latest = history[-1]
     if latest["status"] == "cancelled":
         return
-    if sold and sold[0]:
-        yield sold_at, 1, order, sold[0], -sold[1]
+    for name, units in (sold or {}).items():
+        yield sold_at, 1, order, name, -units
     if latest["status"] == "returned":
-        what, units = sold or (product, quantity or 1)
-        if what:
-            yield latest["at"], 0, order, what, units
+        for name, units in (ordered if sold is None else sold).items():
+            yield latest["at"], 0, order, name, units
+
+
+def by_category_of(history: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """The value of an order by category: products that lines name have the category B."""
+    lines = None
+    for one in history:
+        lines = one["lines"] or (None if one["product"] else lines)
+    value = history[-1]["value"]
+    adds_up = lines is not None and sum(value for *_, value in lines) == value
+    return {"B" if adds_up else "unknown": value}
 
 
 def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -> dict[str, Any]:
@@ -330,10 +470,13 @@ def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -
     for one in sorted(events, key=lambda one: one["at"]):
         histories[one["order"]].append(one)
     revenue: dict[datetime, list[int]] = defaultdict(list)
+    categories: Counter[str] = Counter()
     for history in histories.values():
         if history[-1]["status"] == "completed":
             first = history[0]["at"].astimezone(LONDON).replace(tzinfo=None)
             revenue[first].append(history[-1]["value"])
+            for category, value in by_category_of(history).items():
+                categories[category] += value
     levels = {name: [0, 0, stock] for name, stock in opening.items()}
     alerts = []
     moves = [move for order, history in histories.items() for move in moves_of(order, history)]
@@ -350,6 +493,7 @@ def model(events: Sequence[dict[str, Any]], opening: dict[str, int], low: int) -
         ],
         "levels": sorted((name, *level, level[2] < low) for name, level in levels.items()),
         "alerts": sorted(alerts),
+        "categories": sorted(categories.items()),
     }
 
 
@@ -372,6 +516,7 @@ def insert(followers: Followers, events: Sequence[tuple[str, dict[str, Any]]]) -
         "status": "VARCHAR",
         "order_value_gbp": tables.MONEY,
         "quantity": "BIGINT",
+        "lines": "VARCHAR",
         "event_timestamp": tables.INSTANT,
         "position": "BIGINT",
     }
@@ -384,6 +529,7 @@ def insert(followers: Followers, events: Sequence[tuple[str, dict[str, Any]]]) -
             one["status"],
             Decimal(one["value"]),
             one["quantity"],
+            one["lines"] and json.dumps(lines_of(shop, one)),
             one["at"],
             next(followers.numbers),
         )
@@ -399,6 +545,18 @@ def insert(followers: Followers, events: Sequence[tuple[str, dict[str, Any]]]) -
         f" now() AS processed_at FROM (SELECT {unnested})",
         *(list(values) for values in zip(*rows, strict=True)),
     )
+
+
+def lines_of(shop: str, one: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "line_number": number,
+            "product_id": shop + product,
+            "quantity": units,
+            "order_value_gbp": value,
+        }
+        for number, (product, units, value) in enumerate(one["lines"], 1)
+    ]
 
 
 def found(followers: Followers, shop: str) -> dict[str, Any]:
@@ -417,6 +575,11 @@ def found(followers: Followers, shop: str) -> dict[str, Any]:
         "alerts": followers.rows(
             f"SELECT product_id[{length}:] AS product, order_id[{length}:]::INTEGER, crossed_at,"
             " stock FROM stock_alerts WHERE starts_with(product_id, ?) ORDER BY ALL",
+            shop,
+        ),
+        "categories": followers.rows(
+            "SELECT product_category, sum(total_revenue)::BIGINT FROM live_revenue_by_category"
+            " WHERE region = ? GROUP BY ALL ORDER BY ALL",
             shop,
         ),
     }

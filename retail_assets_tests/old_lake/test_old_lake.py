@@ -48,6 +48,11 @@ ROWS = {
 }
 """What some queries gave under the release that made the lake."""
 
+BY_CATEGORY = (
+    "order_date, sum(total_revenue)::DECIMAL(18,2), sum(order_count) FROM live_revenue_by_category"
+    " GROUP BY order_date"
+)
+
 WHEN = (
     "SELECT path, ingested_at FROM event_files",
     "SELECT * FROM published_days",
@@ -124,6 +129,8 @@ def test_a_lake_of_an_earlier_release_has_the_same_rows_and_nothing_to_do(old: O
     assert "2026-10-12 │       4 │        2 │        2 │" in old.run("backfill", *RANGE)
     old.follow()
     assert old.rows(*WHEN) == before
+    # A table that the lake did not have follows from the others.
+    assert old.rows(f"SELECT {BY_CATEGORY}")[0] == ["2026-10-12,20.00,2", "2026-10-13,10.00,1"]
     assert old.is_in_order()
 
 
@@ -132,7 +139,9 @@ def test_a_lake_of_an_earlier_release_ingests_publishes_and_follows(old: OldLake
         before = current_snapshot(connection)
     known = Path(old.settings.events_location, f"{DAYS[0]}/a.jsonl").read_text().splitlines()
     later = (MODIFIED + 60) * 10**9
-    grown, new = [*known, event(8)], [event(9), event(1, quantity=1), "["]
+    lines = [{"product_id": "P2", "quantity": 2, "order_value_gbp": 5}] * 2
+    basket = event(9, product_id=None, lines=lines)
+    grown, new = [*known, event(8)], [basket, event(1, quantity=1), "["]
     write_events(old.settings, f"{DAYS[0]}/a.jsonl", grown, modified_ns=later)
     write_events(old.settings, f"{DAYS[2]}/d.jsonl", new, modified_ns=later)
     out = old.run("ingest-events")
@@ -152,7 +161,7 @@ def test_a_lake_of_an_earlier_release_ingests_publishes_and_follows(old: OldLake
     assert old.rows(*list(ROWS)[:4], files) == [
         ["2026-10-12,22.50,3", "2026-10-13,11.50,2", "2026-10-14,30.00,1", "2026-10-15,5.00,1"],
         ["2026-10-12,30.00,3", "2026-10-13,10.00,1", "2026-10-14,10.00,1"],
-        ["P1,8,1,-2", "P2,1,0,6"],
+        ["P1,7,1,-1", "P2,5,0,2"],
         ["conflicting_event,1", "not_json,1", "not_json,1"],
         [
             "2026-10-12/a.jsonl,4,3,1,0",

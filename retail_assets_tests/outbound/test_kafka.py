@@ -143,12 +143,49 @@ def test_an_event_is_sent_with_all_that_is_known_of_it(loader: EventLoader, brok
         "product_category": "unknown",
         "customer_segment": "unknown",
         "home_region": "unknown",
+        "lines": None,
         "extra": {"gift": {"to": "x"}},
         "source": "file",
         "source_name": f"{DAY}/a.jsonl",
         "version": 1,
         "position": 1,
     }
+
+
+def test_the_lines_of_an_event_are_a_list_and_have_alerts_of_their_own(
+    loader: EventLoader, broker: Broker
+) -> None:
+    lines = [
+        {"product_id": product, "quantity": 1, "order_value_gbp": 5, "odd": [1]}
+        for product in ("P1", "P2")
+    ]
+    loader.write(f"{DAY}/a.jsonl", [event(1, lines=lines)])
+    loader.ingest()
+    produce(loader)
+    ((_, _, value),) = messages(broker)
+    assert value is not None
+    assert value["lines"] == [
+        {
+            "line_number": number,
+            "product_id": product,
+            "quantity": 1,
+            "order_value_gbp": 5,
+            "extra": {"odd": [1]},
+        }
+        for number, product in ((1, "P1"), (2, "P2"))
+    ]
+    with loader.lake.transaction(loader.connection, "alerts"):
+        loader.connection.execute(
+            "INSERT INTO lake.stock_alerts BY NAME SELECT 'E1' AS event_id, unnest([NULL, 2, 3])"
+            " AS line_number, 'P1' AS product_id, 'O1' AS order_id, now() AS crossed_at,"
+            " 1 AS stock, now() AS updated_at"
+        )
+    produce(loader, "publish_alerts")
+    assert sorted(key for key, *_ in messages(broker, ALERTS)) == [
+        "stock_alerts:E1",
+        "stock_alerts:E1:2",
+        "stock_alerts:E1:3",
+    ]
 
 
 def test_what_is_sent_is_strict_json(loader: EventLoader, broker: Broker) -> None:

@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 
 import duckdb
 import narwhals as nw
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from retail_assets.tables import LIVE_ORDERS, PRODUCTS
+from retail_assets.engines import event_lines
+from retail_assets.tables import LIVE_ORDER_LINES, LIVE_ORDERS, PRODUCTS, Column, Table
 from retail_assets.transforms import inventory, live_orders
 from retail_assets_tests.transforms.conftest import (
     HAPPENED,
@@ -40,6 +42,7 @@ def said(minute: int | None, position: int, **more: Any) -> dict[str, Any]:
         "event_id": f"E{position}",
         "order_id": "O1",
         "product_id": "P1",
+        "product_category": "Toys",
         "region": "North",
         "status": "completed",
         "order_value_gbp": Decimal(10),
@@ -51,6 +54,11 @@ def said(minute: int | None, position: int, **more: Any) -> dict[str, Any]:
         "received_at": NOON,
         "position": position,
     } | more
+
+
+def of_lines(minute: int | None, position: int, **more: Any) -> dict[str, Any]:
+    """An event of order O1 with lines of five units."""
+    return said(minute, position, **{"product_id": None, "quantity": 5, "lines": "[lines]"} | more)
 
 
 def orders_of(engine: Engine, rows: Rows) -> list[dict[str, Any]]:
@@ -110,6 +118,127 @@ def test_what_an_order_does_to_the_stock(
     assert tuple(order[name] for name in names) == expected
 
 
+LINES, OTHER_LINES = "[lines]", "[other lines]"
+"""Lines of five units, and of seven; no rule looks into them."""
+
+LINE_CASES = {
+    "sold": ([of_lines(0, 1)], (None, LINES, 5, at(0), 0)),
+    "a product beside them is not counted": (
+        [of_lines(0, 1, product_id="P1")],
+        (None, LINES, 5, at(0), 0),
+    ),
+    "pending takes nothing": ([of_lines(0, 1, status="pending")], (None, LINES, 0, None, 0)),
+    "cancelled, without a word of lines": (
+        [of_lines(0, 1), said(5, 2, status="cancelled", product_id=None, quantity=None)],
+        (None, LINES, 0, None, 0),
+    ),
+    "gives back all that it took": (
+        [of_lines(0, 1), of_lines(5, 2, status="returned", lines=OTHER_LINES, quantity=7)],
+        (None, LINES, 5, at(0), 5),
+    ),
+    "came back and was never seen sold": (
+        [of_lines(0, 1, status="pending"), said(5, 2, status="returned", product_id=None)],
+        (None, LINES, 0, None, 5),
+    ),
+    "corrected lines, sold since the first": (
+        [of_lines(5, 2, lines=OTHER_LINES, quantity=7), of_lines(0, 1)],
+        (None, OTHER_LINES, 7, at(0), 0),
+    ),
+    "a quantity says nothing of lines": (
+        [of_lines(0, 1), said(5, 2, product_id=None, quantity=9)],
+        (None, LINES, 5, at(0), 0),
+    ),
+    "lines instead of a product": ([said(0, 1), of_lines(5, 2)], (None, LINES, 5, at(0), 0)),
+    "a product instead of lines": (
+        [of_lines(0, 1), said(5, 2, quantity=None)],
+        ("P1", None, 1, at(0), 0),
+    ),
+    "a product instead of lines, after the sale": (
+        [of_lines(0, 1), said(5, 2, status="returned")],
+        (None, LINES, 5, at(0), 5),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "expected"), LINE_CASES.values(), ids=LINE_CASES)
+def test_what_an_order_with_lines_does_to_the_stock(
+    engine: Engine, rows: Rows, expected: tuple[Any, ...]
+) -> None:
+    (order,) = orders_of(engine, rows)
+    names = ("product_id", "lines", "sold", "sold_at", "returned")
+    assert tuple(order[name] for name in names) == expected
+    assert order["product_category"] == ("Toys" if expected[0] else None)
+
+
+def test_the_lines_of_an_order_have_its_state_and_the_category_of_their_product(
+    engine: Engine,
+) -> None:
+    rows = [
+        of_lines(0, 1),
+        of_lines(0, 2, order_id="O2", status="pending"),
+        *(of_lines(n, n, order_id="O3", status=s) for n, s in ((3, "completed"), (4, "returned"))),
+        said(0, 5, order_id="O4"),
+        of_lines(0, 6, order_id="O5"),
+        said(1, 7, order_id="O5", product_id=None, order_value_gbp=Decimal(12)),
+    ]
+    lines = [
+        {
+            "order_id": order,
+            "line_number": number,
+            "product_id": product,
+            "quantity": number,
+            "order_value_gbp": Decimal(number),
+        }
+        for order in ("O1", "O2", "O3", "O5")
+        for number, product in ((2, "P1"), (3, "P9"))
+    ]
+    known = [{"product_id": "P1", "product_category": "Games"}]
+    orders = live_orders.live_orders(engine(arrow(HAPPENED, rows)))
+    found = live_orders.live_order_lines(
+        orders, engine(arrow(TYPED_LINES, lines)), engine(arrow(PRODUCTS, known))
+    )
+    names = ("order_id", "line_number", "product_category", "status", "sold", "returned")
+    assert sorted(tuple(row[name] for name in names) for row in result(found)) == [
+        ("O1", 2, "Games", "completed", 2, 0),
+        ("O1", 3, "unknown", "completed", 3, 0),
+        ("O2", 2, "Games", "pending", 0, 0),
+        ("O2", 3, "unknown", "pending", 0, 0),
+        ("O3", 2, "Games", "returned", 2, 2),
+        ("O3", 3, "unknown", "returned", 3, 3),
+        ("O5", 2, "Games", "completed", 2, 0),
+        ("O5", 3, "unknown", "completed", 3, 0),
+    ]
+    # A line that cost nothing is no revenue, and lines of another value than the order's are none.
+    kept = arrow(LIVE_ORDER_LINES, [{**row, "order_date": DAY} for row in result(found)])
+    free = arrow(LIVE_ORDER_LINES, [{**line_of(kept), "order_value_gbp": Decimal(0)}])
+    sold = live_orders.sold_lines(orders, engine(pa.concat_tables([kept, free])))
+    names = ("order_id", "line_number", "product_category", "order_value_gbp")
+    assert sorted(tuple(row[name] for name in names) for row in result(sold)) == [
+        ("O1", 2, "Games", 2),
+        ("O1", 3, "unknown", 3),
+        ("O4", 1, "Toys", 10),
+        ("O5", 1, "unknown", 12),
+    ]
+
+
+def line_of(lines: pa.Table) -> dict[str, Any]:
+    """The first of some lines."""
+    row: dict[str, Any] = lines.slice(0, 1).to_pylist()[0]
+    return row
+
+
+TYPED_LINES = Table(
+    "typed_lines",
+    "",
+    (
+        *(column for column in LIVE_ORDER_LINES.columns if column.name in event_lines.STORED),
+        Column("order_id", "VARCHAR", "The order."),
+        Column("quantity", "BIGINT", "Units."),
+    ),
+)
+"""Lines as a reader types them."""
+
+
 def test_an_order_is_on_the_day_and_at_the_time_of_its_first_event(engine: Engine) -> None:
     before = DAY - timedelta(days=1)
     midnight = at(0) - timedelta(days=1, hours=12)
@@ -146,11 +275,12 @@ def product(name: str, stock: int | None) -> dict[str, Any]:
     return {"product_id": name, "stock_on_hand": stock}
 
 
-def with_days(orders: nw.LazyFrame, day: str = "1d") -> nw.LazyFrame:
-    """Live orders as `stock_alerts` takes them, with days of any length."""
-    return orders.with_columns(
+def changes(orders: nw.LazyFrame, lines: nw.LazyFrame, day: str = "1d") -> nw.LazyFrame:
+    """What orders and their lines did to the stock, with days of any length."""
+    of_day = [
         nw.col(f"{name}_at").dt.truncate(day).alias(f"{name}_day") for name in ("sold", "returned")
-    )
+    ]
+    return inventory.stock_changes(orders.with_columns(of_day), lines.with_columns(of_day))
 
 
 def alerts(
@@ -158,8 +288,10 @@ def alerts(
 ) -> list[tuple[str, int]]:
     """The events that make a stock low, and what is left: of P1, or of the products named."""
     stocks = stock if isinstance(stock, dict) else {"P1": stock}
+    lines = [order for order in orders if "line_number" in order]
+    whole = [order for order in orders if "line_number" not in order]
     found = inventory.stock_alerts(
-        with_days(engine(arrow(LIVE_ORDERS, orders)), day),
+        changes(engine(arrow(LIVE_ORDERS, whole)), engine(arrow(LIVE_ORDER_LINES, lines)), day),
         engine(arrow(PRODUCTS, [product(*each) for each in stocks.items()])),
         low_stock_units=LOW,
     )
@@ -174,6 +306,17 @@ def test_an_alert_is_a_sale_that_takes_the_stock_below_the_threshold(engine: Eng
     assert alerts(engine, 12, moved(2, 2), moved(1, 2), moved(3, 1)) == [("E2", 8)]
     assert alerts(engine, 5, moved(1, 0, 6), moved(2, 2)) == [("E2", 9)]
     assert alerts(engine, 12, moved(1, 3), moved(2, 0, 1), moved(3, 1)) == [("E1", 9), ("E3", 9)]
+
+
+def test_a_basket_takes_several_products_below_and_each_product_once(engine: Engine) -> None:
+    lines = [
+        moved(1, sold, line_number=number, product_id=product)
+        for number, (product, sold) in enumerate([("P2", 1), ("P1", 1), ("P1", 2), ("P2", 3)], 1)
+    ]
+    stock = {"P1": 12, "P2": 13, "P3": 9}
+    assert alerts(engine, stock, *lines) == [("E1", 9), ("E1", 9)]
+    assert alerts(engine, stock, *lines[:3]) == [("E1", 9)]
+    assert alerts(engine, stock, *lines, moved(0, 3)) == [("E0", 9), ("E1", 9)]
 
 
 def test_at_one_time_what_comes_back_is_first_and_then_the_sales_by_order(engine: Engine) -> None:
@@ -191,10 +334,16 @@ def test_levels_of_all_products_that_there_are_or_were_ordered(engine: Engine) -
         moved(4, 1, product_id=None),
         moved(5, 1, product_id="P3"),
     ]
+    # An order with lines has no product of its own.
+    orders += [moved(6, 7, product_id=None)]
+    lines = [
+        moved(6, sold, product_id=product, line_number=number)
+        for number, (product, sold) in enumerate([("P2", 1), ("P4", 2), ("P4", 4)], 1)
+    ]
     products = [product("P1", 12), product("P2", 10), product("P3", None)]
     found = result(
         inventory.inventory_levels(
-            engine(arrow(LIVE_ORDERS, orders)),
+            changes(engine(arrow(LIVE_ORDERS, orders)), engine(arrow(LIVE_ORDER_LINES, lines))),
             engine(arrow(PRODUCTS, products)),
             low_stock_units=LOW,
         )
@@ -202,8 +351,9 @@ def test_levels_of_all_products_that_there_are_or_were_ordered(engine: Engine) -
     names = ("product_id", "stock_on_hand", "sold", "returned", "stock", "below")
     assert sorted(tuple(row[name] for name in names) for row in found) == [
         ("P1", 12, 5, 2, 9, True),
-        ("P2", 10, 0, 0, 10, False),
+        ("P2", 10, 1, 0, 9, True),
         ("P3", None, 1, 0, None, False),
+        ("P4", None, 6, 0, None, False),
         ("P9", None, 1, 0, None, False),
     ]
 
@@ -227,6 +377,7 @@ any_event = st.builds(
             "status": st.sampled_from(["completed", "returned", "pending"]),
             "product_id": st.sampled_from(["P1", "P2", None]),
             "quantity": st.sampled_from([None, 1, 4]),
+            "lines": st.sampled_from([None, None, "a", "b"]),
             "order_date": st.sampled_from([DAY, DAY + timedelta(days=1)]),
         }
     ),
@@ -252,26 +403,43 @@ def test_the_rules_give_the_same_on_all_engines(
         for shop, (of_shop, _) in enumerate(shops)
         for row in of_shop
     ]
+    # Lines without units do not come from the ingest.
+    rows = [row | {"quantity": row["quantity"] or (row.get("lines") and 3)} for row in rows]
     rows = [row | {"position": n, "event_id": f"E{n}"} for n, row in enumerate(rows)]
     happened = arrow(HAPPENED, rows)
+    typed = arrow(
+        TYPED_LINES,
+        [
+            {
+                "order_id": order,
+                "line_number": number,
+                "product_id": f"{order.split()[0]} P{number // 2}",
+                "quantity": number,
+                "order_value_gbp": Decimal(number),
+            }
+            for order in {row["order_id"] for row in rows if row.get("lines")}
+            for number in (1, 2, 3)
+        ],
+    )
     products = arrow(
         PRODUCTS, [product(f"{shop} P1", stock) for shop, (_, stock) in enumerate(shops)]
     )
 
     def compute(engine: Engine) -> list[list[dict[str, Any]]]:
         orders = live_orders.live_orders(engine(happened))
+        lines = live_orders.live_order_lines(orders, engine(typed), engine(products))
+        moves = changes(orders, lines)
         return [
+            result(lines),
             result(orders),
             result(live_orders.completed(orders)),
-            result(inventory.inventory_levels(orders, engine(products), low_stock_units=LOW)),
-            result(
-                inventory.stock_alerts(with_days(orders), engine(products), low_stock_units=LOW)
-            ),
+            result(inventory.inventory_levels(moves, engine(products), low_stock_units=LOW)),
+            result(inventory.stock_alerts(moves, engine(products), low_stock_units=LOW)),
         ]
 
     on_one, on_other = (compute(engine) for engine in engines)
     assert on_one == on_other
-    orders, counting, *_ = on_one
+    _, orders, counting, *_ = on_one
     assert [row["order_id"] for row in orders] == sorted({row["order_id"] for row in rows})
     assert counting == [row for row in orders if row["status"] == "completed"]
 

@@ -10,6 +10,7 @@ import duckdb
 import narwhals as nw
 
 from retail_assets import tables
+from retail_assets.engines import event_lines
 from retail_assets.engines.duckdb import BLANKS, MONEY
 from retail_assets.engines.mapped_fields import Spelling, text_of
 from retail_assets.engines.timestamps import DAY
@@ -209,6 +210,12 @@ def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) ->
         f"SELECT DISTINCT order_date FROM lake.completed_orders WHERE {concerned}"
     ).fetchall()
     ledger.mark_changed(connection, "orders", [day for (day,) in found])
+    if table is tables.PRODUCTS:
+        # Consumers look up the categories of lines, and follow the events.
+        concerned = (
+            f"({concerned} OR (lines IS NOT NULL AND list_has_any({event_lines.products('lines')},"
+            f" (SELECT list({key}) FROM temp.main.changed_keys))))"
+        )
     _enrich_again(table, connection, staged, concerned)
     connection.execute("DROP TABLE temp.main.changed_keys")
 

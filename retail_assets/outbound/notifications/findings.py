@@ -48,7 +48,7 @@ PROBLEM_LENGTH = 500
 class AlertKind:
     """Alerts of one table: the titles of one and of several, and the columns in the message.
 
-    `subject` is the column that identifies an alert in the ledger of messages.
+    `subject` is the SQL for what identifies an alert in the ledger of messages.
     """
 
     kind: str
@@ -72,7 +72,8 @@ ALERTS = (
     AlertKind(
         "stock_alert",
         "stock_alerts",
-        "event_id",
+        # A line has an alert of its own; concat_ws leaves the number of others, null, out.
+        "concat_ws(':', event_id, line_number)",
         "Low stock",
         "stock alerts",
         ("product_id", "stock", "order_id"),
@@ -243,8 +244,9 @@ def _missing_days(
         day
         for (day,) in connection.execute(
             # The newest, or those asked for.
-            f"WITH whole AS ({tables.WHOLE_DAYS}) SELECT day FROM whole WHERE day IN"
-            " (SELECT unnest(?::DATE[])) OR day = (SELECT max(day) FROM whole)",
+            f"WITH whole AS ({tables.whole_days(tables.DAILY_REVENUE)})"
+            " SELECT day FROM whole WHERE day IN (SELECT unnest(?::DATE[]))"
+            " OR day = (SELECT max(day) FROM whole)",
             [list(due)],
         ).fetchall()
     ]

@@ -172,6 +172,18 @@ def test_low_stock_is_told_by_product(office: Office, receiver: Receiver) -> Non
     assert receiver.texts()[0].startswith("product P0, stock 9, order O1\n")
 
 
+def test_low_stock_is_told_for_each_line_of_an_order(office: Office, receiver: Receiver) -> None:
+    office.change(
+        "INSERT INTO lake.stock_alerts BY NAME SELECT 'E1' AS event_id, unnest([1, 2])"
+        " AS line_number, unnest(['P1', 'P2']) AS product_id, 'O1' AS order_id,"
+        " ?::TIMESTAMPTZ AS crossed_at, 9 AS stock, now() AS updated_at",
+        NOW,
+    )
+    office.tell()
+    office.tell()
+    assert [text.split(",")[0] for text in receiver.texts()] == ["product P1", "product P2"]
+
+
 def test_an_alert_that_is_computed_again_is_not_told_again(
     office: Office, receiver: Receiver
 ) -> None:

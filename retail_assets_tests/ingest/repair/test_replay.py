@@ -162,6 +162,41 @@ def test_live_revenue_follows_a_replay(taken, monkeypatch):
     assert revenue() == [("2026-10-12", "620.00")]
 
 
+def test_lines_that_an_earlier_release_did_not_read_are_read_by_a_replay(loader):
+    def lines(number: int, **changed: object) -> str:
+        line = {"product_id": "P1", "quantity": 2, "order_value_gbp": 5} | changed
+        return event(number, product_id=None, lines=[line, line])
+
+    loader.write(f"{DAY}/a.jsonl", [lines(1), lines(2), event(3)])
+    loader.ingest()
+    live_revenue.refresh(loader.lake, loader.connection)
+    now = loader.tables()
+    with loader.lake.transaction(loader.connection, "as an earlier release had it"):
+        loader.connection.execute(
+            "UPDATE lake.enriched_events SET lines = NULL, quantity = NULL,"
+            " extra = json_object('lines', lines::JSON) WHERE lines IS NOT NULL"
+        )
+        # What was valid then may be a dead letter now.
+        loader.connection.execute(
+            "UPDATE lake.raw_events SET payload = ? WHERE event_id = 'E2'", [lines(2, quantity="2")]
+        )
+    live_revenue.refresh(loader.lake, loader.connection)
+    rows = "SELECT order_id, line_number, sold FROM live_order_lines ORDER BY ALL"
+    assert loader.rows(rows) == []
+    assert check(loader) == [
+        (DAY, "enriched_events", 2, 1),
+        (DAY, "dead_letter_events", 0, 1),
+    ]
+    run_replay(loader, DAY)
+    live_revenue.refresh(loader.lake, loader.connection)
+    assert loader.rows(rows) == [("O1", 1, 2), ("O1", 2, 2)]
+    assert loader.rows("SELECT reason, field FROM dead_letter_events") == [
+        ("wrong_type", "lines[0].quantity")
+    ]
+    found = loader.tables()
+    assert found["enriched_events"] == [row for row in now["enriched_events"] if "E2" not in row]
+
+
 def test_lost_rows_come_back(taken):
     live = taken.tables()
     with taken.lake.transaction(taken.connection, "a test's fault"):
