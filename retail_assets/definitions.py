@@ -39,6 +39,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
         assets=[
             orders.products,
             orders.customers,
+            orders.currency_rates,
             orders.order_exports_assets(days, settings.timezone),
             *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
             events.event_assets(settings, partitions.event_partitions(settings)),

@@ -448,7 +448,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def reference_dir(self) -> Path:
-        """Where `products.csv` and `customers.csv` lie."""
+        """Where the reference files lie."""
         return self.data_dir / "reference"
 
     @cached_property

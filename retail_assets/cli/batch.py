@@ -28,6 +28,7 @@ class Reference(str, Enum):
 
     products = "products"
     customers = "customers"
+    currency_rates = "currency_rates"
 
 
 def generate(
@@ -115,7 +116,7 @@ def load_reference(
         typer.Option("--allow-shrink", help="Accept the file, however few rows it has."),
     ] = False,
 ) -> None:
-    """Load products.csv or customers.csv now; affected days are recomputed later."""
+    """Load a reference file now; affected days and exports are recomputed later."""
     from retail_assets import tables
     from retail_assets.ingest.exports import reference
     from retail_assets.lake.connection import Lake
@@ -125,13 +126,13 @@ def load_reference(
     table = tables.BY_NAME[name.value]
     mapping = settings.source_mapping.reference.of(table.name)
     rows = reference.read_reference(settings.reference_dir, table, mapping)
-    prepare = reference.before_swap(
-        table, max_shrink=1 if allow_shrink else settings.reference_max_shrink
-    )
     lake = Lake.from_settings(settings)
+    prepare = reference.before_swap(
+        table, lake, max_shrink=1 if allow_shrink else settings.reference_max_shrink
+    )
     with lake.connect() as connection:
         count, _ = publish_table(lake, connection, table, rows, before_swap=prepare)
-    print_message(out, f"{count:,} {table.name} are in the lake.")
+    print_message(out, f"{count:,} {table.name.replace('_', ' ')} are in the lake.")
 
 
 def _print_days(connection: "duckdb.DuckDBPyConnection", first: date, last: date) -> None:
@@ -159,7 +160,7 @@ def _tell_of_orders(
     connection: "duckdb.DuckDBPyConnection", settings: Settings, first: date, last: date
 ) -> None:
     """Print rejected rows of the exports of these days, and orders that are in no revenue."""
-    from retail_assets.ingest.exports import rejects
+    from retail_assets.ingest.exports import currencies, rejects
     from retail_assets.ingest.exports import stale_days as stale
 
     orders, further = connection.execute(
@@ -195,8 +196,10 @@ def _tell_of_orders(
             tell(f"  {text}", style="yellow")
     too_late = rejects.too_late(connection, settings.late_days, first, last)
     waiting = stale.advice(stale.waiting_orders(connection, settings))
-    for text in ([too_late] if too_late else []) + waiting:
-        tell(text, style="yellow")
+    without_rate = currencies.without_rate(connection, first, last)
+    for advice in (too_late, without_rate, *waiting):
+        if advice:
+            tell(advice, style="yellow")
     without_export = stale.days_without_export(connection)
     if without_export:
         tell(without_export)

@@ -11,7 +11,7 @@ from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.pending import pending_event_files
-from retail_assets.ingest.exports import rejects
+from retail_assets.ingest.exports import currencies, rejects
 from retail_assets.ingest.exports.other_files import other_exports
 from retail_assets.ingest.exports.pending import pending_exports
 from retail_assets.ingest.exports.stale_days import (
@@ -27,6 +27,7 @@ from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.outbound.lookups.follow import waiting_of
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
+from retail_assets.transforms.events import UNKNOWN_CURRENCY
 from retail_assets.worker.metrics import FILE_GAUGES
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         waiting = waiting_orders(connection, settings)
         without_export = days_without_export(connection)
         too_late = rejects.too_late(connection, settings.late_days)
+        without_rate = _without_rate(connection)
         rejected_days = rejects.days_above(connection, settings.max_rejected_share)
         lines, dead = connection.execute(
             "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM ("
@@ -133,6 +135,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         "days failed": len(failed),
         **{f"failed {day}": problem for day, problem in sorted(failed.items())},
         **_orders_in_no_revenue(waiting, too_late),
+        **without_rate,
         "days above the rejected share": len(rejected_days),
         **{f"rejected {day.day}": day.summary() for day in rejected_days[-rejects.SHOWN_DAYS :]},
         **({"days without an export": without_export} if without_export else {}),
@@ -151,6 +154,23 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         "last snapshot at": committed,
         **stream,
     }
+
+
+def _without_rate(connection: "duckdb.DuckDBPyConnection") -> dict[str, str]:
+    """Rows of exports and events whose currency has no rate, and what to do about them."""
+    rows = currencies.without_rate(connection)
+    (events,) = connection.execute(
+        "SELECT sum(dead_letters)::BIGINT FROM dead_letter_counts WHERE reason = ?",
+        [UNKNOWN_CURRENCY],
+    ).fetchone() or (None,)
+    found = {"without a rate": rows} if rows else {}
+    if events:
+        found["events without a rate"] = (
+            f"{events:,}: `retail-assets dead-letters list --reason {UNKNOWN_CURRENCY}` lists them;"
+            f" add their rates to {tables.CURRENCY_RATES.name}.csv, and they are validated again by"
+            " themselves."
+        )
+    return found
 
 
 def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> dict[str, Any]:

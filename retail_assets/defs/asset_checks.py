@@ -400,6 +400,7 @@ SPECIAL: dict[tables.Table, tuple[Check, ...]] = {
 CHECKED = (
     tables.PRODUCTS,
     tables.CUSTOMERS,
+    tables.CURRENCY_RATES,
     tables.RAW_ORDERS,
     tables.REJECTED_ORDERS,
     tables.COMPLETED_ORDERS,

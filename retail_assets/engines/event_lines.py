@@ -6,7 +6,8 @@ event.
 
 from retail_assets.engines.duckdb import BLANKS
 from retail_assets.lake.sql import literal
-from retail_assets.transforms.events import MAX_LINE_QUANTITY, MAX_LINES, OUT_OF_RANGE_GBP
+from retail_assets.transforms.currency import OUT_OF_RANGE_GBP
+from retail_assets.transforms.events import MAX_LINE_QUANTITY, MAX_LINES
 from retail_assets.transforms.orders import NO_ID
 
 NUMBER = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
@@ -95,6 +96,25 @@ def unnested(table: str) -> str:
 def products(lines: str) -> str:
     """SQL for the products (VARCHAR[]) of lines as `enriched_events` has them."""
     return f"json_extract_string({lines}, '$[*].product_id')"
+
+
+def values(lines: str) -> str:
+    """SQL for the values (DECIMAL(12,2)[]) of lines as `enriched_events` has them."""
+    return f"json_extract_string({lines}, '$[*].order_value_gbp')::DECIMAL(12,2)[]"
+
+
+def with_values(lines: str, changed: str) -> str:
+    """SQL for lines, as `enriched_events` has them, with other values.
+
+    Args:
+        lines: the lines (VARCHAR), null where there are none.
+        changed: their values (DECIMAL(12,2)[]).
+    """
+    return (
+        f"CASE WHEN {lines} IS NOT NULL THEN to_json(list_transform("
+        f"json_transform({lines}, '[\"JSON\"]'), lambda line, place: json_merge_patch(line,"
+        f" json_object('order_value_gbp', {changed}[place]))))::VARCHAR END"
+    )
 
 
 def _typed(json: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from retail_assets.tables.batch import (
     COMPLETED_ORDERS,
+    CURRENCY_RATES,
     CUSTOMERS,
     DAILY_REVENUE,
     DAILY_REVENUE_BY_CATEGORY,
@@ -21,6 +22,7 @@ from retail_assets.tables.ledgers import (
     CHANGED_DAYS,
     EVENT_FIELDS,
     EVENT_FILES,
+    EXPORT_CURRENCIES,
     EXPORT_FILES,
     FAILED_DAYS,
     FAILED_EVENT_FILES,
@@ -49,11 +51,12 @@ from retail_assets.tables.live import (
     whole_days,
 )
 from retail_assets.tables.lookups import API_LOOKUPS, EVENT_LOOKUPS, WAITING_LOOKUPS
-from retail_assets.tables.model import INSTANT, MONEY, TOTAL, Column, Feed, Table, View
+from retail_assets.tables.model import INSTANT, MONEY, RATE, TOTAL, Column, Feed, Table, View
 
 ALL = (
     PRODUCTS,
     CUSTOMERS,
+    CURRENCY_RATES,
     RAW_ORDERS,
     REJECTED_ORDERS,
     COMPLETED_ORDERS,
@@ -81,6 +84,7 @@ ALL = (
     API_LOOKUPS,
     WAITING_LOOKUPS,
     EXPORT_FILES,
+    EXPORT_CURRENCIES,
     EVENT_FILES,
     FAILED_EVENT_FILES,
     EVENT_FIELDS,
@@ -106,6 +110,7 @@ __all__ = [
     "CHANGED_DAYS",
     "COMPLETED_ORDERS",
     "CONSUMER_DEAD_LETTERS",
+    "CURRENCY_RATES",
     "CUSTOMERS",
     "DAILY_REVENUE",
     "DAILY_REVENUE_BY_CATEGORY",
@@ -115,6 +120,7 @@ __all__ = [
     "EVENT_FIELDS",
     "EVENT_FILES",
     "EVENT_LOOKUPS",
+    "EXPORT_CURRENCIES",
     "EXPORT_FILES",
     "FAILED_DAYS",
     "FAILED_EVENT_FILES",
@@ -134,6 +140,7 @@ __all__ = [
     "PRODUCTS",
     "PUBLISHED_DAYS",
     "QUEUE_MESSAGES",
+    "RATE",
     "RAW_EVENTS",
     "RAW_ORDERS",
     "REJECTED_ORDERS",
@@ -145,6 +152,7 @@ __all__ = [
     "STREAM_WORKERS",
     "TOTAL",
     "VIEWS",
+    "WAITING_LOOKUPS",
     "Column",
     "Feed",
     "Table",

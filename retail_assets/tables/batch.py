@@ -1,6 +1,6 @@
 """Tables of reference data and of the batch: from order exports to daily revenue."""
 
-from retail_assets.tables.model import MONEY, TOTAL, Column, Table, View, from_column
+from retail_assets.tables.model import MONEY, RATE, TOTAL, Column, Table, View, from_column
 
 PRODUCTS = Table(
     name="products",
@@ -26,6 +26,23 @@ CUSTOMERS = Table(
         Column("customer_segment", "VARCHAR", "The marketing segment of the customer."),
         Column("home_region", "VARCHAR", "The region where the customer lives."),
         Column("joined_on", "DATE", "The day on which the customer joined.", nullable=True),
+    ),
+)
+
+CURRENCY_RATES = Table(
+    name="currency_rates",
+    description="What other currencies are worth in GBP, as `reference/currency_rates.csv` has it"
+    " now. A rate counts for its day, and for the seven days after it until there is a newer one.",
+    group="reference",
+    key=("day", "currency"),
+    columns=(
+        Column("day", "DATE", "The business day of the rate."),
+        Column("currency", "VARCHAR", "The code of the currency, such as EUR, in upper case."),
+        Column(
+            "rate",
+            RATE,
+            "GBP for one unit of the currency, above zero; further decimals are rounded.",
+        ),
     ),
 )
 
@@ -57,7 +74,11 @@ RAW_ORDERS = Table(
         Column("product_id", "VARCHAR", "The product."),
         Column("region", "VARCHAR", "The region in which the order was taken."),
         Column("status", "VARCHAR", "Status in lower case, as of this export."),
-        Column("order_value_gbp", MONEY, "Value of the line in GBP: above zero, or a refund."),
+        Column(
+            "order_value_gbp",
+            MONEY,
+            "Value of the line in GBP, converted if need be: above zero, or a refund.",
+        ),
         Column(
             "order_timestamp",
             "TIMESTAMP",
@@ -66,7 +87,8 @@ RAW_ORDERS = Table(
         Column(
             "extra",
             "VARCHAR",
-            "Columns that the export has beyond the required ones, as a JSON object.",
+            "Columns that the export has beyond the required ones, as a JSON object. A converted"
+            " row has its `currency` and, as `order_value`, its amount in that currency.",
             nullable=True,
             personal=True,
         ),

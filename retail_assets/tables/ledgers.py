@@ -1,6 +1,6 @@
 """Ledgers: what was ingested and published, how far, and what failed."""
 
-from retail_assets.tables.model import INSTANT, Column, Table
+from retail_assets.tables.model import INSTANT, RATE, Column, Table
 
 EVENT_FILES = Table(
     name="event_files",
@@ -263,6 +263,25 @@ EXPORT_FILES = Table(
             "mapping_hash",
             "VARCHAR",
             "The hash of the mapping (RETAIL_MAPPING) of exports at that time, null without one.",
+            nullable=True,
+        ),
+    ),
+)
+
+EXPORT_CURRENCIES = Table(
+    name="export_currencies",
+    description="Ledger: the amounts in other currencies than GBP of each export, and the rate that"
+    " they were converted with. Where rates change this, the export is ingested again.",
+    key=("export_date", "order_date", "currency"),
+    columns=(
+        Column("export_date", "DATE", "The date in the name of the export."),
+        Column("order_date", "DATE", "The business day of the orders."),
+        Column("currency", "VARCHAR", "The currency, in upper case."),
+        Column("row_count", "BIGINT", "Rows of the export, those that were rejected included."),
+        Column(
+            "rate",
+            RATE,
+            "GBP for one unit, as currency_rates had it; null: no rate was known.",
             nullable=True,
         ),
     ),

@@ -8,6 +8,8 @@ from typing import Literal
 MONEY = "DECIMAL(12,2)"
 TOTAL = "DECIMAL(18,2)"
 """A sum of money: wider than its rows, so that a day of many or of huge values fits."""
+RATE = "DECIMAL(16,10)"
+"""GBP for one unit of a currency."""
 INSTANT = "TIMESTAMP WITH TIME ZONE"
 
 Feed = Literal["orders"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import narwhals as nw
 
+from retail_assets.transforms.currency import OUT_OF_RANGE_GBP, in_gbp
 from retail_assets.transforms.orders import (
     COMPLETED,
     STATUSES,
@@ -20,7 +21,7 @@ MID_VALUE_GBP = 100
 
 EARLIEST_YEAR = 2000
 
-OUT_OF_RANGE_GBP = 10_000_000_000
+UNKNOWN_CURRENCY = "unknown_currency"
 
 MAX_LINES = 1_000
 """How many lines an event may have."""
@@ -100,9 +101,6 @@ REASONS: Mapping[str, str] = {
         "order_value_gbp has more than two decimals; what binary numbers add from the seventh"
         " decimal on is ignored."
     ),
-    "unknown_currency": (
-        "currency is another than GBP, whose rate is not known: the value is not counted as pounds."
-    ),
     "unknown_status": f"The status is none of {', '.join(STATUSES)}.",
     "invalid_timestamp": (
         "event_timestamp is no date and time such as 2026-10-05T09:30:00+01:00 or"
@@ -123,13 +121,18 @@ REASONS: Mapping[str, str] = {
         " lines; shipping may be a line."
     ),
     "not_in_lines": "The event's own product_id is that of no line.",
+    "unknown_currency": (
+        "currency is another than GBP, and reference/currency_rates.csv has no rate of it for the"
+        " order's day or the seven days before: the value is not counted as pounds. The event is"
+        " validated again when there is a rate."
+    ),
     "conflicting_event": (
         "An event of other content was received before under the same event_id. A redrive"
         " ingests it as an event of its own, identified by its content."
     ),
 }
 """Why an event is dead-lettered. The rules are tried in this order, those of the event before those
-of its lines; the first that fails counts."""
+of its lines, and the currency last; the first that fails counts."""
 
 _TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
 
@@ -144,13 +147,17 @@ def validate(parsed: nw.LazyFrame) -> nw.LazyFrame:
         The same rows with `reason` and `field` (String), both null for a valid event.
     """
     rules, line_rules = list(_rules()), list(_line_rules())
-    first_line_rule, none = len(rules), len(rules) + len(line_rules)
-    first_broken = _first_broken(line_rules, first_line_rule, nw.lit(none))
+    # The last one: an event that breaks no other rule is valid if its currency has a rate.
+    foreign: _Rule = is_foreign("currency"), UNKNOWN_CURRENCY, "currency"
+    all_rules = [*rules, *line_rules, foreign]
+    none = len(all_rules)
+    last = _first_broken([foreign], none - 1, nw.lit(none))
+    first_broken = _first_broken(line_rules, len(rules), last)
     # Most events have no lines, and their rules are tried for no other.
-    first_broken = nw.when(nw.col("has_lines")).then(first_broken).otherwise(nw.lit(none))
+    first_broken = nw.when(nw.col("has_lines")).then(first_broken).otherwise(last)
     first_broken = _first_broken(rules, 0, first_broken)
     reason = field = nw.lit(None, dtype=nw.String)
-    for number, (_, code, name) in enumerate([*rules, *line_rules]):
+    for number, (_, code, name) in enumerate(all_rules):
         is_it = nw.col("rule") == number
         reason = nw.when(is_it).then(_expr(code)).otherwise(reason)
         if name is not None:
@@ -204,7 +211,6 @@ def _rules() -> Iterator[_Rule]:
     yield value.is_null() | (value >= OUT_OF_RANGE_GBP), "out_of_range", "order_value_gbp"
     yield ~col("whole_pence"), "fraction_of_penny", "order_value_gbp"
     yield col("quantity") <= 0, "not_positive", "quantity"
-    yield is_foreign("currency"), "unknown_currency", "currency"
     # A blank status counts as none.
     yield ~col("status").is_in((*STATUSES, "")), "unknown_status", "status"
     yield (
@@ -214,6 +220,49 @@ def _rules() -> Iterator[_Rule]:
     )
     absurd = (col("event_date").dt.year() < EARLIEST_YEAR) | (col("days_ahead") > 1)
     yield absurd, "absurd_timestamp", "event_timestamp"
+
+
+def convert(foreign: nw.LazyFrame, rates: nw.LazyFrame) -> nw.LazyFrame:
+    """Convert the amounts of events that break no rule but that their currency is another than GBP.
+
+    Args:
+        foreign: the amounts: of events without lines their value, of others that of each line.
+        rates: as for `currency.rates_on`.
+
+    Returns:
+        The amounts that have a rate, as `currency.in_gbp` gives them.
+    """
+    return in_gbp(foreign.with_columns(order_date=order_day()), rates)
+
+
+def validate_converted(events: nw.LazyFrame) -> nw.LazyFrame:
+    """Validate events again whose value was converted.
+
+    Args:
+        events: events with `order_value_gbp` (Decimal), the sum of their amounts in GBP; null if
+            one of these is too large.
+
+    Returns:
+        The same rows with `reason` and `field`, both null for a valid event.
+    """
+    value, nothing = nw.col("order_value_gbp"), nw.lit(None, dtype=nw.String)
+    zero = nw.when(value <= 0).then(nw.lit("not_positive")).otherwise(nothing)
+    too_large = value.is_null() | (value >= OUT_OF_RANGE_GBP)
+    reason = nw.when(too_large).then(nw.lit("out_of_range")).otherwise(zero)
+    valid = nw.col("reason").is_null()
+    return events.with_columns(reason=reason).with_columns(
+        field=nw.when(valid).then(nothing).otherwise(nw.lit("order_value_gbp")),
+        order_value_gbp=nw.when(~too_large).then(value).cast(nw.Decimal(12, 2)),
+    )
+
+
+def order_day() -> nw.Expr:
+    """The business day of an event: that of its time, else the day on which it landed."""
+    return (
+        nw.when(nw.col("event_date").is_null())
+        .then(nw.col("received_date"))
+        .otherwise(nw.col("event_date"))
+    )
 
 
 def _line_rules() -> Iterator[_Rule]:
@@ -254,9 +303,7 @@ def enrich(valid: nw.LazyFrame, products: nw.LazyFrame, customers: nw.LazyFrame)
         product_id=nw.when(nw.col("product_id") == "")
         .then(nw.lit(None, dtype=nw.String))
         .otherwise(nw.col("product_id")),
-        order_date=nw.when(nw.col("event_date").is_null())
-        .then(nw.col("received_date"))
-        .otherwise(nw.col("event_date")),
+        order_date=order_day(),
         value_tier=nw.when(value >= HIGH_VALUE_GBP)
         .then(nw.lit("high"))
         .otherwise(nw.when(value >= MID_VALUE_GBP).then(nw.lit("mid")).otherwise(nw.lit("low"))),

@@ -50,8 +50,9 @@ REASONS: Mapping[str, str] = {
     " take the place of the whole order. Export the order with all its lines again.",
     "charges_differ": "The rows of the order have different `charges`: which of them is the order's"
     " is unknown.",
-    "unknown_currency": "`currency` is another than GBP, whose rate is not known: the value is not"
-    " counted as pounds.",
+    "unknown_currency": "`currency` is another than GBP, and `reference/currency_rates.csv` has no"
+    " rate of it for the order's day or the seven days before: the value is not counted as pounds."
+    " The export is ingested again when there is a rate.",
     "unknown_status": f"`status` is none of {', '.join(f'`{status}`' for status in STATUSES)}.",
     "future_order": "The order's day lies after the export's date.",
     "too_late": "The order's day lies more than `RETAIL_LATE_DAYS` days before the export's date.",

@@ -14,8 +14,9 @@ import pytest
 
 from retail_assets.cli import app as cli
 from retail_assets.cli import base
+from retail_assets.defs.automation import batch as automation
 from retail_assets.settings import Settings
-from retail_assets_tests.conftest import WriteExport, order_row
+from retail_assets_tests.conftest import HEADER, WriteExport, order_row
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
     DAYS,
@@ -23,6 +24,7 @@ from retail_assets_tests.platform import (
     Platform,
     leave_out_checks,
 )
+from retail_assets_tests.rates import write_rates
 
 pytestmark = DAGSTER_CALLS_ITSELF
 
@@ -351,6 +353,33 @@ def test_a_backfill_and_the_status_tell_what_is_in_no_revenue_and_what_was_rejec
     assert figures["days above the rejected share"] == 1
     assert figures[f"rejected {day}"].startswith(f"{day}: 3 of 5 rows (60%) were rejected")
     assert "up to 9" in figures["too late"]
+
+
+def test_a_rate_that_comes_late_is_told_of_and_puts_the_revenue_right(
+    published: Platform, command: Command, write_export: WriteExport
+) -> None:
+    leave_out_checks(command.patch)
+    day = DAYS[-1] + timedelta(days=1)
+    rows = [f"{order_row('E', day, order_value_gbp='100.00')},EUR", f"{order_row('G', day)},GBP"]
+    write_export(day, rows, header=f"{HEADER},currency")
+    code, out, err = command("backfill", "--start", str(day), "--end", str(day))
+    assert (code, "10.00" in out.splitlines()[-2]) == (0, True)
+    told = f"Rows in currencies without a rate: 1 (EUR of {day}); currency_rates.csv lacks"
+    assert told in err
+    _, out, _ = command("status", "--format", "json")
+    figures = {row["figure"]: row["value"] for row in json.loads(out)}
+    assert figures["without a rate"].startswith(told)
+
+    write_rates(published.settings, [f"{day},EUR,0.8709"])
+    code, out, err = command("backfill", "--start", str(day), "--end", str(day))
+    assert (code, "97.09" in out.splitlines()[-2]) == (0, True)
+    assert "without a rate" not in err
+    # A file that is gone takes nothing with it.
+    (published.settings.reference_dir / "currency_rates.csv").unlink()
+    code, out, err = command("backfill", "--start", str(day), "--end", str(day), "--all")
+    assert (code, "97.09" in out.splitlines()[-2]) == (0, True)
+    assert published.run(automation.REFERENCE).success is False
+    assert published.query("SELECT count(*) FROM currency_rates") == [(1,)]
 
 
 def test_maintenance_keeps_the_numbers(published: Platform, command: Command) -> None:

@@ -16,14 +16,15 @@ ROOT = Path(__file__).parents[2]
 PARENTS = {
     "products": set(),
     "customers": set(),
-    "raw_orders": set(),
-    "rejected_orders": set(),
+    "currency_rates": set(),
+    "raw_orders": {"currency_rates"},
+    "rejected_orders": {"currency_rates"},
     "completed_orders": {"raw_orders", "products", "customers"},
     "daily_revenue": {"completed_orders"},
     "daily_revenue_by_category": {"completed_orders"},
     "raw_events": set(),
-    "enriched_events": {"raw_events", "products", "customers"},
-    "dead_letter_events": {"raw_events"},
+    "enriched_events": {"raw_events", "products", "customers", "currency_rates"},
+    "dead_letter_events": {"raw_events", "currency_rates"},
     "dead_letter_counts": {"dead_letter_events"},
     "live_orders": {"enriched_events"},
     "live_order_lines": {"enriched_events"},
@@ -36,7 +37,7 @@ PARENTS = {
     "fraud_model": {"enriched_events"},
     "stream_worker": set(),
 }
-REFERENCE = {"products", "customers"}
+REFERENCE = {"products", "customers", "currency_rates"}
 FOLLOWING = {"daily_revenue", "daily_revenue_by_category"}
 EVENTS = {"raw_events", "enriched_events", "dead_letter_events"}
 FOLLOWING_EVENTS = {

@@ -14,6 +14,7 @@ from retail_assets.defs.assets.daily import RETRIES, table_spec
 from retail_assets.defs.resource import LakeResource
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.events.session import EventSession
+from retail_assets.ingest.exports.reference import REFERENCE
 from retail_assets.ingest.repair import replay
 from retail_assets.lake.connection import current_snapshot
 from retail_assets.lake.publish import Publication, day_facts
@@ -48,14 +49,15 @@ def event_assets(
             table.name: dg.AssetOut(**table_spec(table, code_version="1"), io_manager_key="lake_io")
             for table in EVENT_TABLES
         },
-        deps=[tables.PRODUCTS.name, tables.CUSTOMERS.name],
+        deps=[table.name for table in REFERENCE],
         internal_asset_deps={
             tables.RAW_EVENTS.name: set(),
             tables.ENRICHED_EVENTS.name: {
-                dg.AssetKey(table.name)
-                for table in (tables.RAW_EVENTS, tables.PRODUCTS, tables.CUSTOMERS)
+                dg.AssetKey(table.name) for table in (tables.RAW_EVENTS, *REFERENCE)
             },
-            tables.DEAD_LETTER_EVENTS.name: {dg.AssetKey(tables.RAW_EVENTS.name)},
+            tables.DEAD_LETTER_EVENTS.name: {
+                dg.AssetKey(table.name) for table in (tables.RAW_EVENTS, tables.CURRENCY_RATES)
+            },
         },
         partitions_def=partitions_def,
         backfill_policy=dg.BackfillPolicy.single_run(),

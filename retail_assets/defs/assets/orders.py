@@ -36,13 +36,18 @@ class SourceFolders(dg.ConfigurableResource[None]):
 
 
 def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
-    def compute(source_folders: SourceFolders) -> AssetOutput:
+    def compute(lake: LakeResource, source_folders: SourceFolders) -> AssetOutput:
+        folder, max_shrink = Path(source_folders.reference_dir), source_folders.reference_max_shrink
+        if table in reference.OPTIONAL and not reference.reference_path(folder, table).exists():
+            # Rows that the lake has stay until a file says otherwise.
+            prepare = reference.before_swap(table, lake.lake, max_shrink=0)
+            return AssetOutput(reference.no_rows(table), before_swap=prepare)
         try:
             mapping = source_folders.source_mapping.reference.of(table.name)
-            rows = reference.read_reference(Path(source_folders.reference_dir), table, mapping)
+            rows = reference.read_reference(folder, table, mapping)
         except RetailAssetsError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        prepare = reference.before_swap(table, max_shrink=source_folders.reference_max_shrink)
+        prepare = reference.before_swap(table, lake.lake, max_shrink=max_shrink)
         return AssetOutput(rows, before_swap=prepare)
 
     make: Callable[[Callable[..., AssetOutput]], dg.AssetsDefinition] = dg.asset(
@@ -53,6 +58,7 @@ def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
 
 products = _reference_asset(tables.PRODUCTS)
 customers = _reference_asset(tables.CUSTOMERS)
+currency_rates = _reference_asset(tables.CURRENCY_RATES)
 
 
 def order_exports_assets(
@@ -73,6 +79,7 @@ def order_exports_assets(
             tables.RAW_ORDERS.name: out(tables.RAW_ORDERS),
             tables.REJECTED_ORDERS.name: out(tables.REJECTED_ORDERS),
         },
+        deps=[tables.CURRENCY_RATES.name],
         partitions_def=partitions_def,
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRIES,

@@ -23,6 +23,7 @@ from retail_assets import business_days, tables
 from retail_assets.defs import partitions
 from retail_assets.ingest.exports.other_files import other_exports
 from retail_assets.ingest.exports.pending import pending_exports, reference_files
+from retail_assets.ingest.exports.reference import REFERENCE as REFERENCE_TABLES
 from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
@@ -79,8 +80,8 @@ def jobs() -> Sequence[UnresolvedAssetJobDefinition]:
         ),
         dg.define_asset_job(
             REFERENCE,
-            selection=dg.AssetSelection.assets(tables.PRODUCTS.name, tables.CUSTOMERS.name),
-            description="Load products and customers.",
+            selection=dg.AssetSelection.assets(*(table.name for table in REFERENCE_TABLES)),
+            description="Load products, customers and currency rates.",
         ),
     )
 
@@ -141,7 +142,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
         job_name=REFERENCE,
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Loads products.csv and customers.csv when they have changed.",
+        description="Loads products.csv, customers.csv or currency_rates.csv when it has changed.",
     )
     def changed_reference(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         return _load_reference(context, settings)
@@ -268,7 +269,7 @@ def _loaded_reference(settings: Settings) -> Collection[str]:
         with Lake.from_settings(settings).connect(read_only=True) as connection:
             return [
                 table.name
-                for table in (tables.PRODUCTS, tables.CUSTOMERS)
+                for table in REFERENCE_TABLES
                 if connection.execute(f"SELECT 1 FROM lake.{table.name} LIMIT 1").fetchone()
             ]
     except NoLakeError:

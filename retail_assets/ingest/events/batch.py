@@ -32,10 +32,17 @@ from retail_assets.ingest.events.staging import STAGED
 from retail_assets.ingest.events.strategies import Large, Small
 from retail_assets.lake.rows import insert_columns
 from retail_assets.lake.sql import literal
+from retail_assets.transforms.events import UNKNOWN_CURRENCY
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
+
+_REMOVED = (
+    ("event_id", tables.ENRICHED_EVENTS, "1, 0"),
+    ("NULL", tables.DEAD_LETTER_EVENTS, "0, 1"),
+)
+"""The identity of rows that leave a table, and what they count."""
 
 _IDENTITY = f"CASE WHEN reason IS NULL OR reason = '{CONFLICT}' THEN own_id END"
 
@@ -112,7 +119,8 @@ def event_batch(
             `received_date` (date), `source` and `source_name` (string), `version` (int64).
     """
     rows = received[0].num_rows if received else 0
-    strategy = Small(session.staging) if 0 < rows <= SMALL else Large(session.staging)
+    kind = Small if 0 < rows <= SMALL else Large
+    strategy = kind(session.staging, session.cache)
     is_small = isinstance(strategy, Small)
     batch = EventBatch(session, strategy)
     session.open(small=is_small)
@@ -124,6 +132,8 @@ def event_batch(
                 # Each statement outside would be a transaction of its own, which opens the
                 # catalog: that takes longer than to validate these.
                 strategy.stage(*received)
+            # Only now: rates may have come a moment ago.
+            strategy.convert()
             yield batch
     finally:
         session.staging.clear(changes_stored=batch.changes_stored)
@@ -181,11 +191,41 @@ class EventBatch:
             f"SELECT {STORED_LINE} FROM lake.raw_events"
             f" WHERE received_date = DATE '{day}' AND {self._not_retracted()}"
         )
-        for id_, table, counts in (
-            ("event_id", tables.ENRICHED_EVENTS, "1, 0"),
-            ("NULL", tables.DEAD_LETTER_EVENTS, "0, 1"),
-        ):
+        for id_, table, counts in _REMOVED:
             rows = f"FROM lake.{table.name} WHERE received_date = DATE '{day}'"
+            self._execute(
+                f"INSERT INTO temp.main.removed_events SELECT {id_}, {RECEIPT}, {counts} {rows}"
+            )
+            self._execute(f"DELETE {rows}")
+
+    def add_lines(self, lines: str) -> None:
+        """Stage some stored lines to be validated again, to replace their rows.
+
+        Dead letters whose currency still has no rate stay as they are.
+
+        Args:
+            lines: a table with their keys.
+        """
+        self.changes_stored = True
+        first, last = self._execute(
+            f"SELECT min(received_date), max(received_date) FROM {lines}"
+        ).fetchone() or (None, None)
+        within = f"received_date BETWEEN DATE '{first}' AND DATE '{last}'"
+        self._strategy.stage_query(
+            f"SELECT {STORED_LINE} FROM lake.raw_events WHERE {within}"
+            f" AND EXISTS (SELECT 1 FROM {lines} AS l WHERE {same_line('raw_events', 'l')})"
+            f" AND {self._not_retracted()}"
+        )
+        self._execute(
+            f"DELETE FROM {STAGED} WHERE reason = '{UNKNOWN_CURRENCY}' AND EXISTS (SELECT 1"
+            f" FROM lake.dead_letter_events AS d WHERE d.reason = '{UNKNOWN_CURRENCY}' AND"
+            f" d.{within} AND {same_line('staged_lines', 'd')})"
+        )
+        for id_, table, counts in _REMOVED:
+            rows = (
+                f"FROM lake.{table.name} WHERE {within} AND EXISTS"
+                f" (SELECT 1 FROM {STAGED} AS s WHERE {same_line(table.name, 's')})"
+            )
             self._execute(
                 f"INSERT INTO temp.main.removed_events SELECT {id_}, {RECEIPT}, {counts} {rows}"
             )
@@ -267,7 +307,7 @@ class EventBatch:
         new_fields = self._enter_new_fields() if survey.has_extra else ()
         if has_duplicates:
             duplicates.drop_duplicates(self._connection)
-        self._strategy.insert_enriched(self._cache.copied_tables() if self._cache else ())
+        self._strategy.insert_enriched()
         return BatchResult(self._deltas(), new_fields)
 
     def _stage_duplicates_of_removed(self) -> None:

@@ -50,7 +50,7 @@ _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name
 _FAILED = tables.FAILED_EVENT_FILES.name
 _MESSAGES = tables.QUEUE_MESSAGES.name
-_REFERENCE = tuple(table.name for table in REFERENCE_KEYS)
+_REFERENCE = tuple(table.name for table in (*REFERENCE_KEYS, tables.CURRENCY_RATES))
 
 _FILTERED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
 """The columns that each filter has."""

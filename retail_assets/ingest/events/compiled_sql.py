@@ -9,6 +9,7 @@ import narwhals as nw
 
 from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
+from retail_assets.engines import event_lines
 from retail_assets.ingest.events.columns import LINE_COLUMNS
 from retail_assets.transforms import events
 
@@ -20,7 +21,6 @@ _TYPED_ONLY = (
     "too_deep",
     "repeated",
     "nul",
-    "currency",
     "finite",
     "whole_pence",
     "time_is_text",
@@ -47,12 +47,17 @@ class CompiledSql:
     - `validate` reads `received_lines` (`LINE_COLUMNS`), and adds `reason` and `field` (null for
       valid events), the typed fields, and the identity `own_id` (null where it is to be made of the
       content). `staged_columns` are the names and types of all of these.
+    - `convert` reads `staged_lines` of the reason `unknown_currency`, and `known_rates` (as
+      `transforms.currency` takes them). It gives those that have a rate: `line_no` (their rowid),
+      `currency`, `order_value` in it, `order_value_gbp`, `line_values` (a list of the values of
+      their lines in GBP), `reason` and `field`.
     - `enrich` reads `staged_lines` (`staged_columns`), `known_products` and `known_customers`, and
       gives the valid ones the columns of enriched_events but for `processed_at`.
     """
 
     validate: str
     staged_columns: str
+    convert: str
     enrich: str
 
 
@@ -73,6 +78,11 @@ def compiled_sql() -> CompiledSql:
         connection.execute(f"CREATE TABLE staged_lines ({as_sql(columns)})")
         for table in REFERENCE_KEYS:
             connection.execute(f"CREATE TABLE known_{table.name} ({as_sql(table.types)})")
+        connection.execute(
+            "CREATE TABLE known_rates (day DATE, currency VARCHAR, rate"
+            f" {tables.RATE}, order_date DATE)"
+        )
+        converted = _converted(connection)
         valid = connection.sql(
             "SELECT * RENAME (own_id AS event_id) FROM staged_lines WHERE reason IS NULL"
         )
@@ -81,7 +91,37 @@ def compiled_sql() -> CompiledSql:
             nw.from_native(connection.sql("FROM known_products")),
             nw.from_native(connection.sql("FROM known_customers")),
         ).select(*enriched_types())
-        return CompiledSql(staged.sql_query(), as_sql(columns), enriched.to_native().sql_query())
+        return CompiledSql(
+            staged.sql_query(),
+            as_sql(columns),
+            converted,
+            enriched.to_native().sql_query(),
+        )
+
+
+def _converted(connection: duckdb.DuckDBPyConnection) -> str:
+    """The query `convert`; lines are converted one by one, and an event is worth their sum."""
+    foreign = (
+        "SELECT rowid AS line_no, received_date, event_date, currency, order_value_gbp, lines"
+        f" FROM staged_lines WHERE reason = '{events.UNKNOWN_CURRENCY}'"
+    )
+    amounts = connection.sql(
+        f"SELECT * EXCLUDE (lines), 1 AS place FROM ({foreign}) WHERE lines IS NULL"
+        " UNION ALL BY NAME SELECT * EXCLUDE (lines, line_values),"
+        " unnest(line_values) AS order_value_gbp, generate_subscripts(line_values, 1) AS place"
+        f" FROM (SELECT * EXCLUDE (order_value_gbp), {event_lines.values('lines')} AS line_values"
+        f" FROM ({foreign}) WHERE lines IS NOT NULL)"
+    )
+    rates = connection.sql("FROM known_rates")
+    converted = events.convert(nw.from_native(amounts), nw.from_native(rates))
+    whole = connection.sql(
+        "SELECT line_no, currency, sum(order_value) AS order_value,"
+        " CASE WHEN bool_and(order_value_gbp IS NOT NULL) THEN sum(order_value_gbp) END"
+        " AS order_value_gbp, list(order_value_gbp ORDER BY place) AS line_values"
+        f" FROM ({converted.to_native().sql_query()}) GROUP BY line_no, currency"
+    )
+    query: str = events.validate_converted(nw.from_native(whole)).to_native().sql_query()
+    return query
 
 
 def enriched_types() -> dict[str, str]:

@@ -10,16 +10,26 @@ from typing import TYPE_CHECKING
 import duckdb
 from typing_extensions import override
 
+from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
+from retail_assets.engines import event_lines
 from retail_assets.engines.event_content import content_id
+from retail_assets.ingest.events.cache import EventCache
 from retail_assets.ingest.events.compiled_sql import REFERENCE_KEYS
 from retail_assets.ingest.events.staging import STAGED, Staging
+from retail_assets.ingest.rates import RATES, applicable
+from retail_assets.transforms.events import UNKNOWN_CURRENCY
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_RATES = tables.CURRENCY_RATES.name
+
 _UNIDENTIFIED = f"{STAGED} WHERE own_id IS NULL AND reason IS NULL"
-_FIND_UNIDENTIFIED = f"SELECT 1 FROM {_UNIDENTIFIED} LIMIT 1"
+_SURVEY = (
+    "SELECT coalesce(bool_or(own_id IS NULL AND reason IS NULL), false),"
+    f" coalesce(bool_or(reason = '{UNKNOWN_CURRENCY}'), false) FROM {STAGED}"
+)
 _READ_UNIDENTIFIED = f"SELECT rowid, payload FROM {_UNIDENTIFIED}"
 _IDENTIFY_FLAT = (
     f"UPDATE {STAGED} SET own_id = c.event_id FROM"
@@ -31,9 +41,13 @@ _IDENTIFY_FLAT = (
 class Large:
     """Lines from Arrow, and from staging straight into the lake."""
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: Staging, cache: EventCache | None = None) -> None:
         self._staging = staging
+        self._cache = cache
         self._connection = staging.connection
+        self._has_foreign = False
+        self.rates = RATES
+        """The table of the rates that amounts in other currencies are converted with."""
 
     def execute(self, sql: str) -> duckdb.DuckDBPyConnection:
         """Execute a statement over temporary tables alone."""
@@ -45,13 +59,36 @@ class Large:
         self._identify()
 
     def stage_query(self, lines: str) -> None:
-        """Stage and validate the lines of a query, with `LINE_COLUMNS`."""
+        """In a transaction, stage and validate the lines of a query, with `LINE_COLUMNS`."""
         self._staging.validate(lines)
+        self._identify()
+        self.convert()
+
+    def convert(self) -> None:
+        """In a transaction, convert the values of staged lines whose currency has a rate."""
+        if not self._has_foreign:
+            return
+        foreign = f"(SELECT currency FROM {STAGED} WHERE reason = '{UNKNOWN_CURRENCY}')"
+        is_copied = self.rates == RATES and _RATES in self._copied()
+        source = f"temp.main.copied_{_RATES}" if is_copied else self.rates
+        sql = (
+            f"UPDATE {STAGED} SET order_value_gbp = c.order_value_gbp, reason = c.reason,"
+            " field = c.field, extra = json_merge_patch(coalesce(extra, '{}'), json_object("
+            "'currency', c.currency, 'order_value', c.order_value)), lines ="
+            f" {event_lines.with_values('lines', 'c.line_values')}"
+            f" FROM (WITH known_rates AS ({applicable(source, foreign)})"
+            f" {self._staging.sql.convert}) AS c WHERE staged_lines.rowid = c.line_no"
+        )
+        if is_copied:
+            self.execute(sql)
+        else:
+            self._connection.execute(sql)
         self._identify()
 
     def _identify(self) -> None:
         """Give valid lines without an identity one by their content."""
-        if not self.execute(_FIND_UNIDENTIFIED).fetchone():
+        unidentified, self._has_foreign = self.execute(_SURVEY).fetchone() or (False, False)
+        if not unidentified:
             return
         self.execute(_IDENTIFY_FLAT)
         found = self.execute(_READ_UNIDENTIFIED).fetchall()
@@ -80,11 +117,13 @@ class Large:
             for name in arrow:
                 self._connection.unregister(name)
 
-    def insert_enriched(self, copied: Collection[str]) -> None:
-        """Insert valid lines into enriched_events.
+    def _copied(self) -> Collection[str]:
+        """The reference tables of which temp.main.copied_TABLE has all rows."""
+        return self._cache.copied_tables() if self._cache else ()
 
-        Of the reference tables that are `copied`, temp.main.copied_TABLE has all rows.
-        """
+    def insert_enriched(self) -> None:
+        """Insert valid lines into enriched_events."""
+        copied = self._copied()
         known = ", ".join(
             f"known_{table.name} AS NOT MATERIALIZED ("
             + (
@@ -127,7 +166,8 @@ class Small(Large):
         self._staging.validate()
 
     @override
-    def insert_enriched(self, copied: Collection[str]) -> None:
+    def insert_enriched(self) -> None:
+        copied = self._copied()
         for table, key in REFERENCE_KEYS.items():
             rows = f"WHERE {key} IN (SELECT {key} FROM {STAGED})"
             insert = f"INSERT INTO temp.main.known_{table.name}"

@@ -14,6 +14,7 @@ import duckdb
 
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.exports import currencies
 from retail_assets.ingest.exports.csv_file import inspect
 from retail_assets.ingest.exports.files import ExportFile, ExportFolder, MissingExportError
 from retail_assets.ingest.exports.other_files import lookalikes
@@ -172,6 +173,7 @@ def _commit(
             ledger.mark_published(connection, table, rows, {})
             ledger.mark_failed(connection, table, staged.failed)
         _enter(lake, connection, staged, known, late_days)
+        currencies.ingest_again(connection, currencies.enter(connection, known))
         ledger.mark_changed(connection, "orders", changed)
     return current_snapshot(connection)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from retail_assets import business_days, tables
-from retail_assets.ingest.exports.reference import reference_path
+from retail_assets import business_days
+from retail_assets.ingest.exports.reference import REFERENCE, reference_path
 from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
@@ -81,7 +81,7 @@ def _ledger(settings: Settings, days: Collection[date]) -> dict[date, ExportEntr
 def reference_files(settings: Settings) -> dict[str, PendingFile]:
     """The reference files that are there, by the name of their table."""
     found = {}
-    for table in (tables.PRODUCTS, tables.CUSTOMERS):
+    for table in REFERENCE:
         path = reference_path(settings.reference_dir, table)
         if path.is_file():
             stat = path.stat()

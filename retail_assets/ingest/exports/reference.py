@@ -1,4 +1,4 @@
-"""Reference data into `products` and `customers`: a file replaces its table, all or nothing."""
+"""Reference data into the lake: a file replaces its table, all or nothing."""
 
 import re
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from retail_assets.engines.duckdb import BLANKS, MONEY
 from retail_assets.engines.mapped_fields import Spelling, text_of
 from retail_assets.engines.timestamps import DAY
 from retail_assets.errors import AuditError, RetailAssetsError
+from retail_assets.ingest.events.session import EventSession
+from retail_assets.ingest.exports import currencies
 from retail_assets.ingest.exports.csv_file import (
     CsvFile,
     RowFormat,
@@ -22,7 +24,10 @@ from retail_assets.ingest.exports.csv_file import (
     in_utf8,
     inspect,
 )
+from retail_assets.ingest.rates import RATES
+from retail_assets.ingest.repair import rates
 from retail_assets.lake import day_ledger as ledger
+from retail_assets.lake.connection import Lake
 from retail_assets.lake.sql import identifier, literal
 from retail_assets.mapping.exports import TableMapping, native_mapping
 from retail_assets.mapping.fields import TimeField
@@ -39,8 +44,24 @@ LOOKED_UP = {
 }
 """The attributes that completed orders take over: a change makes their days stale."""
 
-WRITTEN = {tables.MONEY: MONEY, "BIGINT": r"[+-]?\d{1,18}", "DATE": DAY}
+REFERENCE = (tables.PRODUCTS, tables.CUSTOMERS, tables.CURRENCY_RATES)
+"""The tables that reference files fill."""
+
+OPTIONAL = (tables.CURRENCY_RATES,)
+"""Those that need no file."""
+
+ABOVE_ZERO = r"0*[1-9]\d*(\.\d+)?|0+\.\d{0,9}[1-9]\d*"
+
+WRITTEN = {
+    tables.MONEY: MONEY,
+    tables.RATE: ABOVE_ZERO,
+    "BIGINT": r"[+-]?\d{1,18}",
+    "DATE": DAY,
+}
 """How values of a type are written: a cast alone would round, and take `infinity` for a date."""
+
+IN_WORDS = {tables.RATE: f"a number above zero ({tables.RATE})"}
+"""What such values are, where the type does not say it."""
 
 SHOWN_ROWS = 3
 
@@ -94,6 +115,8 @@ def read_reference(
             skipped = (f"starts_with({first}, {literal(each)})" for each in mapping.skip_rows)
             connection.execute(f"DELETE FROM rows WHERE {' OR '.join(skipped)}")
         text = {column.name: _text(mapping, column) for column in table.columns}
+        if table is tables.CURRENCY_RATES:
+            text["currency"] = f"upper({text['currency']})"
         for column in table.columns:
             if column.type != "VARCHAR":
                 _check_type(connection, file.path, column, text[column.name], mapping)
@@ -153,24 +176,34 @@ def _check_type(
     if wrong:
         examples = ", ".join(f"record {record} has {value!r}" for record, value in wrong)
         raise RetailAssetsError(
-            f"{path}: {column.name} must be {column.type}, but {examples}."
+            f"{path}: {column.name} must be {IN_WORDS.get(column.type, column.type)}, but"
+            f" {examples}."
             " Correct the file; the table stays as it was."
         )
 
 
+def no_rows(table: Table) -> "pa.Table":
+    """The table without rows, where there is no file."""
+    nothing = ", ".join(f"NULL::{type_} AS {name}" for name, type_ in table.types.items())
+    with duckdb.connect() as connection:
+        return connection.sql(f"SELECT {nothing} LIMIT 0").to_arrow_table()
+
+
 def before_swap(
-    table: Table, *, max_shrink: float
+    table: Table, lake: Lake, *, max_shrink: float
 ) -> Callable[[duckdb.DuckDBPyConnection, str], None]:
     """Work before the staged rows of a reference file replace the old ones.
 
     Args:
-        table: `products` or `customers`.
+        table: the table that the file fills.
+        lake: the lake that has it.
         max_shrink: the share of its rows that may be gone, from 0 to 1; more raise an AuditError.
+            Rates may be gone only with 1: orders of their days would not count any more.
     """
 
     def prepare(connection: duckdb.DuckDBPyConnection, staged: str) -> None:
         _check_shrink(table, connection, staged, max_shrink)
-        restate(table, connection, staged)
+        restate(table, lake, connection, staged)
 
     return prepare
 
@@ -178,11 +211,18 @@ def before_swap(
 def _check_shrink(
     table: Table, connection: duckdb.DuckDBPyConnection, staged: str, max_shrink: float
 ) -> None:
-    key = table.key[0]
+    key = ", ".join(table.key)
     had, gone = connection.execute(
-        f"SELECT count(*), count(*) FILTER ({key} NOT IN (SELECT {key} FROM {staged}))"
+        f"SELECT count(*), count(*) FILTER (({key}) NOT IN (SELECT {key} FROM {staged}))"
         f" FROM lake.{table.name}"
     ).fetchone() or (0, 0)
+    if table is tables.CURRENCY_RATES and gone and max_shrink < 1:
+        raise AuditError(
+            f"{gone:,} of the {had:,} rates in the lake are not in {table.name}.csv: the table"
+            " stays as it was, because amounts of their days would have no rate. Keep the rates of"
+            " earlier days in the file; if they were wrong, run"
+            f" `retail-assets reference load {table.name} --allow-shrink`."
+        )
     if gone > had * max_shrink:
         raise AuditError(
             f"{gone:,} of the {had:,} {table.name} in the lake are not in {table.name}.csv, more"
@@ -192,13 +232,16 @@ def _check_shrink(
         )
 
 
-def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+def restate(table: Table, lake: Lake, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
     """Let a change of reference data reach what was made with the old.
 
     The days of the completed orders that it concerns are marked as changed, and the events that it
     concerns are enriched again, so that the order of arrival makes no difference. Called in the
     transaction that swaps the staged rows in, while the table has its old rows.
     """
+    if table is tables.CURRENCY_RATES:
+        _restate_rates(lake, connection, staged)
+        return
     key, columns = table.key[0], ", ".join((*table.key, *LOOKED_UP[table]))
     old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
     connection.execute(
@@ -218,6 +261,18 @@ def restate(table: Table, connection: duckdb.DuckDBPyConnection, staged: str) ->
         )
     _enrich_again(table, connection, staged, concerned)
     connection.execute("DROP TABLE temp.main.changed_keys")
+
+
+def _restate_rates(lake: Lake, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+    columns = ", ".join(tables.CURRENCY_RATES.column_names)
+    old, new = f"SELECT {columns} FROM {RATES}", f"SELECT {columns} FROM {staged}"
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE changed_rates AS SELECT DISTINCT currency, day"
+        f" FROM (({old} EXCEPT {new}) UNION ALL ({new} EXCEPT {old}))"
+    )
+    currencies.restate(connection, staged, "temp.main.changed_rates")
+    rates.restate(EventSession(lake, connection), staged, "temp.main.changed_rates")
+    connection.execute("DROP TABLE temp.main.changed_rates")
 
 
 def _enrich_again(

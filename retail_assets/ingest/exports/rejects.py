@@ -100,6 +100,12 @@ def days_above(
         f"WHEN {literal(field)} THEN {literal(f'$.{json.dumps(source)}')}"
         for field, source in mapping.columns.items()
     )
+    constants = " ".join(
+        f"WHEN {literal(field)} THEN {literal(value)}" for field, value in mapping.constants.items()
+    )
+    example = f"raw_text ->> (CASE field {paths} END)"
+    if constants:
+        example = f"coalesce(CASE field {constants} END, {example})"
     found = connection.execute(
         "SELECT export_date, source_file, rows_in, rejected_rows FROM lake.export_files"
         " WHERE rejected_rows > ? * rows_in AND (?::DATE IS NULL OR export_date BETWEEN ? AND ?)"
@@ -110,7 +116,7 @@ def days_above(
     for day, *values in connection.execute(
         "SELECT export_date, reason, field, count(*) AS n, min(row_number),"
         " left(arg_min(coalesce(CASE WHEN field IS NOT NULL AND json_valid(raw_text)"
-        f" THEN raw_text ->> (CASE field {paths} END) END, raw_text), row_number), ?)"
+        f" THEN {example} END, raw_text), row_number), ?)"
         " FROM lake.rejected_orders WHERE export_date IN (SELECT unnest(?::DATE[]))"
         " GROUP BY export_date, reason, field"
         " QUALIFY row_number() OVER (PARTITION BY export_date ORDER BY n DESC, reason, field) <= ?"

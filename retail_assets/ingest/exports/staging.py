@@ -17,6 +17,7 @@ import narwhals as nw
 
 from retail_assets.engines import duckdb as engine
 from retail_assets.errors import RetailAssetsError
+from retail_assets.ingest.exports import currencies
 from retail_assets.ingest.exports.csv_file import check_complete, in_utf8, tidied, unmodified
 from retail_assets.ingest.exports.csv_records import NATIVE, find_records
 from retail_assets.ingest.exports.files import ExportFile
@@ -39,6 +40,7 @@ _STAGING = {
     "first_rows": "export_date DATE, source_file VARCHAR, first_rowid BIGINT, max_days_late BIGINT",
     "rejected_rows": "row_id BIGINT, export_date DATE, reason VARCHAR, field VARCHAR,"
     " raw_text VARCHAR",
+    currencies.STAGED: currencies.COLUMNS,
     "line_numbers": "row_id BIGINT, export_date DATE, line_number BIGINT",
 }
 """The temporary tables; `staged_raw` and `staged_rejects` follow from them."""
@@ -119,7 +121,7 @@ def staged_exports(
         )
     finally:
         connection.execute("DROP VIEW IF EXISTS temp.main.staged_raw")
-        for name in (*_STAGING, "shared_orders", "staged_rejects"):
+        for name in (*_STAGING, "foreign_rows", "shared_orders", "staged_rejects"):
             connection.execute(f"DROP TABLE IF EXISTS temp.main.{name}")
 
 
@@ -289,6 +291,8 @@ class _Staging:
                 f" FROM export_rows WHERE export_date IN ({days}) AND {skipped}"
             )
             self._delete_rejected()
+        if _names_currency(mapping, header):
+            currencies.convert(self.connection, "export_rows", days)
         refunds = mapping.refunds != "reject"
         validated = orders.validate(nw.from_native(rows), late_days=self.late_days, refunds=refunds)
         execute(
@@ -343,6 +347,11 @@ class _Staging:
             ).fetchall()
         )
         return {file.day: counts.get(file.day, 0) for file in files}
+
+
+def _names_currency(mapping: ExportMapping, header: Sequence[str]) -> bool:
+    field = mapping.fields.currency
+    return field is not None and all(source in header for source in field.sources)
 
 
 def _is_skipped(text: str, mapping: ExportMapping) -> str:

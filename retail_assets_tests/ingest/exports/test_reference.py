@@ -61,7 +61,7 @@ def publish(loader: ExportLoader, settings: Settings, table: Table) -> None:
         loader.connection,
         table,
         read_reference(settings.reference_dir, table),
-        before_swap=partial(restate, table),
+        before_swap=partial(restate, table, loader.lake),
     )
 
 
@@ -271,7 +271,7 @@ def test_a_file_that_lacks_more_rows_than_it_may_leaves_the_table_as_it_was(
             loader.connection,
             table,
             read_reference(settings.reference_dir, table),
-            before_swap=before_swap(table, max_shrink=max_shrink),
+            before_swap=before_swap(table, loader.lake, max_shrink=max_shrink),
         )
 
     def rows() -> int:
@@ -374,7 +374,7 @@ def test_a_change_reaches_the_events_that_it_concerns_and_no_others(settings, la
                 connection,
                 table,
                 read_reference(settings.reference_dir, table),
-                before_swap=partial(restate, table),
+                before_swap=partial(restate, table, lake),
             )
 
     def categories():
