@@ -42,6 +42,8 @@ _SECRET_OPTION = re.compile(r"password|secret|token|key|jaas|credential|pem", re
 _PARTS = re.compile(r"[/:@?&=#+,\s]")
 _IN_TEXT = re.compile(rf"(?:{_PASSWORD})\s*=\s*({_VALUE})|://[^:/@\s]*:([^\s]*)@", re.IGNORECASE)
 
+_URL = re.compile(r"\w+://")
+
 _known: re.Pattern[str] | None = None
 _make_record = logging.getLogRecordFactory()
 
@@ -50,8 +52,8 @@ def protect(settings: Any) -> None:
     """Replace the secrets of these settings and of the environment from now on.
 
     Args:
-        settings: a pydantic model; secret are its fields of type `SecretStr`, fields with
-            `repr=False`, and passwords within all other texts.
+        settings: a pydantic model; secret are its fields of type `SecretStr` (of a URL the
+            password), fields with `repr=False`, and passwords within all other texts.
     """
     global _known  # noqa: PLW0603  # one per process, as log records are
     values = {
@@ -83,7 +85,9 @@ def _of_settings(settings: Any) -> Iterator[str]:
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if hasattr(value, "get_secret_value"):
-            yield value.get_secret_value()
+            secret = value.get_secret_value()
+            # People have to see which server an error is about.
+            yield from _within(secret) if _URL.match(secret) else [secret]
         elif not field.repr and isinstance(value, Mapping):
             yield from (
                 str(option) for key, option in value.items() if _SECRET_OPTION.search(str(key))

@@ -97,6 +97,7 @@ def mariadb_server() -> Iterator[int]:
             f"CREATE OR REPLACE USER retail@'%' IDENTIFIED BY '{quoted}';\n"
             "GRANT ALL ON *.* TO retail@'%' WITH GRANT OPTION;\n"
         )
+        (folder / "users.sql").chmod(0o644)  # whatever umask a lake has set in this process
         log = folder / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(

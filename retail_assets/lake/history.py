@@ -137,6 +137,19 @@ def is_kept(
     return found is not None
 
 
+def committed_us(connection: duckdb.DuckDBPyConnection, snapshot: int) -> int | None:
+    """When a snapshot was committed, in µs since 1970; None if it is expired, or never was.
+
+    With its id it tells the snapshots of a lake from those of the same lake restored from a backup.
+    """
+    (found,) = connection.execute(
+        f"SELECT epoch_us(snapshot_time::TIMESTAMPTZ) FROM {CATALOG}.ducklake_snapshot"
+        " WHERE snapshot_id = ?",
+        [snapshot],
+    ).fetchone() or (None,)
+    return None if found is None else int(found)
+
+
 def last_kept(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> int | None:
     """The last snapshot after one, up to another, that is not expired; None if all are."""
     (found,) = connection.execute(

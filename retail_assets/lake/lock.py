@@ -61,6 +61,26 @@ def write_lock(catalog: str, purpose: str = "change the lake") -> Iterator[None]
 
 
 @contextmanager
+def named_lock(catalog: str, name: str, purpose: str) -> Iterator[None]:
+    """Hold another lock of the lake, which nobody who writes to the lake waits for.
+
+    Args:
+        catalog: the catalog of the lake.
+        name: which lock.
+        purpose: as for `write_lock`.
+
+    Raises:
+        RetailAssetsError: if another process holds it for longer than ten minutes.
+    """
+    with (
+        _advisory_lock(catalog.removeprefix("postgres:"), purpose, name)
+        if catalog.startswith("postgres:")
+        else _file_lock(Path(f"{catalog}.{name}.lock"), purpose)
+    ):
+        yield
+
+
+@contextmanager
 def _file_lock(path: Path, purpose: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, poll_interval=POLL_SECONDS)
@@ -105,10 +125,11 @@ def _warn(holder: str) -> None:
 
 
 @contextmanager
-def _advisory_lock(connection_string: str, purpose: str) -> Iterator[None]:
+def _advisory_lock(connection_string: str, purpose: str, name: str = "") -> Iterator[None]:
     import psycopg
 
-    key = int.from_bytes(hashlib.sha256(b"retail_assets").digest()[:8], "big", signed=True)
+    subject = f"retail_assets {name}".strip().encode()
+    key = int.from_bytes(hashlib.sha256(subject).digest()[:8], "big", signed=True)
     name = "process {pid} on {host} to {purpose}".format(**_myself(), purpose=purpose)
     with psycopg.connect(connection_string, autocommit=True) as connection:
         connection.execute("SELECT set_config('application_name', %s, false)", [name])

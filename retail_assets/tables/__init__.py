@@ -26,6 +26,7 @@ from retail_assets.tables.ledgers import (
     EXPORT_FILES,
     FAILED_DAYS,
     FAILED_EVENT_FILES,
+    FAILED_MARTS,
     NOTIFICATIONS,
     NOTIFIED,
     PUBLISHED_DAYS,
@@ -48,6 +49,7 @@ from retail_assets.tables.live import (
     REVENUE_BY_MINUTE,
     REVENUE_NOW,
     STOCK_ALERTS,
+    best_revenue,
     whole_days,
 )
 from retail_assets.tables.lookups import API_LOOKUPS, EVENT_LOOKUPS, WAITING_LOOKUPS
@@ -91,6 +93,7 @@ ALL = (
     CHANGED_DAYS,
     PUBLISHED_DAYS,
     FAILED_DAYS,
+    FAILED_MARTS,
 )
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in ALL}
@@ -124,6 +127,7 @@ __all__ = [
     "EXPORT_FILES",
     "FAILED_DAYS",
     "FAILED_EVENT_FILES",
+    "FAILED_MARTS",
     "FRAUD_ALERTS",
     "FRAUD_MODELS",
     "INSTANT",
@@ -157,5 +161,6 @@ __all__ = [
     "Feed",
     "Table",
     "View",
+    "best_revenue",
     "whole_days",
 ]

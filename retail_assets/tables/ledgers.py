@@ -89,6 +89,18 @@ FAILED_EVENT_FILES = Table(
     ),
 )
 
+FAILED_MARTS = Table(
+    name="failed_marts",
+    description="Ledger: the marts that could not be published. A success removes the entry.",
+    key=("mart",),
+    columns=(
+        Column("mart", "VARCHAR", "`mart_tables` or `mart_files`."),
+        Column("problem", "VARCHAR", "The problem, and what to do."),
+        Column("failed_since", INSTANT, "When it failed first, with whatever problem."),
+        Column("failed_at", INSTANT, "When it was last tried, give or take ten minutes."),
+    ),
+)
+
 EVENT_FIELDS = Table(
     name="event_fields",
     description="Ledger: the fields beyond the known ones that valid events have had, by type.",

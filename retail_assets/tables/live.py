@@ -388,24 +388,29 @@ CONSUMER_DEAD_LETTERS = Table(
 )
 
 
-def whole_days(table: Table) -> str:
+def whole_days(table: Table, days: str = "true") -> str:
     """The query for the days of a table of the batch that have their own export.
 
-    Others may have nothing but the late orders of other exports.
+    Others may have nothing but the late orders of other exports. `days` is a condition on `day`.
     """
     return (
         f"SELECT day FROM published_days WHERE table_name IN ('{RAW_ORDERS.name}',"
-        f" '{table.name}') GROUP BY day HAVING count(*) = 2"
+        f" '{table.name}') AND {days} GROUP BY day HAVING count(*) = 2"
     )
 
 
-def _best_revenue(batch: Table, stream: Table) -> str:
-    columns, days = ", ".join(batch.column_names), whole_days(batch)
+def best_revenue(batch: Table, stream: Table, days: str = "true") -> str:
+    """The query for the best revenue there is, from the batch or the stream, day by day.
+
+    `days` is a condition on `order_date`: then the cost follows these days.
+    """
+    columns = ", ".join(batch.column_names)
+    whole = whole_days(batch, days.replace("order_date", "day"))
+    published, live = (f"(SELECT * FROM {table.name} WHERE {days})" for table in (batch, stream))
     return (
-        f"SELECT {columns}, 'batch' AS source FROM {batch.name} WHERE order_date IN ({days})"
-        f" OR order_date NOT IN (SELECT order_date FROM {stream.name})"
-        f" UNION ALL SELECT {columns}, 'stream' FROM {stream.name}"
-        f" WHERE order_date NOT IN ({days})"
+        f"SELECT {columns}, 'batch' AS source FROM {published} WHERE order_date IN ({whole})"
+        f" OR order_date NOT IN (SELECT order_date FROM {live})"
+        f" UNION ALL SELECT {columns}, 'stream' FROM {live} WHERE order_date NOT IN ({whole})"
     )
 
 
@@ -418,7 +423,7 @@ REVENUE_NOW = View(
         *DAILY_REVENUE.columns,
         Column("source", "VARCHAR", "`batch` or `stream`."),
     ),
-    query=_best_revenue(DAILY_REVENUE, LIVE_REVENUE),
+    query=best_revenue(DAILY_REVENUE, LIVE_REVENUE),
 )
 
 REVENUE_BY_CATEGORY_NOW = View(
@@ -429,7 +434,7 @@ REVENUE_BY_CATEGORY_NOW = View(
         *DAILY_REVENUE_BY_CATEGORY.columns,
         Column("source", "VARCHAR", "`batch` or `stream`."),
     ),
-    query=_best_revenue(DAILY_REVENUE_BY_CATEGORY, LIVE_REVENUE_BY_CATEGORY),
+    query=best_revenue(DAILY_REVENUE_BY_CATEGORY, LIVE_REVENUE_BY_CATEGORY),
 )
 
 REVENUE_BY_MINUTE = View(
