@@ -330,6 +330,27 @@ class Settings(BaseSettings):
         description="The start of a new topic: `now`, changes from now on, or `beginning`,"
         " all rows of the lake.",
     )
+    mart_url: SecretStr | None = Field(
+        default=None,
+        repr=False,
+        description="Database that revenue is published to for other tools:"
+        " `postgresql://user:password@host/database` or"
+        " `mysql://user:password@host/database`, see [marts](marts.md).",
+    )
+    mart_schema: str | None = Field(
+        default=None,
+        pattern=r"^[^\x00]{1,63}$",
+        description="Schema of the tables in PostgreSQL, made if there is none (default:"
+        " `public`).",
+    )
+    mart_files: str | None = Field(
+        default=None,
+        description="Folder or `s3://` prefix that the same tables are published to as files,"
+        " one for each day.",
+    )
+    mart_format: Literal["parquet", "csv"] = Field(
+        default="parquet", description="Format of these files."
+    )
 
     stock_date: date | None = Field(
         default=None,
@@ -355,6 +376,15 @@ class Settings(BaseSettings):
         except (ZoneInfoNotFoundError, ValueError) as error:
             message = f"{value!r} is not a time zone of the IANA database, such as Europe/London"
             raise ValueError(message) from error
+        return value
+
+    @field_validator("mart_url")
+    @classmethod
+    def _known_database(cls, value: SecretStr | None) -> SecretStr | None:
+        known = ("postgresql://", "postgres://", "mysql://", "mariadb://")
+        if value is not None and not value.get_secret_value().startswith(known):
+            # The value is not shown: it may have a password.
+            raise ValueError(f"it must begin with one of {', '.join(known)}")
         return value
 
     @field_validator("kafka_options", mode="before")
@@ -414,6 +444,13 @@ class Settings(BaseSettings):
         # A URL may have commas within.
         found = re.split(r"[\s,]+(?=[A-Za-z0-9]+://)", value.strip().strip(","))
         return [url for url in found if url]
+
+    @cached_property
+    def marts_location(self) -> str | None:
+        """Where the files of the marts lie: a folder or a bucket's prefix."""
+        if self.mart_files is None or "://" in self.mart_files:
+            return self.mart_files
+        return _absolute(self.mart_files)
 
     @property
     def opening_date(self) -> date:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from retail_assets.cli import batch, events, lake, mapping, worker
+from retail_assets.cli import batch, events, lake, mapping, marts, worker
 from retail_assets.cli.base import tell
 from retail_assets.cli.verify import verify
 from retail_assets.errors import UsageError
@@ -69,6 +69,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "status": lake.status,
     "init": lake.init,
     "maintain": lake.maintain,
+    "publish-marts": marts.publish_marts,
     "verify": verify,
 }
 

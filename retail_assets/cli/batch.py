@@ -15,6 +15,7 @@ from retail_assets.cli.base import (
     tell,
     usage_errors,
 )
+from retail_assets.cli.marts import publish_after_backfill
 from retail_assets.cli.printing import cell, print_message, print_table
 from retail_assets.errors import RetailAssetsError
 from retail_assets.settings import Settings, load_settings
@@ -101,6 +102,7 @@ def backfill(
             f"There is no {' and no '.join(lacking)} in {settings.reference_dir}: names, categories"
             " and segments that the lake does not know yet are `unknown` until they are there."
         )
+    publish_after_backfill(settings)
     problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]
     if problems:
         problems.insert(0, f"{len(problems)} of {outcome.days} days failed:")

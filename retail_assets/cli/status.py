@@ -25,6 +25,7 @@ from retail_assets.ingest.ledgers.workers import LAG, heartbeats, state
 from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.outbound.lookups.follow import waiting_of
+from retail_assets.outbound.marts.status import mart_status
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 from retail_assets.transforms.events import UNKNOWN_CURRENCY
@@ -121,7 +122,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
             " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0)"
             " FROM event_files WHERE superseded_at IS NOT NULL OR retracted_at IS NOT NULL"
         ).fetchone() or (0, 0, 0)
-        stream = _stream_state(settings, connection)
+        stream = _stream_state(settings, connection) | mart_status(settings, connection)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
             " FROM ducklake_table_info('lake')"

@@ -30,6 +30,7 @@ NO_EVENTS = "no_events"
 MISSING_DAY = "missing_day"
 FAILED_DAY = "failed_day"
 FAILED_EVENT_FILE = "failed_event_file"
+FAILED_MART = "failed_mart"
 
 FAILURES = {
     DEAD_WORKER: ("The stream worker is dead", "stream workers"),
@@ -38,8 +39,12 @@ FAILURES = {
     MISSING_DAY: ("A day is not published", "missing days"),
     FAILED_DAY: ("A day failed", "failed days"),
     FAILED_EVENT_FILE: ("An event file cannot be read", "failed event files"),
+    FAILED_MART: ("A mart cannot be published", "failed marts"),
 }
 """The title of one failure of each kind, and the plural; the gravest kind first."""
+
+FAILED_MART_AFTER = timedelta(minutes=5)
+"""A mart is tried every half minute: a server that starts again is no failure."""
 
 PROBLEM_LENGTH = 500
 
@@ -111,6 +116,7 @@ def failures(
         *_missing_days(connection, settings, now, open_days),
         *_failed_days(connection),
         *_failed_event_files(connection),
+        *_failed_marts(connection, now),
     ]
 
 
@@ -280,6 +286,17 @@ def _failed_event_files(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
     ).fetchall()
     return [
         Finding(FAILED_EVENT_FILE, path, f"{path}: {_short(problem)}") for path, problem in rows
+    ]
+
+
+def _failed_marts(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT mart, problem FROM lake.failed_marts WHERE failed_since <= ? ORDER BY mart",
+        [now - FAILED_MART_AFTER],
+    )
+    return [
+        Finding(FAILED_MART, mart, f"{mart}: {_short(problem)}")
+        for mart, problem in rows.fetchall()
     ]
 
 
