@@ -6,9 +6,10 @@ import dagster as dg
 
 from retail_assets.defs import asset_checks as checks
 from retail_assets.defs import partitions
-from retail_assets.defs.assets import consumers, events, fraud, orders
+from retail_assets.defs.assets import consumers, events, fraud, marts, orders
 from retail_assets.defs.automation import batch as automation
 from retail_assets.defs.automation import events as event_automation
+from retail_assets.defs.automation import marts as mart_automation
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.notifications import notification_sensor
 from retail_assets.defs.io_manager import LakeIOManager
@@ -46,18 +47,29 @@ def _assemble(settings: Settings) -> dg.Definitions:
             *consumers.consumer_assets(settings),
             fraud.fraud_model_asset(settings, days),
             stream_automation.SPEC,
+            *marts.mart_assets(settings),
         ],
         asset_checks=[
             *(checks.table_checks(table, settings) for table in checks.CHECKED),
             fraud.newest_model_is_usable,
         ],
-        jobs=[*automation.jobs(), event_automation.job(), stream_automation.job(settings)],
-        schedules=[*automation.schedules(settings), stream_automation.schedule(settings)],
+        jobs=[
+            *automation.jobs(),
+            event_automation.job(),
+            stream_automation.job(settings),
+            *mart_automation.jobs(settings),
+        ],
+        schedules=[
+            *automation.schedules(settings),
+            stream_automation.schedule(settings),
+            *mart_automation.schedules(settings),
+        ],
         sensors=[
             *automation.sensors(settings),
             event_automation.sensor(settings),
             stream_automation.sensor(settings),
             notification_sensor(settings),
+            *mart_automation.sensors(settings),
             dg.AutomationConditionSensorDefinition(
                 "automation",
                 target=dg.AssetSelection.all(),

@@ -253,6 +253,21 @@ def test_a_file_that_cannot_be_read_is_told(office: Office, receiver: Receiver) 
     assert "a.jsonl.gz: It is cut off." in receiver.texts()[0]
 
 
+def test_a_mart_that_has_failed_for_some_minutes_is_told(
+    office: Office, receiver: Receiver
+) -> None:
+    office.change(
+        "INSERT INTO lake.failed_marts VALUES ('mart_tables', 'It is away.',"
+        f" TIMESTAMPTZ '{NOW}', TIMESTAMPTZ '{NOW}')"
+    )
+    office.tell()
+    assert receiver.titles() == []
+    office.now = NOW + 5 * MINUTE
+    office.tell()
+    assert receiver.titles() == ["A mart cannot be published"]
+    assert "mart_tables: It is away." in receiver.texts()[0]
+
+
 def test_a_dead_worker_is_told_until_one_is_alive(office: Office, receiver: Receiver) -> None:
     office.worker("W1", NOW - timedelta(seconds=59))
     office.tell()
