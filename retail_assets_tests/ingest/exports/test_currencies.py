@@ -265,6 +265,7 @@ def test_rows_that_were_rejected_before_rates_were_known_of_are_ingested_again(
     assert values(loader) == {"O0": Decimal("5.00")}
 
 
+@pytest.mark.slow
 def test_the_order_of_arrival_of_exports_and_rates_makes_no_difference(
     tmp_path: Path, new_lake: NewLake
 ) -> None:

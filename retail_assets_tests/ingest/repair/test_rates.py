@@ -17,6 +17,8 @@ from retail_assets_tests.conftest import NewLake
 from retail_assets_tests.event_files import EventLoader, event
 from retail_assets_tests.rates import load_rates
 
+pytestmark = pytest.mark.slow
+
 DAY = date(2026, 10, 12)
 A_DAY = timedelta(days=1)
 
