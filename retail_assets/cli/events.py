@@ -225,7 +225,7 @@ def _tell_of_event_files(
             tell(file.notice, style="yellow")
     for path, reason in pending.left_alone.items():
         tell(f"{path} {reason}", style="yellow")
-    if pending.not_read:
+    if pending.about_not_read():
         tell(pending.about_not_read(), style="yellow")
     for path in unsettled:
         tell(f"{path} is still being written to", style="yellow")

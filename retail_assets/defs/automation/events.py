@@ -229,7 +229,8 @@ def _describe(
     requested: int,
     waiting: int,
 ) -> str:
-    not_read = f" {pending.about_not_read()}." if pending.not_read else ""
+    about = pending.about_not_read()
+    not_read = f" {about}." if about else ""
     if not pending.files and not pending.unsettled and not pending.left_alone:
         by = (
             f" The worker {', '.join(pending.lake.workers)} is alive."

@@ -30,7 +30,8 @@ class Pending:
     """The files of the folder: `files` have something new, those of the newest days first.
 
     `unsettled` files may still be written to; `left_alone` has the reason of each; the names of
-    those in `not_read` do not end like event files; `lake` is what the lake has of all files.
+    those in `not_read` do not end like event files; `lake` is what the lake has of all files. A
+    folder that is not `listed` has only files that could not be read before.
     """
 
     files: dict[str, FoundFile]
@@ -38,6 +39,7 @@ class Pending:
     left_alone: dict[str, str]
     not_read: tuple[str, ...] = ()
     lake: LakeState = field(default_factory=LakeState, compare=False)
+    listed: bool = True
 
     def names_not_read(self) -> str:
         """The first of the files that are not read."""
@@ -46,6 +48,8 @@ class Pending:
 
     def about_not_read(self) -> str:
         """A sentence about the files that are not read; empty if there are none."""
+        if not self.listed:
+            return "Event files are not listed (RETAIL_EVENTS_LISTED): a queue names the new ones"
         if not self.not_read:
             return ""
         return (
@@ -106,7 +110,12 @@ def pending_event_files(
         else:
             files[path] = file
     return Pending(
-        _newest_first(settings, files), tuple(unsettled), left_alone, listing.not_read, lake
+        _newest_first(settings, files),
+        tuple(unsettled),
+        left_alone,
+        listing.not_read,
+        lake,
+        listed,
     )
 
 
