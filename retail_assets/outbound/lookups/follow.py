@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from retail_assets.consumers.framework import PERSIST_AFTER, PERSIST_AGE
 from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer
 from retail_assets.lake import history
 from retail_assets.lake.connection import Lake, current_snapshot
@@ -96,7 +97,7 @@ class LookupFollower:
         kept, changed = history.changes_since(
             connection, -1 if offset is None else offset, ENRICHED_EVENTS
         )
-        if kept and not changed and offset is not None and seen - offset < AT_ONCE:
+        if offset is not None and kept and not changed and not _is_far(connection, offset, seen):
             return
         events = "lake.enriched_events"
         if kept and offset is not None:
@@ -240,6 +241,13 @@ def waiting_of(
         " arg_max(problem, next_attempt_at) FROM lake.waiting_lookups GROUP BY lookup"
     ).fetchall()
     return {name: (waiting, failing, problem) for name, waiting, failing, problem in rows}
+
+
+def _is_far(connection: "duckdb.DuckDBPyConnection", offset: int, seen: int) -> bool:
+    """Whether an offset is to be moved though nothing has changed: its snapshot may expire."""
+    return seen - offset >= PERSIST_AFTER or history.is_kept(
+        connection, offset, older_than=PERSIST_AGE
+    )
 
 
 def _pause(attempts: int) -> timedelta:
