@@ -5,7 +5,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import duckdb
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.tables import MONEY, RATE, Column, Table
@@ -57,6 +57,10 @@ def expected(
     return None
 
 
+HALF_PENNIES = [(DAYS[0], "EUR", Decimal(n) / 2) for n in range(-5, 6)]
+
+
+@example(HALF_PENNIES, {(DAYS[0], "EUR"): Decimal("0.01")})
 @settings(max_examples=16)
 @given(amounts, rates)
 def test_engines_convert_alike_and_exactly(
