@@ -59,10 +59,12 @@ def status(
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.table,
 ) -> None:
     """Show pending files, days that failed or are behind, and the size of the lake."""
-    from retail_assets.cli.status import collect_status
+    from retail_assets.cli.status import LABELS, collect_status
 
+    labels = LABELS if format is Format.table else {}
     figures = collect_status(load_settings())
-    PRINTERS[format](["figure", "value"], list(figures.items()))
+    rows = [(labels.get(name, name), value) for name, value in figures.items()]
+    PRINTERS[format](["figure", "value"], rows)
 
 
 def init(

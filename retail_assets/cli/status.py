@@ -39,6 +39,16 @@ if TYPE_CHECKING:
 
 SHOWN_FILES = 20
 
+RETRACTED = "their earlier events taken back"
+QUARANTINED = "keys set aside by consumers"
+"""Names that scripts may read from JSON and CSV."""
+
+LABELS = {
+    RETRACTED: "their earlier events retracted",
+    QUARANTINED: "keys quarantined by consumers",
+}
+"""What people read in place of them."""
+
 
 def collect_status(settings: Settings) -> dict[str, Any]:
     """Return the state by name; sizes in bytes, ages in seconds.
@@ -111,17 +121,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         too_late = rejects.too_late(connection, settings.late_days)
         without_rate = _without_rate(connection)
         rejected_days = rejects.days_above(connection, settings.max_rejected_share)
-        lines, dead = connection.execute(
-            "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM ("
-            "SELECT lines, dead_lettered FROM event_files WHERE retracted_at IS NULL"
-            " UNION ALL SELECT lines, dead_lettered FROM stream_offsets WHERE kind = 'source')"
-        ).fetchone() or (0, 0)
-        changed, stay, back = connection.execute(
-            "SELECT count(DISTINCT path) FILTER (superseded_at IS NOT NULL),"
-            " coalesce(sum(accepted) FILTER (retracted_at IS NULL), 0),"
-            " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0)"
-            " FROM event_files WHERE superseded_at IS NOT NULL OR retracted_at IS NOT NULL"
-        ).fetchone() or (0, 0, 0)
+        events = _event_state(connection)
         stream = _stream_state(settings, connection) | mart_status(settings, connection)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
@@ -144,11 +144,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         "last day published": last_day,
         "export rows": int(rows_in),
         "rejected rows": int(rejected),
-        "event lines": int(lines),
-        "dead-letter rate": round(int(dead) / int(lines), 6) if lines else 0.0,
-        "event files that changed": changed,
-        "their earlier events that stay": int(stay),
-        "their earlier events taken back": int(back),
+        **events,
         "lake files": int(files),
         "lake bytes": int(size),
         "last snapshot": snapshot,
@@ -172,6 +168,28 @@ def _without_rate(connection: "duckdb.DuckDBPyConnection") -> dict[str, str]:
             " themselves."
         )
     return found
+
+
+def _event_state(connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    """The lines of all events, and what became of the events of files that changed."""
+    lines, dead = connection.execute(
+        "SELECT coalesce(sum(lines), 0), coalesce(sum(dead_lettered), 0) FROM ("
+        "SELECT lines, dead_lettered FROM event_files WHERE retracted_at IS NULL"
+        " UNION ALL SELECT lines, dead_lettered FROM stream_offsets WHERE kind = 'source')"
+    ).fetchone() or (0, 0)
+    changed, stay, retracted = connection.execute(
+        "SELECT count(DISTINCT path) FILTER (superseded_at IS NOT NULL),"
+        " coalesce(sum(accepted) FILTER (retracted_at IS NULL), 0),"
+        " coalesce(sum(accepted) FILTER (retracted_at IS NOT NULL), 0)"
+        " FROM event_files WHERE superseded_at IS NOT NULL OR retracted_at IS NOT NULL"
+    ).fetchone() or (0, 0, 0)
+    return {
+        "event lines": int(lines),
+        "dead-letter rate": round(int(dead) / int(lines), 6) if lines else 0.0,
+        "event files that changed": changed,
+        "their earlier events that stay": int(stay),
+        RETRACTED: int(retracted),
+    }
 
 
 def _orders_in_no_revenue(waiting: Sequence[Waiting], too_late: str | None) -> dict[str, Any]:
@@ -221,4 +239,4 @@ def _stream_state(settings: Settings, connection: "duckdb.DuckDBPyConnection") -
             found[f"lookup {name}, failing"] = failing
             found[f"lookup {name}, problem"] = problem
     (keys,) = connection.execute("SELECT count(*) FROM consumer_dead_letters").fetchone() or (0,)
-    return found | {"keys set aside by consumers": keys}
+    return found | {QUARANTINED: keys}

@@ -1,4 +1,4 @@
-"""The commands of the event lane as a user meets them: exit codes, tables, one clear sentence."""
+"""The commands of the event pipeline as users meet them: exit codes, tables, clear sentences."""
 
 import gzip
 import json
@@ -125,6 +125,9 @@ def test_pending_event_files_are_ingested_and_counted(settings: Settings, comman
     code, out, _ = command("status", *JSON)
     found = {row["figure"]: row["value"] for row in json.loads(out)}
     assert (found["event files that changed"], found["their earlier events taken back"]) == (1, 1)
+    code, out, _ = command("status")
+    assert re.search(r"their earlier events retracted\W+1\b", out)
+    assert "keys quarantined by consumers" in out
 
 
 JSON = ("--format", "json")

@@ -8,8 +8,8 @@ otherwise the whole file.
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import IO
 
 import numpy as np
@@ -85,9 +85,7 @@ def read_new(
     settled: bool,
     limits: ReadLimits = LIMITS,
 ) -> Iterator[Chunk]:
-    """Read the new lines of a file.
-
-    The elements of a file of JSON documents (`json_documents`) count as its lines.
+    """Read the new lines of a file; of JSON documents (`json_documents`) these are its elements.
 
     Args:
         open_file: opens its bytes; called more than once.
@@ -106,10 +104,7 @@ def read_new(
             comes before is yielded.
         OSError: if it cannot be read.
     """
-
-    def opened() -> AbstractContextManager[Content | None]:
-        return event_content.opened(open_file, compressed=compressed, settled=settled)
-
+    opened = partial(event_content.opened, open_file, compressed=compressed, settled=settled)
     if known.checkpoint and known.checkpoint not in (DOCUMENTS, VALUES):
         with opened() as content:
             digest = _same_ends(content, known, known.checkpoint) if content else None

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -24,6 +24,9 @@ from retail_assets.ingest.events.lines import REFUSED
 from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers.event_files import apply_deltas
 from retail_assets.ingest.messages.payloads import payloads_to_arrow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 REDRIVE = "redrive"
 
@@ -140,40 +143,15 @@ def redrive(
 def _ingest(
     session: EventSession, letters: Sequence[dict[str, Any]], payload: str | None
 ) -> dict[str, str]:
-    import pyarrow as pa
-
     connection = session.connection
-
-    texts = [
-        _as_it_is(connection, letter) if payload is None else _one_line(payload)
-        for letter in letters
-    ]
     names = [letter["id"] for letter in letters]
-    numbers = pa.array(range(len(letters)), pa.int32())
-    lines = (
-        # Text of the command line that is no UTF-8 is validated as such.
-        payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
-        .append_column("source_no", numbers)
-        # A corrected event keeps its time of receipt.
-        .append_column("position", pa.array([each["position"] for each in letters], pa.int64()))
-        .append_column(
-            "received_us", pa.array([each["received_us"] for each in letters], pa.int64())
-        )
-    )
-    sources = pa.table(
-        {
-            "source_no": numbers,
-            "received_date": [letter["received_date"] for letter in letters],
-            "source": [REDRIVE] * len(letters),
-            "source_name": names,
-            "version": pa.array([1] * len(letters), pa.int64()),
-        }
-    )
     outcomes: dict[str, str] = {}
     conflicts: dict[str, str] = {}
     with (
         suppress(AbortError),
-        event_batch(session, "redrive dead letters", (lines, sources)) as batch,
+        event_batch(
+            session, "redrive dead letters", _as_lines(connection, letters, payload)
+        ) as batch,
     ):
         outcomes |= {
             name: f"still {reason}{f' ({field})' if field else ''}"
@@ -204,6 +182,41 @@ def _ingest(
     for name in names:
         outcomes.setdefault(name, "accepted" if name in accepted else "duplicate")
     return outcomes
+
+
+def _as_lines(
+    connection: duckdb.DuckDBPyConnection,
+    letters: Sequence[dict[str, Any]],
+    payload: str | None,
+) -> tuple["pa.Table", "pa.Table"]:
+    """Dead letters as lines of a batch, each a source of its own, and these sources."""
+    import pyarrow as pa
+
+    texts = [
+        _as_it_is(connection, letter) if payload is None else _one_line(payload)
+        for letter in letters
+    ]
+    numbers = pa.array(range(len(letters)), pa.int32())
+    lines = (
+        # Text of the command line that is no UTF-8 is validated as such.
+        payloads_to_arrow([text.encode(errors="surrogateescape") for text in texts])
+        .append_column("source_no", numbers)
+        # A corrected event keeps its time of receipt.
+        .append_column("position", pa.array([each["position"] for each in letters], pa.int64()))
+        .append_column(
+            "received_us", pa.array([each["received_us"] for each in letters], pa.int64())
+        )
+    )
+    sources = pa.table(
+        {
+            "source_no": numbers,
+            "received_date": [letter["received_date"] for letter in letters],
+            "source": [REDRIVE] * len(letters),
+            "source_name": [letter["id"] for letter in letters],
+            "version": pa.array([1] * len(letters), pa.int64()),
+        }
+    )
+    return lines, sources
 
 
 def _as_it_is(connection: duckdb.DuckDBPyConnection, letter: dict[str, Any]) -> str:
