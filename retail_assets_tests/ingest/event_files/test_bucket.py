@@ -93,7 +93,7 @@ def test_files_that_land_grow_and_are_replaced_in_a_bucket_are_ingested_once(buc
     assert outcomes(loader) == {f"{DAY}/a b.jsonl": ("replaced", 1, 1, 0, 0)}
     bucket.delete(f"{DAY}/a b.jsonl")
     assert outcomes(loader) == {}
-    assert loader.events() == [("E5",), ("E6",)], "what was taken in stays"
+    assert loader.events() == [("E5",), ("E6",)], "what was ingested stays"
 
 
 def test_another_connection_sees_the_same_bucket(bucket, loader):
