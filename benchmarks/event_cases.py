@@ -53,11 +53,13 @@ def bytewax(data: Path, out: Path) -> Work:
     rules = Rules(data / "reference")
     flow = Dataflow("events")
     lines = op.input("lines", flow, FileSource(event_file(data), batch_size=1000))
-    validated = op.map("judge", lines, lambda line: (line, *rules.validate(line)))
+    validated = op.map("validate", lines, lambda line: (line, *rules.validate(line)))
     routes = op.branch("route", validated, lambda item: item[1] is not None)
     events = op.map("event", routes.trues, lambda item: ("", json.dumps(item[1])))
     dead = op.map(
-        "letter", routes.falses, lambda item: ("", json.dumps({"line": item[0], "why": item[2]}))
+        "dead_letter",
+        routes.falses,
+        lambda item: ("", json.dumps({"line": item[0], "why": item[2]})),
     )
     op.output("events", events, FileSink(out / "events.jsonl"))
     op.output("dead", dead, FileSink(out / "dead.jsonl"))
@@ -80,9 +82,11 @@ def pathway(data: Path, out: Path) -> Work:
         return f"+{json.dumps(event)}" if event is not None else f"-{reason}"
 
     lines = pw.io.plaintext.read(str(event_file(data)), mode="static")
-    result = lines.select(pw.this.data, verdict=pw.apply_with_type(validated, str, pw.this.data))
-    good = result.filter(pw.this.verdict.str.startswith("+")).select(pw.this.verdict)
-    bad = result.filter(pw.this.verdict.str.startswith("-"))
+    result = lines.select(
+        pw.this.data, validated_line=pw.apply_with_type(validated, str, pw.this.data)
+    )
+    good = result.filter(pw.this.validated_line.str.startswith("+")).select(pw.this.validated_line)
+    bad = result.filter(pw.this.validated_line.str.startswith("-"))
     pw.io.jsonlines.write(good, str(out / "events.jsonl"))
     pw.io.jsonlines.write(bad, str(out / "dead.jsonl"))
 

@@ -96,7 +96,7 @@ class EventLoader(OverSession):
         write_events(self.settings, path, lines, **options)
 
     def ingest(self, paths: Sequence[str] | None = None, **options: Any) -> IngestResult:
-        """Take in some files, by default all that are pending."""
+        """Ingest some files, by default all that are pending."""
         if paths is None:
             paths = list(pending_event_files(self.settings, self.connection).files)
         return ingest(self.session, self.settings, paths, **options)

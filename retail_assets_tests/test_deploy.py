@@ -133,7 +133,7 @@ def test_the_worker_has_time_to_commit_what_it_has_received() -> None:
 
 
 def connections(worker: Worker) -> int:
-    """How many a worker has open: its own, intake, file lane, scan, and one of each loop."""
+    """How many a worker has open: its own, intake, file pipeline, scan, and one of each loop."""
     return 4 + len(worker._loops)
 
 

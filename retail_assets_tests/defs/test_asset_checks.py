@@ -293,7 +293,7 @@ def test_a_bad_day_fails_alone_and_by_name_and_the_others_are_published(
 
 
 def ingested_at(platform: Platform) -> dict[str, str]:
-    """When each export was taken in."""
+    """When each export was ingested."""
     return {
         str(day): str(when)
         for day, when in platform.query("SELECT export_date, ingested_at FROM export_files")

@@ -1,4 +1,4 @@
-"""The checks of the event lane: green on what was taken in, red on a planted fault, by name."""
+"""The checks of the event pipeline: green on what was ingested, red on a planted fault, by name."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ ADD_UP = ("raw_events", "lines_add_up")
 CHANGED = ("raw_events", "changed_files_are_known")
 READABLE = ("raw_events", "files_are_readable")
 AGREES = ("live_revenue", "stream_agrees_with_batch")
-EVENT_LANE = (
+EVENT_PIPELINE = (
     tables.RAW_EVENTS,
     tables.ENRICHED_EVENTS,
     tables.DEAD_LETTER_EVENTS,
@@ -67,8 +67,8 @@ def ingest_events(platform: Platform) -> None:
 
 
 def evaluate(platform: Platform) -> dict[tuple[str, str], dg.AssetCheckResult]:
-    """What the checks of the event lane find."""
-    return results(platform.settings, EVENT_LANE)
+    """What the checks of the event pipeline find."""
+    return results(platform.settings, EVENT_PIPELINE)
 
 
 def metadata(result: Result) -> dict[str, object]:
@@ -115,7 +115,7 @@ def test_every_check_is_green_on_what_was_ingested(platform: Platform) -> None:
 def test_a_planted_fault_turns_its_check_red_and_names_the_file(
     model: Settings, fault: str, expected: set[tuple[str, str]]
 ) -> None:
-    evaluations = results_with_fault(model, fault, EVENT_LANE)
+    evaluations = results_with_fault(model, fault, EVENT_PIPELINE)
     assert red(evaluations) == expected
     assert {evaluations[key].severity for key in expected} == {dg.AssetCheckSeverity.ERROR}
     assert FILE in str(evaluations[ADD_UP].metadata["files_at_fault"].value)

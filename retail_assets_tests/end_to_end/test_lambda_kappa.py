@@ -1,4 +1,4 @@
-"""Lambda and Kappa: one day through both lanes, and from its raw events once more.
+"""Lambda and Kappa: one day through both pipelines, and from its raw events once more.
 
 The stream gives today's numbers at once; the batch takes its place once the export is there; both
 agree in the end, whatever came late, twice or corrected; and a replay gives the same tables.
@@ -66,8 +66,8 @@ def order(number: int, hour: int, value: float = 10, **changed) -> str:
     )
 
 
-class Lanes:
-    """A lake with both lanes at work on it."""
+class Pipelines:
+    """A lake with both pipelines at work on it."""
 
     def __init__(self, platform: Platform, loader: EventLoader) -> None:
         self.platform = platform
@@ -75,7 +75,7 @@ class Lanes:
         self.position = 0
 
     def stream(self, *payloads: str, day: date = DAY) -> None:
-        """Take events in as the worker does, and let the consumers follow."""
+        """Ingest events as the worker does, and let the consumers follow."""
         positions = range(self.position, self.position + len(payloads))
         self.position += len(payloads)
         received = Received(
@@ -128,22 +128,22 @@ class Lanes:
 
 
 @pytest.fixture
-def lanes(settings, lake):
+def pipelines(settings, lake):
     # So that there are alerts of a few orders.
     few = {"low_stock_units": 3, "fraud_orders_in_window": 2, "fraud_window_minutes": 240}
     settings = settings.model_copy(update=few)
     write_reference(settings)
     with open_platform(settings) as platform, EventLoader.open(settings) as loader:
         assert platform.run(automation.REFERENCE).success
-        yield Lanes(platform, loader)
+        yield Pipelines(platform, loader)
 
 
-def test_both_pipelines_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lanes):
+def test_both_pipelines_agree_in_the_end_and_a_replay_gives_the_same(pipelines: Pipelines):
     # During the day: a duplicate, a correction, a cancellation, a bad one, and one out of order.
-    lanes.stream(order(1, 9), order(2, 11, 20, region="South"), "{")
-    lanes.stream(order(1, 9), order(3, 10, 5), order(12, 12, 25, of=2, region="South"))
-    lanes.stream(order(4, 13, 40), order(14, 14, 40, of=4, status="cancelled"))
-    assert lanes.revenue("revenue_now", ", source") == [
+    pipelines.stream(order(1, 9), order(2, 11, 20, region="South"), "{")
+    pipelines.stream(order(1, 9), order(3, 10, 5), order(12, 12, 25, of=2, region="South"))
+    pipelines.stream(order(4, 13, 40), order(14, 14, 40, of=4, status="cancelled"))
+    assert pipelines.revenue("revenue_now", ", source") == [
         (str(DAY), "North", "15.00", 2, "stream"),
         (str(DAY), "South", "25.00", 1, "stream"),
     ]
@@ -165,28 +165,28 @@ def test_both_pipelines_agree_in_the_end_and_a_replay_gives_the_same(lanes: Lane
         row(4, 13, "40.00", status="cancelled"),
         row(5, 15, "7.00"),
     ]
-    lanes.export(DAY, rows)
-    assert lanes.revenue("revenue_now", ", source") == [
+    pipelines.export(DAY, rows)
+    assert pipelines.revenue("revenue_now", ", source") == [
         (str(DAY), "North", "22.00", 3, "batch"),
         (str(DAY), "South", "25.00", 1, "batch"),
     ]
-    assert lanes.revenue("live_revenue") != lanes.revenue("daily_revenue")
+    assert pipelines.revenue("live_revenue") != pipelines.revenue("daily_revenue")
 
-    # The missing event comes late, and an order is returned on the next day, in both lanes.
-    lanes.stream(order(5, 15, 7), order(13, 9, 5, of=3, status="returned", day=NEXT), day=NEXT)
-    lanes.export(NEXT, [row(3, 10, "5.00", status="returned")])
-    assert lanes.revenue("live_revenue") == lanes.revenue("daily_revenue")
-    assert lanes.revenue("daily_revenue") == [
+    # The missing event comes late, and an order is returned on the next day, in both pipelines.
+    pipelines.stream(order(5, 15, 7), order(13, 9, 5, of=3, status="returned", day=NEXT), day=NEXT)
+    pipelines.export(NEXT, [row(3, 10, "5.00", status="returned")])
+    assert pipelines.revenue("live_revenue") == pipelines.revenue("daily_revenue")
+    assert pipelines.revenue("daily_revenue") == [
         (str(DAY), "North", "17.00", 2),
         (str(DAY), "South", "25.00", 1),
     ]
-    assert {row[-1] for row in lanes.revenue("revenue_now", ", source")} == {"batch"}
+    assert {row[-1] for row in pipelines.revenue("revenue_now", ", source")} == {"batch"}
 
     # An order with lines is in a table of its own.
-    live = lanes.tables()
+    live = pipelines.tables()
     assert {name for name, rows in live.items() if not rows} == {tables.LIVE_ORDER_LINES.name}
-    lanes.replay()
-    assert lanes.tables() == live
+    pipelines.replay()
+    assert pipelines.tables() == live
 
 
 Line = tuple[str, int, str]
@@ -228,10 +228,12 @@ def rows_of(of: int, hour: int, *lines: Line, **changed: str) -> list[str]:
     ]
 
 
-def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(lanes: Lanes):
+def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(
+    pipelines: Pipelines,
+):
     """However they come: late, in part, corrected, cancelled, or one as a single product."""
     south = {"region": "South"}
-    lanes.stream(
+    pipelines.stream(
         basket(1, 1, 9, APPLES, BEANS, PEARS),
         # In part: the rest of the order follows.
         basket(2, 2, 10, APPLES, **south),
@@ -241,7 +243,7 @@ def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(l
         order(5, 13, 7.77),
         basket(6, 6, 14, APPLES, BEANS, status="pending"),
     )
-    lanes.stream(
+    pipelines.stream(
         basket(12, 2, 11, APPLES, BEANS, UNLISTED, **south),
         # Its lines stay: it says nothing of them.
         order(13, 12, 13.29, of=3, status="cancelled", product_id=None),
@@ -250,7 +252,7 @@ def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(l
     )
 
     header = HEADER + ",line_number"
-    lanes.export(
+    pipelines.export(
         DAY,
         [
             *rows_of(1, 9, APPLES, BEANS, PEARS),
@@ -262,16 +264,16 @@ def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(l
         ],
         header,
     )
-    assert lanes.revenue("live_revenue") != lanes.revenue("daily_revenue")
+    assert pipelines.revenue("live_revenue") != pipelines.revenue("daily_revenue")
 
     # On the next day: a late basket, one that was pending, and one that is returned.
-    lanes.stream(
+    pipelines.stream(
         basket(7, 7, 16, BEANS, PEARS, **south),
         basket(16, 6, 9, APPLES, BEANS, day=NEXT),
         order(11, 10, 5.6, of=1, status="returned", day=NEXT, product_id=None),
         day=NEXT,
     )
-    lanes.export(
+    pipelines.export(
         NEXT,
         [
             *rows_of(2, 10, APPLES, BEANS, UNLISTED, **south),
@@ -282,13 +284,13 @@ def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(l
         ],
         header,
     )
-    assert lanes.revenue("live_revenue") == lanes.revenue("daily_revenue")
-    assert lanes.revenue("daily_revenue") == [
+    assert pipelines.revenue("live_revenue") == pipelines.revenue("daily_revenue")
+    assert pipelines.revenue("daily_revenue") == [
         (str(DAY), "North", "27.92", 3),
         (str(DAY), "South", "18.89", 2),
     ]
-    categories = lanes.by_category("daily_revenue_by_category")
-    assert lanes.by_category("live_revenue_by_category") == categories
+    categories = pipelines.by_category("daily_revenue_by_category")
+    assert pipelines.by_category("live_revenue_by_category") == categories
     assert [row[1:] for row in categories] == [
         ("North", "Kitchen", "13.97", 3, "4.66"),
         ("North", "Lighting", "0.95", 1, "0.95"),
@@ -297,21 +299,23 @@ def test_baskets_give_the_same_revenue_orders_and_categories_in_both_pipelines(l
         ("South", "Lighting", "1.90", 2, "0.95"),
         ("South", "unknown", "12.34", 1, "12.34"),
     ]
-    assert lanes.loader.rows("SELECT DISTINCT source FROM revenue_by_category_now") == [("batch",)]
+    assert pipelines.loader.rows("SELECT DISTINCT source FROM revenue_by_category_now") == [
+        ("batch",)
+    ]
     levels = "SELECT product_id, sold, returned FROM inventory_levels ORDER BY 1"
-    assert lanes.loader.rows(levels) == [("P1", 11, 3), ("P2", 4, 1), ("P9", 8, 0)]
+    assert pipelines.loader.rows(levels) == [("P1", 11, 3), ("P2", 4, 1), ("P9", 8, 0)]
 
     # Products get other categories: the days of both follow.
     listed = PRODUCTS + "P9,Cheese,Dairy,3.00,100\n"
-    write_reference(lanes.platform.settings, listed.replace("Kitchen", "Home"))
-    assert lanes.platform.run(automation.REFERENCE).success
-    lanes.follow()
-    assert lanes.platform.run(automation.BATCH, DAY, DAY).success
-    categories = lanes.by_category("daily_revenue_by_category")
-    assert lanes.by_category("live_revenue_by_category") == categories
+    write_reference(pipelines.platform.settings, listed.replace("Kitchen", "Home"))
+    assert pipelines.platform.run(automation.REFERENCE).success
+    pipelines.follow()
+    assert pipelines.platform.run(automation.BATCH, DAY, DAY).success
+    categories = pipelines.by_category("daily_revenue_by_category")
+    assert pipelines.by_category("live_revenue_by_category") == categories
     assert {row[2] for row in categories} == {"Dairy", "Home", "Lighting"}
 
-    live = lanes.tables()
+    live = pipelines.tables()
     assert all(live.values()), "each table has something to lose"
-    lanes.replay()
-    assert lanes.tables() == live
+    pipelines.replay()
+    assert pipelines.tables() == live

@@ -1,4 +1,4 @@
-"""The batch lane in one process, without Dagster: what a run's steps do, in their order."""
+"""The batch pipeline in one process, without Dagster: what a run's steps do, in their order."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -35,7 +35,7 @@ _COMPARED = {
 
 
 def run_batch(settings: Settings, days: Sequence[date]) -> None:
-    """Take in the reference data and the exports of some days, and recompute what is behind."""
+    """Ingest the reference data and the exports of some days, and recompute what is behind."""
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         for table in (tables.PRODUCTS, tables.CUSTOMERS):

@@ -64,7 +64,7 @@ def read_until(values: dict[str, Any], days: list[date], last: int, *, keep_open
 
 
 def run_day(values: dict[str, Any], day: date, started: str) -> None:
-    """Run the batch lane for one day, once all processes are there."""
+    """Run the batch pipeline for one day, once all processes are there."""
     barrier = Path(started)
     (barrier / str(day)).touch()
     while len(list(barrier.iterdir())) < 4:

@@ -1,4 +1,4 @@
-"""The ingest of event files in one process, by portions so small that a few files have several."""
+"""The ingest of event files in one process, in chunks so small that a few files have several."""
 
 import time
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ SMALL = ReadLimits(block_bytes=400, chunk_bytes=1200, line_bytes=0)
 
 
 def ingest_events(settings: Settings, *files: str) -> None:
-    """Take in some event files, by default all that are pending, and bring live revenue up."""
-    _take_in(settings, [files or list(pending_event_files(settings).files)])
+    """Ingest some event files, by default all that are pending, and bring live revenue up."""
+    _ingest(settings, [files or list(pending_event_files(settings).files)])
 
 
 def one_by_one(settings: Settings, *files: str) -> None:
-    """Take in event files each by itself, and bring live revenue up."""
-    _take_in(settings, [[file] for file in files])
+    """Ingest event files each by itself, and bring live revenue up."""
+    _ingest(settings, [[file] for file in files])
 
 
-def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
+def _ingest(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
         for files in batches:
@@ -35,11 +35,11 @@ def _take_in(settings: Settings, batches: Sequence[Sequence[str]]) -> None:
 
 
 def race(settings: Settings, started: str, name: int, racers: int) -> None:
-    """Take in what is pending at the same time as others do."""
+    """Ingest what is pending at the same time as others do."""
     pending = list(pending_event_files(settings).files)
     barrier = Path(started)
     (barrier / str(name)).touch()
     while len(list(barrier.iterdir())) < racers:
         time.sleep(0.001)
-    # From different ends: what one has just taken in, another comes to.
+    # From different ends: what one has just ingested, another comes to.
     ingest_events(settings, *(pending if name % 2 else reversed(pending)))

@@ -1,4 +1,4 @@
-"""Event files taken in exactly once: killed anywhere, by several at once, in any order."""
+"""Event files ingested exactly once: killed anywhere, by several at once, in any order."""
 
 import random
 from pathlib import Path
@@ -74,7 +74,7 @@ def first_day(tmp_path_factory, new_lake) -> Settings:
 
 @pytest.fixture(scope="module")
 def next_day(tmp_path_factory, first_day) -> Settings:
-    """The lake with the first files taken in, and the later ones."""
+    """The lake with the first files ingested, and the later ones."""
     settings = copy(first_day, tmp_path_factory.mktemp("next") / "data")
     do(ingest_events, settings)
     later_files(settings)

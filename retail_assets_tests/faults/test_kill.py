@@ -99,7 +99,7 @@ def first_day(tmp_path_factory, new_lake) -> Settings:
 
 @pytest.fixture(scope="module")
 def next_day(tmp_path_factory, first_day) -> Settings:
-    """The lake with the first exports taken in, and the corrections."""
+    """The lake with the first exports ingested, and the corrections."""
     settings = copy(first_day, tmp_path_factory.mktemp("next") / "data")
     do(run_batch, settings, DAYS[:3])
     corrections(settings)

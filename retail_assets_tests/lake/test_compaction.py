@@ -333,7 +333,7 @@ def write_and_take_back(lake: Lake, connection, table: tables.Table, **values: s
                 f"INSERT INTO {table.name} BY NAME SELECT {select}"
                 f" FROM range({first}, {first} + {ROWS}) AS r (i)"
             )
-        with lake.transaction(connection, "take back"):
+        with lake.transaction(connection, "retract"):
             name = next(name for name, value in values.items() if value == VALUES["VARCHAR"])
             connection.execute(
                 f"DELETE FROM {table.name} WHERE {name} IN"

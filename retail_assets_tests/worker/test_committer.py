@@ -75,7 +75,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(lake: Lake, inbox: Inbox, metrics: Metrics, stop: Callable[[], bool] | None = None) -> int:
-    """Take in all that waits; returns how many heartbeats there were."""
+    """Ingest all that waits; returns how many heartbeats there were."""
     beats: list[int] = []
     draining, give_up = threading.Event(), threading.Event()
     draining.set()

@@ -1,4 +1,4 @@
-"""The event lane in Dagster: its sensor, its runs, and what follows from them unasked."""
+"""The event pipeline in Dagster: its sensor, its runs, and what follows from them unasked."""
 
 import os
 import shutil

@@ -256,7 +256,7 @@ class Events(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.ingested)
     @rule(at=st.integers(0, 3), after=st.booleans())
-    def ingest_killed_and_started_again(self, at: int, after: bool) -> None:
+    def take_in_killed_and_started_again(self, at: int, after: bool) -> None:
         commit, passed = lake_connection.commit, 0
 
         def killed(connection: duckdb.DuckDBPyConnection) -> None:
@@ -279,7 +279,7 @@ class Events(RuleBasedStateMachine):
 
     @precondition(lambda self: self.ingested)
     @rule()
-    def ingest_again(self) -> None:
+    def take_in_again(self) -> None:
         ledger = "SELECT * EXCLUDE (ingested_at) FROM lake.event_files ORDER BY ALL"
         before = self.rows(ledger)
         came = ingest(self.session, self.settings, sorted(self.on_disk), limits=self.limits)

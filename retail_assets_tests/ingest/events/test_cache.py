@@ -415,7 +415,7 @@ def test_files_that_two_ingest_give_the_tables_of_one_without_a_cache(
         if is_known:
             worker.ingest([path])
         else:
-            # Of one that the ledger has, nothing is taken in: a scan finds it then.
+            # Of one that the ledger has, nothing is ingested: a scan finds it then.
             worker.ingest([path], unknown=[path])
             if path in pending_event_files(worker.settings, worker.connection).files:
                 worker.ingest([path])

@@ -345,7 +345,7 @@ def test_a_change_makes_the_days_stale_whose_orders_it_concerns_and_no_others(
     publish_completed_orders(loader)
     for change, (table, rows, days) in CHANGES.items():
         assert made_stale(table, rows) == days, change
-        assert made_stale(table, BASE[table]) == days, f"{change}, taken back"
+        assert made_stale(table, BASE[table]) == days, f"{change}, undone"
 
 
 def test_a_change_reaches_the_events_that_it_concerns_and_no_others(settings, lake):

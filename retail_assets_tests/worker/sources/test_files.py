@@ -1,4 +1,4 @@
-"""The lane of files: each file arrives, whether it is told of, found, packed, or met a failure."""
+"""The pipeline of files: each arrives, whether notified, found, compressed, or after a failure."""
 
 import gzip
 import os
@@ -26,7 +26,7 @@ from retail_assets_tests.event_files import EventLoader, event
 HANG_SECONDS = 120
 NEVER = 1e6
 
-StartLane: TypeAlias = Callable[[], Metrics]
+StartPipeline: TypeAlias = Callable[[], Metrics]
 
 
 @pytest.fixture
@@ -49,19 +49,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start_lane(seen: EventLoader) -> Iterator[StartLane]:
-    """Starts a lane, waits until it has looked at the folder once, and ends it."""
-    lanes: list[FilePipeline] = []
+def start_pipeline(seen: EventLoader) -> Iterator[StartPipeline]:
+    """Starts a pipeline, waits until it has looked at the folder once, and ends it."""
+    pipelines: list[FilePipeline] = []
 
     def start() -> Metrics:
         metrics = Metrics()
-        lanes.append(FilePipeline(seen.settings, seen.lake, metrics))
-        lanes[-1].start()
+        pipelines.append(FilePipeline(seen.settings, seen.lake, metrics))
+        pipelines[-1].start()
         until(lambda: "event_files_left_alone" in metrics.gauges or metrics.problems)
         return metrics
 
     yield start
-    for pipeline in lanes:
+    for pipeline in pipelines:
         pipeline.stop()
 
 
@@ -79,10 +79,10 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def test_what_lies_there_before_the_start_is_ingested(seen, start_lane, monkeypatch):
+def test_what_lies_there_before_the_start_is_ingested(seen, start_pipeline, monkeypatch):
     scan_every(monkeypatch, NEVER)
     seen.write("a.jsonl", [event(1), "{"])
-    metrics = start_lane()
+    metrics = start_pipeline()
     until(lambda: seen.events() == [("E1",)])
     until(lambda: NAME in metrics.sources)
     assert vars(metrics.sources[NAME]) == {
@@ -95,9 +95,9 @@ def test_what_lies_there_before_the_start_is_ingested(seen, start_lane, monkeypa
     assert metrics.snapshot()["latency_p50_ms"] is None
 
 
-def test_a_file_that_is_written_later_arrives_by_notification(seen, start_lane, monkeypatch):
+def test_a_file_that_is_written_later_arrives_by_notification(seen, start_pipeline, monkeypatch):
     scan_every(monkeypatch, NEVER)
-    metrics = start_lane()
+    metrics = start_pipeline()
     numbers = count()
 
     def arrives() -> bool:
@@ -110,19 +110,19 @@ def test_a_file_that_is_written_later_arrives_by_notification(seen, start_lane, 
     until(lambda: metrics.snapshot()["latency_p50_ms"] is not None)
 
 
-def test_what_is_not_told_of_arrives_by_a_later_scan(seen, start_lane, monkeypatch):
+def test_what_is_not_told_of_arrives_by_a_later_scan(seen, start_pipeline, monkeypatch):
     monkeypatch.setattr(FilePipeline, "_watch", lambda _: None)
-    metrics = start_lane()
+    metrics = start_pipeline()
     for number in range(3):
         seen.write(f"{number}.jsonl", [event(number)])
         until(lambda number=number: len(seen.events()) == number + 1)
     assert metrics.problems == {}
 
 
-def test_a_compressed_file_arrives_once_it_is_settled(seen, start_lane):
+def test_a_compressed_file_arrives_once_it_is_settled(seen, start_pipeline):
     compressed = gzip.compress(f"{event(1)}\n".encode())
     seen.write("a.jsonl.gz", compressed[:-9], modified_ns=time.time_ns())
-    start_lane()
+    start_pipeline()
     seen.write("b.jsonl", [event(2)])
     until(lambda: seen.events() == [("E2",)])
     seen.write("a.jsonl.gz", compressed)
@@ -130,10 +130,10 @@ def test_a_compressed_file_arrives_once_it_is_settled(seen, start_lane):
     assert seen.rows("FROM failed_event_files") == []
 
 
-def test_a_last_line_without_newline_arrives_once_its_file_is_settled(seen, start_lane):
+def test_a_last_line_without_newline_arrives_once_its_file_is_settled(seen, start_pipeline):
     content = f"{event(1)}\n{event(2)}".encode()
     seen.write("a.jsonl", content, modified_ns=time.time_ns())
-    start_lane()
+    start_pipeline()
     until(lambda: seen.events() == [("E1",)])
     seen.write("a.jsonl", content)
     until(lambda: seen.events() == [("E1",), ("E2",)])
@@ -148,7 +148,7 @@ def test_a_last_line_without_newline_arrives_once_its_file_is_settled(seen, star
     ],
 )
 def test_an_iteration_that_fails_is_noted_and_the_pipeline_goes_on(
-    name, owner, attribute, seen, start_lane, monkeypatch, caplog
+    name, owner, attribute, seen, start_pipeline, monkeypatch, caplog
 ):
     work = getattr(owner, attribute)
     mended = threading.Event()
@@ -161,7 +161,7 @@ def test_an_iteration_that_fails_is_noted_and_the_pipeline_goes_on(
     seen.write("a.jsonl", [event(1)])
     with monkeypatch.context() as patch:
         patch.setattr(owner, attribute, failing)
-        metrics = start_lane()
+        metrics = start_pipeline()
         until(lambda: "disk full" in metrics.problems.get(name, ""))
         assert "disk full" in caplog.text
         mended.set()
@@ -171,7 +171,7 @@ def test_an_iteration_that_fails_is_noted_and_the_pipeline_goes_on(
 
 
 def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
-    seen, start_lane, monkeypatch, caplog
+    seen, start_pipeline, monkeypatch, caplog
 ):
     apply = EventBatch.apply
 
@@ -185,7 +185,7 @@ def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
     monkeypatch.setattr(EventBatch, "apply", breaking)
     for name in ("a", "odd", "z"):
         seen.write(f"{name}.jsonl", [event(ord(name[0]))])
-    metrics = start_lane()
+    metrics = start_pipeline()
     until(lambda: seen.events() == [("E122",), ("E97",)])
     until(lambda: metrics.gauges["event_files_left_alone"] == 1)
     [(path, attempts)] = seen.rows("SELECT path, attempts FROM failed_event_files")
@@ -197,7 +197,7 @@ def test_a_file_that_fails_each_transaction_stops_no_other_and_is_logged(
 
 @pytest.fixture
 def pipeline(seen: EventLoader) -> FilePipeline:
-    """A lane that has not begun: the test takes its turns, over the connection of `seen`."""
+    """A pipeline that has not begun: the test takes its iterations, over `seen`'s connection."""
     return FilePipeline(seen.settings, seen.lake, Metrics())
 
 

@@ -167,7 +167,7 @@ def test_what_was_not_durable_is_read_again(broker: Broker, settings: Settings, 
 def test_one_chunk_of_a_partition_is_under_way_at_a_time_until_it_is_durable(
     broker: Broker, settings: Settings
 ) -> None:
-    # Were the next one taken in while this one is refused, the ledger would pass over this one.
+    # Were the next one ingested while this one is refused, the ledger would pass over this one.
     topic = topic_of(broker, "one_by_one")
     topic.send(["one", "two"])
 
