@@ -44,10 +44,15 @@ class AssetOutput:
 
 
 class LakeIOManager(dg.ConfigurableIOManager):
-    """Loads tables of the lake as narwhals frames, and publishes frames as tables of the lake."""
+    """Loads tables of the lake as narwhals frames, and publishes frames as tables of the lake.
+
+    A step that succeeds leaves its connection to the next one: opening a lake takes longer than
+    publishing a few small days.
+    """
 
     lake: LakeResource
     _reads: dict[str, SnapshotRead] = PrivateAttr(default_factory=dict)
+    _idle: list[duckdb.DuckDBPyConnection] = PrivateAttr(default_factory=list)
     _sources: dict[str, list[tables.Table]] = PrivateAttr(default_factory=dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
@@ -92,19 +97,24 @@ class LakeIOManager(dg.ConfigurableIOManager):
         except AuditError as error:
             # The same rows would fail again.
             raise dg.Failure(str(error), allow_retries=False) from error
+        else:
+            read.end()
+            self._idle.append(self._reads.pop(step).connection)
         finally:
             self._close(step)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
-        """Close the connections of steps that failed before they had a result."""
+        """Close all connections, those of steps that failed before they had a result as well."""
         for step in list(self._reads):
             self._close(step)
+        while self._idle:
+            self._idle.pop().close()
 
     def _read(self, step: str) -> SnapshotRead:
         if step not in self._reads:
-            read = SnapshotRead(self.lake.lake.open())
-            read.begin()
-            self._reads[step] = read
+            connection = self._idle.pop() if self._idle else self.lake.lake.open()
+            self._reads[step] = SnapshotRead(connection)
+            self._reads[step].begin()
         return self._reads[step]
 
     def _close(self, step: str) -> None:

@@ -25,6 +25,7 @@ from retail_assets.defs.io_manager import (
 )
 from retail_assets.defs.resource import LakeResource
 from retail_assets.lake import day_ledger as ledger
+from retail_assets.lake.connection import AUTHOR
 from retail_assets.transforms import revenue
 from retail_assets_tests.lake.revenue import FIRST, SECOND, THIRD, publish, read
 
@@ -376,6 +377,37 @@ def test_rows_that_cannot_be_published_fail_the_step_without_a_retry(lake, setti
     ]
     assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in done.all_events)
     assert open_catalogs(settings) == []
+
+
+def test_the_steps_of_a_run_share_a_connection_until_one_fails(lake, settings, instance):
+    """A connection is known by what it marks its transactions with."""
+    seen = []
+
+    def describe(connection: duckdb_package.DuckDBPyConnection) -> dict[str, Any]:
+        seen.append(connection.execute(f"SELECT {AUTHOR}").fetchone())
+        if len(seen) == 2:
+            raise ConnectionError
+        return {}
+
+    def described(rows: Any) -> AssetOutput:
+        return AssetOutput(rows, describe=describe)
+
+    @dg.asset(name=COMPLETED.name, **DAILY)
+    def orders() -> AssetOutput:
+        return described(completed(GOOD[:2]))
+
+    @dg.asset(name="daily_revenue", retry_policy=dg.RetryPolicy(max_retries=1), **DAILY)
+    def unlucky(completed_orders: nw.LazyFrame) -> AssetOutput:
+        return described(revenue.daily_revenue(completed_orders))
+
+    @dg.asset(name="daily_revenue_by_category", deps=[unlucky], **DAILY)
+    def after(completed_orders: nw.LazyFrame) -> AssetOutput:
+        return described(revenue.daily_revenue_by_category(completed_orders))
+
+    assert run(settings, instance, [orders, unlucky, after], FIRST).success
+    first, failing, again, last = seen
+    assert first == failing != again == last
+    assert read(lake) == [(FIRST, "x", Decimal("4.00"))]
 
 
 @needs_proc
