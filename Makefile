@@ -11,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 RETAIL_UI_PORT ?= 3000
 SAMPLE_START := 2026-10-05
 SAMPLE_END := 2026-11-01
+# How many processes share the tests; with more of them than cores, one computes while others wait.
+PROCESSES ?= logical
 FUZZ ?= exports events
 MINUTES ?= 30
 
@@ -23,10 +25,10 @@ ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon a
 	@exec $(BIN)/python -m retail_assets.cli.services --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## The tests that start no process and no server, but for the slow ones
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		-m "not processes and not slow"
 
 fuzz: setup ## Fuzz the readers, MINUTES each (FUZZ=exports or events: one alone); what breaks one is left in .fuzz/
