@@ -6,9 +6,10 @@ import dagster as dg
 
 from retail_assets.defs import asset_checks as checks
 from retail_assets.defs import partitions
-from retail_assets.defs.assets import consumers, events, fraud, marts, orders
+from retail_assets.defs.assets import consumers, events, extract, fraud, marts, orders
 from retail_assets.defs.automation import batch as automation
 from retail_assets.defs.automation import events as event_automation
+from retail_assets.defs.automation import extract as extract_automation
 from retail_assets.defs.automation import marts as mart_automation
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.notifications import notification_sensor
@@ -38,10 +39,9 @@ def _assemble(settings: Settings) -> dg.Definitions:
     lake = LakeResource.from_settings(settings)
     return dg.Definitions(
         assets=[
-            orders.products,
-            orders.customers,
-            orders.currency_rates,
-            orders.order_exports_assets(days, settings.timezone),
+            *extract.extract_assets(settings, days),
+            *orders.reference_assets(settings),
+            orders.order_exports_assets(settings, days),
             *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
             events.event_assets(settings, partitions.event_partitions(settings)),
             *consumers.consumer_assets(settings),
@@ -54,12 +54,14 @@ def _assemble(settings: Settings) -> dg.Definitions:
             fraud.newest_model_is_usable,
         ],
         jobs=[
+            *extract_automation.jobs(settings),
             *automation.jobs(),
             event_automation.job(),
             stream_automation.job(settings),
             *mart_automation.jobs(settings),
         ],
         schedules=[
+            *extract_automation.schedules(settings),
             *automation.schedules(settings),
             stream_automation.schedule(settings),
             *mart_automation.schedules(settings),

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
         description="YAML file that says how the files and events of other programs are written,"
         " see [mapping](mapping.md) (default: as ours).",
     )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="The shop's database, which `retail-assets extract` reads as the mapping's"
+        " `database` says: `postgresql://USER:PASSWORD@HOST/DATABASE` or `mysql://…`, see"
+        " [extract](extract.md).",
+    )
     late_days: int = Field(
         default=7,
         ge=0,

@@ -13,6 +13,7 @@ import typer
 
 from retail_assets.cli import batch, events, lake, mapping, marts, worker
 from retail_assets.cli.base import tell
+from retail_assets.cli.extract import extract
 from retail_assets.cli.verify import verify
 from retail_assets.errors import UsageError
 from retail_assets.explain import SentenceFormatter, debugging, explain, tell_of_threads
@@ -61,6 +62,7 @@ def run() -> None:
 _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": batch.generate,
     "import-complete-journey": batch.import_complete_journey,
+    "extract": extract,
     "backfill": batch.backfill,
     "ingest-events": events.ingest_events,
     "stream": worker.stream,

@@ -101,6 +101,19 @@ def _verified(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _extracted(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    """The newest export that came from the shop's database, where one is declared."""
+    if settings.source_mapping.database is None:
+        return {}
+    day, when = connection.execute(
+        "SELECT max(export_date), max(extracted_at) FROM extracted_files"
+    ).fetchone() or (None, None)
+    return {
+        "last extracted day": day or "none: run `retail-assets extract`",
+        "last change of an extracted file": when,
+    }
+
+
 def _lake_state(settings: Settings) -> dict[str, Any]:
     stale = stale_days(settings)
     with Lake.from_settings(settings).connect(read_only=True) as connection:
@@ -123,6 +136,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         rejected_days = rejects.days_above(connection, settings.max_rejected_share)
         events = _event_state(connection)
         stream = _stream_state(settings, connection) | mart_status(settings, connection)
+        extracted = _extracted(settings, connection)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
             " FROM ducklake_table_info('lake')"
@@ -133,6 +147,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         ).fetchone() or (None,)
     return {
         "days behind": len(stale),
+        **extracted,
         "days failed": len(failed),
         **{f"failed {day}": problem for day, problem in sorted(failed.items())},
         **_orders_in_no_revenue(waiting, too_late),

@@ -244,9 +244,7 @@ class Lake:
         if self.data_path.startswith("s3://"):
             names.append("httpfs")
         for name in names:
-            path = extension_path(name)
-            _check_signature(path, path.stat().st_mtime_ns)
-            connection.execute(f"LOAD {literal(str(path))}")
+            load_extension(connection, name)
         connection.execute("SET allow_unsigned_extensions = false")
         if not self.on_postgres:
             # With more threads each scan of the catalog has a connection and so a snapshot of its
@@ -400,6 +398,18 @@ def _usable(folder: Path) -> Iterator[None]:
 def commit(connection: duckdb.DuckDBPyConnection) -> None:
     """Commit; the one place where the lake changes, so the one that faults are injected at."""
     connection.execute("COMMIT")
+
+
+def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Load an extension of DuckDB from its wheel, into a connection that allows unsigned ones.
+
+    Raises:
+        RetailAssetsError: if the wheel is not installed, or its file is not the one that was
+            signed.
+    """
+    path = extension_path(name)
+    _check_signature(path, path.stat().st_mtime_ns)
+    connection.execute(f"LOAD {literal(str(path))}")
 
 
 def extension_path(name: str) -> Path:

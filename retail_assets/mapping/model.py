@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
-from typing_extensions import override
+from pydantic import Field, ValidationError, model_validator
+from typing_extensions import Self, override
 
 from retail_assets.errors import UsageError
+from retail_assets.mapping.database import DatabaseMapping
 from retail_assets.mapping.exports import NATIVE_EXPORTS, ExportMapping, ReferenceMapping
 from retail_assets.mapping.fields import Section
 from retail_assets.mapping.lookups import Lookups
 
 SHOWN_ERRORS = 10
+
+EXTRACTED = ("file", "delimiter", "encoding", "decimal", "thousands", "header_line")
+"""Keys of a file's layout that extracted files have as they are by default."""
 
 
 class Mapping(Section):
@@ -30,6 +34,27 @@ class Mapping(Section):
         default_factory=dict,
         description="What APIs outside are asked about fields of the events, by name.",
     )
+    database: DatabaseMapping | None = Field(
+        default=None, description="What is extracted from the shop's database."
+    )
+
+    @model_validator(mode="after")
+    def _reads_what_is_extracted(self) -> Self:
+        if self.database is None:
+            return self
+        written: dict[str, Section | None] = {
+            "exports": self.exports,
+            "reference.products": self.reference.products if self.database.products else None,
+            "reference.customers": self.reference.customers if self.database.customers else None,
+        }
+        for name, section in written.items():
+            fields = type(section).model_fields if section is not None else {}
+            for key in EXTRACTED:
+                if key in fields and getattr(section, key) != fields[key].default:
+                    raise ValueError(
+                        f"`{name}.{key}` is not for files that `database` writes: leave it out"
+                    )
+        return self
 
 
 def fingerprint(section: Section) -> str:

@@ -299,6 +299,29 @@ EXPORT_CURRENCIES = Table(
     ),
 )
 
+EXTRACTED_FILES = Table(
+    name="extracted_files",
+    description="Ledger: the export and reference files that `retail-assets extract` wrote, each"
+    " content once: the newest of a file is the one that was written last.",
+    key=("file", "content_hash"),
+    columns=(
+        Column("file", "VARCHAR", "The file, relative to the data folder."),
+        Column("content_hash", "VARCHAR", "SHA-256 of its bytes, in hexadecimal."),
+        Column(
+            "export_date", "DATE", "The day of an order export; null: reference.", nullable=True
+        ),
+        Column("size_bytes", "BIGINT", "Size of the file, in bytes."),
+        Column("row_count", "BIGINT", "Its rows, header not counted."),
+        Column("late_rows", "BIGINT", "Rows among them of orders of earlier days, or of none."),
+        Column(
+            "origin",
+            "VARCHAR",
+            "The database and what identifies its snapshot, as a JSON object.",
+        ),
+        Column("extracted_at", INSTANT, "When it was entered, just before it had its name."),
+    ),
+)
+
 CHANGED_DAYS = Table(
     name="changed_days",
     description="Ledger: how often outside data has changed a day. A published day that was"

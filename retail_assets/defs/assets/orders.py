@@ -1,6 +1,6 @@
 """The batch pipeline: reference data, order exports, completed orders, daily revenue."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.defs.assets.charts import recent_revenue
 from retail_assets.defs.assets.daily import RETRIES, daily_asset, freshness, table_spec
+from retail_assets.defs.assets.extract import files_behind
 from retail_assets.defs.io_manager import AssetOutput
 from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports import load as order_exports
 from retail_assets.ingest.exports import reference
 from retail_assets.mapping import Mapping, load
+from retail_assets.settings import Settings
 from retail_assets.transforms import orders, revenue
 
 
@@ -35,7 +37,15 @@ class SourceFolders(dg.ConfigurableResource[None]):
         return load(Path(self.mapping)) if self.mapping else Mapping()
 
 
-def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
+def reference_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """The reference tables, each from its file."""
+    return [
+        _reference_asset(table, files_behind(settings, table))
+        for table in (tables.PRODUCTS, tables.CUSTOMERS, tables.CURRENCY_RATES)
+    ]
+
+
+def _reference_asset(table: tables.Table, deps: Sequence[dg.AssetKey]) -> dg.AssetsDefinition:
     def compute(lake: LakeResource, source_folders: SourceFolders) -> AssetOutput:
         folder, max_shrink = Path(source_folders.reference_dir), source_folders.reference_max_shrink
         if table in reference.OPTIONAL and not reference.reference_path(folder, table).exists():
@@ -51,18 +61,16 @@ def _reference_asset(table: tables.Table) -> dg.AssetsDefinition:
         return AssetOutput(rows, before_swap=prepare)
 
     make: Callable[[Callable[..., AssetOutput]], dg.AssetsDefinition] = dg.asset(
-        **table_spec(table, code_version="1"), retry_policy=RETRIES, io_manager_key="lake_io"
+        **table_spec(table, code_version="1"),
+        deps=deps,
+        retry_policy=RETRIES,
+        io_manager_key="lake_io",
     )
     return make(compute)
 
 
-products = _reference_asset(tables.PRODUCTS)
-customers = _reference_asset(tables.CUSTOMERS)
-currency_rates = _reference_asset(tables.CURRENCY_RATES)
-
-
 def order_exports_assets(
-    partitions_def: dg.PartitionsDefinition[str], timezone: str
+    settings: Settings, partitions_def: dg.PartitionsDefinition[str]
 ) -> dg.AssetsDefinition:
     """`raw_orders` and `rejected_orders`: one ingest, one transaction with its ledger entry."""
 
@@ -70,7 +78,7 @@ def order_exports_assets(
         return dg.AssetOut(
             **table_spec(table, code_version="1"),
             io_manager_key="lake_io",
-            freshness_policy=freshness(timezone),
+            freshness_policy=freshness(settings.timezone),
         )
 
     @dg.multi_asset(
@@ -79,7 +87,10 @@ def order_exports_assets(
             tables.RAW_ORDERS.name: out(tables.RAW_ORDERS),
             tables.REJECTED_ORDERS.name: out(tables.REJECTED_ORDERS),
         },
-        deps=[tables.CURRENCY_RATES.name],
+        deps=[
+            dg.AssetKey(tables.CURRENCY_RATES.name),
+            *files_behind(settings, tables.RAW_ORDERS),
+        ],
         partitions_def=partitions_def,
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRIES,
