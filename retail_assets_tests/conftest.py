@@ -20,6 +20,7 @@ from retail_assets.ingest.events import staging
 from retail_assets.ingest.events.compiled_sql import CompiledSql, compiled_sql
 from retail_assets.lake import schema
 from retail_assets.lake.connection import Lake
+from retail_assets.mapping.model import EventMappings
 from retail_assets.settings import Settings
 from retail_assets.transforms import events
 from retail_assets_tests import migrations, outside, servers
@@ -92,10 +93,12 @@ def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
 def rules_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile the rules of events for each batch whose rules differ, not once a process."""
 
-    def compiled() -> CompiledSql:
-        rules = repr({name: rule for name, rule in vars(events).items() if name[:2] != "__"})
+    def compiled(mappings: EventMappings = ()) -> CompiledSql:
+        rules = repr(
+            {name: rule for name, rule in vars(events).items() if name[:2] != "__"} | {"": mappings}
+        )
         if rules not in _compiled:
-            _compiled[rules] = compiled_sql.__wrapped__()
+            _compiled[rules] = compiled_sql.__wrapped__(mappings)
         return _compiled[rules]
 
     monkeypatch.setattr(staging, "REUSED_ROWS", 0)

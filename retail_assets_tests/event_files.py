@@ -89,7 +89,10 @@ class EventLoader(OverSession):
         settings = settings.model_copy(update={"threads": 1, "changed_event_files": "replace"})
         lake = Lake.from_settings(settings)
         with lake.connect() as connection:
-            yield cls((warm_session if cached else EventSession)(lake, connection), settings)
+            session = (warm_session if cached else EventSession)(
+                lake, connection, settings.source_mapping.events
+            )
+            yield cls(session, settings)
 
     def write(self, path: str, lines: Sequence[str] | bytes, **options: Any) -> None:
         """Write an event file; see `write_events`."""

@@ -130,7 +130,10 @@ def load_reference(
     rows = reference.read_reference(settings.reference_dir, table, mapping)
     lake = Lake.from_settings(settings)
     prepare = reference.before_swap(
-        table, lake, max_shrink=1 if allow_shrink else settings.reference_max_shrink
+        table,
+        lake,
+        settings.source_mapping.events,
+        max_shrink=1 if allow_shrink else settings.reference_max_shrink,
     )
     with lake.connect() as connection:
         count, _ = publish_table(lake, connection, table, rows, before_swap=prepare)

@@ -34,7 +34,7 @@ def ingest_events() -> None:
     settings = load_settings()
     lake = Lake.from_settings(settings)
     with progress_bar() as progress, lake.connect() as connection:
-        session = EventSession(lake, connection)
+        session = EventSession(lake, connection, settings.source_mapping.events)
 
         def ingest(paths: "Collection[str]") -> event_files.IngestResult:
             task = progress.add_task("Event files", total=len(paths))
@@ -83,7 +83,7 @@ def replay(
     lake.must_exist()
     differences: list[work.Difference] = []
     with progress_bar() as progress, lake.connect() as connection:
-        session = EventSession(lake, connection)
+        session = EventSession(lake, connection, settings.source_mapping.events)
         days = work.event_days(connection, start.date(), end.date())
         for day in progress.track(days, description="Check" if check else "Replay"):
             if check:
@@ -121,7 +121,8 @@ def retract_events(
     settings = load_settings()
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
-        done = retract(EventSession(lake, connection), settings, file, version)
+        session = EventSession(lake, connection, settings.source_mapping.events)
+        done = retract(session, settings, file, version)
         live_revenue.refresh(lake, connection)
     for item in done:
         tell(
@@ -211,7 +212,8 @@ def redrive_letters(
             ids = [letter["id"] for letter in found]
     lake = Lake.from_settings(settings)
     with lake.connect() as connection:
-        done = dead_letters.redrive(EventSession(lake, connection), ids or [], payload=payload)
+        session = EventSession(lake, connection, settings.source_mapping.events)
+        done = dead_letters.redrive(session, ids or [], payload=payload)
         live_revenue.refresh(lake, connection)
     print_rows(out, ["id", "outcome"], [[item.id, item.outcome] for item in done])
 

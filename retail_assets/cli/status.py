@@ -11,6 +11,7 @@ from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.event_files.pending import pending_event_files
+from retail_assets.ingest.events import mapping_ledger
 from retail_assets.ingest.exports import currencies, rejects
 from retail_assets.ingest.exports.other_files import other_exports
 from retail_assets.ingest.exports.pending import pending_exports
@@ -116,6 +117,7 @@ def _extracted(settings: Settings, connection: "duckdb.DuckDBPyConnection") -> d
 
 def _lake_state(settings: Settings) -> dict[str, Any]:
     stale = stale_days(settings)
+    mappings = settings.source_mapping.events
     with Lake.from_settings(settings).connect(read_only=True) as connection:
         failed: dict[date, str] = dict(
             connection.execute(
@@ -137,6 +139,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         events = _event_state(connection)
         stream = _stream_state(settings, connection) | mart_status(settings, connection)
         extracted = _extracted(settings, connection)
+        other_mapping = mapping_ledger.outdated(connection, mappings)
         files, size = connection.execute(
             "SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0)"
             " FROM ducklake_table_info('lake')"
@@ -160,6 +163,7 @@ def _lake_state(settings: Settings) -> dict[str, Any]:
         "export rows": int(rows_in),
         "rejected rows": int(rejected),
         **events,
+        **({"validated with another mapping": str(other_mapping)} if other_mapping else {}),
         "lake files": int(files),
         "lake bytes": int(size),
         "last snapshot": snapshot,

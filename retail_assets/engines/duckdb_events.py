@@ -4,20 +4,22 @@ Values that cannot be read are null; `transforms.events` decides whether that ma
 long because it is one statement of SQL: each level needs the columns of the one below.
 """
 
+from collections.abc import Sequence
+
 from retail_assets.engines.duckdb import BLANKS
 from retail_assets.engines.event_lines import LINES, with_lines
+from retail_assets.engines.json_text import text as _text
+from retail_assets.engines.json_text import too_deep
+from retail_assets.engines.mapped_events import Reader
 from retail_assets.engines.timestamps import instant
 from retail_assets.lake.sql import literal
+from retail_assets.mapping.events import EventMapping
 
 TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status")
 """The fields that are text."""
 
 FIELDS = (*TEXTS, "order_value_gbp", "quantity", "event_timestamp")
 """The known fields but for `lines`; all others of an event are extra."""
-
-MAX_DEPTH = 100
-"""How deep objects and lists may be nested. DuckDB's functions are recursive: a line of brackets
-would end the process."""
 
 NUMBER = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
 
@@ -30,19 +32,20 @@ _NOT_FLAT = (
 """Matches events that are not flat or not plainly spelled, and some others."""
 
 
-def parsed(lines: str) -> str:
+def parsed(lines: str, mappings: Sequence[EventMapping] = ()) -> str:
     """Return a query for the typed fields of event lines.
 
     Args:
         lines: a table or subquery with `received_date` (DATE), `received_at` (TIMESTAMPTZ: when
             they landed; null where that is not known), `payload` (VARCHAR) and `defect` (VARCHAR),
-            and any other columns, which are kept.
+            and any other columns, which are kept; with mappings, also `source` and `source_name`.
+        mappings: how events of other shapes are written.
 
     Returns:
         SQL for those columns and
 
         - `form`: `object`, `empty` or `other`, null if not JSON;
-        - `too_deep`: whether objects and lists are nested deeper than `MAX_DEPTH`;
+        - `too_deep`: whether objects and lists are nested deeper than `json_text.MAX_DEPTH`;
         - `repeated`: a key that stands twice;
         - `has_X` (BOOLEAN) for each of `FIELDS`: whether it is there and not null;
         - `event_id`, `order_id`, `customer_id`, `product_id`, `region`, `status`: without blanks
@@ -55,19 +58,32 @@ def parsed(lines: str) -> str:
         - `currency`: the extra field of that name, in upper case and without blanks around it;
         - `time_is_text` (BOOLEAN), `nul` (BOOLEAN: whether a text may have the character NUL);
         - `has_lines` and the others of `event_lines.with_lines`;
-        - `extra`: all other fields, as JSON, null if none.
+        - `extra`: all other fields, as JSON, null if none;
+        - with mappings, `mapping_fault` and `mapping_field` (VARCHAR): why none applies, if so.
     """
+    formed = _formed(lines)
     schema = ", ".join(f'"{name}": "JSON"' for name in FIELDS)
-    texts = ", ".join(f"{_text(f'f.{name}')} AS {name}" for name in TEXTS if name != "status")
-    has = ", ".join(f"f.{name} IS NOT NULL AS has_{name}" for name in FIELDS)
-    there = " + ".join(f"has_{name}::TINYINT" for name in FIELDS)
     known = ", ".join(literal(name) for name in (*FIELDS, LINES))
     nothing = ", ".join(f'"{name}": null' for name in (*FIELDS, LINES))
-    value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
+    keys = "keys[1]" if mappings else "keys"
+    repeated = f"""CASE WHEN irregular THEN CASE WHEN len({keys}) > list_unique({keys}) THEN
+                list_filter(map_entries(list_histogram({keys})), lambda e: e.value > 1)[1].key
+                END END"""
+    extra = f"""CASE WHEN irregular THEN CASE WHEN NOT list_has_all([{known}], {keys})
+                THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END END"""
+    lines_json = f"""CASE WHEN irregular THEN CASE WHEN list_contains(keys, '{LINES}')
+                THEN json_extract(payload, '/{LINES}') END END AS lines_json,"""
+    helpers = "f, keys, irregular"
+    if mappings:
+        reader = Reader(mappings, FIELDS)
+        texts = f"SELECT *, {_NUMBER_TEXT} FROM ({reader.query(formed, schema)})"
+        repeated, extra = reader.repeated(repeated), reader.others(extra)
+        helpers, lines_json = reader.columns, ""
+    else:
+        texts = _own_texts(formed, schema)
     # A CASE, unlike AND, evaluates a branch only for the rows that need it.
     events = f"""
-        SELECT * EXCLUDE (f, keys, irregular, value_text, time_text, quantity_text, is_object,
-                number),
+        SELECT * EXCLUDE ({helpers}, value_text, time_text, quantity_text, is_object, number),
             TRY_CAST(number AS DECIMAL(18,6)) AS order_value_gbp,
             CASE WHEN number IS NOT NULL THEN isfinite(TRY_CAST(number AS DOUBLE))
                 WHEN lower(ltrim(value_text, '+-')) IN ('nan', 'inf', 'infinity') THEN false
@@ -82,78 +98,62 @@ def parsed(lines: str) -> str:
             CASE WHEN event_date > received_date
                 THEN event_date - greatest(received_at::DATE, received_date)
                 ELSE event_date - received_date END AS days_ahead,
-            CASE WHEN irregular THEN CASE WHEN len(keys) > list_unique(keys) THEN
-                list_filter(map_entries(list_histogram(keys)), lambda e: e.value > 1)[1].key
-                END END AS repeated,
-            CASE WHEN irregular THEN CASE WHEN list_contains(keys, '{LINES}')
-                THEN json_extract(payload, '/{LINES}') END END AS lines_json,
-            CASE WHEN irregular THEN CASE WHEN NOT list_has_all([{known}], keys)
-                THEN json_merge_patch(payload, '{{{nothing}}}')::VARCHAR END END AS extra
-        FROM (
-            SELECT *, len(keys) <> {there} AS irregular, {texts},
-                lower({_text("f.status")}) AS status,
-                -- Few events have one, and looking for its name is much faster.
-                CASE WHEN is_object AND contains(payload, '"currency"')
-                    THEN upper(trim(payload ->> '$.currency', {BLANKS})) END AS currency,
-                {value} AS value_text, {_text("f.event_timestamp")} AS time_text,
-                CASE WHEN regexp_full_match(value_text, {literal(NUMBER)}) THEN value_text END
-                    AS number,
-                CASE WHEN f.quantity NOT LIKE '"%' THEN f.quantity::VARCHAR END AS quantity_text
-            FROM (
-                SELECT *, {has}
-                FROM (
-                    SELECT *,
-                        CASE WHEN is_object THEN json_transform(payload, '{{{schema}}}') END AS f,
-                        CASE WHEN is_object THEN json_keys(payload) END AS keys
-                    FROM (
-                        SELECT *, form = 'object' AND NOT too_deep AS is_object
-                        FROM (
-                            SELECT *,
-                                CASE WHEN defect IS NOT NULL THEN NULL
-                                    WHEN NOT json_valid(payload) THEN
-                                        CASE WHEN trim(payload, {BLANKS}) = '' THEN 'empty' END
-                                    WHEN payload LIKE '{{%' THEN 'object'
-                                    WHEN ltrim(payload, {BLANKS}) LIKE '{{%' THEN 'object'
-                                    ELSE 'other' END AS form,
-                                {_too_deep()} AS too_deep,
-                                contains(payload, '\\u0000') AS nul
-                            FROM {lines}
-                        )
-                    )
-                )
-            )
-        )
+            {repeated} AS repeated,
+            {lines_json}
+            {extra} AS extra
+        FROM ({texts})
     """
     return with_lines(events, "lines_json")
 
 
-def _too_deep() -> str:
-    """Whether a payload is nested deeper than `MAX_DEPTH`.
+_NUMBER_TEXT = (
+    f"CASE WHEN regexp_full_match(value_text, {literal(NUMBER)}) THEN value_text END AS number"
+)
 
-    Brackets in texts do not count. The pattern contains itself once for each level, and its
-    automaton reads even the longest line once. Other columns say whether the line is JSON.
+
+def _formed(lines: str) -> str:
+    """The query that adds what a payload is as a whole."""
+    return f"""
+        SELECT *, form = 'object' AND NOT too_deep AS is_object
+        FROM (
+            SELECT *,
+                CASE WHEN defect IS NOT NULL THEN NULL
+                    WHEN NOT json_valid(payload) THEN
+                        CASE WHEN trim(payload, {BLANKS}) = '' THEN 'empty' END
+                    WHEN payload LIKE '{{%' THEN 'object'
+                    WHEN ltrim(payload, {BLANKS}) LIKE '{{%' THEN 'object'
+                    ELSE 'other' END AS form,
+                {too_deep("payload")} AS too_deep,
+                contains(payload, '\\u0000') AS nul
+            FROM {lines}
+        )
     """
-    # Most lines have too few brackets of either kind, and this check is much faster.
-    few = 10
-    assert few <= MAX_DEPTH // 2
-    level = r'(?:[^"\[\]{}]+|"(?:[^"\\]|\\.)*")*'
-    for _ in range(MAX_DEPTH):
-        level = rf'(?:[^"\[\]{{}}]+|"(?:[^"\\]|\\.)*"|[\[{{]{level}[\]}}])*'
-    has_many = " OR ".join(f"payload LIKE {literal(f'%{one}' * few + '%')}" for one in "[{")
-    return (
-        f"CASE WHEN {has_many} THEN"
-        f" NOT regexp_full_match(payload, {literal(f'(?s){level}')}) ELSE false END"
-    )
 
 
-def _text(json: str, *, other: str = "NULL") -> str:
-    """SQL for the text of a JSON string, trimmed; `other` for other JSON."""
-    return (
-        f"CASE WHEN {json} LIKE '\"%' THEN CASE"
-        f" WHEN contains({json}, '\\') OR {json} LIKE '\" %' OR {json} LIKE '% \"'"
-        f" OR contains({json}, '\u00a0') THEN trim(json_extract_string({json}, '$'), {BLANKS})"
-        f" ELSE ({json}::VARCHAR)[2:-2] END ELSE {other} END"
-    )
+def _own_texts(formed: str, schema: str) -> str:
+    """The query that adds the texts of the fields of events in our own shape."""
+    texts = ", ".join(f"{_text(f'f.{name}')} AS {name}" for name in TEXTS if name != "status")
+    has = ", ".join(f"f.{name} IS NOT NULL AS has_{name}" for name in FIELDS)
+    there = " + ".join(f"has_{name}::TINYINT" for name in FIELDS)
+    value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
+    return f"""
+        SELECT *, len(keys) <> {there} AS irregular, {texts},
+            lower({_text("f.status")}) AS status,
+            -- Few events have one, and looking for its name is much faster.
+            CASE WHEN is_object AND contains(payload, '"currency"')
+                THEN upper(trim(payload ->> '$.currency', {BLANKS})) END AS currency,
+            {value} AS value_text, {_text("f.event_timestamp")} AS time_text, {_NUMBER_TEXT},
+            CASE WHEN f.quantity NOT LIKE '"%' THEN f.quantity::VARCHAR END AS quantity_text
+        FROM (
+            SELECT *, {has}
+            FROM (
+                SELECT *,
+                    CASE WHEN is_object THEN json_transform(payload, '{{{schema}}}') END AS f,
+                    CASE WHEN is_object THEN json_keys(payload) END AS keys
+                FROM ({formed})
+            )
+        )
+    """
 
 
 def flat_content_ids(events: str) -> str:

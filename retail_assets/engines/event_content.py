@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
 _NUMBER = re.compile(r"-?([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?")
@@ -40,22 +40,58 @@ def content_id(payload: str) -> str:
     10, 10.0 and 1e1 are the same, the text "10" is another, and so are 10 and 10.00000000000000001.
 
     Args:
-        payload: JSON for DuckDB, nested no deeper than `duckdb_events.MAX_DEPTH`.
+        payload: JSON for DuckDB, nested no deeper than `json_text.MAX_DEPTH`.
+    """
+    return f"content:{sha256(_lines(_content(payload)).encode()).hexdigest()}"
+
+
+def _content(payload: str) -> object:
+    try:
+        return _read(payload)
+    except json.JSONDecodeError:
+        return _read(_TOLERATED.sub(_strict, payload))
+
+
+def _lines(content: object) -> str:
+    """A text that is the same for the same content."""
+    lines = sorted(_nodes("$", content), key=lambda node: node[0])
+    return "\n".join(map(" ".join, lines))
+
+
+def _part(content: object, names: Sequence[str]) -> object:
+    """What stands within some content under these names; None if there is nothing."""
+    for name in names:
+        if isinstance(content, tuple):
+            # The first of several of one name is the one that DuckDB reads.
+            content = next((part for key, part in content if key == name), None)
+        elif isinstance(content, list) and name.isdecimal():
+            content = content[int(name)] if int(name) < len(content) else None
+        else:
+            return None
+    return content
+
+
+def same_content(one: str, other: str, roots: Iterable[Sequence[str]] = ()) -> bool:
+    """Whether two payloads have the same content.
+
+    Args:
+        one: JSON, perhaps nested deeper than today's limit.
+        other: the same.
+        roots: names on the way to the object that is an event, if there is an envelope around it:
+            it is enough if they have the same there. An envelope may say how often it was sent.
     """
     try:
-        content = _read(payload)
-    except json.JSONDecodeError:
-        content = _read(_TOLERATED.sub(_strict, payload))
-    lines = sorted(_nodes("$", content), key=lambda node: node[0])
-    return f"content:{sha256(chr(10).join(map(' '.join, lines)).encode()).hexdigest()}"
-
-
-def same_content(one: str, other: str) -> bool:
-    """Whether two payloads have the same content; one may be nested deeper than today's limit."""
-    try:
-        return content_id(one) == content_id(other)
+        contents = [_content(payload) for payload in (one, other)]
+        lines = [_lines(content) for content in contents]
+        if lines[0] == lines[1]:
+            return True
+        for root in roots:
+            parts = [_part(content, root) for content in contents]
+            if None not in parts and _lines(parts[0]) == _lines(parts[1]):
+                return True
     except RecursionError:
         return one == other
+    return False
 
 
 def _read(payload: str) -> object:

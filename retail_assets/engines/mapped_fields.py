@@ -41,7 +41,10 @@ def text_of(field: TextField, source: Callable[[str], str], spelling: Spelling) 
     """
     if field.source is None:
         return literal(field.constant or "")
-    text = _looked_up(field, source(field.source))
+    text = source(field.source)
+    if field.alternatives:
+        text = f"coalesce({', '.join(map(source, (field.source, *field.alternatives)))})"
+    text = _looked_up(field, text)
     if isinstance(field, NumberField):
         text = _number(field, text, source, spelling)
     elif isinstance(field, TimeField):

@@ -82,6 +82,12 @@ class TextField(Section):
         min_length=1,
         description="The column (of files), or the JSON path such as `$.customer.id` (of events).",
     )
+    alternatives: Names = Field(
+        default=(),
+        alias="or",
+        description="Columns or paths to read where `from` has nothing: the first that has a value"
+        " counts.",
+    )
     constant: Scalar | None = Field(default=None, description="The value of every row or event.")
     default: Scalar | None = Field(
         default=None, description="The value where the source has none, or a blank one."
@@ -108,8 +114,9 @@ class TextField(Section):
     def _has_one_origin(self) -> Self:
         if (self.source is None) == (self.constant is None):
             raise ValueError("it needs either `from` or `constant`")
-        if self.constant is not None and (self.values or self.fill or self.default is not None):
-            raise ValueError("a `constant` has no `default`, `values` or `fill`")
+        more = self.values or self.fill or self.alternatives or self.default is not None
+        if self.constant is not None and more:
+            raise ValueError("a `constant` has no `or`, `default`, `values` or `fill`")
         if self.other is not None and not self.values:
             raise ValueError("`other` needs `values`")
         folded = [each.strip().casefold() for each in self.values]
@@ -127,7 +134,7 @@ class TextField(Section):
     @property
     def sources(self) -> tuple[str, ...]:
         """Every column or path that the field reads."""
-        return () if self.source is None else (self.source,)
+        return () if self.source is None else (self.source, *self.alternatives)
 
 
 class NumberField(TextField):
@@ -155,7 +162,7 @@ class NumberField(TextField):
     @property
     def computed(self) -> bool:
         """Whether the number is another than the one that stands in the source."""
-        return self.scale != 1 or len(self.sources) > 1
+        return self.scale != 1 or len(self.sources) > 1 + len(self.alternatives)
 
 
 class ChargeField(NumberField):

@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -13,6 +13,7 @@ from typing_extensions import Self, override
 
 from retail_assets.errors import UsageError
 from retail_assets.mapping.database import DatabaseMapping
+from retail_assets.mapping.events import AS_LIST, ONE_OR_MORE, EventMapping
 from retail_assets.mapping.exports import NATIVE_EXPORTS, ExportMapping, ReferenceMapping
 from retail_assets.mapping.fields import Section
 from retail_assets.mapping.lookups import Lookups
@@ -22,11 +23,14 @@ SHOWN_ERRORS = 10
 EXTRACTED = ("file", "delimiter", "encoding", "decimal", "thousands", "header_line")
 """Keys of a file's layout that extracted files have as they are by default."""
 
+EventMappings: TypeAlias = Annotated[tuple[EventMapping, ...], AS_LIST, ONE_OR_MORE]
+
 
 class Mapping(Section):
     """All that a mapping file may say."""
 
     exports: ExportMapping = Field(default=NATIVE_EXPORTS, description="The order exports.")
+    events: EventMappings = Field(default=(), description="The events, a mapping for each kind.")
     reference: ReferenceMapping = Field(
         default=ReferenceMapping(), description="The reference files."
     )

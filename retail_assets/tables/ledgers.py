@@ -112,6 +112,17 @@ EVENT_FIELDS = Table(
     ),
 )
 
+EVENT_MAPPINGS = Table(
+    name="event_mappings",
+    description="Ledger: from when on events were validated with which mapping; before the first"
+    " row, without one.",
+    key=("since",),
+    columns=(
+        Column("since", INSTANT, "The `processed_at` of the first events it was used for."),
+        Column("mapping", "VARCHAR", "Its section `events`, as JSON."),
+    ),
+)
+
 STREAM_OFFSETS = Table(
     name="stream_offsets",
     description=(

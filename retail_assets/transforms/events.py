@@ -75,10 +75,15 @@ REASONS: Mapping[str, str] = {
     "not_an_object": "The line is JSON, but no object: a list, a number, a text, `null`.",
     "too_complex": "Objects and lists are nested more than 100 deep.",
     "repeated_field": "A field stands twice: readers would disagree which one counts.",
+    "unmapped_event": (
+        "Its source has a mapping, and no `when` of it fits this event: `field` says what stands at"
+        " their paths."
+    ),
     "control_character": "A text of the event holds the escape of the character NUL.",
     "missing_field": (
         "A required field is not there or null: order_id, customer_id, order_value_gbp, region; in"
-        " a line product_id, quantity, order_value_gbp."
+        " a line product_id, quantity, order_value_gbp; or the object of a mapping's"
+        " `root`, by its path."
     ),
     "wrong_type": (
         "The value has another type than the field: ids, region, status and event_timestamp are"
@@ -146,7 +151,8 @@ def validate(parsed: nw.LazyFrame) -> nw.LazyFrame:
     Returns:
         The same rows with `reason` and `field` (String), both null for a valid event.
     """
-    rules, line_rules = list(_rules()), list(_line_rules())
+    mapped = "mapping_fault" in parsed.collect_schema().names()
+    rules, line_rules = list(_rules(mapped=mapped)), list(_line_rules())
     # The last one: an event that breaks no other rule is valid if its currency has a rate.
     foreign: _Rule = is_foreign("currency"), UNKNOWN_CURRENCY, "currency"
     all_rules = [*rules, *line_rules, foreign]
@@ -185,8 +191,12 @@ def _first_broken(rules: Sequence[_Rule], first: int, otherwise: nw.Expr) -> nw.
     return otherwise
 
 
-def _rules() -> Iterator[_Rule]:
-    """Conditions that make an event invalid, each with the reason code and the field."""
+def _rules(*, mapped: bool) -> Iterator[_Rule]:
+    """Conditions that make an event invalid, each with the reason code and the field.
+
+    Args:
+        mapped: whether some events are read by a mapping.
+    """
     col, value = nw.col, nw.col("order_value_gbp")
     yield ~col("defect").is_null(), col("defect"), None
     yield col("form") == "empty", "empty_line", None
@@ -195,6 +205,8 @@ def _rules() -> Iterator[_Rule]:
     yield col("too_deep"), "too_complex", None
     yield ~col("repeated").is_null(), "repeated_field", col("repeated")
     yield col("nul"), "control_character", None
+    if mapped:
+        yield ~col("mapping_fault").is_null(), col("mapping_fault"), col("mapping_field")
     for name in REQUIRED:
         yield ~col(f"has_{name}"), "missing_field", name
     for name in _TEXTS:

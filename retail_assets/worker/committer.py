@@ -24,6 +24,7 @@ from retail_assets.ingest.messages.load import (
 from retail_assets.lake.compaction import LIMITS, LOOK, Limits, Step, steps
 from retail_assets.lake.connection import ROW_GROUP, Lake
 from retail_assets.lake.failures import bisect, is_of_the_data, is_of_the_size
+from retail_assets.mapping.model import EventMappings
 from retail_assets.worker.inbox import Inbox
 from retail_assets.worker.metrics import Batch, Metrics
 
@@ -72,6 +73,7 @@ class Committer:
         lake: Lake,
         inbox: Inbox,
         metrics: Metrics,
+        mappings: EventMappings = (),
         *,
         beat: Callable[[duckdb.DuckDBPyConnection], None],
         beat_is_due: Callable[[], bool],
@@ -82,6 +84,7 @@ class Committer:
         self._session: EventSession
         self._inbox = inbox
         self._metrics = metrics
+        self._mappings = mappings
         self._beat = beat
         self._beat_is_due = beat_is_due
         self._on_commit = on_commit
@@ -115,7 +118,7 @@ class Committer:
     def _open(self) -> EventSession:
         connection = self._lake.open()
         try:
-            return warm_session(self._lake, connection)
+            return warm_session(self._lake, connection, self._mappings)
         except BaseException:
             connection.close()
             raise

@@ -53,6 +53,7 @@ class Worker:
     def __init__(self, settings: "Settings", *, files: bool) -> None:
         self.settings = settings
         self.lake = Lake.from_settings(settings)
+        self._mappings = settings.source_mapping.events
         self.name = heartbeat.new_worker()
         self.metrics = Metrics()
         self.inbox = Inbox()
@@ -171,6 +172,7 @@ class Worker:
             self.lake,
             self.inbox,
             self.metrics,
+            self._mappings,
             beat=self._beat,
             beat_is_due=lambda: time.monotonic() - self._beat_at >= heartbeat.BEAT_SECONDS,
             on_commit=self.note_ingest,

@@ -68,7 +68,7 @@ def event_assets(
     ) -> Iterator[dg.Output[object]]:
         days = [date.fromisoformat(key) for key in context.partition_keys]
         with lake.get_connection() as connection:
-            session = EventSession(lake.lake, connection)
+            session = EventSession(lake.lake, connection, settings.source_mapping.events)
             if config.files:
                 found = event_files.ingest(session, settings, config.files)
                 about = _ingest_metadata(found)

@@ -48,16 +48,16 @@ def reference_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 def _reference_asset(table: tables.Table, deps: Sequence[dg.AssetKey]) -> dg.AssetsDefinition:
     def compute(lake: LakeResource, source_folders: SourceFolders) -> AssetOutput:
         folder, max_shrink = Path(source_folders.reference_dir), source_folders.reference_max_shrink
-        if table in reference.OPTIONAL and not reference.reference_path(folder, table).exists():
-            # Rows that the lake has stay until a file says otherwise.
-            prepare = reference.before_swap(table, lake.lake, max_shrink=0)
-            return AssetOutput(reference.no_rows(table), before_swap=prepare)
         try:
-            mapping = source_folders.source_mapping.reference.of(table.name)
-            rows = reference.read_reference(folder, table, mapping)
+            mapping = source_folders.source_mapping
+            if table in reference.OPTIONAL and not reference.reference_path(folder, table).exists():
+                # Rows that the lake has stay until a file says otherwise.
+                rows, max_shrink = reference.no_rows(table), 0
+            else:
+                rows = reference.read_reference(folder, table, mapping.reference.of(table.name))
         except RetailAssetsError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        prepare = reference.before_swap(table, lake.lake, max_shrink=max_shrink)
+        prepare = reference.before_swap(table, lake.lake, mapping.events, max_shrink=max_shrink)
         return AssetOutput(rows, before_swap=prepare)
 
     make: Callable[[Callable[..., AssetOutput]], dg.AssetsDefinition] = dg.asset(

@@ -261,7 +261,7 @@ class _FileIngest:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the other files go on
             logger.warning("Event files could not be ingested, they are tried by parts: %s", error)
-            with FreshSessions(self._lake) as sessions:
+            with FreshSessions(self._lake, self._session.mappings) as sessions:
                 self._ingest_parts(sessions, waiting, unreadable)
 
     def _ingest_parts(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from retail_assets import tables
-from retail_assets.ingest.events import duplicates
+from retail_assets.ingest.events import duplicates, mapping_ledger
 from retail_assets.ingest.events.columns import (
     ORIGIN,
     RECEIPT,
@@ -135,6 +135,8 @@ def event_batch(
             # Only now: rates may have come a moment ago.
             strategy.convert()
             yield batch
+        if session.cache and batch.applied:
+            session.cache.mapping_is_noted = True
     finally:
         session.staging.clear(changes_stored=batch.changes_stored)
 
@@ -148,6 +150,8 @@ class EventBatch:
     def __init__(self, session: EventSession, strategy: Large) -> None:
         self._connection, self._execute = session.connection, session.connection.execute
         self._cache = session.cache
+        self._mappings = session.mappings
+        self.applied = False
         self._strategy = strategy
         self.changes_stored = False
         """Whether rows left the tables, or stored lines are staged."""
@@ -300,6 +304,9 @@ class EventBatch:
 
     def apply(self) -> BatchResult:
         """Put what is staged into the tables."""
+        if not (self._cache and self._cache.mapping_is_noted):
+            mapping_ledger.note(self._connection, self._mappings)
+        self.applied = True
         if self.changes_stored:
             self._stage_duplicates_of_removed()
         has_duplicates, survey = self._find_duplicates(self._survey())
@@ -370,7 +377,7 @@ class EventBatch:
             self._stage_duplicates_of_removed()
             survey = self._survey()
             duplicates.rank(connection, survey.repeated(), known)
-        has_conflicts = duplicates.find_conflicts(connection)
+        has_conflicts = duplicates.find_conflicts(connection, self._mappings)
         return True, replace(survey, has_invalid=survey.has_invalid or has_conflicts)
 
     def _insert_lines(self, *, has_invalid: bool) -> None:

@@ -48,6 +48,7 @@ _BATCH_ROWS = 100_000
 _EVENTS = tables.ENRICHED_EVENTS.name
 _LINES = tables.RAW_EVENTS.name
 _FILES = tables.EVENT_FILES.name
+_MAPPINGS = tables.EVENT_MAPPINGS.name
 _FAILED = tables.FAILED_EVENT_FILES.name
 _MESSAGES = tables.QUEUE_MESSAGES.name
 _REFERENCE = tuple(table.name for table in (*REFERENCE_KEYS, tables.CURRENCY_RATES))
@@ -93,7 +94,7 @@ class EventCache:
     `positions` are the next ones that are new of parts of sources, by source and `source_name`, and
     `messages` what the ledger of queues has, by source and queue: to be used after `refresh`, and
     set after a commit. `fields` are those in event_fields: none ever
-    leaves it.
+    leaves it. `mapping_is_noted` says that the last row of event_mappings is that of the session.
     """
 
     def __init__(self, staging: Staging) -> None:
@@ -105,6 +106,7 @@ class EventCache:
         self.positions: dict[tuple[str, str], int] = {}
         self.messages: dict[tuple[str, str], dict[str, int]] = {}
         self.fields: set[tuple[str, str]] = set()
+        self.mapping_is_noted = False
         self._copied: set[str] = set()
         self._now = -1
         self._seen: dict[str, int] = {}
@@ -139,6 +141,7 @@ class EventCache:
         """Have all parts read again."""
         self._seen.clear()
         self._forget_positions()
+        self.mapping_is_noted = False
 
     @property
     def is_behind(self) -> bool:
@@ -163,6 +166,7 @@ class EventCache:
         self._now = now
         if oldest is None:
             self._forget_positions()
+            self.mapping_is_noted = False
             return
         if now == oldest:
             return
@@ -197,8 +201,9 @@ class EventCache:
                         self.messages.clear()
                 elif not change.inserted or commit.own:
                     continue
-                elif name == _LINES:
+                elif name in (_LINES, _MAPPINGS):
                     self.positions.clear()
+                    self.mapping_is_noted = False
                 elif name in self._filters and is_new:
                     inserted.setdefault(name, []).append(commit.snapshot)
         return inserted

@@ -11,6 +11,7 @@ from retail_assets import tables
 from retail_assets.engines import duckdb_events as engine
 from retail_assets.engines import event_lines
 from retail_assets.ingest.events.columns import LINE_COLUMNS
+from retail_assets.mapping.model import EventMappings
 from retail_assets.transforms import events
 
 REFERENCE_KEYS = {tables.PRODUCTS: "product_id", tables.CUSTOMERS: "customer_id"}
@@ -37,6 +38,9 @@ _TYPED_ONLY = (
 )
 """Columns of typed lines that only the rules read."""
 
+_MAPPED_ONLY = ("mapping_fault", "mapping_field")
+"""The same of lines that are read by mappings."""
+
 
 @dataclass(frozen=True)
 class CompiledSql:
@@ -62,12 +66,17 @@ class CompiledSql:
 
 
 @cache
-def compiled_sql() -> CompiledSql:
-    """Compile the rules, which takes longer than to ingest a thousand events."""
+def compiled_sql(mappings: EventMappings = ()) -> CompiledSql:
+    """Compile the rules, which takes longer than to ingest a thousand events.
+
+    Args:
+        mappings: how events of other shapes are written.
+    """
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute(f"CREATE TABLE received_lines ({LINE_COLUMNS})")
-        typed = nw.from_native(connection.sql(engine.parsed("received_lines")))
-        validated = events.validate(typed).drop(*_TYPED_ONLY).to_native().sql_query()
+        typed = nw.from_native(connection.sql(engine.parsed("received_lines", mappings)))
+        helpers = (*_TYPED_ONLY, *(_MAPPED_ONLY if mappings else ()))
+        validated = events.validate(typed).drop(*helpers).to_native().sql_query()
         # An identity that a lake has already stays, however today's rules would spell the content.
         staged = connection.sql(
             "SELECT * EXCLUDE (event_id), coalesce(nullif(event_id, ''),"

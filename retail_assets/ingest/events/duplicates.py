@@ -10,6 +10,8 @@ import duckdb
 
 from retail_assets.engines.event_content import same_content
 from retail_assets.ingest.events.columns import FIRST_RECEIVED, RANK_FIELDS, RECEIPT, same_line
+from retail_assets.mapping.json_path import json_path
+from retail_assets.mapping.model import EventMappings
 
 CONFLICT = "conflicting_event"
 
@@ -65,15 +67,16 @@ def remove_superseded(connection: duckdb.DuckDBPyConnection) -> bool:
     return True
 
 
-def find_conflicts(connection: duckdb.DuckDBPyConnection) -> bool:
+def find_conflicts(connection: duckdb.DuckDBPyConnection, mappings: EventMappings) -> bool:
     """Make dead letters of lines with other content than the first of their identity; any?"""
+    roots = [parts for each in mappings if (parts := json_path(each.root).parts)]
     pairs = connection.execute(
         f"WITH firsts AS ({_firsts(connection)})"
         " SELECT c.line_no, s.payload, f.payload FROM temp.main.candidates AS c"
         " JOIN temp.main.staged_lines AS s ON s.rowid = c.line_no JOIN firsts AS f"
         " ON f.event_id = c.event_id WHERE c.rank > 1 AND s.payload <> f.payload"
     ).fetchall()
-    conflicts = [line_no for line_no, one, other in pairs if not same_content(one, other)]
+    conflicts = [line_no for line_no, one, other in pairs if not same_content(one, other, roots)]
     if conflicts:
         connection.execute(
             f"UPDATE temp.main.staged_lines SET reason = '{CONFLICT}', field = 'event_id'"

@@ -9,6 +9,7 @@ from typing_extensions import Self
 from retail_assets.ingest.events.cache import EventCache
 from retail_assets.ingest.events.staging import Staging
 from retail_assets.lake.connection import Lake
+from retail_assets.mapping.model import EventMappings
 
 
 class EventSession:
@@ -17,16 +18,23 @@ class EventSession:
     Args:
         lake: the lake that the connection is to.
         connection: a connection that can write, in no transaction.
+        mappings: how events of other shapes are written: `settings.source_mapping.events`.
         cached: keep a cache of the lake for many small batches, and have these use one thread: the
             connection is the session's alone.
     """
 
     def __init__(
-        self, lake: Lake, connection: duckdb.DuckDBPyConnection, *, cached: bool = False
+        self,
+        lake: Lake,
+        connection: duckdb.DuckDBPyConnection,
+        mappings: EventMappings = (),
+        *,
+        cached: bool = False,
     ) -> None:
         self.lake = lake
         self.connection = connection
-        self.staging = Staging(connection)
+        self.mappings = mappings
+        self.staging = Staging(connection, mappings)
         self.cache = EventCache(self.staging) if cached else None
         (self._threads,) = connection.execute("SELECT current_setting('threads')").fetchone() or (
             1,
@@ -68,8 +76,9 @@ class FreshSessions:
     statements planned already.
     """
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, mappings: EventMappings) -> None:
         self._lake = lake
+        self._mappings = mappings
         self._stack = ExitStack()
         self._session: EventSession | None = None
 
@@ -85,7 +94,7 @@ class FreshSessions:
         """A session for one attempt, which fails by an exception."""
         if self._session is None:
             connection = self._stack.enter_context(self._lake.connect())
-            self._session = EventSession(self._lake, connection)
+            self._session = EventSession(self._lake, connection, self._mappings)
         try:
             yield self._session
         except BaseException:

@@ -15,6 +15,7 @@ from retail_assets.ingest.events.compiled_sql import (
     compiled_sql,
     enriched_types,
 )
+from retail_assets.mapping.model import EventMappings
 
 STAGED = "temp.main.staged_lines"
 
@@ -27,8 +28,9 @@ _ONLY_OF_CHANGES = ("removed_events", "retracted_versions")
 class Staging:
     """The tables of a connection, made when they are needed, and its prepared statements."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, mappings: EventMappings = ()) -> None:
         self.connection = connection
+        self._mappings = mappings
         self.sql: CompiledSql
         self._tables: dict[str, str] = {}
         self._used_rows = 0
@@ -39,7 +41,7 @@ class Staging:
         if self._tables:
             return
         self.discard_plans()
-        self.sql = compiled_sql()
+        self.sql = compiled_sql(self._mappings)
         found = {
             "received_lines": LINE_COLUMNS,
             "staged_lines": self.sql.staged_columns,

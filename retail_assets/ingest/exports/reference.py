@@ -31,6 +31,7 @@ from retail_assets.lake.connection import Lake
 from retail_assets.lake.sql import identifier, literal
 from retail_assets.mapping.exports import TableMapping, native_mapping
 from retail_assets.mapping.fields import TimeField
+from retail_assets.mapping.model import EventMappings
 from retail_assets.tables import Table
 from retail_assets.tables.model import Column
 from retail_assets.transforms import events
@@ -190,20 +191,21 @@ def no_rows(table: Table) -> "pa.Table":
 
 
 def before_swap(
-    table: Table, lake: Lake, *, max_shrink: float
+    table: Table, lake: Lake, mappings: EventMappings = (), *, max_shrink: float
 ) -> Callable[[duckdb.DuckDBPyConnection, str], None]:
     """Work before the staged rows of a reference file replace the old ones.
 
     Args:
         table: the table that the file fills.
         lake: the lake that has it.
+        mappings: how events of other shapes are written: `settings.source_mapping.events`.
         max_shrink: the share of its rows that may be gone, from 0 to 1; more raise an AuditError.
             Rates may be gone only with 1: orders of their days would not count any more.
     """
 
     def prepare(connection: duckdb.DuckDBPyConnection, staged: str) -> None:
         _check_shrink(table, connection, staged, max_shrink)
-        restate(table, lake, connection, staged)
+        restate(table, lake, connection, staged, mappings)
 
     return prepare
 
@@ -232,7 +234,13 @@ def _check_shrink(
         )
 
 
-def restate(table: Table, lake: Lake, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+def restate(
+    table: Table,
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    staged: str,
+    mappings: EventMappings = (),
+) -> None:
     """Let a change of reference data reach what was made with the old.
 
     The days of the completed orders that it concerns are marked as changed, and the events that it
@@ -240,7 +248,7 @@ def restate(table: Table, lake: Lake, connection: duckdb.DuckDBPyConnection, sta
     transaction that swaps the staged rows in, while the table has its old rows.
     """
     if table is tables.CURRENCY_RATES:
-        _restate_rates(lake, connection, staged)
+        _restate_rates(EventSession(lake, connection, mappings), staged)
         return
     key, columns = table.key[0], ", ".join((*table.key, *LOOKED_UP[table]))
     old, new = f"SELECT {columns} FROM lake.{table.name}", f"SELECT {columns} FROM {staged}"
@@ -263,7 +271,8 @@ def restate(table: Table, lake: Lake, connection: duckdb.DuckDBPyConnection, sta
     connection.execute("DROP TABLE temp.main.changed_keys")
 
 
-def _restate_rates(lake: Lake, connection: duckdb.DuckDBPyConnection, staged: str) -> None:
+def _restate_rates(session: EventSession, staged: str) -> None:
+    connection = session.connection
     columns = ", ".join(tables.CURRENCY_RATES.column_names)
     old, new = f"SELECT {columns} FROM {RATES}", f"SELECT {columns} FROM {staged}"
     connection.execute(
@@ -271,7 +280,7 @@ def _restate_rates(lake: Lake, connection: duckdb.DuckDBPyConnection, staged: st
         f" FROM (({old} EXCEPT {new}) UNION ALL ({new} EXCEPT {old}))"
     )
     currencies.restate(connection, staged, "temp.main.changed_rates")
-    rates.restate(EventSession(lake, connection), staged, "temp.main.changed_rates")
+    rates.restate(session, staged, "temp.main.changed_rates")
     connection.execute("DROP TABLE temp.main.changed_rates")
 
 

@@ -24,6 +24,7 @@ from retail_assets.ingest.ledgers.event_files import apply_deltas
 from retail_assets.ingest.ledgers.queue_messages import QueueMessage
 from retail_assets.ingest.messages.payloads import payloads_to_arrow
 from retail_assets.lake.connection import Lake
+from retail_assets.mapping.model import EventMappings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,12 +154,14 @@ def warn_of_new_fields(fields: Sequence[tuple[str, str]]) -> None:
         logger.warning("Fields that no event had before: %s", found)
 
 
-def warm_session(lake: Lake, connection: duckdb.DuckDBPyConnection) -> EventSession:
+def warm_session(
+    lake: Lake, connection: duckdb.DuckDBPyConnection, mappings: EventMappings
+) -> EventSession:
     """Get a connection ready to ingest one batch after the other, of few events each.
 
     The session has a cache, and has validated a made-up event: the first real one need not wait.
     """
-    session = EventSession(lake, connection, cached=True)
+    session = EventSession(lake, connection, mappings, cached=True)
     session.open(small=True)
     Small(session.staging).stage(*_arrow([_made_up()]))
     session.staging.clear(changes_stored=False)

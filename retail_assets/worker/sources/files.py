@@ -282,7 +282,7 @@ class FilePipeline:
     @contextmanager
     def _warm_session(self) -> Iterator["EventSession"]:
         with self._lake.connect() as connection:
-            yield warm_session(self._lake, connection)
+            yield warm_session(self._lake, connection, self._settings.source_mapping.events)
 
     def _again_and_again(
         self,

@@ -218,7 +218,7 @@ def test_new_fields_are_counted_once_whoever_saw_them_first(loaders):
 
 def test_a_connection_that_nobody_has_any_more_leaves_nothing_in_memory(lake):
     connection = lake.open()
-    session = warm_session(lake, connection)
+    session = warm_session(lake, connection, ())
     connection.close()
     left = [weakref.ref(connection), weakref.ref(session.cache)]
     del connection, session

@@ -92,7 +92,8 @@ class NamedFiles:
         while not self._stop.is_set():
             try:
                 with self._lake.connect() as connection:
-                    session = warm_session(self._lake, connection)
+                    mappings = self._settings.source_mapping.events
+                    session = warm_session(self._lake, connection, mappings)
                     while not self._stop.is_set():
                         self._ingest_waiting(session)
                         self.problem = None

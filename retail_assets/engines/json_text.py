@@ -1,0 +1,37 @@
+"""Texts out of JSON with DuckDB, and how deep JSON is nested."""
+
+from retail_assets.engines.duckdb import BLANKS
+from retail_assets.lake.sql import literal
+
+MAX_DEPTH = 100
+"""How deep objects and lists may be nested. DuckDB's functions are recursive: a line of brackets
+would end the process."""
+
+
+def text(json: str, *, other: str = "NULL") -> str:
+    """SQL for the text of a JSON string, trimmed; `other` for other JSON."""
+    return (
+        f"CASE WHEN {json} LIKE '\"%' THEN CASE"
+        f" WHEN contains({json}, '\\') OR {json} LIKE '\" %' OR {json} LIKE '% \"'"
+        f" OR contains({json}, '\u00a0') THEN trim(json_extract_string({json}, '$'), {BLANKS})"
+        f" ELSE ({json}::VARCHAR)[2:-2] END ELSE {other} END"
+    )
+
+
+def too_deep(payload: str) -> str:
+    """SQL for whether a text is nested deeper than `MAX_DEPTH`.
+
+    Brackets in texts do not count. The pattern contains itself once for each level, and its
+    automaton reads even the longest line once. Other columns say whether the line is JSON.
+    """
+    # Most lines have too few brackets of either kind, and this check is much faster.
+    few = 10
+    assert few <= MAX_DEPTH // 2
+    level = r'(?:[^"\[\]{}]+|"(?:[^"\\]|\\.)*")*'
+    for _ in range(MAX_DEPTH):
+        level = rf'(?:[^"\[\]{{}}]+|"(?:[^"\\]|\\.)*"|[\[{{]{level}[\]}}])*'
+    has_many = " OR ".join(f"{payload} LIKE {literal(f'%{one}' * few + '%')}" for one in "[{")
+    return (
+        f"CASE WHEN {has_many} THEN"
+        f" NOT regexp_full_match({payload}, {literal(f'(?s){level}')}) ELSE false END"
+    )

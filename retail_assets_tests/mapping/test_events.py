@@ -1,0 +1,87 @@
+"""What the section `events` of a mapping may say, and what its errors say."""
+
+import pytest
+from pydantic import ValidationError
+
+from retail_assets.mapping.events import EventMapping
+from retail_assets.mapping.json_path import json_path
+
+FIELDS = {
+    "order_id": "$.id",
+    "customer_id": "$.customer",
+    "region": {"constant": "North"},
+    "order_value_gbp": "$.total",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("$", ()),
+        ("$.customer.id", ("customer", "id")),
+        ("$.lines[0].sku", ("lines", "0", "sku")),
+        ("$['odd name']", ("odd name",)),
+        ('$["it\'s"].b', ("it's", "b")),
+        (r"$['it\'s a \\']", ("it's a \\",)),
+        ("$['a.b']['*']['$']", ("a.b", "*", "$")),
+        ("$.größe", ("größe",)),
+    ],
+)
+def test_a_path_has_literal_names(text: str, parts: tuple[str, ...]):
+    path = json_path(text)
+    assert path.parts == parts
+    assert json_path(str(path)) == path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id",
+        "",
+        "$.",
+        "$..id",
+        "$.*",
+        "$[*]",
+        "$[-1]",
+        "$.a b",
+        "$['a",
+        "$[a]",
+        "$.a[0",
+        " $.a",
+        "$$$.a",
+    ],
+)
+def test_what_is_no_path_is_refused(text: str):
+    with pytest.raises(ValueError, match="is no path such as"):
+        json_path(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"root": "data"}, "'data' is no path such as"),
+        ({"when": {"path": "type", "is": "a"}}, "'type' is no path such as"),
+        ({"fields": FIELDS | {"order_id": "id"}}, "order_id: 'id' is no path such as"),
+        ({"fields": FIELDS | {"region": {"from": "$.r", "fill": "true"}}}, "region: `fill` is for"),
+        ({"fields": {"order_id": "$.id"}}, "Field required"),
+        ({"source": "ftp:shop"}, "'ftp' is none of webhook, kafka, sqs, file"),
+        ({"source": "webhook:"}, "a source is a name"),
+        ({"decimal": ",", "thousands": ","}, "are the same sign"),
+        (
+            {
+                "lines": {
+                    "path": "$.items",
+                    "fields": {
+                        "product_id": "$$.sku",
+                        "quantity": "$.q",
+                        "order_value_gbp": "$.v",
+                    },
+                }
+            },
+            "product_id: a path of a line begins with one",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_said(changed: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        EventMapping.model_validate({"fields": FIELDS} | changed)
