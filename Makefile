@@ -11,8 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 RETAIL_UI_PORT ?= 3000
 SAMPLE_START := 2026-10-05
 SAMPLE_END := 2026-11-01
-# How many processes share the tests; with more of them than cores, one computes while others wait.
-PROCESSES ?= logical
+# How many processes share the tests: one more than cores, so that one computes while others wait.
+PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 FUZZ ?= exports events
 MINUTES ?= 30
 

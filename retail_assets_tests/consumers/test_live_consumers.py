@@ -373,7 +373,8 @@ def test_the_categories_of_lines_follow_the_reference_data(followers: Followers)
         loader.connection.execute(
             "INSERT INTO new_products VALUES ('P2', 'Lamp', 'Lighting', NULL, NULL)"
         )
-        reference.restate(tables.PRODUCTS, loader.connection, "temp.main.new_products")
+        staged = "temp.main.new_products"
+        reference.restate(tables.PRODUCTS, loader.lake, loader.connection, staged)
         loader.connection.execute("INSERT INTO lake.products FROM new_products")
     followers.follow()
     assert by_category(followers) == [("Lighting", 7, 1), ("unknown", 6, 2)]

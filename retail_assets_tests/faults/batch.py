@@ -40,7 +40,7 @@ def run_batch(settings: Settings, days: Sequence[date]) -> None:
     with lake.connect() as connection:
         for table in (tables.PRODUCTS, tables.CUSTOMERS):
             rows = reference.read_reference(settings.reference_dir, table)
-            mark = partial(reference.restate, table)
+            mark = partial(reference.restate, table, lake)
             publish_table(lake, connection, table, rows, before_swap=mark)
         order_exports.ingest(
             lake, connection, settings.exports_dir, days, late_days=settings.late_days

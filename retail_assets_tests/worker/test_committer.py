@@ -290,8 +290,8 @@ def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
             raise duckdb.IOException("disk full")
         return transaction(lake, connection, message)
 
-    def warming(lake, connection):
-        session = warm(lake, connection)
+    def warming(lake, connection, mappings):
+        session = warm(lake, connection, mappings)
         caches.append(weakref.ref(session.cache))
         if cold and len(opened) > 1:
             raise duckdb.IOException("no such file")
@@ -317,7 +317,7 @@ def test_of_connections_that_failed_none_is_left(seen, monkeypatch, cold):
 def test_a_connection_that_cannot_be_made_ready_is_closed(seen, monkeypatch):
     failed: list[duckdb.DuckDBPyConnection] = []
 
-    def failing(_, connection):
+    def failing(_, connection, mappings):
         failed.append(connection)
         raise duckdb.IOException("no such file")
 

@@ -42,7 +42,7 @@ def other_exports(settings: Settings) -> dict[str, str]:
     of_many_days = settings.source_mapping.exports.file_name
     for name in _names(settings.exports_dir):
         day = file_name.day(name)
-        if day is None and of_many_days.matches(name):
+        if day is None and not of_many_days.has_date and of_many_days.matches(name):
             continue
         if day is None:
             called = f"{file_name.shown} or {'.csv' * file_name.shown.endswith('.csv')}.gz"

@@ -1,5 +1,6 @@
 """`order_export_files`: what a run materializes, what it fails for, and the nightly schedule."""
 
+import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 
@@ -32,8 +33,9 @@ def shop(postgres: str) -> Shop:
     shop = postgres_shop(postgres)
     shop.create()
     shop.execute(
-        "CREATE TABLE products (product_id text, product_name text, product_category text)",
-        "INSERT INTO products VALUES ('P1', 'Kettle', 'Kitchen')",
+        "CREATE TABLE products (product_id text, product_name text, product_category text,"
+        " unit_price_gbp numeric, stock_on_hand integer)",
+        "INSERT INTO products VALUES ('P1', 'Kettle', 'Kitchen', 20, 5)",
     )
     shop.order("1", f"{DAY} 10:00:00")
     shop.order("2", f"{DAY} 11:00:00", f"{NEXT} 08:00:00", total="5.00")
@@ -89,7 +91,7 @@ def test_a_day_with_a_file_of_somebody_else_fails_alone(platform: Platform) -> N
 def test_a_database_that_is_gone_fails_the_run_in_a_sentence(
     settings: Settings, lake: Lake, shop: Shop
 ) -> None:
-    gone = Shop("postgres", shop.url.replace("127.0.0.1:", "127.0.0.1:1"))
+    gone = Shop("postgres", re.sub(r":\d+/", ":1/", shop.url))
     with open_platform(declare(settings, gone, {"orders": ORDERS})) as platform:
         job = platform.definitions.resolve_job_def("extract")
         assert job.get_subset is not None
