@@ -316,9 +316,10 @@ VERDICTS: list[tuple[str | bytes, Verdict]] = [
 ]  # fmt: skip
 
 
-# Other defects are found in files and messages, conflicts in the lake, not in lines.
+# Other defects are found in files and messages, conflicts in the lake, the rest by a mapping.
 OF_LINES = events.REASONS.keys() - (
-    (events.DEFECTS.keys() | {"conflicting_event"}) - {"line_too_long", "nul_byte", "not_utf8"}
+    (events.DEFECTS.keys() | {"conflicting_event", "unmapped_event"})
+    - {"line_too_long", "nul_byte", "not_utf8"}
 )
 
 
