@@ -8,7 +8,7 @@ from retail_assets.lake.connection import Lake
 
 
 def test_attempts_share_a_connection_until_one_fails(lake: Lake) -> None:
-    with FreshSessions(lake) as sessions:
+    with FreshSessions(lake, ()) as sessions:
         with sessions.attempt() as first:
             pass
         with sessions.attempt() as second:
