@@ -12,11 +12,13 @@ from typing import Any
 
 import duckdb
 
+from retail_assets import tables
 from retail_assets.engines.duckdb import raw_text
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import inspect
 from retail_assets.ingest.exports.csv_records import find_records
 from retail_assets.ingest.exports.files import ExportFile, ExportFolder
+from retail_assets.ingest.exports.reference import read_reference, reference_path
 from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.staging import staged_exports
 from retail_assets.lake.connection import Lake
@@ -88,7 +90,7 @@ def check_sample(settings: Settings, sample: Path) -> SampleResult:
     """
     with TemporaryDirectory() as folder:
         aside = Settings(data_dir=Path(folder), mapping=settings.mapping)
-        with _staged(aside, sample) as (connection, files):
+        with _staged(aside, sample, settings.reference_dir) as (connection, files):
             return SampleResult(
                 aside.export_mapping.columns,
                 _first_rows(connection, files),
@@ -99,7 +101,7 @@ def check_sample(settings: Settings, sample: Path) -> SampleResult:
 
 @contextmanager
 def _staged(
-    settings: Settings, sample: Path
+    settings: Settings, sample: Path, reference_dir: Path
 ) -> Iterator[tuple[duckdb.DuckDBPyConnection, list[ExportFile]]]:
     mapping = settings.source_mapping.exports
     name = mapping.file_name
@@ -117,6 +119,7 @@ def _staged(
     files = [] if problems else [inspect(folder.locate(each)) for each in folder.days()]
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = ?", [settings.timezone])
+        _add_rates(connection, settings, reference_dir)
         lake = Lake.from_settings(settings)
         # An order of a sample that is not called as an export may be of any day.
         late_days = settings.late_days if matches else 1_000_000
@@ -128,6 +131,20 @@ def _staged(
                 inside = f"{settings.exports_dir}/{called}"
                 raise RetailAssetsError(*(each.replace(inside, str(sample)) for each in problems))
             yield connection, files
+
+
+def _add_rates(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, reference_dir: Path
+) -> None:
+    """Have the rates of the data folder where a lake has them."""
+    table = tables.CURRENCY_RATES
+    columns = ", ".join(f"{name} {type_}" for name, type_ in table.types.items())
+    connection.execute("ATTACH ':memory:' AS lake")
+    connection.execute(f"CREATE TABLE lake.{table.name} ({columns})")
+    if reference_path(reference_dir, table).is_file():
+        mapping = settings.source_mapping.reference.of(table.name)
+        connection.register("rates", read_reference(reference_dir, table, mapping))
+        connection.execute(f"INSERT INTO lake.{table.name} BY NAME FROM rates")
 
 
 def _first_rows(

@@ -172,3 +172,17 @@ def test_a_sample_shows_what_becomes_of_each_column(settings: Settings) -> None:
     ]  # fmt: skip
     assert found.columns["status"] == "Zustand"
     assert [fault.line for fault in found.faults] == [6]
+
+
+def test_a_sample_in_another_currency_is_converted_by_the_rates_that_are_there(
+    settings: Settings,
+) -> None:
+    mapping = yaml.safe_load(EXPECTED["amazon.txt"][0])
+    mapping["exports"]["fields"]["currency"] = {"constant": "EUR"}
+    shop = shop_of(settings, yaml.safe_dump(mapping))
+    shop.reference_dir.mkdir(exist_ok=True)
+    rates = "day,currency,rate\n2026-10-20,EUR,0.5\n"
+    (shop.reference_dir / "currency_rates.csv").write_text(rates)
+    found = check_sample(shop, FOREIGN / "amazon.txt")
+    assert found.usable == 4
+    assert [str(cell) for cell in found.cells("order_value_gbp")][1::2] == ["11.00", "15.00"]
