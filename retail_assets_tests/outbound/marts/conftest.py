@@ -12,7 +12,7 @@ DATABASES = [
 ]
 
 
-@pytest.fixture(params=["parquet", "csv", *DATABASES])
+@pytest.fixture(params=["parquet", *DATABASES])
 def place(request, tmp_path):
     """A place for marts, empty."""
     return new_place(request.param, request, tmp_path)
