@@ -7,7 +7,7 @@ long because it is one statement of SQL: each level needs the columns of the one
 from collections.abc import Sequence
 
 from retail_assets.engines.duckdb import BLANKS
-from retail_assets.engines.event_lines import LINES, with_lines
+from retail_assets.engines.event_lines import LINES, NUMBER, WHOLE_NUMBER, with_lines
 from retail_assets.engines.json_text import text as _text
 from retail_assets.engines.json_text import too_deep
 from retail_assets.engines.mapped_events import Reader
@@ -20,8 +20,6 @@ TEXTS = ("event_id", "order_id", "customer_id", "product_id", "region", "status"
 
 FIELDS = (*TEXTS, "order_value_gbp", "quantity", "event_timestamp")
 """The known fields but for `lines`; all others of an event are extra."""
-
-NUMBER = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
 
 _NOT_FLAT = (
     r"(?s)[{\[].*[{\[]"
@@ -89,7 +87,7 @@ def parsed(lines: str, mappings: Sequence[EventMapping] = ()) -> str:
                 WHEN lower(ltrim(value_text, '+-')) IN ('nan', 'inf', 'infinity') THEN false
                 END AS finite,
             order_value_gbp = round(order_value_gbp, 2) AS whole_pence,
-            TRY_CAST(CASE WHEN regexp_full_match(quantity_text, '-?[0-9]+(\\.0+)?')
+            TRY_CAST(CASE WHEN regexp_full_match(quantity_text, {literal(WHOLE_NUMBER)})
                 THEN quantity_text END AS BIGINT) AS quantity,
             time_text IS NOT NULL AS time_is_text,
             CASE WHEN length(time_text) > {len("2026-10-20")} THEN {instant("time_text")} END

@@ -153,12 +153,6 @@ class ExportMapping(FileLayout):
         """The column of each field that stands in one."""
         return {name: field.source for name, field in self.mapped.items() if field.source}
 
-    @property
-    def constants(self) -> dict[str, str]:
-        """The value of each field that is the same in every row."""
-        fields = ((name, getattr(self.fields, name)) for name in ExportFields.model_fields)
-        return {name: field.constant for name, field in fields if field and field.constant}
-
     def shown(self, field: str) -> str:
         """A field for people, with the column that it stands in."""
         column = self.columns.get(field, field)

@@ -96,16 +96,7 @@ def days_above(
         last: the last one, included.
         mapping: how the exports are written.
     """
-    paths = " ".join(
-        f"WHEN {literal(field)} THEN {literal(f'$.{json.dumps(source)}')}"
-        for field, source in mapping.columns.items()
-    )
-    constants = " ".join(
-        f"WHEN {literal(field)} THEN {literal(value)}" for field, value in mapping.constants.items()
-    )
-    example = f"raw_text ->> (CASE field {paths} END)"
-    if constants:
-        example = f"coalesce(CASE field {constants} END, {example})"
+    value = value_of_field(mapping, "raw_text")
     found = connection.execute(
         "SELECT export_date, source_file, rows_in, rejected_rows FROM lake.export_files"
         " WHERE rejected_rows > ? * rows_in AND (?::DATE IS NULL OR export_date BETWEEN ? AND ?)"
@@ -116,7 +107,7 @@ def days_above(
     for day, *values in connection.execute(
         "SELECT export_date, reason, field, count(*) AS n, min(row_number),"
         " left(arg_min(coalesce(CASE WHEN field IS NOT NULL AND json_valid(raw_text)"
-        f" THEN {example} END, raw_text), row_number), ?)"
+        f" THEN {value} END, raw_text), row_number), ?)"
         " FROM lake.rejected_orders WHERE export_date IN (SELECT unnest(?::DATE[]))"
         " GROUP BY export_date, reason, field"
         " QUALIFY row_number() OVER (PARTITION BY export_date ORDER BY n DESC, reason, field) <= ?"
@@ -128,6 +119,25 @@ def days_above(
         RejectedDay(day, source_file, rows_in, rejected, tuple(reasons[day]), mapping)
         for day, source_file, rows_in, rejected in found
     ]
+
+
+def value_of_field(mapping: ExportMapping, row: str) -> str:
+    """Return SQL for what a rejected row has in the column `field`, null for no field of a mapping.
+
+    Args:
+        mapping: how the export is written.
+        row: an expression for the row as a JSON object of its original fields.
+    """
+    values = " ".join(
+        f"WHEN {literal(name)} THEN "
+        + (
+            literal(str(field.constant))
+            if field.source is None
+            else f"{row} ->> {literal(f'$.{json.dumps(field.source)}')}"
+        )
+        for name, field in mapping.mapped.items()
+    )
+    return f"CASE field {values} END"
 
 
 def counts(

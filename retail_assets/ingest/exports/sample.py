@@ -19,10 +19,10 @@ from retail_assets.ingest.exports.csv_file import inspect
 from retail_assets.ingest.exports.csv_records import find_records
 from retail_assets.ingest.exports.files import ExportFile, ExportFolder
 from retail_assets.ingest.exports.reference import read_reference, reference_path
+from retail_assets.ingest.exports.rejects import value_of_field
 from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.staging import staged_exports
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.sql import literal
 from retail_assets.mapping.exports import ExportFields
 from retail_assets.settings import Settings
 from retail_assets.transforms.orders import REASONS
@@ -168,21 +168,12 @@ def _faults(
     settings: Settings, connection: duckdb.DuckDBPyConnection, paths: Mapping[date, Path]
 ) -> list[Fault]:
     mapping = settings.export_mapping
-    values = " ".join(
-        f"WHEN {literal(name)} THEN "
-        + (
-            literal(str(field.constant))
-            if field.source is None
-            else f"row ->> {literal(f'$.{json.dumps(field.source)}')}"
-        )
-        for name, field in mapping.mapped.items()
-    )
     found = connection.execute(
         "SELECT reason, field, sum(n)::BIGINT, min(first), min(source_line),"
         f" list(value ORDER BY n DESC, value)[:{SHOWN_VALUES}] FROM ("
         " SELECT reason, field, count(*) AS n, min((export_date, row_number)) AS first,"
         " min(TRY_CAST(row ->> '$.source_line' AS BIGINT)) AS source_line,"
-        f" coalesce(CASE field {values} END, raw_text) AS value FROM ("
+        f" coalesce({value_of_field(mapping, 'row')}, raw_text) AS value FROM ("
         "  SELECT *, CASE WHEN json_valid(raw_text) THEN raw_text END AS row FROM staged_rejects"
         ") GROUP BY ALL) GROUP BY ALL ORDER BY 3 DESC, 1, 2"
     ).fetchall()
