@@ -1,4 +1,4 @@
-"""Two years of orders out of PostgreSQL: this platform, plain COPY, and dlt.
+"""Two years of orders out of PostgreSQL: this platform, plain COPY, and dlt; and their backfill.
 
 `python -m benchmarks.extract [--orders N] [--dlt PYTHON]` makes the orders on a server of this
 machine, lets each way do it in a process of its own, and prints a table of seconds and of the peak
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 FIRST = date(2024, 1, 1)
@@ -44,6 +44,7 @@ COLUMNS = (
 
 TITLES = {
     "platform": "**this platform**: a file for each day, synced and entered in the ledger",
+    "backfill": "**this platform**: the backfill of these files, once they are there",
     "platform-night": "**this platform**: the last two days of these, as each night",
     "copy": "`COPY … TO STDOUT` of the table, one file",
     "copy-days": "`COPY` once for each day, a file for each, by the index on the day",
@@ -98,6 +99,17 @@ def platform(url: str, folder: Path) -> None:
     _platform(url, folder, FIRST)
 
 
+def backfill(url: str, folder: Path) -> None:  # noqa: ARG001 - the files are there
+    """What `platform` wrote, into the lake, with Dagster, as the command does it."""
+    from retail_assets.cli.backfill import run_backfill
+    from retail_assets.settings import Settings
+
+    settings = Settings(data_dir=folder, start_date=FIRST, timezone="UTC")
+    done = run_backfill(settings, FIRST, FIRST + timedelta(days=DAYS - 1))
+    if done.days != DAYS or done.failed or done.problems:
+        sys.exit(f"The backfill of {done.days} days had problems: {done}")
+
+
 def platform_night(url: str, folder: Path) -> None:
     """The last two days."""
     _platform(url, folder, FIRST + timedelta(days=DAYS - 2))
@@ -138,7 +150,11 @@ def _dlt(url: str, folder: Path, first: date | None) -> None:
     from dlt.sources.sql_database import sql_table
 
     cursor = (
-        dlt.sources.incremental("placed_at", initial_value=f"{first}T00:00:00Z") if first else None
+        dlt.sources.incremental(
+            "placed_at", initial_value=datetime.combine(first, datetime.min.time(), timezone.utc)
+        )
+        if first
+        else None
     )
     table = sql_table(
         url.replace("postgresql://", "postgresql+psycopg2://"),
@@ -165,6 +181,7 @@ def dlt_days(url: str, folder: Path) -> None:
 
 CASES: dict[str, Callable[[str, Path], None]] = {
     "platform": platform,
+    "backfill": backfill,
     "platform-night": platform_night,
     "copy": copy,
     "copy-days": copy_days,
@@ -173,25 +190,23 @@ CASES: dict[str, Callable[[str, Path], None]] = {
 }
 
 
-def run_case(case: str, url: str) -> None:
-    """Do it, and print what it took; files and memory are those of this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        CASES[case](url, Path(folder))
-        seconds = time.perf_counter() - begun
-        own = resource.getrusage(resource.RUSAGE_SELF)
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        written = [path for path in Path(folder).rglob("*") if ".csv" in path.name]
-        print(
-            json.dumps(
-                {
-                    "seconds": round(seconds, 1),
-                    "cpu": round(own.ru_utime + own.ru_stime + children.ru_utime, 1),
-                    "mb": round(max(own.ru_maxrss, children.ru_maxrss) / 1024),
-                    "files": len(written),
-                }
-            )
+def run_case(case: str, url: str, folder: Path) -> None:
+    """Do it, and print what it took; memory is that of this process."""
+    begun = time.perf_counter()
+    CASES[case](url, folder)
+    seconds = time.perf_counter() - begun
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        json.dumps(
+            {
+                "seconds": round(seconds, 1),
+                "cpu": round(own.ru_utime + own.ru_stime + children.ru_utime, 1),
+                "mb": round(max(own.ru_maxrss, children.ru_maxrss) / 1024),
+                "files": len([path for path in folder.rglob("*") if ".csv" in path.name]),
+            }
         )
+    )
 
 
 def main() -> None:
@@ -202,9 +217,10 @@ def main() -> None:
     parser.add_argument("--dlt", help="a Python that has dlt")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
-        run_case(asked.case, asked.url)
+        run_case(asked.case, asked.url, asked.folder)
         return
     from retail_assets_tests.extract.shops import postgres_shop
     from retail_assets_tests.servers import postgres_server
@@ -214,10 +230,14 @@ def main() -> None:
         seed(shop.url, asked.orders)
         found: dict[str, list[dict[str, float]]] = {}
         for _ in range(asked.rounds):
-            for case in CASES:
-                python = asked.dlt if case.startswith("dlt") else sys.executable
-                if python:
-                    found.setdefault(case, []).append(_measure(python, case, shop.url))
+            with tempfile.TemporaryDirectory() as folder:
+                for case in CASES:
+                    python = asked.dlt if case.startswith("dlt") else sys.executable
+                    if python:
+                        # The backfill is of the files that the case before it wrote.
+                        own = Path(folder, "platform" if case == "backfill" else case)
+                        own.mkdir(exist_ok=True)
+                        found.setdefault(case, []).append(_measure(python, case, shop.url, own))
     print(f"\n{asked.orders:,} orders over {DAYS} days; the best of {asked.rounds} rounds.\n")
     print("| | seconds | CPU seconds | peak MB | files |\n|---|--:|--:|--:|--:|")
     for case, runs in found.items():
@@ -226,10 +246,10 @@ def main() -> None:
         print("|", " | ".join(map(str, cells)), "|")
 
 
-def _measure(python: str, case: str, url: str) -> dict[str, float]:
+def _measure(python: str, case: str, url: str, folder: Path) -> dict[str, float]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RETAIL_")}
     done = subprocess.run(
-        [python, str(Path(__file__)), "--case", case, "--url", url],
+        [python, str(Path(__file__)), "--case", case, "--url", url, "--folder", str(folder)],
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.PIPE,
         text=True,
