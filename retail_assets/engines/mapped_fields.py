@@ -18,8 +18,6 @@ _PLAIN_NUMBER = r"[+-]?[0-9]{1,10}(\.[0-9]{1,6}0*)?"
 # One of eighteen digits would be multiplied in 64 bits.
 _PART = "DECIMAL(19,6)"
 _AMOUNT = "DECIMAL(26,6)"
-_UTC = "%Y-%m-%d %H:%M:%S.%fZ"
-_LOCAL = "%Y-%m-%d %H:%M:%S.%f"
 
 
 @dataclass(frozen=True)
@@ -100,20 +98,18 @@ def _plain(text: str, spelling: Spelling) -> str:
     decimal, thousands = spelling.decimal, spelling.thousands
     if (decimal, thousands) == (".", ""):
         return text
-    fraction = rf"(\{decimal}[0-9]+)?"
-    form = rf"[+-]?[0-9]+{fraction}"
     plain = text
+    # The typed read sees what else is no number. Here a regular expression costs as much again.
+    is_other = f"contains({text}, '.')"
     if thousands:
         # A blank may be a narrow one that does not break.
         one = "[ \u00a0\u202f]" if thousands == " " else rf"\{thousands}"
-        form = rf"[+-]?([0-9]+|[0-9]{{1,3}}({one}[0-9]{{3}})+){fraction}"
+        form = rf"[+-]?([0-9]+|[0-9]{{1,3}}({one}[0-9]{{3}})+)(\{decimal}[0-9]+)?"
+        is_other = f"NOT regexp_full_match({text}, {literal(form)})"
         plain = f"regexp_replace({plain}, {literal(one)}, '', 'g')"
     if decimal != ".":
         plain = f"replace({plain}, {literal(decimal)}, '.')"
-    return (
-        f"CASE WHEN regexp_full_match({text}, {literal(form)}) THEN {plain}"
-        f" ELSE {literal(UNREADABLE)} || {text} END"
-    )
+    return f"CASE WHEN {is_other} THEN {literal(UNREADABLE)} || {text} ELSE {plain} END"
 
 
 def _time(field: TimeField, text: str, timezone: str | None) -> str:
@@ -140,16 +136,16 @@ def _formatted(text: str, format_: str, timezone: str | None) -> str:
         # Up to the year 5138.
         form = rf"[0-9]{{1,{len(str(10**17 // units))}}}(\.[0-9]{{1,6}})?"
         return (
-            f"CASE WHEN regexp_full_match({text}, {literal(form)}) THEN strftime(make_timestamp("
-            f"({text}::DECIMAL(20,6) * {units})::BIGINT), {literal(_UTC)}) END"
+            f"CASE WHEN regexp_full_match({text}, {literal(form)}) THEN make_timestamp("
+            f"({text}::DECIMAL(20,6) * {units})::BIGINT)::VARCHAR || 'Z' END"
         )
     read = f"try_strptime({text}, {literal(format_)})"
     if "%z" in format_ or "%Z" in format_:
         return _in_utc(read)
     if timezone is not None:
         return _in_utc(f"{read} AT TIME ZONE {literal(timezone)}")
-    return f"strftime({read}, {literal(_LOCAL)})"
+    return f"{read}::VARCHAR"
 
 
 def _in_utc(instant: str) -> str:
-    return f"strftime(({instant}) AT TIME ZONE 'UTC', {literal(_UTC)})"
+    return f"(({instant}) AT TIME ZONE 'UTC')::VARCHAR || 'Z'"

@@ -155,7 +155,7 @@ def _text(mapping: TableMapping, column: Column) -> str:
     )
     if isinstance(field, TimeField) and field.format:
         # A day, not a time.
-        return f"regexp_replace({text}, {literal(rf'^({DAY}) 00:00:00.000000$')}, '\\1')"
+        return f"regexp_replace({text}, {literal(rf'^({DAY}) 00:00:00$')}, '\\1')"
     return text
 
 
