@@ -198,14 +198,13 @@ def _add_lookups(worker: Worker, settings: "Settings") -> None:
     from retail_assets.outbound.lookups.follow import LookupFollower
 
     for name, lookup in settings.source_mapping.lookups.items():
-        client = LookupClient(name, lookup, settings)
-        follower = LookupFollower(worker.lake, client)
+        follower = LookupFollower(worker.lake, LookupClient(name, lookup, settings))
         worker.add_loop(
             f"lookup {name}",
             _look_up(worker, follower),
             seconds=CONSUMER_SECONDS,
             shares_lock=False,
-            at_end=client.close,
+            at_end=follower.close,
         )
 
 

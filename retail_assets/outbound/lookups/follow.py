@@ -24,6 +24,7 @@ from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer
 from retail_assets.lake import history
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
+from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.outbound.lookups.client import (
     REFUSED,
     Answer,
@@ -32,6 +33,7 @@ from retail_assets.outbound.lookups.client import (
     NoAnswerError,
     Pace,
 )
+from retail_assets.outbound.lookups.known import KnownAnswers
 from retail_assets.secrets import mask
 from retail_assets.tables import ENRICHED_EVENTS, WAITING_LOOKUPS
 from retail_assets.tables.lookups import OWN_FIELDS
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
     import duckdb
 
 logger = logging.getLogger(__name__)
+
+CHECKED_VALUES = 100_000
+"""How many values of events are looked up at a time, which bounds the memory."""
+
+_VALUES, _UNANSWERED = "temp.main.event_values", "temp.main.unanswered_values"
 
 AT_ONCE = 500
 """How many values are asked for between two commits."""
@@ -60,8 +67,14 @@ class LookupFollower:
         self._lookup = client.lookup
         self.name = client.name
         self.breaker = Breaker()
+        self._known = KnownAnswers(client.name)
         self._pace = Pace(self._lookup.per_second)
         self._last_problem: str | None = None
+
+    def close(self) -> None:
+        """Close the client's connections."""
+        self._known.close()
+        self._client.close()
 
     @property
     def consumer(self) -> str:
@@ -91,35 +104,64 @@ class LookupFollower:
 
     def collect(self, connection: "duckdb.DuckDBPyConnection") -> None:
         """Enter the values of new events that have no good answer, with the offset."""
-        offset, seen = consumer_offset(connection, self.consumer), current_snapshot(connection)
-        if offset == seen:
-            return
-        kept, changed = history.changes_since(
-            connection, -1 if offset is None else offset, ENRICHED_EVENTS
-        )
-        if offset is not None and kept and not changed and not _is_far(connection, offset, seen):
-            return
-        events = "lake.enriched_events"
-        if kept and offset is not None:
-            events = f"lake.table_insertions('enriched_events', {offset + 1}, {seen})"
-        field = self._lookup.field
-        value = field if field in OWN_FIELDS else f"extra ->> '{field}'"
+        with SnapshotRead(connection):
+            offset, seen = consumer_offset(connection, self.consumer), current_snapshot(connection)
+            if offset == seen:
+                return
+            kept, changed = history.changes_since(
+                connection, -1 if offset is None else offset, ENRICHED_EVENTS
+            )
+            if (
+                offset is not None
+                and kept
+                and not changed
+                and not _is_far(connection, offset, seen)
+            ):
+                return
+            self._known.follow(connection, seen)
+            events = "lake.enriched_events"
+            if kept and offset is not None:
+                events = f"lake.table_insertions('enriched_events', {offset + 1}, {seen})"
+            self._stage_values(connection, events)
+        new = self._stage_unanswered(connection)
+        # Others may have answered since: then a value is asked about twice, and nothing changes.
         with self._lake.transaction(connection, f"look up {self.name}"):
             if consumer_offset(connection, self.consumer) != offset:
                 return
-            connection.execute(
-                "INSERT INTO lake.waiting_lookups BY NAME"
-                " SELECT $name AS lookup, value, now() AS since, 0 AS attempts,"
-                " now() AS next_attempt_at, NULL AS problem FROM"
-                f" (SELECT {value} AS value, max(coalesce(received_at, received_date::TIMESTAMPTZ))"
-                f" AS received_at FROM {events} GROUP BY ALL) AS e"
-                " WHERE value IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lake.api_lookups AS a"
-                " WHERE a.lookup = $name AND a.value = e.value AND a.valid_until >= e.received_at)"
-                " AND NOT EXISTS (SELECT 1 FROM lake.waiting_lookups AS w"
-                " WHERE w.lookup = $name AND w.value = e.value)",
-                {"name": self.name},
-            )
+            if new:
+                connection.execute(
+                    "INSERT INTO lake.waiting_lookups BY NAME"
+                    " SELECT ? AS lookup, value, now() AS since, 0 AS attempts,"
+                    f" now() AS next_attempt_at, NULL AS problem FROM {_UNANSWERED}"
+                    " WHERE value NOT IN (SELECT value FROM lake.waiting_lookups WHERE lookup = ?)",
+                    [self.name, self.name],
+                )
             move_consumer(connection, self.consumer, seen)
+
+    def _stage_values(self, connection: "duckdb.DuckDBPyConnection", events: str) -> None:
+        field = self._lookup.field
+        value = field if field in OWN_FIELDS else f"extra ->> '{field}'"
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE event_values AS SELECT {value} AS value,"
+            " epoch_us(max(coalesce(received_at, received_date::TIMESTAMPTZ))) AS received_us"
+            f" FROM {events} WHERE value IS NOT NULL GROUP BY ALL"
+        )
+
+    def _stage_unanswered(self, connection: "duckdb.DuckDBPyConnection") -> int:
+        """Stage those of the values that have no good answer; returns how many there are."""
+        connection.execute("CREATE OR REPLACE TEMP TABLE unanswered_values (value VARCHAR)")
+        (count,) = connection.execute(f"SELECT count(*) FROM {_VALUES}").fetchone() or (0,)
+        new = 0
+        for first in range(0, count, CHECKED_VALUES):
+            some = self._known.unanswered(
+                connection.execute(
+                    f"FROM {_VALUES} WHERE rowid BETWEEN {first} AND {first + CHECKED_VALUES - 1}"
+                ).fetchall()
+            )
+            if some:
+                connection.execute(f"INSERT INTO {_UNANSWERED} SELECT unnest(?::VARCHAR[])", [some])
+            new += len(some)
+        return new
 
     def _due(self, connection: "duckdb.DuckDBPyConnection") -> list[tuple[str, int]]:
         """The values to ask about now, with the attempts before, and those without any first.
@@ -224,10 +266,15 @@ class LookupFollower:
     def _measure(self, connection: "duckdb.DuckDBPyConnection") -> Mapping[str, float]:
         waiting, failing = waiting_of(connection).get(self.name, (0, 0, None))[:2]
         return {
-            f"lookup_{self.name}_waiting": waiting,
+            waiting_metric(self.name): waiting,
             f"lookup_{self.name}_failing": failing,
             f"lookup_{self.name}_open": int(self.breaker.is_open),
         }
+
+
+def waiting_metric(name: str) -> str:
+    """The metric that a worker has of a lookup that it asks for."""
+    return f"lookup_{name}_waiting"
 
 
 def waiting_of(

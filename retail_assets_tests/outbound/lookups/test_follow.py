@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +49,7 @@ NewFollower = Callable[..., LookupFollower]
 
 @pytest.fixture
 def follow(loader, api) -> Iterator[NewFollower]:
-    clients: list[LookupClient] = []
+    followers: list[LookupFollower] = []
 
     def make(name: str = "crm", **changed: object) -> LookupFollower:
         fields = {
@@ -57,12 +58,13 @@ def follow(loader, api) -> Iterator[NewFollower]:
             "keep": {"tier": "$.tier"},
             "per_second": 1000,
         }
-        clients.append(LookupClient(name, Lookup(**fields | changed), loader.settings))
-        return LookupFollower(loader.lake, clients[-1])
+        client = LookupClient(name, Lookup(**fields | changed), loader.settings)
+        followers.append(LookupFollower(loader.lake, client))
+        return followers[-1]
 
     yield make
-    for client in clients:
-        client.close()
+    for follower in followers:
+        follower.close()
 
 
 def until(what: Callable[[], object]) -> None:
@@ -105,6 +107,42 @@ def test_each_value_is_asked_once_and_its_events_have_the_answer(loader, api, fo
     crm.iterate(loader.connection)
     assert sorted(api.asked) == ["7", "C1", "C2", "C3", "S 1"]
     assert waiting_of(loader.connection) == {}
+
+
+def test_a_batch_does_not_read_the_answers_of_history_again(loader, api, follow):
+    with loader.lake.transaction(loader.connection, "test"):
+        loader.connection.execute(
+            "INSERT INTO lake.api_lookups BY NAME SELECT 'crm' AS lookup, 'customer_id' AS field,"
+            " 'C' || i AS value, 'nobody' AS state, now() AS answered_at,"
+            " now() + INTERVAL 1 DAY AS valid_until FROM range(1000) AS t(i)"
+        )
+    follower = follow()
+    write(loader, "a", event(1))
+    follower.collect(loader.connection)
+    files = list(Path(loader.lake.data_path).rglob("*api_lookups/*.parquet"))
+    assert files
+    for file in files:
+        file.unlink()
+    write(loader, "b", *(event(n, customer_id=f"C{990 + n}") for n in range(2, 12)))
+    follower.collect(loader.connection)
+    assert loader.rows("SELECT value FROM waiting_lookups ORDER BY 1") == [("C1000",), ("C1001",)]
+
+
+def test_many_values_are_looked_up_in_parts(loader, api, follow, monkeypatch):
+    monkeypatch.setattr(follow_module, "CHECKED_VALUES", 3)
+    write(loader, "a", *(event(n, customer_id=f"C{n}") for n in range(7)))
+    follow().iterate(loader.connection)
+    assert sorted(api.asked) == [f"C{n}" for n in range(7)]
+
+
+def test_what_another_worker_was_answered_is_not_asked_again(loader, api, follow):
+    write(loader, "a", event(1))
+    first, second = follow(), follow()
+    second.collect(loader.connection)
+    first.iterate(loader.connection)
+    write(loader, "b", event(2))
+    second.iterate(loader.connection)
+    assert api.asked == ["C1"]
 
 
 def test_what_is_not_answered_is_unknown_and_put_right_by_itself(loader, api, follow, monkeypatch):
