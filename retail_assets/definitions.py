@@ -6,10 +6,11 @@ import dagster as dg
 
 from retail_assets.defs import asset_checks as checks
 from retail_assets.defs import partitions
-from retail_assets.defs.assets import consumers, events, extract, fraud, marts, orders
+from retail_assets.defs.assets import consumers, events, extract, fraud, lookups, marts, orders
 from retail_assets.defs.automation import batch as automation
 from retail_assets.defs.automation import events as event_automation
 from retail_assets.defs.automation import extract as extract_automation
+from retail_assets.defs.automation import lookups as lookup_automation
 from retail_assets.defs.automation import marts as mart_automation
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.notifications import notification_sensor
@@ -47,6 +48,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             *consumers.consumer_assets(settings),
             fraud.fraud_model_asset(settings, days),
             stream_automation.SPEC,
+            *lookups.lookup_assets(settings),
             *marts.mart_assets(settings),
         ],
         asset_checks=[
@@ -71,6 +73,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             event_automation.sensor(settings),
             stream_automation.sensor(settings),
             notification_sensor(settings),
+            *lookup_automation.sensors(settings),
             *mart_automation.sensors(settings),
             dg.AutomationConditionSensorDefinition(
                 "automation",
