@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -60,15 +60,15 @@ class EventFolder:
         """Whether it is a folder of this machine."""
         return "://" not in self.location
 
-    def list(self) -> Listing:
-        """List all event files.
+    def list(self, below: str = "") -> Listing:
+        """List all event files; of a local folder, or all below one of its folders.
 
         Raises:
             RetailAssetsError: if the bucket cannot be reached.
         """
         found = _Found()
         if self.is_local:
-            found.scan(self.location)
+            found.scan(self.location, below)
         else:
             self._find(found)
         # No database takes Python's surrogates for bytes in a name that are not UTF-8.
@@ -105,6 +105,11 @@ class EventFolder:
             found = stat_regular(self.location, path)
             return FoundFile(path, found.st_size, found.st_mtime_ns)
         return _remote_file(path, self._files.info(f"{self._root}/{path}"))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether a path is one of its folders, neither hidden nor a link, of this machine."""
+        there = Path(self.location, path)
+        return not _is_hidden(path) and there.is_dir() and not there.is_symlink()
 
     def has(self, path: str) -> bool:
         """Whether an ordinary file is there, readable or not."""

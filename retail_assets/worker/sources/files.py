@@ -134,6 +134,7 @@ class FilePipeline:
         from watchfiles import Change, watch
 
         root = self._folder.location
+        before: list[str] = []
         for changes in watch(
             root,
             watch_filter=None,
@@ -146,9 +147,15 @@ class FilePipeline:
         ):
             self._metrics.problem(WATCH, None)
             now = time.time()
-            names = (
+            names = [
                 os.path.relpath(path, root) for kind, path in changes if kind != Change.deleted
-            )
+            ]
+            # What lands in a new folder before it is watched is not told of: look at it now, and
+            # once more when it is surely watched.
+            folders = [name for name in names if self._folder.is_folder(name)]
+            for folder in (*before, *folders):
+                names += self._folder.list(folder).files
+            before = folders
             # A compressed file is read once it is settled: the scan finds it then.
             new = [name for name in names if is_event_file(name) and not is_compressed(name)]
             if new:

@@ -110,6 +110,25 @@ def test_a_file_that_is_written_later_arrives_by_notification(seen, start_pipeli
     until(lambda: metrics.snapshot()["latency_p50_ms"] is not None)
 
 
+def test_files_that_land_with_their_folder_arrive_without_a_scan(
+    seen, start_pipeline, monkeypatch, tmp_path
+):
+    scan_every(monkeypatch, NEVER)
+    start_pipeline()
+    numbers = count()
+
+    def arrives() -> bool:
+        # A folder that is moved here has its files already: nobody tells of them.
+        number = next(numbers)
+        made = tmp_path / f"made {number}" / "of a day"
+        made.mkdir(parents=True)
+        (made / f"{number}.jsonl").write_text(f"{event(number)}\n")
+        made.parent.rename(Path(seen.settings.events_location, f"2026-10-{number + 1:02}"))
+        return bool(seen.events())
+
+    until(arrives)
+
+
 def test_what_is_not_told_of_arrives_by_a_later_scan(seen, start_pipeline, monkeypatch):
     monkeypatch.setattr(FilePipeline, "_watch", lambda _: None)
     metrics = start_pipeline()
