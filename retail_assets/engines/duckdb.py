@@ -190,8 +190,9 @@ def _typed(header: Sequence[str], paths: Sequence[Path], mapping: ExportMapping)
 
 def _texts(columns: dict[str, str], mapping: ExportMapping) -> str:
     """SQL for the text of each field of `ExportFields`, from the columns without blanks."""
-    spelling = Spelling(mapping.decimal, mapping.thousands, mapping.timezone)
-    order = f"PARTITION BY export_date, {columns[mapping.fields.order_id.sources[0]]}"
+    spelling = _spelling(mapping)
+    order_id = text_of(mapping.fields.order_id, lambda source: columns[source], spelling)
+    order = f"PARTITION BY export_date, {order_id}"
 
     def text(source: str) -> str:
         column = columns[source]
@@ -231,22 +232,38 @@ def _charges(mapping: ExportMapping) -> str:
     )
 
 
-def day_of(mapping: ExportMapping) -> str:
-    """Return a query for the day (DATE) of orders, null where it cannot be read.
+def identity_of(mapping: ExportMapping) -> tuple[Sequence[str], str]:
+    """What tells the order of a row and its day, as the typed read has them.
 
-    Its parameters are lists of texts, one for each source of `order_timestamp`; the days are those
-    of the session's time zone.
+    Returns:
+        The columns that are read, and a query whose parameters are lists of their texts. It gives
+        the `order_id`, the day (DATE, in the session's time zone), both null where there is none,
+        and whether the value is negative (BOOLEAN).
     """
-    columns = {name: f"c{n}" for n, name in enumerate(mapping.fields.order_timestamp.sources)}
+    fields = mapping.fields
+    read = (fields.order_id, fields.order_timestamp, fields.order_value_gbp)
+    columns = {
+        name: f"c{n}" for n, name in enumerate(dict.fromkeys(s for f in read for s in f.sources))
+    }
     lists = ", ".join(f"unnest(?::VARCHAR[]) AS {column}" for column in columns.values())
-    spelling = Spelling(mapping.decimal, mapping.thousands, mapping.timezone)
-    text = text_of(
-        mapping.fields.order_timestamp,
-        lambda source: f"nullif(trim({columns[source]}, {BLANKS}), '')",
-        spelling,
+    order, time, value = (
+        text_of(
+            field,
+            lambda source: f"nullif(trim({columns[source]}, {BLANKS}), '')",
+            _spelling(mapping),
+        )
+        for field in read
     )
-    when = wall_clock("text")
-    return f"SELECT ({when})::DATE FROM (SELECT {text} AS text FROM (SELECT {lists}))"
+    return list(columns), (
+        f"SELECT order_id, ({wall_clock('text')})::DATE,"
+        " coalesce(TRY_CAST(order_value AS DECIMAL(38,6)) < 0, false)"
+        f" FROM (SELECT {order} AS order_id, {time} AS text, {value} AS order_value"
+        f" FROM (SELECT {lists}))"
+    )
+
+
+def _spelling(mapping: ExportMapping) -> Spelling:
+    return Spelling.of(mapping, mapping.timezone)
 
 
 def _date_of(path: str, name: FileName) -> str:

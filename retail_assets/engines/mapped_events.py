@@ -264,7 +264,7 @@ class Reader:
         return {"status": f"lower({sql})", "currency": f"upper({sql})"}.get(name, sql)
 
     def _of_source(self, mapping: EventMapping, name: str, field: TextField) -> str:
-        spelling = Spelling(mapping.decimal, mapping.thousands, mapping.timezone)
+        spelling = Spelling.of(mapping, mapping.timezone)
 
         def source(path: str) -> str:
             number = self._number(self._path(mapping, path))
@@ -388,7 +388,7 @@ class Reader:
         if mapping.lines is None:
             return "NULL::VARCHAR"
         number = self._number(self._path(mapping, mapping.lines.path))
-        spelling = Spelling(mapping.decimal, mapping.thousands, mapping.timezone)
+        spelling = Spelling.of(mapping, mapping.timezone)
         return lines_json(f"j{number}", mapping.lines, spelling)
 
     def _fault(self) -> str:

@@ -4,18 +4,21 @@ So all that follows, typed reads and rules, is the same with a mapping and witho
 read as the mapping says is marked, so that no later step reads it in another way.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from retail_assets.engines.timestamps import LOCAL_TIME, OFFSET_TIME
 from retail_assets.lake.sql import literal
-from retail_assets.mapping.fields import EPOCHS, NumberField, TextField, TimeField
+from retail_assets.mapping.fields import EPOCHS, NumberField, Numbers, TextField, TimeField
 
 UNREADABLE = "? "
 """What the text of a value begins with that is not written as its mapping says."""
 
 _PLAIN_NUMBER = r"[+-]?[0-9]{1,10}(\.[0-9]{1,6}0*)?"
 _AMOUNT = "DECIMAL(26,6)"
+_BLANKS = " \u00a0\u202f"
+_ONE_ZONE = r"\b(UTC|GMT|Z)\b|[A-Za-z]+/[A-Za-z_]+"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Spelling:
     decimal: str = "."
     thousands: str = ""
     timezone: str | None = None
+    signs: tuple[str, ...] = ()
+    negative: str = "before"
+
+    @classmethod
+    def of(cls, numbers: Numbers, timezone: str | None) -> "Spelling":
+        """As a mapping has it."""
+        return cls(numbers.decimal, numbers.thousands, timezone, numbers.signs, numbers.negative)
 
 
 def text_of(field: TextField, source: Callable[[str], str], spelling: Spelling) -> str:
@@ -44,6 +54,9 @@ def text_of(field: TextField, source: Callable[[str], str], spelling: Spelling) 
     if isinstance(field, NumberField):
         text = _number(field, text, source, spelling)
     elif isinstance(field, TimeField):
+        if field.time is not None:
+            both = f"concat_ws(' ', {text}, {source(field.time)})"
+            text = f"CASE WHEN {text} IS NOT NULL THEN {both} END"
         text = _time(field, text, field.timezone or spelling.timezone)
     return text if field.default is None else f"coalesce({text}, {literal(field.default)})"
 
@@ -96,26 +109,43 @@ def _part(text: str) -> str:
 def _plain(text: str, spelling: Spelling) -> str:
     """A number with a decimal point and nothing between thousands."""
     decimal, thousands = spelling.decimal, spelling.thousands
-    if (decimal, thousands) == (".", ""):
+    bare = _bare(text, spelling)
+    if (decimal, thousands) == (".", "") and bare == text:
         return text
-    plain = text
+    plain = bare
     # The typed read sees what else is no number. Here a regular expression costs as much again.
-    is_other = f"contains({text}, '.')"
+    is_other = f"contains({bare}, '.')" if decimal != "." else "false"
     if thousands:
-        # A blank may be a narrow one that does not break.
-        one = "[ \u00a0\u202f]" if thousands == " " else rf"\{thousands}"
+        # A blank may be a narrow one that does not break, an apostrophe a typographic one.
+        one = {" ": f"[{_BLANKS}]", "'": "['\u2019]"}.get(thousands, rf"\{thousands}")
         form = rf"[+-]?([0-9]+|[0-9]{{1,3}}({one}[0-9]{{3}})+)(\{decimal}[0-9]+)?"
-        is_other = f"NOT regexp_full_match({text}, {literal(form)})"
+        is_other = f"NOT regexp_full_match({bare}, {literal(form)})"
         plain = f"regexp_replace({plain}, {literal(one)}, '', 'g')"
     if decimal != ".":
         plain = f"replace({plain}, {literal(decimal)}, '.')"
     return f"CASE WHEN {is_other} THEN {literal(UNREADABLE)} || {text} ELSE {plain} END"
 
 
+def _bare(text: str, spelling: Spelling) -> str:
+    """A number without the signs around it, and with its minus in front."""
+    bare = text
+    if spelling.signs:
+        sign = "|".join(map(re.escape, spelling.signs))
+        before, after = rf"^([-+(]?)({sign})[{_BLANKS}]*", rf"[{_BLANKS}]*({sign})([-)]?)$"
+        bare = f"regexp_replace({bare}, {literal(before)}, '\\1')"
+        bare = f"regexp_replace({bare}, {literal(after)}, '\\2')"
+    if spelling.negative != "before":
+        form = {"after": r"^([^-+]+)-$", "parentheses": r"^\(([^()+-]+)\)$"}[spelling.negative]
+        bare = f"regexp_replace({bare}, {literal(form)}, '-\\1')"
+    return bare
+
+
 def _time(field: TimeField, text: str, timezone: str | None) -> str:
     if not field.format:
         return text if timezone is None else _zoned_iso(text, timezone)
-    found = ", ".join(_formatted(text, each, timezone) for each in field.format)
+    found = ", ".join(
+        _formatted(_named(field, text, each), each, timezone) for each in field.format
+    )
     return f"coalesce({found}, {literal(UNREADABLE)} || {text})"
 
 
@@ -130,6 +160,20 @@ def _zoned_iso(text: str, timezone: str) -> str:
     )
 
 
+def _named(field: TimeField, text: str, format_: str) -> str:
+    """A text whose time zone has one meaning, null if it may have several: BST is one in Asia."""
+    if "%Z" not in format_:
+        return text
+    named = text
+    for short, zone in field.zones.items():
+        named = f"regexp_replace({named}, {literal(_word(short))}, {literal(zone)})"
+    return f"CASE WHEN regexp_matches({named}, {literal(_ONE_ZONE)}) THEN {named} END"
+
+
+def _word(text: str) -> str:
+    return rf"\b{re.escape(text)}\b"
+
+
 def _formatted(text: str, format_: str, timezone: str | None) -> str:
     if format_ in EPOCHS:
         units = EPOCHS[format_]
@@ -141,6 +185,8 @@ def _formatted(text: str, format_: str, timezone: str | None) -> str:
             f"CASE WHEN regexp_full_match({text}, {literal(form)})"
             f" THEN make_timestamp({whole} ELSE {text}::BIGINT * {units} END)::VARCHAR || 'Z' END"
         )
+    if format_.endswith("%z"):
+        text = f"regexp_replace({text}, '[Zz]$', '+00:00')"
     read = f"try_strptime({text}, {literal(format_)})"
     if "%z" in format_ or "%Z" in format_:
         return _in_utc(read)

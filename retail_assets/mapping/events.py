@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from retail_assets.mapping.fields import (
     NumberField,
+    Numbers,
     Scalar,
     Section,
     TextField,
@@ -142,7 +143,7 @@ class EventLines(Section):
     )
 
 
-class EventMapping(Section):
+class EventMapping(Numbers):
     """How the events of a source are written, and which JSON path is which field."""
 
     source: Annotated[
@@ -170,12 +171,6 @@ class EventMapping(Section):
     )
     fields: EventFields
     lines: EventLines | None = Field(default=None, description="The lines of the order.")
-    decimal: Literal[".", ","] = Field(
-        default=".", description="The decimal sign of numbers that are written as texts."
-    )
-    thousands: Literal["", ".", ",", " ", "'"] = Field(
-        default="", description="The sign between thousands of such numbers, if they have one."
-    )
     timezone: Zone | None = Field(
         default=None,
         description="The zone of times without an offset; without it the business time zone.",
@@ -183,8 +178,6 @@ class EventMapping(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if self.thousands == self.decimal:
-            raise ValueError("`decimal` and `thousands` are the same sign")
         root = json_path(self.root)
         if self.root_text and (not root.parts or any(part.isdecimal() for part in root.parts)):
             raise ValueError("`root_text` needs a `root` of names alone, such as $.message.data")

@@ -9,6 +9,7 @@ from typing_extensions import Self
 from retail_assets.mapping.fields import (
     ChargeField,
     NumberField,
+    Numbers,
     Section,
     TextField,
     TimeField,
@@ -35,7 +36,7 @@ def _one_character(value: str) -> str:
     return value
 
 
-class FileLayout(Section):
+class FileLayout(Numbers):
     """How a text file is written."""
 
     delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
@@ -43,10 +44,6 @@ class FileLayout(Section):
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
         default="utf-8", description="The encoding of its text, such as cp1252 or utf-16."
-    )
-    decimal: Literal[".", ","] = Field(default=".", description="The decimal sign of its numbers.")
-    thousands: Literal["", ".", ",", " ", "'"] = Field(
-        default="", description="The sign between thousands, if its numbers have one."
     )
     header_line: int = Field(
         default=1, ge=1, le=1000, description="The line that has the column names, from 1."
@@ -62,9 +59,7 @@ class FileLayout(Section):
     )
 
     @model_validator(mode="after")
-    def _tells_signs_apart(self) -> Self:
-        if self.thousands == self.decimal:
-            raise ValueError("`decimal` and `thousands` are the same sign")
+    def _skips_some_rows(self) -> Self:
         if any(not each.strip() for each in self.skip_rows):
             raise ValueError("a text of `skip_rows` is blank: every row begins with it")
         return self
@@ -122,6 +117,11 @@ class ExportMapping(FileLayout):
             )
         if self.refunds != "reject" and self.lines != "rows" and not self.fields.line_number:
             raise ValueError("`refunds` needs `lines: rows` or a `line_number`")
+        if self.other_signs and not self.fields.currency:
+            raise ValueError(
+                f"`signs` has {self.other_signs[0]!r}, but `currency` is not there: it says which"
+                " currency the amounts are in, such as {constant: EUR}"
+            )
         if self.lines == "rows" and self.fields.line_number:
             raise ValueError("`lines: rows` numbers the lines; `line_number` does, too")
         return self
@@ -140,7 +140,10 @@ class ExportMapping(FileLayout):
         if self.file_name.has_date:
             return self
         native = {name: getattr(NATIVE_EXPORTS, name) for name in _WRITTEN_ANEW}
-        return self.model_copy(update=native)
+        skip_rows = tuple(
+            each.replace(self.delimiter, NATIVE_EXPORTS.delimiter) for each in self.skip_rows
+        )
+        return self.model_copy(update={**native, "skip_rows": skip_rows})
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -217,6 +220,12 @@ class TableMapping(FileLayout):
     """How the file of a table is written, and which column is which field."""
 
     fields: SerializeAsAny[Section] | dict[str, TextField]
+
+    @model_validator(mode="after")
+    def _in_pounds(self) -> Self:
+        if self.other_signs:
+            raise ValueError(f"`signs` has {self.other_signs[0]!r}: reference files are in pounds")
+        return self
 
     def field(self, name: str) -> TextField | None:
         """Where a field stands; None if the file does not have it."""

@@ -2,7 +2,7 @@
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -59,6 +59,20 @@ _DIRECTIVES = "YymbBdaAHIpMSfzZ%"
 
 Format = Annotated[str, AfterValidator(_known_format)]
 """How a time is written: as for `strptime`, or one of `EPOCHS`."""
+
+POUNDS = ("£", "GBP", "UKL")
+"""Signs of amounts in pounds."""
+
+
+def _a_sign(value: str) -> str:
+    sign = value.strip()
+    if not sign or re.search(r"[0-9.,'()+-]", sign):
+        raise ValueError(f"{value!r} is no sign of a currency, such as £ or EUR")
+    return sign
+
+
+Sign = Annotated[str, AfterValidator(_a_sign)]
+"""A text before or after an amount."""
 
 Scalar = Annotated[str, WithJsonSchema({"type": ["string", "number", "boolean"]})]
 """A text, which YAML may have without quotes."""
@@ -179,7 +193,22 @@ class ChargeField(NumberField):
 
 
 class TimeField(TextField):
-    """A time: its formats and its zone."""
+    """A time: its formats and its zone.
+
+    `format` is tried on the text of `from`, a blank, and that of `time`, if there is one.
+    """
+
+    time: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The column or path that has the time of day, where `from` has the day alone:"
+        " `format` is that of both, with a blank between them.",
+    )
+    zones: dict[str, Zone] = Field(
+        default_factory=dict,
+        description="What short names of zones at `%Z` stand for, such as `PDT:"
+        " America/Los_Angeles`: only UTC, GMT and names such as Europe/London are known without.",
+    )
 
     format: Annotated[
         tuple[Format, ...], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)
@@ -192,3 +221,40 @@ class TimeField(TextField):
         default=None,
         description="The zone of times without an offset; without it the business time zone.",
     )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every column or path that the field reads."""
+        return (*super().sources, *(() if self.time is None else (self.time,)))
+
+
+class Numbers(Section):
+    """How numbers are written."""
+
+    decimal: Literal[".", ","] = Field(default=".", description="The decimal sign of numbers.")
+    thousands: Literal["", ".", ",", " ", "'"] = Field(
+        default="", description="The sign between thousands, if numbers have one."
+    )
+    signs: Annotated[tuple[Sign, ...], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)] = (
+        Field(
+            default=(),
+            description="Texts before or after a number that are passed over, such as `£` or `EUR`."
+            " The currency is not told by them, but by `currency`.",
+        )
+    )
+    negative: Literal["before", "after", "parentheses"] = Field(
+        default="before",
+        description="Where the minus of a negative number stands: `after` as in 12.50-, or in its"
+        " place `parentheses` as in (12.50).",
+    )
+
+    @model_validator(mode="after")
+    def _tells_signs_apart(self) -> Self:
+        if self.thousands == self.decimal:
+            raise ValueError("`decimal` and `thousands` are the same sign")
+        return self
+
+    @property
+    def other_signs(self) -> tuple[str, ...]:
+        """Signs of other currencies than pounds."""
+        return tuple(sign for sign in self.signs if sign.upper() not in POUNDS)

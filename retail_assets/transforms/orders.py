@@ -43,7 +43,8 @@ REASONS: Mapping[str, str] = {
     "invalid_number": "`order_value_gbp` is not a plain number with at most two decimals, or has"
     " more than ten digits before the point; or `line_number` is no whole number above zero.",
     "invalid_timestamp": "`order_timestamp` is not a date and time as `2026-10-05 09:50:26`, with"
-    " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days.",
+    " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days. A mapping says how"
+    " times are written: `format`.",
     "not_positive": "`order_value_gbp` is zero or less, or becomes so when the order's discount is"
     " spread over its lines. With `refunds` in the mapping, a negative value is a refund.",
     "refund_without_order": "A refund whose order has no other line in the same export: it would"

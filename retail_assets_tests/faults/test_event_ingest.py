@@ -27,6 +27,7 @@ def first_files(settings: Settings) -> None:
     write_events(settings, "2026-10-13/replaced.jsonl", [*map(event, range(30, 36)), BAD[1]])
     write_events(settings, "2026-10-13/packed.jsonl.gz", [*map(event, range(40, 44)), event(1)])
     write_events(settings, "2026-10-13/moved.jsonl", [event(50), event(51)])
+    write_events(settings, "2026-10-13/baskets.jsonl", [basket(52, P1=3, P2=4), basket(53, P1=6)])
 
 
 def later_files(settings: Settings) -> None:
@@ -48,12 +49,39 @@ def later_files(settings: Settings) -> None:
         "2026-10-11/early.jsonl",
         [event(n, event_timestamp="2026-10-11T10:00:00Z") for n in (0, 21, 31, 41, 60, 60)],
     )
+    later = {"order_id": "O52", "event_timestamp": "2026-10-15T10:00:00Z"}
+    write_events(
+        settings,
+        "2026-10-14/baskets.jsonl",
+        [basket(53, P1=6), basket(54, **later, P2=4), basket(55, P1=1, P2=2), basket(56, P1=None)],
+    )
     write_events(settings, "2026-10-14/no newline.jsonl", f"{event(70)}\n{event(71)}".encode())
     write_events(settings, "2026-10-14/broken.jsonl.gz", b"\x1f\x8b\x08")
     write_events(
         settings,
         "2026-10-14/new.jsonl",
         [*map(half_a_block, range(80, 86)), event(86, surprise=1), event(99, event_id=None), *BAD],
+    )
+
+
+def basket(
+    number: int,
+    *,
+    order_id: str | None = None,
+    event_timestamp: str | None = None,
+    **values: int | None,
+) -> str:
+    """An order of one item of some products, each with its value."""
+    lines = [
+        {"product_id": product, "quantity": 1, "order_value_gbp": value}
+        for product, value in values.items()
+    ]
+    return event(
+        number,
+        order_id=order_id or f"O{number}",
+        event_timestamp=event_timestamp,
+        order_value_gbp=sum(value or 1 for value in values.values()),
+        lines=lines,
     )
 
 

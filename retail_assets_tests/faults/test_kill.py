@@ -32,8 +32,16 @@ def write(folder: Path, day: date, rows: Sequence[str], **options: str) -> None:
     os.utime(path, (0, len(rows)))
 
 
+def basket(order_id: str, day: date, **values: str) -> list[str]:
+    """The lines of an order: a product and its value."""
+    return [
+        order_row(order_id, day, product_id=product, order_value_gbp=value)
+        for product, value in values.items()
+    ]
+
+
 def first_exports(settings: Settings) -> None:
-    """Three days: orders of several statuses, late ones, rejects, and a file of no use."""
+    """Three days: orders and baskets, late ones, rejects, and a file of no use."""
     write_reference(settings)
     one, two, three, _, _ = DAYS
     write(
@@ -46,6 +54,8 @@ def first_exports(settings: Settings) -> None:
             ),
             order_row("A20", one, status="pending"),
             order_row("A21", one, order_value_gbp="0"),
+            *basket("A40", one, P1="3.00", P2="4.00", P9="5.00"),
+            *basket("A41", one, P1="6.00", P2="7.00"),
         ],
     )
     write(
@@ -61,8 +71,8 @@ def first_exports(settings: Settings) -> None:
 
 
 def corrections(settings: Settings) -> None:
-    """The days after: other products and customers, a corrected file, one that is mended, a day
-    with late orders, and one without its file."""
+    """The days after: other products and customers, a corrected file with a basket that lacks a
+    line, one that is mended, a day with late orders, and one without its file."""
     write_reference(
         settings, PRODUCTS.replace("Kitchen", "Household"), CUSTOMERS.replace("loyal", "gold")
     )
@@ -73,6 +83,7 @@ def corrections(settings: Settings) -> None:
         [
             *(order_row(f"B{n}", two, region="South", order_value_gbp="11.00") for n in range(4)),
             order_row("A1", one, status="completed", order_value_gbp="100.00"),
+            *basket("A40", one, P2="4.50", P9="5.00"),
         ],
     )
     write(settings.exports_dir, three, [order_row(f"C{n}", three) for n in range(5)])
@@ -82,6 +93,7 @@ def corrections(settings: Settings) -> None:
         [
             *(order_row(f"D{n}", four) for n in range(3)),
             order_row("A2", one, status="refunded"),
+            *basket("A41", one, P1="6.00", P2="7.00", P9="8.00"),
             order_row("B1", two, order_value_gbp="12.00", region="West"),
             order_row("Z1", date(2026, 9, 1)),
         ],

@@ -231,7 +231,10 @@ def _header(file: CsvFile, head: bytes, limits: Limits) -> tuple[str, ...]:
         if head.startswith(start):
             raise RetailAssetsError(f"{path} is no CSV text but {words}: export it as CSV.")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:4]:
-        raise RetailAssetsError(f"{path} is UTF-16: export it as UTF-8.")
+        raise RetailAssetsError(
+            f"{path} is UTF-16: export it as UTF-8, or name the `encoding`"
+            " utf-16 in a mapping (RETAIL_MAPPING)."
+        )
     text = head[: limits.header_bytes].decode("utf-8-sig", errors="replace")
     # With its own line ends: a column's name may have one, and some end lines with CR alone.
     lines = io.StringIO(text, newline="")

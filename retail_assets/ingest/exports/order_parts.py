@@ -26,7 +26,7 @@ def settle_orders(
     """
     parts = _OrderParts(connection, days, raw_text)
     if mapping.refunds != "reject":
-        parts.place_refunds(of_order_day=mapping.refunds == "order_day")
+        parts.check_refunds()
     if mapping.charges:
         parts.check_charges()
         added = [name for name, charge in mapping.charges.items() if charge.spread]
@@ -34,6 +34,43 @@ def settle_orders(
         if added or totals:
             parts.spread(added, totals)
         parts.keep_charges()
+
+
+def date_refunds(connection: duckdb.DuckDBPyConnection, days: str) -> None:
+    """Give refunds the day of their order, which they belong to with `refunds: order_day`.
+
+    Before rows are validated: a refund may lie days after its order, and after its export's date.
+
+    Args:
+        connection: where `export_rows` are.
+        days: SQL for the days of the rows, separated by commas.
+    """
+    connection.execute(
+        "UPDATE export_rows SET order_timestamp = placed, order_date = placed::DATE,"
+        " days_late = export_date - placed::DATE FROM (SELECT export_date AS day,"
+        " order_id AS order_no, min(order_timestamp) AS placed FROM export_rows"
+        f" WHERE export_date IN ({days}) AND order_value_gbp > 0 GROUP BY ALL)"
+        " WHERE order_value_gbp < 0 AND order_timestamp IS NOT NULL AND placed IS NOT NULL"
+        " AND day = export_date AND order_no = order_id"
+    )
+
+
+def gather_charges(connection: duckdb.DuckDBPyConnection, days: str) -> None:
+    """Put aside which charges each row has, whether it can be used or not, in `charges_of_rows`.
+
+    A charge is the order's: the row that has it may be one of no value, such as a gift.
+
+    Args:
+        connection: where `export_rows` are.
+        days: SQL for the days of the rows, separated by commas.
+    """
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE charges_of_rows AS SELECT rowid AS row_id,"
+        " export_date AS day, order_id AS order_no, charges AS its_charges,"
+        " unreadable_charge AS unreadable"
+        f" FROM export_rows WHERE export_date IN ({days})"
+        " AND (charges IS NOT NULL OR unreadable_charge IS NOT NULL)"
+    )
 
 
 class _OrderParts:
@@ -51,34 +88,33 @@ class _OrderParts:
             "DELETE FROM export_rows WHERE rowid IN (SELECT row_id FROM rejected_rows)"
         )
 
-    def place_refunds(self, *, of_order_day: bool) -> None:
-        """Reject refunds without their order; give the others its day, if they are of that."""
-        bought = (
-            "SELECT export_date AS day, order_id AS order_no, min(order_timestamp) AS placed"
-            f" FROM {self._rows} WHERE order_value_gbp > 0 GROUP BY ALL"
-        )
-        its_order = "day = export_date AND order_no = order_id"
+    def check_refunds(self) -> None:
+        """Reject refunds without their order."""
         self._reject(
-            f"order_value_gbp < 0 AND NOT EXISTS (FROM ({bought}) WHERE {its_order})",
+            "order_value_gbp < 0 AND (export_date, order_id) NOT IN (SELECT (export_date, order_id)"
+            f" FROM {self._rows} WHERE order_value_gbp > 0)",
             "refund_without_order",
             "'order_id'",
         )
-        if of_order_day:
-            self._connection.execute(
-                "UPDATE export_rows SET order_timestamp = placed, order_date = placed::DATE,"
-                f" days_late = export_date - placed::DATE FROM ({bought})"
-                f" WHERE order_value_gbp < 0 AND {its_order}"
-            )
 
     def check_charges(self) -> None:
-        """Reject rows whose charge is no number, and orders whose rows have different ones."""
-        self._reject("unreadable_charge IS NOT NULL", "invalid_number", "unreadable_charge")
+        """Reject orders with a charge that is no number, or whose rows have different ones.
+
+        Each row of any other order has its charges afterwards.
+        """
+        of_order = "day = export_date AND order_no = order_id"
+        unreadable = f"(SELECT min(unreadable) FROM charges_of_rows WHERE {of_order})"
+        self._reject(f"{unreadable} IS NOT NULL", "invalid_number", unreadable)
         self._reject(
-            "(export_date, order_id) IN (SELECT (export_date, order_id)"
-            f" FROM {self._rows} WHERE charges IS NOT NULL"
-            " GROUP BY export_date, order_id HAVING count(DISTINCT charges) > 1)",
+            "(export_date, order_id) IN (SELECT (day, order_no) FROM charges_of_rows"
+            " GROUP BY day, order_no HAVING count(DISTINCT its_charges) > 1)",
             "charges_differ",
             "NULL",
+        )
+        self._connection.execute(
+            "UPDATE export_rows SET charges = its_charges FROM charges_of_rows"
+            f" WHERE charges IS NULL AND {of_order} AND row_id NOT IN"
+            f" (SELECT id FROM {self._rows})"
         )
 
     def spread(self, added: list[str], totals: list[str]) -> None:

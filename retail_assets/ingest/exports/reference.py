@@ -151,7 +151,7 @@ def _text(mapping: TableMapping, column: Column) -> str:
     text = text_of(
         field,
         lambda source: f"nullif(trim({identifier(source)}, {BLANKS}), '')",
-        Spelling(mapping.decimal, mapping.thousands),
+        Spelling.of(mapping, None),
     )
     if isinstance(field, TimeField) and field.format:
         # A day, not a time.

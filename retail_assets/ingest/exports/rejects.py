@@ -12,6 +12,7 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_records import find_records
 from retail_assets.lake.sql import literal
 from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping
+from retail_assets.mapping.fields import TextField
 from retail_assets.transforms import orders
 
 SHOWN_REASONS = 3
@@ -128,16 +129,22 @@ def value_of_field(mapping: ExportMapping, row: str) -> str:
         mapping: how the export is written.
         row: an expression for the row as a JSON object of its original fields.
     """
+    fields: dict[str, TextField] = {**mapping.charges, **mapping.mapped}
     values = " ".join(
-        f"WHEN {literal(name)} THEN "
-        + (
-            literal(str(field.constant))
-            if field.source is None
-            else f"{row} ->> {literal(f'$.{json.dumps(field.source)}')}"
-        )
-        for name, field in mapping.mapped.items()
+        f"WHEN {literal(name)} THEN {_value(field, row)}" for name, field in fields.items()
     )
     return f"CASE field {values} END"
+
+
+def _value(field: TextField, row: str) -> str:
+    """SQL for what a row has in the columns of a field, by name if there are several."""
+    texts = {name: f"{row} ->> {literal(f'$.{json.dumps(name)}')}" for name in field.sources}
+    if not texts:
+        return literal(str(field.constant))
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    named = (f"{literal(f'{name}: ')} || nullif({text}, '')" for name, text in texts.items())
+    return f"coalesce(nullif(concat_ws(', ', {', '.join(named)}), ''), '')"
 
 
 def counts(

@@ -1,6 +1,7 @@
 """What becomes of a sample of an export by a mapping: nothing is stored."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,13 +91,18 @@ def check_sample(settings: Settings, sample: Path) -> SampleResult:
     """
     with TemporaryDirectory() as folder:
         aside = Settings(data_dir=Path(folder), mapping=settings.mapping)
-        with _staged(aside, sample, settings.reference_dir) as (connection, files):
-            return SampleResult(
-                aside.export_mapping.columns,
-                _first_rows(connection, files),
-                sum(connection.table("export_rows").shape[:1]),
-                _faults(aside, connection, {file.day: file.path for file in files}),
-            )
+        try:
+            with _staged(aside, sample, settings.reference_dir) as (connection, files):
+                return SampleResult(
+                    aside.export_mapping.columns,
+                    _first_rows(connection, files),
+                    sum(connection.table("export_rows").shape[:1]),
+                    _faults(aside, connection, {file.day: file.path for file in files}),
+                )
+        except RetailAssetsError as error:
+            copies = re.compile(rf"{re.escape(str(aside.exports_dir))}/[^\s:,]*")
+            said = (copies.sub(lambda _: str(sample), each) for each in str(error).splitlines())
+            raise RetailAssetsError(*said) from error
 
 
 @contextmanager
@@ -128,8 +134,7 @@ def _staged(
         ) as staged:
             problems += staged.failed.values()
             if problems:
-                inside = f"{settings.exports_dir}/{called}"
-                raise RetailAssetsError(*(each.replace(inside, str(sample)) for each in problems))
+                raise RetailAssetsError(*problems)
             yield connection, files
 
 

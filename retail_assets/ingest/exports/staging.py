@@ -21,7 +21,7 @@ from retail_assets.ingest.exports import currencies
 from retail_assets.ingest.exports.csv_file import check_complete, in_utf8, tidied, unmodified
 from retail_assets.ingest.exports.csv_records import NATIVE, find_records
 from retail_assets.ingest.exports.files import ExportFile
-from retail_assets.ingest.exports.order_parts import settle_orders
+from retail_assets.ingest.exports.order_parts import date_refunds, gather_charges, settle_orders
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.failures import bisect
 from retail_assets.lake.sql import literal
@@ -121,7 +121,13 @@ def staged_exports(
         )
     finally:
         connection.execute("DROP VIEW IF EXISTS temp.main.staged_raw")
-        for name in (*_STAGING, "foreign_rows", "shared_orders", "staged_rejects"):
+        for name in (
+            *_STAGING,
+            "foreign_rows",
+            "shared_orders",
+            "charges_of_rows",
+            "staged_rejects",
+        ):
             connection.execute(f"DROP TABLE IF EXISTS temp.main.{name}")
 
 
@@ -285,7 +291,9 @@ class _Staging:
         )
         text = engine.raw_text("raw", header)
         if mapping.skip_rows:
-            skipped = _is_skipped(f"raw[{len(engine.SEPARATOR) + 1}:]", mapping)
+            skipped = _is_skipped(
+                f"raw[{len(engine.SEPARATOR) + 1}:]", mapping, between=engine.SEPARATOR
+            )
             execute(
                 f"INSERT INTO rejected_rows SELECT rowid, export_date, 'skipped_row', NULL, {text}"
                 f" FROM export_rows WHERE export_date IN ({days}) AND {skipped}"
@@ -294,6 +302,10 @@ class _Staging:
         if _names_currency(mapping, header):
             currencies.convert(self.connection, "export_rows", days)
         refunds = mapping.refunds != "reject"
+        if mapping.refunds == "order_day":
+            date_refunds(self.connection, days)
+        if mapping.charges:
+            gather_charges(self.connection, days)
         validated = orders.validate(nw.from_native(rows), late_days=self.late_days, refunds=refunds)
         execute(
             f"INSERT INTO rejected_rows SELECT row_number, export_date, reason, field, {text}"
@@ -317,6 +329,11 @@ class _Staging:
                 " ON d.row_number = r.rowid"
             )
             self._delete_rejected()
+            if mapping.charges:
+                execute(
+                    "DELETE FROM charges_of_rows WHERE row_id IN (SELECT row_id FROM rejected_rows"
+                    " WHERE reason = 'duplicate_order')"
+                )
         execute("DELETE FROM shared_orders WHERE row_number IN (SELECT row_id FROM rejected_rows)")
         numbers = orders.numbered(candidates).to_native().sql_query()
         execute(
@@ -354,12 +371,20 @@ def _names_currency(mapping: ExportMapping, header: Sequence[str]) -> bool:
     return field is not None and all(source in header for source in field.sources)
 
 
-def _is_skipped(text: str, mapping: ExportMapping) -> str:
-    """SQL for whether the text of a row begins as a comment or total row does."""
+def _is_skipped(text: str, mapping: ExportMapping, between: str | None = None) -> str:
+    """SQL for whether the text of a row begins as a comment or total row does.
+
+    Args:
+        text: SQL for the text.
+        mapping: how such rows begin.
+        between: what stands between fields there, if it is not the delimiter.
+    """
     bare = f"ltrim({text}, {engine.BLANKS[:-1]}\"')"
-    return " OR ".join(
-        f"starts_with({bare}, {literal(each.strip())})" for each in mapping.skip_rows
-    ).join("()")
+    begin = (
+        each.strip().replace(mapping.delimiter, between or mapping.delimiter)
+        for each in mapping.skip_rows
+    )
+    return " OR ".join(f"starts_with({bare}, {literal(each)})" for each in begin).join("()")
 
 
 def _unreadable(file: ExportFile, error: duckdb.Error) -> str:

@@ -8,6 +8,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from retail_assets import tables
 from retail_assets.errors import RetailAssetsError, UsageError
@@ -103,6 +104,42 @@ def test_numbers_are_read_in_their_own_spelling_or_not_at_all(loader: ExportLoad
     ]  # fmt: skip
 
 
+POUNDS = {"signs": ["£", "GBP"], "thousands": ","}
+
+
+@pytest.mark.parametrize(
+    ("layout", "texts"),
+    [
+        (POUNDS, {"£1,234.50": "1234.50", "5 GBP": "5.00", "£\u00a07": "7.00", "€5": None}),
+        (POUNDS, {"(5.00)": None, "5.00-": None, "£": None, "££5": None, "5 £ 6": None}),
+        (POUNDS | {"negative": "parentheses"}, {"(£5.00)": "-5.00", "-£1": "-1.00", "1-": None}),
+        (POUNDS | {"negative": "parentheses"}, {"£(5)": "-5.00", "(-5)": None, "((5))": None}),
+        (POUNDS | {"negative": "after"}, {"5.00-": "-5.00", "5.00- GBP": "-5.00", "-5-": None}),
+        ({"thousands": "'"}, {"1'234.50": "1234.50", "1\u2019234": "1234.00", "1\u201923": None}),
+    ],
+)
+def test_signs_around_numbers_are_those_that_the_mapping_names(
+    loader: ExportLoader, layout: dict[str, Any], texts: dict[str, str | None]
+) -> None:
+    mapping = mapping_of(**layout, delimiter=";", lines="rows", refunds="order_day")
+    rows = [{"Order": str(n), "Price": text} for n, text in enumerate(texts)]
+    bought = [row | {"Price": "10000"} for row in rows]
+    write(loader, [ROW | row for row in (*rows, *bought)], mapping)
+    assert run(loader, mapping).raw.failed == {}
+    found = dict(
+        loader.rows("SELECT order_id, order_value_gbp FROM raw_orders WHERE order_value_gbp < 9999")
+    )
+    assert [found.get(str(n)) for n in range(len(texts))] == [
+        value and Decimal(value) for value in texts.values()
+    ]
+
+
+def test_signs_of_another_currency_need_the_currency() -> None:
+    with pytest.raises(ValidationError, match="`signs` has '€', but `currency` is not there"):
+        mapping_of(signs="€")
+    assert mapping_of({"currency": {"constant": "EUR"}}, signs="€").signs == ("€",)
+
+
 def test_a_value_is_computed_from_several_columns_exactly(loader: ExportLoader) -> None:
     value = {"from": "Price", "times": "Quantity", "plus": "Tax", "minus": ["Off", "Coupon"]}
     rows = [
@@ -146,6 +183,32 @@ def test_times_are_read_by_format_and_zone(loader: ExportLoader) -> None:
         mapping_of({"order_timestamp": at}),
     )
     assert found == ["2026-10-20 01:30:00", "2026-10-20 10:00:00", wrong, wrong]
+
+
+def test_a_name_of_a_zone_stands_for_one_zone_or_the_time_is_not_read(loader: ExportLoader) -> None:
+    zones = {"BST": "Europe/London", "PDT": "America/Los_Angeles"}
+    at = {"from": "Placed", "format": "%d %b %Y %I:%M %p %Z", "zones": zones}
+    expected = {
+        "20 Oct 2026 9:30 AM UTC": "2026-10-20 10:30:00",
+        "20 Oct 2026 9:30 AM BST": "2026-10-20 09:30:00",
+        "20 Oct 2026 1:30 AM PDT": "2026-10-20 09:30:00",
+        "20 Oct 2026 9:30 AM Europe/Paris": "2026-10-20 08:30:00",
+        # In India, Ireland and Israel.
+        "20 Oct 2026 9:30 AM IST": ("invalid_timestamp", "order_timestamp"),
+    }
+    rows = [{"Placed": text} for text in expected]
+    mapping = mapping_of({"order_timestamp": at})
+    assert result_of(loader, "order_timestamp::VARCHAR", rows, mapping) == list(expected.values())
+
+
+def test_day_and_time_may_stand_in_two_columns(loader: ExportLoader) -> None:
+    at = {"from": "Placed", "time": "Clock", "format": "%d/%m/%y %H%M%S"}
+    rows = [{"Placed": "20/10/26", "Clock": "142311"}, {"Placed": "20/10/26"}]
+    mapping = mapping_of({"order_timestamp": at})
+    assert result_of(loader, "order_timestamp::VARCHAR", rows, mapping) == [
+        "2026-10-20 14:23:11",
+        ("invalid_timestamp", "order_timestamp"),
+    ]
 
 
 def test_iso_times_without_an_offset_are_in_the_zone_of_the_mapping(loader: ExportLoader) -> None:

@@ -59,6 +59,24 @@ def test_lines_are_made_to_add_up_to_the_total_of_their_order(loader: ExportLoad
     assert lines(loader) == [("1001", 1, "9.17"), ("1001", 2, "18.33"), ("1002", 1, "5.00")]
 
 
+def test_a_charge_in_the_row_of_a_gift_is_the_orders(loader: ExportLoader) -> None:
+    mapping = mapping_of(lines="rows", charges=DISCOUNT)
+    rows = [
+        {"Price": "0.00", "Discount": "5.00"},
+        {"Price": "10.00", "Discount": ""},
+        {"Order": "2", "Price": "0.00", "Discount": "5.00"},
+        {"Order": "2", "Price": "10.00", "Discount": "4.00"},
+        {"Order": "3", "Price": "0.00", "Discount": "10%"},
+        {"Order": "3", "Price": "10.00", "Discount": ""},
+    ]
+    write(loader, [ROW | row for row in rows], mapping)
+    run(loader, mapping)
+    assert lines(loader) == [("1001", 1, "5.00")]
+    assert [reason for (reason,) in loader.rejected("reason")] == [
+        "not_positive", "not_positive", "charges_differ", "not_positive", "invalid_number",
+    ]  # fmt: skip
+
+
 def test_a_charge_that_stands_in_every_row_counts_once(loader: ExportLoader) -> None:
     mapping = mapping_of(lines="rows", charges=DISCOUNT)
     write(loader, [ROW | {"Discount": "4.00"}] * 2, mapping)

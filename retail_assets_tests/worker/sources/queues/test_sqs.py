@@ -1,10 +1,12 @@
 """Amazon SQS as its client sees it, and S3 behind it: servers (moto) of this machine."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from threading import Thread
@@ -15,6 +17,7 @@ import pytest
 from retail_assets.errors import UsageError
 from retail_assets.ingest.event_files.pending import pending_event_files
 from retail_assets.ingest.ledgers.workers import heartbeats
+from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets.worker.build import Options, build_worker
 from retail_assets.worker.inbox import Inbox
@@ -26,6 +29,7 @@ from retail_assets.worker.sources.queues.named_files import NamedFiles
 from retail_assets.worker.sources.queues.source import QueueSource
 from retail_assets.worker.sources.queues.sqs import SqsQueue
 from retail_assets_tests.event_files import EventLoader, event
+from retail_assets_tests.faults.boundaries import run_watched
 from retail_assets_tests.ingest.event_files.test_bucket import (  # fixtures
     DAY,
     bucket,  # noqa: F401
@@ -33,8 +37,10 @@ from retail_assets_tests.ingest.event_files.test_bucket import (  # fixtures
     loader,  # noqa: F401
 )
 from retail_assets_tests.lake.test_s3 import KEYS
+from retail_assets_tests.processes import finish, start
 from retail_assets_tests.worker.sources.queues.test_bodies import notification
 from retail_assets_tests.worker.sources.queues.test_source import (
+    counts,
     drain,
     no_waiting,  # noqa: F401
     seen,  # noqa: F401
@@ -119,6 +125,31 @@ class _Drained(SqsQueue):
 
 def drain_sqs(loader: EventLoader, server: Server) -> None:  # noqa: F811
     drain(loader.lake, loader.settings, _Drained(server.url))
+
+
+def work(settings: Settings, url: str) -> None:
+    """Read a queue into the lake; what is not deleted comes again after two seconds."""
+    os.environ.update(KEYS)
+    settings = settings.model_copy(update={"sqs_visibility_seconds": 2})
+    drain(Lake.from_settings(settings), settings, _Drained(url))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("boundary", ["before COMMIT", "after COMMIT"])
+def test_a_worker_that_is_killed_around_its_commit_loses_and_repeats_no_message(
+    seen,  # noqa: F811
+    server,
+    boundary,
+):
+    server.send(event(1), f"{event(2)}\nnull", "{")
+    values = seen.settings.model_dump()
+    killed = f"{boundary} of ingest events"
+    died = start(run_watched, work, values, (server.url,), kill_at=killed)
+    assert finish([died]) == [-signal.SIGKILL]
+    assert sum(astuple(SqsQueue(server.url).depth())) == 3
+    assert bool(seen.events()) == (boundary == "after COMMIT")
+    drain_sqs(seen, server)
+    assert counts(seen) == [(4, 2, 2, 0)]
 
 
 def test_a_queue_that_is_gone_or_never_was_is_one_sentence(server):

@@ -1,0 +1,155 @@
+"""The rows of an export of many days, put down by the day of their order."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import duckdb
+
+from retail_assets.engines.duckdb import identity_of
+from retail_assets.ingest.exports.csv_records import open_text
+from retail_assets.mapping import ExportMapping
+from retail_assets.settings import Settings
+
+Row = list[str]
+
+FETCHED = 10_000
+"""Orders that are fetched at a time."""
+
+
+class Identities:
+    """The order of a row, its own day, and whether it is a refund, as the typed read has them.
+
+    Args:
+        connection: in the business time zone.
+        mapping: how the rows are written.
+        header: the columns of the rows.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        mapping: ExportMapping,
+        header: Sequence[str],
+    ) -> None:
+        self._connection, self._width = connection, len(header)
+        names, self._query = identity_of(mapping)
+        self._places = [header.index(name) for name in names]
+
+    def of(self, rows: Sequence[Row]) -> list[tuple[str | None, date | None, bool]]:
+        """Order, day and whether it is a refund, of each row; null if it has too few fields."""
+        whole = [row if len(row) == self._width else None for row in rows]
+        texts = [[row[place] if row else "" for row in whole] for place in self._places]
+        return self._connection.execute(self._query, texts).fetchall() if rows else []
+
+
+class Parts:
+    """The rows of an export in a file for each day, until all are known.
+
+    All rows of an order go to one day: the last one of its rows, so that none lies in the future.
+    Refunds count in this only where they belong to their own day. A row without an order goes to
+    its own day, or to the one on which the export was written.
+
+    Args:
+        folder: an empty folder for them.
+        mapping: how the rows are written.
+        header: the columns of the rows.
+        written: when the export was written.
+        settings: the time zone, and limits of memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mapping: ExportMapping,
+        header: Sequence[str],
+        written: datetime,
+        settings: Settings,
+    ) -> None:
+        self._folder = folder
+        self._connection = duckdb.connect(
+            config={"memory_limit": settings.memory_limit, "temp_directory": str(folder / "spill")}
+        )
+        self._connection.execute("SET TimeZone = ?", [settings.timezone])
+        self._connection.execute(
+            'CREATE TABLE seen ("order" VARCHAR, own_day DATE, is_refund BOOLEAN)'
+        )
+        self._own_day_refunds = mapping.refunds == "refund_day"
+        self._otherwise = written.astimezone(ZoneInfo(settings.timezone)).date()
+        self._identities = Identities(self._connection, mapping, header)
+
+    def close(self) -> None:
+        """Close the connection; the folder is the caller's."""
+        self._connection.close()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Put down further rows."""
+        found = self._identities.of(rows)
+        by_day: dict[date, list[Row]] = {}
+        for row, (order, day, _) in zip(rows, found, strict=True):
+            by_day.setdefault(day or self._otherwise, []).append([order or "", *row])
+        for day, some in by_day.items():
+            self._append(day, some)
+        seen = [each for each in found if each[0]]
+        columns = [list(each) for each in zip(*seen, strict=True)]
+        if seen:
+            self._connection.execute(
+                "INSERT INTO seen SELECT unnest(?::VARCHAR[]), unnest(?::DATE[]),"
+                " unnest(?::BOOLEAN[])",
+                columns,
+            )
+
+    def finish(self) -> None:
+        """Put all rows of an order together, once all rows are there."""
+        decides = "true" if self._own_day_refunds else "NOT is_refund"
+        otherwise = f"DATE '{self._otherwise}'"
+        self._connection.execute(
+            f'CREATE TABLE orders AS SELECT "order", coalesce(max(own_day) FILTER ({decides}),'
+            f" max(own_day), {otherwise}) AS day,"
+            f" count(DISTINCT coalesce(own_day, {otherwise})) > 1 AS is_scattered"
+            ' FROM seen GROUP BY "order"'
+        )
+        scattered: Mapping[str, date] = dict(
+            self._connection.execute(
+                'SELECT "order", day FROM orders WHERE is_scattered'
+            ).fetchall()
+        )
+        if not scattered:
+            return
+        gathered: dict[date, list[Row]] = {}
+        for day in self.days():
+            rows = list(self.rows(day))
+            moved = [row for row in rows if scattered.get(row[0], day) != day]
+            if moved:
+                self._path(day).unlink()
+                self._append(day, [row for row in rows if scattered.get(row[0], day) == day])
+            for row in moved:
+                gathered.setdefault(scattered[row[0]], []).append(row)
+        for day, some in gathered.items():
+            self._append(day, some)
+
+    def orders(self) -> Iterator[tuple[str, date]]:
+        """Each order and its day."""
+        found = self._connection.cursor().execute('SELECT "order", day FROM orders')
+        while chunk := found.fetchmany(FETCHED):
+            yield from chunk
+
+    def days(self) -> list[date]:
+        """The days that have rows, in order."""
+        return sorted(
+            date.fromisoformat(path.name) for path in self._folder.iterdir() if path.is_file()
+        )
+
+    def rows(self, day: date) -> Iterator[Row]:
+        """The rows of a day, each with its order, blank if it has none, as a first field."""
+        with open_text(self._path(day), "rb") as text:
+            yield from csv.reader(text)
+
+    def _append(self, day: date, rows: Iterable[Row]) -> None:
+        with open_text(self._path(day), "ab") as part:
+            csv.writer(part).writerows(rows)
+
+    def _path(self, day: date) -> Path:
+        return self._folder / str(day)
