@@ -65,6 +65,10 @@ class FileLayout(Numbers):
         return self
 
 
+CURRENCY = "currency"
+"""The column that has the currency of amounts unless a mapping says otherwise."""
+
+
 class ExportFields(Section):
     """The fields of an order, each with the column that has it."""
 
@@ -76,7 +80,15 @@ class ExportFields(Section):
     order_value_gbp: NumberField
     order_timestamp: TimeField
     line_number: NumberField | None = None
-    currency: TextField | None = None
+    currency: TextField = Field(
+        default=TextField(source=CURRENCY),
+        description="Without it, the column `currency` if there is one.",
+    )
+
+    @property
+    def says_currency(self) -> bool:
+        """Whether the mapping says which column has the currency, or which one it is."""
+        return "currency" in self.model_fields_set
 
 
 class ExportMapping(FileLayout):
@@ -117,7 +129,7 @@ class ExportMapping(FileLayout):
             )
         if self.refunds != "reject" and self.lines != "rows" and not self.fields.line_number:
             raise ValueError("`refunds` needs `lines: rows` or a `line_number`")
-        if self.other_signs and not self.fields.currency:
+        if self.other_signs and not self.fields.says_currency:
             raise ValueError(
                 f"`signs` has {self.other_signs[0]!r}, but `currency` is not there: it says which"
                 " currency the amounts are in, such as {constant: EUR}"
@@ -193,7 +205,7 @@ NATIVE_EXPORTS = ExportMapping(
 )
 """What exports are without a mapping: each field in a column of its name."""
 
-OPTIONAL = ("line_number", "currency")
+OPTIONAL = ("line_number", CURRENCY)
 """The columns that such an export may lack."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import CsvFile, RowFormat
-from retail_assets.mapping.exports import NATIVE_EXPORTS, OPTIONAL, ExportMapping
+from retail_assets.mapping.exports import CURRENCY, NATIVE_EXPORTS, OPTIONAL, ExportMapping
 from retail_assets.transforms.orders import STATUSES
 
 DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
@@ -37,7 +37,9 @@ class MissingExportError(RetailAssetsError):
 def row_format(mapping: ExportMapping) -> RowFormat:
     """What the rows of exports look like: each has a status or a date."""
     statuses = "|".join(map(re.escape, (*STATUSES, *map(str.lower, mapping.fields.status.values))))
-    optional = OPTIONAL if mapping == NATIVE_EXPORTS else ()
+    optional = () if mapping.fields.says_currency else (CURRENCY,)
+    if mapping == NATIVE_EXPORTS:
+        optional = OPTIONAL
     required = tuple(name for name in mapping.sources if name not in optional)
     return RowFormat(required, re.compile(rf"({statuses})\Z|{DATE}"), optional, mapping)
 

@@ -368,7 +368,7 @@ class _Staging:
 
 def _names_currency(mapping: ExportMapping, header: Sequence[str]) -> bool:
     field = mapping.fields.currency
-    return field is not None and all(source in header for source in field.sources)
+    return all(source in header for source in field.sources)
 
 
 def _is_skipped(text: str, mapping: ExportMapping, between: str | None = None) -> str:

@@ -140,6 +140,16 @@ def test_signs_of_another_currency_need_the_currency() -> None:
     assert mapping_of({"currency": {"constant": "EUR"}}, signs="€").signs == ("€",)
 
 
+def test_a_column_of_currencies_counts_though_no_field_names_it(loader: ExportLoader) -> None:
+    mapping = mapping_of()
+    rows = [{"Currency": "GBP"}, {"Currency": "EUR"}, {"Currency": ""}]
+    assert result_of(loader, "order_value_gbp", rows, mapping) == [
+        Decimal("10.00"),
+        ("unknown_currency", "currency"),
+        Decimal("10.00"),
+    ]
+
+
 def test_a_value_is_computed_from_several_columns_exactly(loader: ExportLoader) -> None:
     value = {"from": "Price", "times": "Quantity", "plus": "Tax", "minus": ["Off", "Coupon"]}
     rows = [
