@@ -186,7 +186,7 @@ def _formatted(text: str, format_: str, timezone: str | None) -> str:
             f" THEN make_timestamp({whole} ELSE {text}::BIGINT * {units} END)::VARCHAR || 'Z' END"
         )
     if format_.endswith("%z"):
-        text = f"regexp_replace({text}, '[Zz]$', '+00:00')"
+        text = f"CASE WHEN {text} ILIKE '%z' THEN left({text}, -1) || '+00:00' ELSE {text} END"
     read = f"try_strptime({text}, {literal(format_)})"
     if "%z" in format_ or "%Z" in format_:
         return _in_utc(read)

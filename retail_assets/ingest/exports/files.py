@@ -37,7 +37,7 @@ class MissingExportError(RetailAssetsError):
 def row_format(mapping: ExportMapping) -> RowFormat:
     """What the rows of exports look like: each has a status or a date."""
     statuses = "|".join(map(re.escape, (*STATUSES, *map(str.lower, mapping.fields.status.values))))
-    optional = () if mapping.fields.says_currency else (CURRENCY,)
+    optional: tuple[str, ...] = () if mapping.fields.says_currency else (CURRENCY,)
     if mapping == NATIVE_EXPORTS:
         optional = OPTIONAL
     required = tuple(name for name in mapping.sources if name not in optional)

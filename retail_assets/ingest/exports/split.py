@@ -200,7 +200,7 @@ def _merge(
     An order is first added where it belongs, then removed where it was. After a kill in between the
     export is split once more.
     """
-    files = DayFiles(settings.exports_dir, mapping)
+    files = DayFiles(settings.exports_dir, mapping, parts.connection)
     problems: dict[date, str] = {}
     with OrderDays(settings, mapping, files) as known:
         newer, moved = known.compare(parts.orders(), written)

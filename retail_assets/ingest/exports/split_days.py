@@ -31,10 +31,18 @@ LOOKED_UP = 500
 
 
 class DayFiles:
-    """The files of days, which exports of many days are split into."""
+    """The files of days, which exports of many days are split into.
 
-    def __init__(self, folder: Path, mapping: ExportMapping) -> None:
-        self._folder, self._mapping = folder, mapping
+    Args:
+        folder: where they lie.
+        mapping: how the exports are written.
+        connection: reads which row is of which order.
+    """
+
+    def __init__(
+        self, folder: Path, mapping: ExportMapping, connection: duckdb.DuckDBPyConnection
+    ) -> None:
+        self._folder, self._mapping, self._connection = folder, mapping, connection
 
     def merge(self, day: date, header: Sequence[str], rows: Sequence[Row]) -> None:
         """Put the rows of an export into the file of a day, in place of older ones of their orders.
@@ -89,8 +97,7 @@ class DayFiles:
     def _with_orders(
         self, header: Sequence[str], rows: Sequence[Row]
     ) -> Iterator[tuple[Row, str | None]]:
-        with duckdb.connect() as connection:
-            found = Identities(connection, self._mapping, header).of(rows)
+        found = Identities(self._connection, self._mapping, header).of(rows)
         for row, (order, *_) in zip(rows, found, strict=True):
             yield row, order
 

@@ -50,7 +50,8 @@ class Parts:
 
     All rows of an order go to one day: the last one of its rows, so that none lies in the future.
     Refunds count in this only where they belong to their own day. A row without an order goes to
-    its own day, or to the one on which the export was written.
+    its own day, or to the one on which the export was written. `connection` is in the business time
+    zone, and bounded in memory.
 
     Args:
         folder: an empty folder for them.
@@ -69,20 +70,20 @@ class Parts:
         settings: Settings,
     ) -> None:
         self._folder = folder
-        self._connection = duckdb.connect(
+        self.connection = duckdb.connect(
             config={"memory_limit": settings.memory_limit, "temp_directory": str(folder / "spill")}
         )
-        self._connection.execute("SET TimeZone = ?", [settings.timezone])
-        self._connection.execute(
+        self.connection.execute("SET TimeZone = ?", [settings.timezone])
+        self.connection.execute(
             'CREATE TABLE seen ("order" VARCHAR, own_day DATE, is_refund BOOLEAN)'
         )
         self._own_day_refunds = mapping.refunds == "refund_day"
         self._otherwise = written.astimezone(ZoneInfo(settings.timezone)).date()
-        self._identities = Identities(self._connection, mapping, header)
+        self._identities = Identities(self.connection, mapping, header)
 
     def close(self) -> None:
         """Close the connection; the folder is the caller's."""
-        self._connection.close()
+        self.connection.close()
 
     def add(self, rows: Sequence[Row]) -> None:
         """Put down further rows."""
@@ -95,7 +96,7 @@ class Parts:
         seen = [each for each in found if each[0]]
         columns = [list(each) for each in zip(*seen, strict=True)]
         if seen:
-            self._connection.execute(
+            self.connection.execute(
                 "INSERT INTO seen SELECT unnest(?::VARCHAR[]), unnest(?::DATE[]),"
                 " unnest(?::BOOLEAN[])",
                 columns,
@@ -105,16 +106,14 @@ class Parts:
         """Put all rows of an order together, once all rows are there."""
         decides = "true" if self._own_day_refunds else "NOT is_refund"
         otherwise = f"DATE '{self._otherwise}'"
-        self._connection.execute(
+        self.connection.execute(
             f'CREATE TABLE orders AS SELECT "order", coalesce(max(own_day) FILTER ({decides}),'
             f" max(own_day), {otherwise}) AS day,"
             f" count(DISTINCT coalesce(own_day, {otherwise})) > 1 AS is_scattered"
             ' FROM seen GROUP BY "order"'
         )
         scattered: Mapping[str, date] = dict(
-            self._connection.execute(
-                'SELECT "order", day FROM orders WHERE is_scattered'
-            ).fetchall()
+            self.connection.execute('SELECT "order", day FROM orders WHERE is_scattered').fetchall()
         )
         if not scattered:
             return
@@ -132,7 +131,7 @@ class Parts:
 
     def orders(self) -> Iterator[tuple[str, date]]:
         """Each order and its day."""
-        found = self._connection.cursor().execute('SELECT "order", day FROM orders')
+        found = self.connection.cursor().execute('SELECT "order", day FROM orders')
         while chunk := found.fetchmany(FETCHED):
             yield from chunk
 
