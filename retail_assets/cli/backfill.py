@@ -48,12 +48,13 @@ class Outcome:
     """The outcome of a backfill.
 
     `days` is the number of days that were due, `failed` has the problem of each failed day, and
-    `problems` all others.
+    `problems` all others; `notes` has what is no problem of these days.
     """
 
     days: int
     failed: Mapping[date, str]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def run_backfill(
@@ -106,7 +107,7 @@ def run_backfill(
                 failed |= _run_days(
                     settings, definitions, instance, automation.RESTATE, start, end, problems, say
                 )
-        return Outcome(len(due), failed, tuple(problems))
+        return Outcome(len(due), failed, tuple(problems), split.notes)
 
 
 @contextmanager

@@ -102,6 +102,8 @@ def backfill(
             f"There is no {' and no '.join(lacking)} in {settings.reference_dir}: names, categories"
             " and segments that the lake does not know yet are `unknown` until they are there."
         )
+    for note in outcome.notes:
+        tell(note)
     publish_after_backfill(settings)
     problems = [f"{day}: {problem}" for day, problem in sorted(outcome.failed.items())]
     if problems:

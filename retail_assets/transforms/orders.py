@@ -41,7 +41,9 @@ REASONS: Mapping[str, str] = {
     " `1.23457E+15`: several orders have the same one. Export ids as text.",
     "mangled_id": "`customer_id` or `product_id` is such a shortened number.",
     "invalid_number": "`order_value_gbp` is not a plain number with at most two decimals, or has"
-    " more than ten digits before the point; or `line_number` is no whole number above zero.",
+    " more than ten digits before the point; or `line_number` is no whole number above zero; or a"
+    " charge of the order is no such number. A mapping says how numbers are written: `decimal`,"
+    " `thousands`, `signs` such as £, `negative`.",
     "invalid_timestamp": "`order_timestamp` is not a date and time as `2026-10-05 09:50:26`, with"
     " or without an offset, seconds, or AM and PM; 05/10/2026 could be two days. A mapping says how"
     " times are written: `format`.",

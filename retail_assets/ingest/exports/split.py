@@ -50,10 +50,23 @@ STATE = "split_exports.json"
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What was split: rows by export, and why an export was not."""
+    """What was split: rows by export, and why an export was not.
+
+    `undated` has how many rows without a readable day an export had, and the file that they are in.
+    """
 
     rows: Mapping[str, int] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    undated: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each export that has such rows."""
+        return tuple(
+            f"{name} has {rows:,} rows without a readable day, total rows among them: they are in"
+            f" {file}, and rejected there."
+            for name, (rows, file) in self.undated.items()
+        )
 
 
 def split_exports(
@@ -93,10 +106,12 @@ def split_exports(
         ]
         done: dict[str, int] = {}
         failed: dict[str, str] = {}
+        undated: dict[str, tuple[int, str]] = {}
         for path in [*new, *again][:at_most]:
             state = _state(path)
             try:
-                done[path.name] = _split(settings, mapping, path, progress)
+                done[path.name], found = _split(settings, mapping, path, progress)
+                undated |= {path.name: found} if found[0] else {}
             except RetailAssetsError as error:
                 failed[path.name] = str(error)
             known[path.name] = {
@@ -107,7 +122,7 @@ def split_exports(
             }
             with replacing(settings.lake_dir / STATE) as file:
                 json.dump(known, file, indent=1)
-        return SplitResult(done, failed)
+        return SplitResult(done, failed, undated)
 
 
 def unsplit_exports(settings: Settings) -> dict[str, str]:
@@ -157,8 +172,8 @@ def _split(
     mapping: ExportMapping,
     path: Path,
     progress: Callable[[str, int], None],
-) -> int:
-    """Split one export; returns the number of its rows."""
+) -> tuple[int, tuple[int, str]]:
+    """Split one export; returns how many rows it has, how many without a day, and their file."""
     stat = path.stat()
     file = inspect(CsvFile(path, row_format(mapping), stat.st_size, stat.st_mtime_ns))
     modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
@@ -185,7 +200,7 @@ def _split(
             )
         parts.finish()
         _merge(settings, mapping, parts, header, written)
-    return count
+        return count, (parts.undated, NATIVE.of_day(parts.otherwise))
 
 
 def _merge(

@@ -50,7 +50,8 @@ class Parts:
 
     All rows of an order go to one day: the last one of its rows, so that none lies in the future.
     Refunds count in this only where they belong to their own day. A row without an order goes to
-    its own day, or to the one on which the export was written. `connection` is in the business time
+    its own day, or to the one on which the export was written, `otherwise`; `undated` counts the
+    latter, and those of orders without a day. `connection` is in the business time
     zone, and bounded in memory.
 
     Args:
@@ -77,8 +78,9 @@ class Parts:
         self.connection.execute(
             'CREATE TABLE seen ("order" VARCHAR, own_day DATE, is_refund BOOLEAN)'
         )
+        self.undated = 0
         self._own_day_refunds = mapping.refunds == "refund_day"
-        self._otherwise = written.astimezone(ZoneInfo(settings.timezone)).date()
+        self.otherwise = written.astimezone(ZoneInfo(settings.timezone)).date()
         self._identities = Identities(self.connection, mapping, header)
 
     def close(self) -> None:
@@ -90,10 +92,11 @@ class Parts:
         found = self._identities.of(rows)
         by_day: dict[date, list[Row]] = {}
         for row, (order, day, _) in zip(rows, found, strict=True):
-            by_day.setdefault(day or self._otherwise, []).append([order or "", *row])
+            by_day.setdefault(day or self.otherwise, []).append([order or "", *row])
         for day, some in by_day.items():
             self._append(day, some)
         seen = [each for each in found if each[0]]
+        self.undated += sum(order is None and day is None for order, day, _ in found)
         columns = [list(each) for each in zip(*seen, strict=True)]
         if seen:
             self.connection.execute(
@@ -105,13 +108,18 @@ class Parts:
     def finish(self) -> None:
         """Put all rows of an order together, once all rows are there."""
         decides = "true" if self._own_day_refunds else "NOT is_refund"
-        otherwise = f"DATE '{self._otherwise}'"
+        otherwise = f"DATE '{self.otherwise}'"
         self.connection.execute(
             f'CREATE TABLE orders AS SELECT "order", coalesce(max(own_day) FILTER ({decides}),'
             f" max(own_day), {otherwise}) AS day,"
             f" count(DISTINCT coalesce(own_day, {otherwise})) > 1 AS is_scattered"
             ' FROM seen GROUP BY "order"'
         )
+        (without_day,) = self.connection.execute(
+            'SELECT count(*) FROM seen WHERE "order" IN (SELECT "order" FROM seen'
+            ' GROUP BY "order" HAVING max(own_day) IS NULL)'
+        ).fetchone() or (0,)
+        self.undated += without_day
         scattered: Mapping[str, date] = dict(
             self.connection.execute('SELECT "order", day FROM orders WHERE is_scattered').fetchall()
         )

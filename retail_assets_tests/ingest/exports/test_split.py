@@ -309,7 +309,11 @@ def test_rows_without_a_day_go_to_the_day_on_which_their_export_was_written(
     shop: Settings, loader: ExportLoader
 ) -> None:
     write(shop, "orders_export.csv", row("1", "yesterday"), "2;c", "3;c;A;paid;1;;more;and;more")
-    assert split_exports(shop).rows == {"orders_export.csv": 3}
+    done = split_exports(shop)
+    assert done.rows == {"orders_export.csv": 3}
+    [note] = done.notes
+    assert note.startswith("orders_export.csv has 3 rows without a readable day")
+    assert "they are in orders_2026_10_22.csv" in note
     day = date(2026, 10, 22)
     ingest(
         loader.lake, loader.connection, shop.exports_dir, [day], late_days=7,
