@@ -12,6 +12,7 @@ from retail_assets.engines.mapped_fields import Spelling, text_of
 from retail_assets.engines.timestamps import wall_clock
 from retail_assets.lake.sql import identifier, literal
 from retail_assets.mapping.exports import ExportFields, ExportMapping, FileLayout
+from retail_assets.mapping.fields import TextField
 from retail_assets.mapping.file_name import FileName
 
 BLANKS = "' \t\r\n\u00a0'"
@@ -241,25 +242,34 @@ def identity_of(mapping: ExportMapping) -> tuple[Sequence[str], str]:
         and whether the value is negative (BOOLEAN).
     """
     fields = mapping.fields
-    read = (fields.order_id, fields.order_timestamp, fields.order_value_gbp)
-    columns = {
-        name: f"c{n}" for n, name in enumerate(dict.fromkeys(s for f in read for s in f.sources))
-    }
-    lists = ", ".join(f"unnest(?::VARCHAR[]) AS {column}" for column in columns.values())
-    order, time, value = (
-        text_of(
-            field,
-            lambda source: f"nullif(trim({columns[source]}, {BLANKS}), '')",
-            _spelling(mapping),
-        )
-        for field in read
+    names, texts, lists = _from_lists(
+        mapping, fields.order_id, fields.order_timestamp, fields.order_value_gbp
     )
-    return list(columns), (
+    order, time, value = texts
+    return names, (
         f"SELECT order_id, ({wall_clock('text')})::DATE,"
         " coalesce(TRY_CAST(order_value AS DECIMAL(38,6)) < 0, false)"
-        f" FROM (SELECT {order} AS order_id, {time} AS text, {value} AS order_value"
-        f" FROM (SELECT {lists}))"
+        f" FROM (SELECT {order} AS order_id, {time} AS text, {value} AS order_value FROM {lists})"
     )
+
+
+def order_id_of(mapping: ExportMapping) -> tuple[Sequence[str], str]:
+    """The columns and the query, as of `identity_of`, for the `order_id` alone."""
+    names, (order,), lists = _from_lists(mapping, mapping.fields.order_id)
+    return names, f"SELECT {order} FROM {lists}"
+
+
+def _from_lists(mapping: ExportMapping, *fields: TextField) -> tuple[list[str], list[str], str]:
+    """The columns of some fields, SQL for their texts, and a table of lists of the columns."""
+    names = dict.fromkeys(source for field in fields for source in field.sources)
+    columns = {name: f"c{n}" for n, name in enumerate(names)}
+    lists = ", ".join(f"unnest(?::VARCHAR[]) AS {column}" for column in columns.values())
+
+    def text(source: str) -> str:
+        return f"nullif(trim({columns[source]}, {BLANKS}), '')"
+
+    spelling = _spelling(mapping)
+    return list(names), [text_of(field, text, spelling) for field in fields], f"(SELECT {lists})"
 
 
 def _spelling(mapping: ExportMapping) -> Spelling:

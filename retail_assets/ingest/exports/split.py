@@ -110,8 +110,8 @@ def split_exports(
         for path in [*new, *again][:at_most]:
             state = _state(path)
             try:
-                done[path.name], found = _split(settings, mapping, path, progress)
-                undated |= {path.name: found} if found[0] else {}
+                done[path.name], without_day = _split(settings, mapping, path, progress)
+                undated |= {path.name: without_day} if without_day[0] else {}
             except RetailAssetsError as error:
                 failed[path.name] = str(error)
             known[path.name] = {

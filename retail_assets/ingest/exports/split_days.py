@@ -97,9 +97,8 @@ class DayFiles:
     def _with_orders(
         self, header: Sequence[str], rows: Sequence[Row]
     ) -> Iterator[tuple[Row, str | None]]:
-        found = Identities(self._connection, self._mapping, header).of(rows)
-        for row, (order, *_) in zip(rows, found, strict=True):
-            yield row, order
+        orders = Identities(self._connection, self._mapping, header).orders(rows)
+        yield from zip(rows, orders, strict=True)
 
     def _path(self, day: date) -> Path:
         return self._folder / NATIVE.of_day(day)

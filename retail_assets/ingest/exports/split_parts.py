@@ -4,16 +4,21 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
 
-from retail_assets.engines.duckdb import identity_of
+from retail_assets.engines.duckdb import identity_of, order_id_of
 from retail_assets.ingest.exports.csv_records import open_text
 from retail_assets.mapping import ExportMapping
+from retail_assets.mapping.fields import TextField
 from retail_assets.settings import Settings
 
 Row = list[str]
+
+BLANKS = " \t\r\n\u00a0"
+"""What is trimmed from fields, as in `engines.duckdb`."""
 
 FETCHED = 10_000
 """Orders that are fetched at a time."""
@@ -34,15 +39,26 @@ class Identities:
         mapping: ExportMapping,
         header: Sequence[str],
     ) -> None:
-        self._connection, self._width = connection, len(header)
-        names, self._query = identity_of(mapping)
-        self._places = [header.index(name) for name in names]
+        self._connection, self._mapping, self._header = connection, mapping, header
 
     def of(self, rows: Sequence[Row]) -> list[tuple[str | None, date | None, bool]]:
         """Order, day and whether it is a refund, of each row; null if it has too few fields."""
-        whole = [row if len(row) == self._width else None for row in rows]
-        texts = [[row[place] if row else "" for row in whole] for place in self._places]
-        return self._connection.execute(self._query, texts).fetchall() if rows else []
+        return self._queried(rows, *identity_of(self._mapping))
+
+    def orders(self, rows: Sequence[Row]) -> list[str | None]:
+        """The order of each row alone."""
+        field = self._mapping.fields.order_id
+        if field == TextField(source=field.source):
+            # To plan a query takes longer than to read the rows of a day.
+            place, width = self._header.index(field.source or ""), len(self._header)
+            return [row[place].strip(BLANKS) or None if len(row) == width else None for row in rows]
+        return [order for (order,) in self._queried(rows, *order_id_of(self._mapping))]
+
+    def _queried(self, rows: Sequence[Row], names: Sequence[str], query: str) -> list[Any]:
+        places = [self._header.index(name) for name in names]
+        whole = [row if len(row) == len(self._header) else None for row in rows]
+        texts = [[row[place] if row else "" for row in whole] for place in places]
+        return self._connection.execute(query, texts).fetchall() if rows else []
 
 
 class Parts:
