@@ -17,19 +17,11 @@ from retail_assets_tests.outbound.marts.test_publish import (
     NAMES,
     assert_equal,
     days_of,
-    publish_three_days,
     reasons,
     rows_in_lake,
 )
 
 WATERMARK = "_retail_assets_watermark.json"
-
-
-@pytest.fixture
-def published(lake, folder):
-    publish_three_days(lake)
-    publish_mart(lake, target_of(lake, folder))
-    return folder
 
 
 def test_a_day_is_a_file_and_a_day_without_rows_none(lake, published):
@@ -47,7 +39,6 @@ def test_a_day_is_a_file_and_a_day_without_rows_none(lake, published):
 
 def test_duckdb_and_pandas_read_a_table_by_its_folder_with_the_types_of_the_lake(lake, tmp_path):
     place = FolderPlace(tmp_path / "mart", "parquet")
-    publish_three_days(lake)
     publish_mart(lake, target_of(lake, place))
     table = place.root / "daily_revenue"
     columns = "order_date, region, total_revenue, order_count, avg_order_value"
@@ -103,7 +94,6 @@ def test_a_watermark_that_was_written_by_somebody_else_is_refused(lake, publishe
 
 
 def test_another_format_takes_the_place_of_the_files_of_the_first(lake, tmp_path):
-    publish_three_days(lake)
     for kind in ("csv", "parquet", "csv"):
         place = FolderPlace(tmp_path / "mart", kind)
         publish_mart(lake, target_of(lake, place))
@@ -131,7 +121,6 @@ def test_files_are_on_the_disk_before_they_are_named_and_all_of_them_before_the_
     lake, tmp_path, monkeypatch
 ):
     place = FolderPlace(tmp_path / "mart", "parquet")
-    publish_three_days(lake)
     synced = []
 
     def sync(folder: str) -> None:
@@ -197,7 +186,6 @@ def test_a_bucket_has_the_rows_of_the_lake_after_each_change(
         monkeypatch.setenv(name, value)
     place = Bucket("marts")
     target = target_of(lake, place)
-    publish_three_days(lake)
     publish_mart(lake, target)
     assert_equal(lake, place)
     publish(lake, [(SECOND, "North", "4.00")], [FIRST, SECOND])

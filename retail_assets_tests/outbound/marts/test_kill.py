@@ -14,7 +14,6 @@ from retail_assets_tests.outbound.marts.test_publish import (
     NAMES,
     assert_equal,
     days_of,
-    publish_three_days,
 )
 from retail_assets_tests.processes import finish, start
 
@@ -28,7 +27,6 @@ def values_of(lake, place):
 
 def test_killed_before_its_commit_a_round_leaves_no_trace_in_a_database(lake, database):
     target = target_of(lake, database)
-    publish_three_days(lake)
     values = values_of(lake, database)
     # The first round: tables may be there, without rows.
     assert finish([start(dying.die_at, values, ("write", 2))]) == [-signal.SIGKILL]
@@ -48,7 +46,6 @@ def test_killed_before_its_commit_a_round_leaves_no_trace_in_a_database(lake, da
 def test_killed_after_any_file_the_next_round_writes_the_others(lake, tmp_path):
     place = FolderPlace(tmp_path / "mart", "parquet")
     target = target_of(lake, place)
-    publish_three_days(lake)
     values = values_of(lake, place)
     codes = []
     # The first file is the watermark that says whose the files are.

@@ -12,25 +12,9 @@ from retail_assets.outbound.marts import failures
 from retail_assets.outbound.marts.model import MART_TABLES, MartError
 from retail_assets.outbound.marts.publish import publish as publish_mart
 from retail_assets_tests.lake.revenue import FIRST, SECOND, THIRD, publish
-from retail_assets_tests.outbound.marts.conftest import target_of
+from retail_assets_tests.outbound.marts.conftest import change, target_of
 
 NAMES = [table.name for table in MART_TABLES]
-
-
-def publish_three_days(lake):
-    """A day of two regions, one of a region that looks like another, and one without rows."""
-    publish(lake, [(FIRST, "North", "1.00"), (FIRST, "South", "2.50")], [FIRST])
-    publish(lake, [(SECOND, "north", "3.00"), (SECOND, 'Nörd\n"x",', "0.01")], [SECOND, THIRD])
-    change(
-        lake,
-        f"INSERT INTO daily_revenue_by_category VALUES ('{FIRST}', 'North', 'Kitchen', 1, 1, 1)",
-    )
-
-
-def change(lake, *statements):
-    with lake.connect() as connection, lake.transaction(connection, "a change"):
-        for statement in statements:
-            connection.execute(statement)
 
 
 def rows_in_lake(lake, table):
@@ -55,7 +39,6 @@ def test_rows_equal_those_of_the_lake_after_each_change_and_only_changed_days_ar
     lake, place
 ):
     target = target_of(lake, place)
-    publish_three_days(lake)
     first = publish_mart(lake, target)
     assert_equal(lake, place)
     assert days_of(first) == {
@@ -82,26 +65,24 @@ def test_rows_equal_those_of_the_lake_after_each_change_and_only_changed_days_ar
     assert days_of(publish_mart(lake, target)) == {}
 
 
-def test_revenue_now_follows_the_stream_and_the_ledger_of_days(lake, place):
-    target = target_of(lake, place)
-    publish_three_days(lake)
+def test_revenue_now_follows_the_stream_and_the_ledger_of_days(lake, file_place):
+    target = target_of(lake, file_place)
     publish_mart(lake, target)
     change(lake, f"INSERT INTO live_revenue VALUES ('{FIRST}', 'North', 7.00, 1, 7.00)")
     assert days_of(publish_mart(lake, target)) == {"revenue_now": [FIRST]}
-    assert [row[-1] for row in place.rows("revenue_now") if row[0] == FIRST] == ["stream"]
+    assert [row[-1] for row in file_place.rows("revenue_now") if row[0] == FIRST] == ["stream"]
     change(
         lake,
         "INSERT INTO published_days SELECT 'raw_orders', day, version, row_count, published_at"
         f" FROM published_days WHERE table_name = 'daily_revenue' AND day = '{FIRST}'",
     )
     assert days_of(publish_mart(lake, target)) == {"revenue_now": [FIRST]}
-    assert_equal(lake, place)
-    assert {row[-1] for row in place.rows("revenue_now")} == {"batch"}
+    assert_equal(lake, file_place)
+    assert {row[-1] for row in file_place.rows("revenue_now")} == {"batch"}
 
 
-def test_the_watermark_moves_though_only_other_tables_change(lake, place, monkeypatch):
-    target = target_of(lake, place)
-    publish_three_days(lake)
+def test_the_watermark_moves_though_only_other_tables_change(lake, file_place, monkeypatch):
+    target = target_of(lake, file_place)
     publish_mart(lake, target)
     before = target.watermarks()
     change(lake, f"INSERT INTO failed_days VALUES ('t', '{FIRST}', 'x', now())")
@@ -116,7 +97,6 @@ def test_the_watermark_moves_though_only_other_tables_change(lake, place, monkey
 
 def test_where_the_history_is_gone_all_days_are_compared_and_those_that_differ_written(lake, place):
     target = target_of(lake, place)
-    publish_three_days(lake)
     publish_mart(lake, target)
     publish(lake, [(SECOND, "North", "4.00")], [SECOND])
     with lake.connect() as connection:
@@ -127,9 +107,10 @@ def test_where_the_history_is_gone_all_days_are_compared_and_those_that_differ_w
     assert_equal(lake, place)
 
 
-def test_after_the_lake_was_restored_from_a_backup_the_mart_has_its_rows(lake, place, tmp_path):
-    target = target_of(lake, place)
-    publish_three_days(lake)
+def test_after_the_lake_was_restored_from_a_backup_the_mart_has_its_rows(
+    lake, file_place, tmp_path
+):
+    target = target_of(lake, file_place)
     data = Path(lake.catalog).parent
     shutil.copytree(data, tmp_path / "backup")
     publish(lake, [(THIRD, "lost", "9.00")], [THIRD])
@@ -138,7 +119,7 @@ def test_after_the_lake_was_restored_from_a_backup_the_mart_has_its_rows(lake, p
     shutil.copytree(tmp_path / "backup", data)
     behind = publish_mart(lake, target)
     assert days_of(behind) == {"daily_revenue": [THIRD], "revenue_now": [THIRD]}
-    assert_equal(lake, place)
+    assert_equal(lake, file_place)
     # The same once more, and this time as many snapshots are made as were lost.
     publish(lake, [(THIRD, "lost", "9.00")], [THIRD])
     publish_mart(lake, target)
@@ -149,21 +130,20 @@ def test_after_the_lake_was_restored_from_a_backup_the_mart_has_its_rows(lake, p
     # The rows by category are of a snapshot that is in the backup.
     lost = "its rows are of a snapshot that the lake has lost: is that a backup?"
     assert reasons(published) == {lost, None}
-    assert_equal(lake, place)
+    assert_equal(lake, file_place)
 
 
 def test_another_lake_replaces_all_rows_and_this_is_said_loudly(
-    lake, place, tmp_path, new_lake, caplog
+    lake, file_place, tmp_path, new_lake, caplog
 ):
-    publish_three_days(lake)
-    publish_mart(lake, target_of(lake, place))
+    publish_mart(lake, target_of(lake, file_place))
     other = new_lake(tmp_path / "other")
     publish(other, [(THIRD, "North", "1.00")], [THIRD])
     # Both are copies of one model, which have the same id.
-    published = publish_as(other, "another id", target_of(other, place))
+    published = publish_as(other, "another id", target_of(other, file_place))
     assert reasons(published) == {"its rows are those of another lake"}
     assert "its rows are those of another lake. All days are compared." in caplog.text
-    assert_equal(other, place)
+    assert_equal(other, file_place)
 
 
 def publish_as(lake, lake_id, target):
@@ -174,7 +154,6 @@ def publish_as(lake, lake_id, target):
 
 def test_rows_that_somebody_changed_are_repaired_when_all_days_are_compared(lake, database):
     target = target_of(lake, database)
-    publish_three_days(lake)
     publish_mart(lake, target)
     database.execute("UPDATE daily_revenue SET total_revenue = 0 WHERE region = 'South'")
     database.execute("DELETE FROM daily_revenue_by_category")
@@ -186,7 +165,6 @@ def test_rows_that_somebody_changed_are_repaired_when_all_days_are_compared(lake
 
 def test_a_table_or_column_that_somebody_dropped_is_made_and_filled(lake, database):
     target = target_of(lake, database)
-    publish_three_days(lake)
     publish_mart(lake, target)
     database.execute("DROP TABLE daily_revenue")
     database.execute("ALTER TABLE revenue_now DROP COLUMN avg_order_value")
@@ -201,7 +179,6 @@ def test_a_table_or_column_that_somebody_dropped_is_made_and_filled(lake, databa
 
 def test_a_table_that_is_not_the_platforms_is_refused_by_name_and_left_alone(lake, database):
     target = target_of(lake, database)
-    publish_three_days(lake)
     database.execute("CREATE TABLE daily_revenue (order_date date, note varchar(20))")
     with pytest.raises(MartError, match=r"The table daily_revenue at .* note (var|character)"):
         publish_mart(lake, target)
@@ -218,7 +195,6 @@ def test_a_table_that_is_not_the_platforms_is_refused_by_name_and_left_alone(lak
 
 def test_a_database_that_was_restored_to_an_older_state_catches_up(lake, database):
     target = target_of(lake, database)
-    publish_three_days(lake)
     publish_mart(lake, target)
     names = [*NAMES, "retail_assets_watermark"]
     for name in names:
@@ -238,7 +214,6 @@ def test_readers_see_the_rows_of_before_until_all_tables_and_the_watermark_are_c
     lake, database
 ):
     target = target_of(lake, database)
-    publish_three_days(lake)
     publish_mart(lake, target)
     before = [database.rows(name) for name in NAMES]
     marks = target.watermarks()
@@ -260,7 +235,6 @@ def test_readers_see_the_rows_of_before_until_all_tables_and_the_watermark_are_c
 
 
 def test_two_publishers_at_once_do_the_work_of_one(lake, place):
-    publish_three_days(lake)
     targets = [target_of(lake, place) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda target: publish_mart(lake, target), targets))
@@ -269,7 +243,6 @@ def test_two_publishers_at_once_do_the_work_of_one(lake, place):
 
 
 def test_a_failure_is_in_the_ledger_until_the_mart_is_published_and_changes_nothing(lake, database):
-    publish_three_days(lake)
     target = target_of(lake, database)
     publish_mart(lake, target)
     database.execute("ALTER TABLE daily_revenue RENAME TO mine")
@@ -295,7 +268,6 @@ def test_a_row_that_does_not_fit_keeps_its_day_as_it_was_by_name_and_the_others_
     lake, database
 ):
     target = target_of(lake, database)
-    publish_three_days(lake)
     publish_mart(lake, target)
     publish(lake, [(FIRST, "x" * 256, "1.00"), (FIRST, "a", "1.00")], [FIRST])
     publish(lake, [(SECOND, "N\0rth", "1.00"), (THIRD, "North", "2.00")], [SECOND, THIRD])
