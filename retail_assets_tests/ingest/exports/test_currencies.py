@@ -125,33 +125,26 @@ def test_other_columns_of_a_converted_row_stay(
     ]
 
 
-@pytest.mark.parametrize(("age", "expected"), [(0, "5"), (2, "5"), (7, "5"), (8, None), (-1, None)])
 def test_the_last_rate_counts_for_seven_days(
-    loader: ExportLoader, write: Write, load: LoadRates, age: int, expected: str | None
-) -> None:
-    load(f"{DAY - A_DAY * age},EUR,0.5", f"{DAY - A_DAY * 30},EUR,3")
-    write("10.00 EUR")
-    loader.ingest(DAY)
-    assert values(loader) == {"O0": Decimal(expected) if expected else "unknown_currency"}
-
-
-def test_the_newest_of_several_rates_counts_and_none_of_a_later_day(
     loader: ExportLoader, write: Write, load: LoadRates
 ) -> None:
-    days = (-5, -2, 1)
-    load(*(f"{DAY + A_DAY * n},EUR,{rate}" for n, rate in zip(days, (2, 3, 4), strict=True)))
-    write("10.00 EUR", order_day=DAY)
+    ages = {"AED": 0, "CAD": 2, "EUR": 7, "JPY": 8, "USD": -1}
+    load(
+        *(f"{DAY - A_DAY * age},{currency},0.5" for currency, age in ages.items()),
+        *(f"{DAY - A_DAY * 30},{currency},3" for currency in ages),
+    )
+    write(*(f"10.00 {currency}" for currency in ages))
     loader.ingest(DAY)
-    assert values(loader) == {"O0": Decimal("30.00")}
+    assert list(values(loader).values()) == [Decimal(5)] * 3 + ["unknown_currency"] * 2
 
 
-def test_an_order_counts_by_the_rate_of_its_own_day_not_of_the_exports(
+def test_the_newest_rate_up_to_the_orders_own_day_counts(
     loader: ExportLoader, write: Write, load: LoadRates
 ) -> None:
-    load(f"{DAY - A_DAY},EUR,2", f"{DAY},EUR,3")
+    load(*(f"{DAY + A_DAY * n},EUR,{rate}" for n, rate in ((-5, 2), (-2, 3), (0, 4), (1, 5))))
     write("10.00 EUR", order_day=DAY - A_DAY)
     loader.ingest(DAY)
-    assert values(loader) == {"O0": Decimal("20.00")}
+    assert values(loader) == {"O0": Decimal("30.00")}
 
 
 def test_lines_and_the_limit_of_an_order_go_by_the_value_in_pounds(
@@ -293,18 +286,10 @@ def test_the_order_of_arrival_of_exports_and_rates_makes_no_difference(
                 for table in ("raw_orders", "rejected_orders", "export_currencies")
             ]
 
-    first, *others = [
-        outcome(n, steps)
-        for n, steps in enumerate(
-            [
-                ("rates", "rates", "0", "1"),
-                ("1", "0", "rates", "rates"),
-                ("0", "rates", "1", "rates"),
-            ]
-        )
-    ]
-    assert [len(rows) for rows in first] == [6, 2, 6]
-    assert others == [first] * len(others)
+    rates_first = outcome(0, ("rates", "rates", "0", "1"))
+    assert [len(rows) for rows in rates_first] == [6, 2, 6]
+    # One export before all rates, one between them.
+    assert outcome(1, ("1", "rates", "0", "rates")) == rates_first
 
 
 def test_an_export_that_names_no_currency_any_more_has_no_entries(
@@ -357,13 +342,13 @@ def test_a_rate_that_is_no_number_above_zero_refuses_the_file(
         read_reference(settings.reference_dir, RATES)
 
 
-@pytest.mark.parametrize("row", ["2026-10-20,,1", "2026-10-20,EUR,", ",EUR,1", "2026-10-20,eur,2"])
 def test_a_file_with_a_gap_or_two_rates_of_a_day_leaves_the_table_as_it_was(
-    loader: ExportLoader, load: LoadRates, row: str
+    loader: ExportLoader, load: LoadRates
 ) -> None:
     load("2026-10-19,EUR,0.5")
-    with pytest.raises(AuditError, match="currency_rates was not published"):
-        load("2026-10-19,EUR,0.5", "2026-10-20,EUR,0.5", row)
+    for row in ("2026-10-20,,1", "2026-10-20,EUR,", ",EUR,1", "2026-10-20,eur,2"):
+        with pytest.raises(AuditError, match="currency_rates was not published"):
+            load("2026-10-19,EUR,0.5", "2026-10-20,EUR,0.5", row)
     assert loader.rows("SELECT count(*) FROM currency_rates") == [(1,)]
 
 
