@@ -21,7 +21,7 @@ LONDON = ZoneInfo("Europe/London")
 
 
 class Rules:
-    """Judges and enriches one event line after the other."""
+    """Validates and enriches one event line after the other."""
 
     def __init__(self, reference: Path) -> None:
         with (reference / "products.csv").open() as file:

@@ -75,14 +75,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             notification_sensor(settings),
             *lookup_automation.sensors(settings),
             *mart_automation.sensors(settings),
-            dg.AutomationConditionSensorDefinition(
-                "automation",
-                target=dg.AssetSelection.all(),
-                description="Materializes revenue after completed orders that were materialized"
-                " alone, runs the consumers after events, and trains the fraud model each night.",
-                minimum_interval_seconds=5,
-                default_status=dg.DefaultSensorStatus.RUNNING,
-            ),
+            _conditions(),
         ],
         resources={
             "lake": lake,
@@ -98,6 +91,17 @@ def _assemble(settings: Settings) -> dg.Definitions:
         },
         # A step in a process of its own costs seconds; the work of a day, milliseconds.
         executor=dg.in_process_executor,
+    )
+
+
+def _conditions() -> dg.SensorDefinition:
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(),
+        description="Materializes revenue after completed orders that were materialized"
+        " alone, runs the consumers after events, and trains the fraud model each night.",
+        minimum_interval_seconds=5,
+        default_status=dg.DefaultSensorStatus.RUNNING,
     )
 
 

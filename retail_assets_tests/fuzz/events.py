@@ -1,4 +1,4 @@
-"""Fuzzes the reader of events: nothing is lost of a file, and each line has one verdict.
+"""Fuzzes the reader of events: nothing is lost of a file, and each line has one outcome.
 
 `python -m retail_assets_tests.fuzz.events FOLDER` with options of libFuzzer. The first bytes of an
 input say how it is read, the rest is what a file, a message or a request holds.
@@ -49,8 +49,8 @@ DAY = date(2026, 10, 20)
 INPUTS = 5_000
 """How many go through one connection."""
 
-JUDGED_BELOW = 128
-"""To judge takes longer than all else: so it is done to half of the inputs."""
+VALIDATED_BELOW = 128
+"""To validate takes longer than all else: so it is done to half of the inputs."""
 
 BLOCKS = (1, 2, 3, 5, 16, 61, 256, 4096)
 PORTION_LINES = (1, 2, 3, 1000)
@@ -123,7 +123,7 @@ def lower_limits() -> None:
     json_documents.HEAD_BYTES = HEAD_BYTES
 
 
-class Judge:
+class Checker:
     """The connection that lines are validated with."""
 
     def __init__(self) -> None:
@@ -155,11 +155,11 @@ class Judge:
             self._connect()
         ways, content = data[:3].ljust(3, b"\0"), data[3:]
         lines = pa.concat_tables([check_file(content, ways), check_payloads(content)])
-        if ways[0] < JUDGED_BELOW:
-            self._judge(lines)
+        if ways[0] < VALIDATED_BELOW:
+            self._validate(lines)
         check_body(content)
 
-    def _judge(self, lines: pa.Table) -> None:
+    def _validate(self, lines: pa.Table) -> None:
         """Each line is an event or has one reason; each event has an identity."""
         texts, defects = lines["payload"].to_pylist(), lines["defect"].to_pylist()
         if not texts:
@@ -381,7 +381,7 @@ def main() -> None:
     lower_limits()
     # Python's json is recursive, and events may be many objects deep.
     sys.setrecursionlimit(5_000)
-    fuzz(Judge().check, folder, seeds(), WORDS)
+    fuzz(Checker().check, folder, seeds(), WORDS)
 
 
 if __name__ == "__main__":

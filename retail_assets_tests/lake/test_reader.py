@@ -145,7 +145,7 @@ def test_files_outside_of_the_lake_are_out_of_reach_for_names_of_tables_too(
 def test_the_settings_that_keep_files_out_of_reach_cannot_be_changed_back(reader):
     for setting in ("enable_external_access = true", "allowed_directories = ['/']"):
         with pytest.raises(duckdb.InvalidInputException, match="locked"):
-            # Past the parser, as a statement that it misjudged would be.
+            # Past the parser, as a statement that it misread would be.
             reader._connection.execute(f"SET {setting}")
 
 

@@ -20,16 +20,16 @@ from retail_assets_tests.transforms.conftest import HAPPENED, Engine, Rows, arro
 DAY = date(2026, 10, 20)
 A_DAY = timedelta(days=1)
 
-Verdict: TypeAlias = tuple[str, str | None] | None
-Judge: TypeAlias = Callable[..., list[dict[str, Any]]]
+Outcome: TypeAlias = tuple[str, str | None] | None
+Validate: TypeAlias = Callable[..., list[dict[str, Any]]]
 
 VALUE, TIME = "order_value_gbp", "event_timestamp"
 DEEP = ("too_complex", None)
 
 
 @pytest.fixture(scope="module")
-def validate() -> Iterator[Judge]:
-    """Judges lines that landed on a day; returns the typed rows in order."""
+def validate() -> Iterator[Validate]:
+    """Validates lines that landed on a day; returns the typed rows in order."""
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Europe/London'")
 
@@ -77,7 +77,7 @@ def raw(name: str, text: str) -> str:
     return event(**{name: ...}).removesuffix("}") + f', "{name}": {text}}}'
 
 
-def verdict(row: Mapping[str, Any]) -> Verdict:
+def outcome(row: Mapping[str, Any]) -> Outcome:
     assert row["reason"] is not None or row["field"] is None
     return None if row["reason"] is None else (row["reason"], row["field"])
 
@@ -99,7 +99,7 @@ FREE = {"order_value_gbp": 0}
 
 
 # Each text of a line with what is said of it.
-VERDICTS: list[tuple[str | bytes, Verdict]] = [
+OUTCOMES: list[tuple[str | bytes, Outcome]] = [
     (event(), None),
     (b"x" * 1_000_001, ("line_too_long", None)),
     (event().encode()[:-1] + b', "x": "' + b"x" * 1_000_000 + b'"}', ("line_too_long", None)),
@@ -325,20 +325,20 @@ OF_LINES = events.REASONS.keys() - (
 
 @pytest.mark.parametrize("reason", [None, *sorted(OF_LINES)])
 def test_a_line_is_validated_by_the_first_rule_that_it_breaks(
-    validate: Judge, reason: str | None
+    validate: Validate, reason: str | None
 ) -> None:
     cases = [
         (text if isinstance(text, bytes) else text.encode(), said)
-        for text, said in VERDICTS
+        for text, said in OUTCOMES
         if (said[0] if said else None) == reason
     ]
     assert cases, "every reason is given for some line"
     rows = validate(b"".join(text + b"\n" for text, _ in cases))
-    found = [(text[:200], verdict(row)) for (text, _), row in zip(cases, rows, strict=True)]
+    found = [(text[:200], outcome(row)) for (text, _), row in zip(cases, rows, strict=True)]
     assert found == [(text[:200], said) for text, said in cases]
 
 
-def test_the_rules_are_tried_in_the_order_of_the_reasons(validate: Judge) -> None:
+def test_the_rules_are_tried_in_the_order_of_the_reasons(validate: Validate) -> None:
     """A line that breaks two rules has the reason that stands first."""
     changes: list[tuple[dict[str, Any], str]] = [
         ({"note": "\0"}, "control_character"),
@@ -366,14 +366,14 @@ def test_the_rules_are_tried_in_the_order_of_the_reasons(validate: Judge) -> Non
     )
 
 
-def values(validate: Judge, name: str, texts: Mapping[str, Any], received: date = DAY) -> None:
+def values(validate: Validate, name: str, texts: Mapping[str, Any], received: date = DAY) -> None:
     """Assert what valid events with these JSON texts have in a column."""
     rows = validate("\n".join(raw(name, text) for text in texts).encode(), received)
-    found = {text: verdict(row) or row[name] for text, row in zip(texts, rows, strict=True)}
+    found = {text: outcome(row) or row[name] for text, row in zip(texts, rows, strict=True)}
     assert found == texts
 
 
-def test_amounts_are_exact_whether_they_are_numbers_or_texts(validate: Judge) -> None:
+def test_amounts_are_exact_whether_they_are_numbers_or_texts(validate: Validate) -> None:
     texts = {
         "1": "1", "1.5": "1.5", "10.10": "10.1", "1e3": "1000", "1E+2": "100", "1.5e1": "15",
         "0.01": "0.01", "9999999999.99": "9999999999.99", "1.000": "1", "123e-2": "1.23",
@@ -385,7 +385,7 @@ def test_amounts_are_exact_whether_they_are_numbers_or_texts(validate: Judge) ->
     values(validate, VALUE, {text: Decimal(value) for text, value in texts.items()})
 
 
-def test_texts_lose_the_blanks_around_them_and_nothing_else(validate: Judge) -> None:
+def test_texts_lose_the_blanks_around_them_and_nothing_else(validate: Validate) -> None:
     texts = {
         '"A"': "A", '" A"': "A", '"A "': "A", '"\\tA\\r\\n"': "A", '"\u00a0A\u00a0"': "A",
         '"A B"': "A B", '" A\\u0020"': "A", '"\\u00a0A\u00a0 "': "A", '"A\u00a0B"': "A\u00a0B",
@@ -397,7 +397,7 @@ def test_texts_lose_the_blanks_around_them_and_nothing_else(validate: Judge) -> 
         values(validate, name, texts)
 
 
-def test_a_status_may_be_written_in_any_case_and_a_blank_one_is_none(validate: Judge) -> None:
+def test_a_status_may_be_written_in_any_case_and_a_blank_one_is_none(validate: Validate) -> None:
     texts = {
         '"completed"': "completed", '" Completed "': "completed", '"RETURNED"': "returned",
         '"Cancelled\\n"': "cancelled", '""': "", '" "': "", "null": None,
@@ -405,12 +405,12 @@ def test_a_status_may_be_written_in_any_case_and_a_blank_one_is_none(validate: J
     values(validate, "status", texts)
 
 
-def test_quantities_are_whole_numbers_however_written(validate: Judge) -> None:
+def test_quantities_are_whole_numbers_however_written(validate: Validate) -> None:
     texts = {"1": 1, "2.0": 2, "3e0": 3, "1e2": 100, "9223372036854775807": 2**63 - 1, "null": None}
     values(validate, "quantity", texts)
 
 
-def test_lines_are_numbered_and_keep_their_other_fields(validate: Judge) -> None:
+def test_lines_are_numbered_and_keep_their_other_fields(validate: Validate) -> None:
     lines = [
         line(product_id=" P1 ", colour="red", gift=None),
         line(quantity=1.0, order_value_gbp="7.50"),
@@ -423,7 +423,7 @@ def test_lines_are_numbered_and_keep_their_other_fields(validate: Judge) -> None
         event(lines=[line()], order_value_gbp=2.5).replace('"lines"', '"l\\u0069nes"'),
     ]
     found = validate("\n".join(events_).encode())
-    assert [verdict(row) for row in found] == [None] * 4
+    assert [outcome(row) for row in found] == [None] * 4
     assert [row["lines"] and json.loads(row["lines"]) for row in found] == [
         [
             {**line(), "line_number": 1, "extra": {"colour": "red", "gift": None}},
@@ -466,14 +466,14 @@ LONDON_TIMES = {
 }
 
 
-def test_times_with_an_offset_are_converted_and_those_without_are_local(validate: Judge) -> None:
+def test_times_with_an_offset_are_converted_and_those_without_are_local(validate: Validate) -> None:
     rows = validate("\n".join(event(event_timestamp=text) for text in LONDON_TIMES).encode())
-    assert [verdict(row) for row in rows] == [None] * len(rows)
+    assert [outcome(row) for row in rows] == [None] * len(rows)
     found = [row[TIME].astimezone(timezone.utc).isoformat() for row in rows]
     assert dict(zip(LONDON_TIMES, found, strict=True)) == LONDON_TIMES
 
 
-def test_the_date_of_an_event_is_that_of_the_business_time_zone(validate: Judge) -> None:
+def test_the_date_of_an_event_is_that_of_the_business_time_zone(validate: Validate) -> None:
     texts = {
         "2026-10-19T23:30:00Z": date(2026, 10, 20), "2026-10-20T00:30:00+02:00": date(2026, 10, 19),
         "2026-10-19T22:59:59Z": date(2026, 10, 19), "2026-10-25T23:30:00Z": date(2026, 10, 25),
@@ -484,27 +484,29 @@ def test_the_date_of_an_event_is_that_of_the_business_time_zone(validate: Judge)
     assert {t: row["event_date"] for t, row in zip(texts, rows, strict=True)} == texts
 
 
-def test_an_event_may_be_a_day_ahead_of_when_it_landed(validate: Judge) -> None:
+def test_an_event_may_be_a_day_ahead_of_when_it_landed(validate: Validate) -> None:
     line = event(event_timestamp="2026-10-20T23:59:59").encode()
-    assert [verdict(validate(line, DAY + n * A_DAY)[0]) for n in (-2, -1, 0, 9)] == [
+    assert [outcome(validate(line, DAY + n * A_DAY)[0]) for n in (-2, -1, 0, 9)] == [
         ("absurd_timestamp", TIME), None, None, None,
     ]  # fmt: skip
 
 
-def test_when_it_landed_counts_and_not_the_day_that_its_file_is_named_by(validate: Judge) -> None:
+def test_when_it_landed_counts_and_not_the_day_that_its_file_is_named_by(
+    validate: Validate,
+) -> None:
     """A file of a week is named by its first day, and written to until the last."""
     days = [event(event_timestamp=f"2026-10-{20 + n}T10:00:00Z").encode() for n in range(7)]
     landed = validate(b"\n".join(days), landed="2026-10-26T00:30:00+01:00")
-    assert [verdict(row) for row in landed] == [None] * 7
+    assert [outcome(row) for row in landed] == [None] * 7
     # The lake does not know it of the rows that it has had for long.
-    known = [verdict(row) for row in validate(b"\n".join(days))]
+    known = [outcome(row) for row in validate(b"\n".join(days))]
     assert known == [None] * 2 + [("absurd_timestamp", TIME)] * 5
     late = event(event_timestamp="2026-10-28T00:00:00").encode()
-    assert verdict(validate(late, landed="2026-10-26T22:30:00Z")[0]) == ("absurd_timestamp", TIME)
-    assert verdict(validate(late, landed="2026-10-27T00:30:00Z")[0]) is None
+    assert outcome(validate(late, landed="2026-10-26T22:30:00Z")[0]) == ("absurd_timestamp", TIME)
+    assert outcome(validate(late, landed="2026-10-27T00:30:00Z")[0]) is None
 
 
-def test_other_fields_are_kept_as_json(validate: Judge) -> None:
+def test_other_fields_are_kept_as_json(validate: Validate) -> None:
     texts = {
         event(): None,
         event(event_id=None, status=None): None,
@@ -519,26 +521,26 @@ def test_other_fields_are_kept_as_json(validate: Judge) -> None:
         event(note=None, status=None): {"note": None},
     }  # fmt: skip
     rows = validate("\n".join(texts).encode())
-    assert [verdict(row) for row in rows] == [None] * len(rows)
+    assert [outcome(row) for row in rows] == [None] * len(rows)
     assert [row["extra"] and json.loads(row["extra"]) for row in rows] == list(texts.values())
 
 
-def test_a_comma_before_a_closing_bracket_is_tolerated_as_duckdb_does(validate: Judge) -> None:
+def test_a_comma_before_a_closing_bracket_is_tolerated_as_duckdb_does(validate: Validate) -> None:
     """Python's json refuses it; what the event says is in no doubt."""
     lines = [event()[:-1] + ",}", raw("note", "[1,]"), raw("note", '{"a":1,}')]
     with pytest.raises(json.JSONDecodeError):
         json.loads(lines[0])
-    assert [verdict(row) for row in validate("\n".join(lines).encode())] == [None] * 3
+    assert [outcome(row) for row in validate("\n".join(lines).encode())] == [None] * 3
     lines = [event()[:-1] + ",,}", raw("note", "[,]"), raw("note", "[,1]"), "{,}"]
-    assert {verdict(row) for row in validate("\n".join(lines).encode())} == {("not_json", None)}
+    assert {outcome(row) for row in validate("\n".join(lines).encode())} == {("not_json", None)}
 
 
-def test_nan_is_tolerated_where_no_rule_asks_for_a_number(validate: Judge) -> None:
+def test_nan_is_tolerated_where_no_rule_asks_for_a_number(validate: Validate) -> None:
     (row,) = validate(raw("note", "[NaN, -Infinity]").encode())
-    assert verdict(row) is None
+    assert outcome(row) is None
 
 
-def test_keys_and_blanks_between_them_may_stand_in_any_order(validate: Judge) -> None:
+def test_keys_and_blanks_between_them_may_stand_in_any_order(validate: Validate) -> None:
     reversed_keys = json.dumps(dict(reversed(json.loads(event()).items())))
     spaced = " \t" + json.dumps(json.loads(event()), indent=1).replace("\n", "\t") + " \r "
     escaped = event().replace("region", "r\\u0065gion")

@@ -50,8 +50,8 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     sys.setrecursionlimit(limit)
 
 
-def judge_all(connection: duckdb.DuckDBPyConnection, tally: Tally, lines: list[bytes]) -> None:
-    """Judge lines together, and check what is said of each."""
+def validate_all(connection: duckdb.DuckDBPyConnection, tally: Tally, lines: list[bytes]) -> None:
+    """Validate lines together, and check what is said of each."""
     data = b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines)
     table = to_arrow(data)
     assert table.num_rows == len(lines)
@@ -285,12 +285,12 @@ def test_tens_of_thousands_of_hostile_lines_are_each_valid_or_have_a_reason(
 ) -> None:
     chance = random.Random(20261020)  # noqa: S311  # repeatable
     tally = Tally()
-    judge_all(connection, tally, list(bombs()))
+    validate_all(connection, tally, list(bombs()))
     valid = valid_lines(chance)
     while tally.lines < 40_000:
         lines = [mutated(chance, chance.choice(valid)) for _ in range(BATCH)]
         lines += [made_up(chance) for _ in range(BATCH)]
-        judge_all(connection, tally, lines)
+        validate_all(connection, tally, lines)
     # The lines are of all kinds: otherwise nothing much was tried.
     of_lines = set(events.REASONS).difference(events.DEFECTS, {"conflicting_event"}, ELSEWHERE)
     of_lines |= {"nul_byte", "not_utf8"}
@@ -332,7 +332,7 @@ def test_whatever_json_an_event_is_it_is_valid_or_has_a_reason(
         json.dumps(some, ensure_ascii=ascii_only, default=str).encode(errors="surrogatepass")
         for some in objects
     ]
-    judge_all(connection, Tally(), lines)
+    validate_all(connection, Tally(), lines)
 
 
 numbers = st.one_of(

@@ -58,7 +58,7 @@ _TYPES = pa.schema(
         "is_fraud": pa.int64(),
     }
 )
-_JUDGED = pa.schema(
+_VALIDATED = pa.schema(
     [
         *(_TYPES.field(name) for name in ("event_id", *_TYPES.names[1:4], *_TYPES.names[6:12])),
         *(pa.field(name, pa.int64()) for name in ("is_fraud", "pence", "earlier_orders")),
@@ -363,7 +363,7 @@ def test_a_slow_second_opinion_agrees_in_any_order_on_every_engine(
     found = [validated(engine, shuffled) for engine in engines]
     for of_engine in found:
         assert [{name: row[name] for name in expected[0]} for row in of_engine] == expected
-    orders = pa.Table.from_pylist(found[0], _JUDGED)
+    orders = pa.Table.from_pylist(found[0], _VALIDATED)
     of_model = pa.Table.from_pylist(scores, _SCORE_TYPES)
     first, second = (
         result(fraud.alerts(engine(orders), engine(of_model), RULES)) for engine in engines
@@ -393,10 +393,10 @@ def by_hand(rows: Rows) -> list[dict[str, Any]]:
             }
         )
     orders.sort(key=lambda row: (row["customer_id"], row["moment"], row["order_id"]))
-    return [_judge_by_hand(order, orders[:n]) for n, order in enumerate(orders)]
+    return [_validated_by_hand(order, orders[:n]) for n, order in enumerate(orders)]
 
 
-def _judge_by_hand(order: dict[str, Any], before: Rows) -> dict[str, Any]:
+def _validated_by_hand(order: dict[str, Any], before: Rows) -> dict[str, Any]:
     mine = [row for row in before if row["customer_id"] == order["customer_id"]]
     start = order["moment"] - RULES.window_minutes * MINUTE
     window = [row for row in mine if row["moment"] > start] + [order]

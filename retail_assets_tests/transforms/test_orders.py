@@ -50,7 +50,7 @@ TYPED = pa.schema(
     }
 )
 
-VERDICTS: tuple[tuple[dict[str, Any], tuple[str | None, str | None]], ...] = (
+OUTCOMES: tuple[tuple[dict[str, Any], tuple[str | None, str | None]], ...] = (
     ({}, (None, None)),
     *(({"status": status}, (None, None)) for status in orders.STATUSES),
     ({"status": "shipped"}, ("unknown_status", "status")),
@@ -120,14 +120,14 @@ VERDICTS: tuple[tuple[dict[str, Any], tuple[str | None, str | None]], ...] = (
 
 
 def test_a_row_is_rejected_for_the_first_rule_that_it_breaks(engine: Engine) -> None:
-    rows = [typed_row(**{"order_id": f"O{n}", **row}, n=n) for n, (row, _) in enumerate(VERDICTS)]
+    rows = [typed_row(**{"order_id": f"O{n}", **row}, n=n) for n, (row, _) in enumerate(OUTCOMES)]
     validated = orders.validate(engine(pa.Table.from_pylist(rows, TYPED)), late_days=LATE_DAYS)
     found = {row["n"]: (row["reason"], row["field"]) for row in result(validated)}
-    assert [found[n] for n in range(len(rows))] == [verdict for _, verdict in VERDICTS]
+    assert [found[n] for n in range(len(rows))] == [outcome for _, outcome in OUTCOMES]
 
 
 def test_every_reason_that_a_rule_gives_is_explained() -> None:
-    assert {reason for _, (reason, _) in VERDICTS if reason} <= orders.REASONS.keys()
+    assert {reason for _, (reason, _) in OUTCOMES if reason} <= orders.REASONS.keys()
 
 
 LINES: dict[str, list[tuple[int | None, str, str]]] = {

@@ -189,15 +189,15 @@ def test_every_validation_is_the_same(engines: tuple[Engine, Engine]) -> None:
     """By hand: every field null or at the edge of its rule, in all pairs."""
     import pyarrow as pa
 
-    from retail_assets_tests.transforms.test_orders import LATE_DAYS, TYPED, VERDICTS, typed_row
+    from retail_assets_tests.transforms.test_orders import LATE_DAYS, OUTCOMES, TYPED, typed_row
 
-    changes = [change for change, _ in VERDICTS]
+    changes = [change for change, _ in OUTCOMES]
     rows = [typed_row(**{**one, **other}) for one in changes for other in changes]
     table = pa.Table.from_pylist(rows, TYPED).append_column(
         "row_number", pa.array(range(len(rows)))
     )
     validated = same(engines, lambda engine: orders.validate(engine(table), late_days=LATE_DAYS))
-    assert {row["reason"] for row in validated} == {reason for _, (reason, _) in VERDICTS}
+    assert {row["reason"] for row in validated} == {reason for _, (reason, _) in OUTCOMES}
 
 
 # Events
@@ -331,15 +331,15 @@ def test_dead_letters_are_counted_alike(engines: tuple[Engine, Engine], rows: Ro
 
 
 def test_every_validation_of_an_event_is_the_same(engines: tuple[Engine, Engine]) -> None:
-    """The typed fields of all lines of which a verdict is tested, and of pairs of changes."""
+    """The typed fields of all lines whose outcome is tested, and of pairs of changes."""
     from retail_assets.engines import duckdb_events
     from retail_assets.ingest.events.lines import to_arrow
-    from retail_assets_tests.transforms.test_events import OF_LINES, VERDICTS, in_time
+    from retail_assets_tests.transforms.test_events import OF_LINES, OUTCOMES, in_time
 
     lines = to_arrow(
-        b"".join((t if isinstance(t, bytes) else t.encode()) + b"\n" for t, _ in VERDICTS)
+        b"".join((t if isinstance(t, bytes) else t.encode()) + b"\n" for t, _ in OUTCOMES)
     )
-    lines = lines.append_column("n", [range(len(VERDICTS))])
+    lines = lines.append_column("n", [range(len(OUTCOMES))])
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Europe/London'")
         connection.register("lines", lines)
@@ -350,7 +350,7 @@ def test_every_validation_of_an_event_is_the_same(engines: tuple[Engine, Engine]
         typed = connection.sql(parsed).project(in_time()).to_arrow_table()
     validated = same(engines, lambda engine: events.validate(engine(typed)))
     found = {row["n"]: (row["reason"], row["field"]) for row in validated}
-    for n, (text, said) in enumerate(VERDICTS):
+    for n, (text, said) in enumerate(OUTCOMES):
         if said != ("absurd_timestamp", "event_timestamp"):
             assert found[n] == (said or (None, None)), text[:200]
     assert {reason for reason, _ in found.values()} == {None, *OF_LINES}

@@ -73,13 +73,11 @@ def ingest(
     known = export_entries(connection, [file.day for file in files])
     hashed = mapping_hash(mapping)
     unchanged = {
-        file.day: known[file.day]
+        file.day: entry
         for file in files
-        if file.day in known
-        and known[file.day].content_hash == file.content_hash
-        and known[file.day].up_to_date(
-            late_days=late_days, timezone=lake.timezone, mapping_hash=hashed
-        )
+        if (entry := known.get(file.day))
+        and entry.content_hash == file.content_hash
+        and entry.up_to_date(late_days=late_days, timezone=lake.timezone, mapping_hash=hashed)
     }
     raw = {day: entry.raw_rows for day, entry in unchanged.items()}
     rejected = {day: entry.rejected_rows for day, entry in unchanged.items()}

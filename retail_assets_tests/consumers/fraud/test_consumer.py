@@ -54,7 +54,7 @@ class Watch:
         return framework.consume(self.loader.lake, self.loader.connection, self.consumer)
 
     def checked(self) -> set[str]:
-        """The customers whose orders were judged last."""
+        """The customers whose orders were validated last."""
         rows = self.loader.rows("SELECT DISTINCT customer_id FROM temp.main.fraud_checked")
         return {customer for (customer,) in rows}
 

@@ -30,7 +30,7 @@ NOT_POSITIVE = ("not_positive", "order_value_gbp")
 SAMPLE = Path(__file__).parents[3] / "data" / "exports"
 
 
-def verdicts(
+def outcomes(
     loader: ExportLoader,
     write_export: WriteExport,
     column: str,
@@ -70,7 +70,7 @@ def test_values_are_plain_numbers_with_at_most_two_decimals(
         "99999999999999999999.00": NUMBER,
         "1\n2": NUMBER, "5;": NUMBER, "NULL": NUMBER, "true": NUMBER,
     }  # fmt: skip
-    assert verdicts(loader, write_export, "order_value_gbp", texts) == texts
+    assert outcomes(loader, write_export, "order_value_gbp", texts) == texts
 
 
 def test_zero_and_negative_values_are_rejected(
@@ -79,7 +79,7 @@ def test_zero_and_negative_values_are_rejected(
     texts = dict.fromkeys(
         ("0", "0.00", "-0", "+0.0", "000", "-0.01", "-5", "-9999999999.99"), NOT_POSITIVE
     )
-    assert verdicts(loader, write_export, "order_value_gbp", texts) == texts
+    assert outcomes(loader, write_export, "order_value_gbp", texts) == texts
 
 
 def test_timestamps_are_iso_8601(loader: ExportLoader, write_export: WriteExport) -> None:
@@ -117,7 +117,7 @@ def test_timestamps_are_iso_8601(loader: ExportLoader, write_export: WriteExport
             TIME,
         ),
     }  # fmt: skip
-    assert verdicts(loader, write_export, "order_timestamp", texts) == texts
+    assert outcomes(loader, write_export, "order_timestamp", texts) == texts
 
 
 def test_a_timestamp_with_an_offset_counts_for_the_day_that_it_is_in_the_business_time_zone(
@@ -146,7 +146,7 @@ def test_a_timestamp_with_an_offset_counts_for_the_day_that_it_is_in_the_busines
         "2026-10-20 09:30 Z": "2026-10-20 10:30:00",
         "2026-10-20 02:30:00 PM +02:00": "2026-10-20 13:30:00",
     }
-    assert verdicts(loader, write_export, "order_timestamp", texts) == texts
+    assert outcomes(loader, write_export, "order_timestamp", texts) == texts
     assert loader.rows("SELECT DISTINCT order_timestamp::DATE = order_date FROM raw_orders") == [
         (True,)
     ]
@@ -164,7 +164,7 @@ def test_the_day_that_has_25_hours_is_an_ordinary_day(
         "2026-10-26T00:00:00Z": ("future_order", "order_timestamp"),
         "2026-10-26T00:59:59+01:00": "2026-10-25 23:59:59",
     }
-    assert verdicts(loader, write_export, "order_timestamp", texts, date(2026, 10, 25)) == texts
+    assert outcomes(loader, write_export, "order_timestamp", texts, date(2026, 10, 25)) == texts
 
 
 def test_the_day_that_has_23_hours_is_an_ordinary_day(
@@ -179,7 +179,7 @@ def test_the_day_that_has_23_hours_is_an_ordinary_day(
         "2026-03-29T22:59:59Z": "2026-03-29 23:59:59",
         "2026-03-29T23:00:00Z": ("future_order", "order_timestamp"),
     }
-    assert verdicts(loader, write_export, "order_timestamp", texts, date(2026, 3, 29)) == texts
+    assert outcomes(loader, write_export, "order_timestamp", texts, date(2026, 3, 29)) == texts
 
 
 # Text, status, days
@@ -194,7 +194,7 @@ def test_blanks_around_text_do_not_matter(loader: ExportLoader, write_export: Wr
         "Ñandú 日本": "Ñandú 日本", "'": "'", '"': '"', "\\": "\\", "NULL": "NULL",
         "a\x1fb": "a\x1fb",
     }  # fmt: skip
-    assert verdicts(loader, write_export, "region", texts) == texts
+    assert outcomes(loader, write_export, "region", texts) == texts
 
 
 def test_status_may_be_in_any_letter_case_and_any_other_is_rejected(
@@ -208,7 +208,7 @@ def test_status_may_be_in_any_letter_case_and_any_other_is_rejected(
         "complete": unknown, "shipped": unknown, "canceled": unknown, "null": unknown,
         "completed.": unknown, "com pleted": unknown, "unknown": unknown,
     }  # fmt: skip
-    assert verdicts(loader, write_export, "status", texts) == texts
+    assert outcomes(loader, write_export, "status", texts) == texts
 
 
 def test_a_blank_required_field_is_named(loader: ExportLoader, write_export: WriteExport) -> None:
