@@ -178,6 +178,8 @@ class EventMapping(Numbers):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
+        if self.fields.currency is None:
+            self.need_currency()
         root = json_path(self.root)
         if self.root_text and (not root.parts or any(part.isdecimal() for part in root.parts)):
             raise ValueError("`root_text` needs a `root` of names alone, such as $.message.data")

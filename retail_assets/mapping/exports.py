@@ -129,11 +129,8 @@ class ExportMapping(FileLayout):
             )
         if self.refunds != "reject" and self.lines != "rows" and not self.fields.line_number:
             raise ValueError("`refunds` needs `lines: rows` or a `line_number`")
-        if self.other_signs and not self.fields.says_currency:
-            raise ValueError(
-                f"`signs` has {self.other_signs[0]!r}, but `currency` is not there: it says which"
-                " currency the amounts are in, such as {constant: EUR}"
-            )
+        if not self.fields.says_currency:
+            self.need_currency()
         if self.lines == "rows" and self.fields.line_number:
             raise ValueError("`lines: rows` numbers the lines; `line_number` does, too")
         return self

@@ -258,3 +258,15 @@ class Numbers(Section):
     def other_signs(self) -> tuple[str, ...]:
         """Signs of other currencies than pounds."""
         return tuple(sign for sign in self.signs if sign.upper() not in POUNDS)
+
+    def need_currency(self) -> None:
+        """Refuse signs of other currencies where nothing says which currency amounts are in.
+
+        Raises:
+            ValueError: if there are any.
+        """
+        if self.other_signs:
+            raise ValueError(
+                f"`signs` has {self.other_signs[0]!r}, but `currency` is not there: it says which"
+                " currency the amounts are in, such as {constant: EUR}"
+            )

@@ -1,10 +1,16 @@
 """What the section `events` of a mapping may say, and what its errors say."""
 
+from decimal import Decimal
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from retail_assets.mapping import load
 from retail_assets.mapping.events import EventMapping
 from retail_assets.mapping.json_path import json_path
+
+STRIPE = Path(__file__).parents[2] / "data" / "mappings" / "stripe-checkout.yaml"
 
 FIELDS = {
     "order_id": "$.id",
@@ -67,6 +73,7 @@ def test_what_is_no_path_is_refused(text: str):
         ({"source": "ftp:shop"}, "'ftp' is none of webhook, kafka, sqs, file"),
         ({"source": "webhook:"}, "a source is a name"),
         ({"decimal": ",", "thousands": ","}, "are the same sign"),
+        ({"signs": ["£", "€"]}, "`signs` has '€', but `currency` is not there"),
         (
             {
                 "lines": {
@@ -85,3 +92,16 @@ def test_what_is_no_path_is_refused(text: str):
 def test_what_cannot_be_used_is_said(changed: dict[str, object], message: str):
     with pytest.raises(ValidationError, match=message):
         EventMapping.model_validate({"fields": FIELDS} | changed)
+
+
+def test_stripe_has_no_cents_of_currencies_that_have_none():
+    scales = {
+        currency: mapping.fields.order_value_gbp.scale
+        for mapping in reversed(load(STRIPE).events)
+        for condition in mapping.when
+        if condition.path == "$.data.object.currency"
+        for currency in condition.is_
+    }
+    assert (scales["jpy"], scales["kwd"]) == (Decimal(1), Decimal("0.001"))
+    *_, others = load(STRIPE).events
+    assert others.fields.order_value_gbp.scale == Decimal("0.01")

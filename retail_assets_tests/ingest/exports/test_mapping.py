@@ -15,7 +15,7 @@ from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.ingest.exports.load import ExportResult, ingest
 from retail_assets.ingest.exports.pending import pending_exports
 from retail_assets.ingest.exports.reference import read_reference
-from retail_assets.mapping import ExportMapping, load
+from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping, load
 from retail_assets.mapping.exports import ReferenceMapping
 from retail_assets.settings import Settings
 from retail_assets_tests.ingest.exports.conftest import ExportLoader
@@ -343,9 +343,15 @@ def test_another_mapping_reads_its_exports_again_and_no_others(
     write(loader, [ROW | {"State": "new"}], mapping)
     assert run(loader, mapping).rejected.rows == {DAY: 1}
     assert run(loader, mapping).unchanged == (DAY,)
-    status = {"from": "State", "values": {"new": "pending"}}
+    status: dict[str, Any] = {"from": "State", "values": {"new": "pending"}}
     again = run(loader, mapping_of({"status": status}))
     assert (again.unchanged, again.raw.rows) == ((), {DAY: 1})
+    status["values"] = {"new": "completed"}
+    assert run(loader, mapping_of({"status": status})).unchanged == ()
+    assert loader.orders("status") == [("completed",)]
+    # Without the mapping the file is none of ours: it fails, and its rows stay.
+    assert list(run(loader, NATIVE_EXPORTS).raw.failed) == [DAY]
+    assert loader.orders("status") == [("completed",)]
     # What does not change the exports' part changes nothing.
     file = tmp_path / "mapping.yaml"
     file.write_text("# a comment\nreference: {}\n")
