@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import CsvFile, inspect
-from retail_assets.ingest.exports.csv_records import reader, records
+from retail_assets.ingest.exports.csv_records import Record, reader, records
 from retail_assets.ingest.exports.files import row_format
 from retail_assets.ingest.exports.split_days import (
     ORIGIN,
@@ -235,6 +235,13 @@ def _merge(
         raise RetailAssetsError(" ".join(problems.values()))
 
 
+def _breaks_off(record: Record, file: CsvFile) -> bool:
+    """Whether a record is the last one, without its end, and no comment or total row."""
+    begins = record.text.lstrip(' \t"')
+    skipped = any(begins.startswith(each.strip()) for each in file.layout.skip_rows)
+    return not record.lines[-1].endswith(("\n", "\r")) and not skipped
+
+
 def _rows(file: CsvFile, written: str) -> Iterator[Row]:
     """The rows of an export with their origin; one of too few or too many fields stays so."""
     width = len(file.header)
@@ -245,6 +252,12 @@ def _rows(file: CsvFile, written: str) -> Iterator[Row]:
         if len(fields) == width + 1 and not fields[-1]:
             # Some end each row with a delimiter.
             fields.pop()
+        if len(fields) < width and _breaks_off(record, file):
+            raise RetailAssetsError(
+                f"{file.path} breaks off in line {record.line}: an order may lack lines, so nothing"
+                " of it is used. Download it again; if that line is no order, name how it begins in"
+                " the mapping's `skip_rows`."
+            )
         if len(fields) == width:
             yield [*fields, file.path.name, str(record.line), written]
         else:

@@ -357,6 +357,19 @@ def test_a_day_of_somebody_else_is_left_as_it_is(shop: Settings) -> None:
     assert [len(lines) for lines in day_files(shop).values()] == [1, 1]
 
 
+def test_an_export_that_breaks_off_takes_the_place_of_nothing(shop: Settings) -> None:
+    lines = [row("1", "20/10/2026 10:00"), "1;c;B;paid;2.00;20/10/2026 10:00"]
+    write(shop, "orders_export_1.csv", *lines)
+    split_exports(shop)
+    before = day_files(shop)
+    later = write(shop, "orders_export_2.csv", lines[0], "1;c;B;pa", minute=1)
+    later.write_bytes(later.read_bytes()[:-1])
+    assert "breaks off in line 3" in split_exports(shop).failed["orders_export_2.csv"]
+    assert day_files(shop) == before
+    later.write_text("\n".join([HEADER, lines[0], "Total;2"]))
+    assert split_exports(shop).failed == {}
+
+
 def test_an_export_that_still_changes_waits(shop: Settings) -> None:
     path = write(shop, "orders_export.csv", row("1", "20/10/2026 10:00"))
     os.utime(path)

@@ -162,12 +162,12 @@ WRONG: Mapping[str, list[tuple[dict[str, Any], str, str]]] = {
         (
             {"type": "charge.refunded"},
             "unmapped_event",
-            "$.type: charge.refunded, $.livemode: true",
+            "$.type: charge.refunded, $.livemode: true, $.data.object.currency: gbp",
         ),
         (
             {"livemode": False},
             "unmapped_event",
-            "$.type: checkout.session.completed, $.livemode: false",
+            "$.type: checkout.session.completed, $.livemode: false, $.data.object.currency: gbp",
         ),
     ],
 }
