@@ -17,7 +17,7 @@ from retail_assets.errors import AuditError
 from retail_assets.lake import connection as lake_connection
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.publish import publish_days, publish_table
+from retail_assets.lake.publish import publish_days, publish_table, replace_days
 from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets_tests.lake.revenue import (
     FIRST,
@@ -109,6 +109,26 @@ def test_no_days_at_all_change_nothing(published):
     done = publish(published, [], [])
     assert (done.rows, done.failed, done.snapshot) == ({}, {}, None)
     assert snapshot_of(published) == before
+
+
+def test_large_days_are_inserted_one_after_the_other_and_whole(lake):
+    rows = {FIRST: 70_000, SECOND: 60_000, THIRD: 10}
+    with lake.connect() as connection:
+        days = " UNION ALL ".join(f"SELECT DATE '{day}' FROM range({n})" for day, n in rows.items())
+        connection.execute(
+            "CREATE TEMP TABLE mixed AS SELECT order_date, 'North' AS region, 1 AS order_count,"
+            " 1.00 AS total_revenue, 1.00 AS avg_order_value"
+            f" FROM ({days}) AS t(order_date) ORDER BY random()"
+        )
+        with lake.transaction(connection, "large days"):
+            replace_days(connection, tables.DAILY_REVENUE, "temp.main.mixed", rows, [])
+        found = connection.execute(
+            "SELECT order_date, count(*), min(rowid), max(rowid) FROM daily_revenue GROUP BY 1"
+            " ORDER BY 1"
+        ).fetchall()
+    assert {day: count for day, count, *_ in found} == rows
+    # The first two make a row group, and the third comes after it.
+    assert found[2][2] > max(found[0][3], found[1][3])
 
 
 def test_columns_are_matched_by_name_in_whatever_order_they_come(lake):
