@@ -34,6 +34,13 @@ hypothesis_settings.register_profile("repeatable", _any_speed, derandomize=True)
 hypothesis_settings.register_profile("explore", _any_speed, max_examples=1000, print_blob=True)
 hypothesis_settings.load_profile("repeatable")
 
+
+def examples(few: int) -> int:
+    """So many examples of a property, where each takes long; the profile `explore` has its own."""
+    most = hypothesis_settings().max_examples
+    return most if most > hypothesis_settings.get_profile("default").max_examples else few
+
+
 HEADER = "order_id,customer_id,product_id,region,status,order_value_gbp,order_timestamp"
 
 NewLake: TypeAlias = Callable[[Path], Lake]

@@ -21,6 +21,7 @@ from retail_assets.tables import (
     RAW_ORDERS,
 )
 from retail_assets.transforms import events, live_orders, orders, revenue
+from retail_assets_tests.conftest import examples
 from retail_assets_tests.transforms.conftest import (
     HAPPENED,
     Engine,
@@ -31,7 +32,7 @@ from retail_assets_tests.transforms.conftest import (
     result,
 )
 
-EXAMPLES, MOST_ROWS = 16, 30
+EXAMPLES, MOST_ROWS = examples(6), 60
 """An engine takes as long to plan few rows as many: rather few examples of many rows."""
 
 # Both days on which the clocks change lie within.

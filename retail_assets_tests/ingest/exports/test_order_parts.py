@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from retail_assets.lake.connection import Lake
 from retail_assets.transforms import orders, revenue
+from retail_assets_tests.conftest import examples
 from retail_assets_tests.ingest.exports.conftest import ExportLoader
 from retail_assets_tests.ingest.exports.test_mapping import DAY, ROW, mapping_of, run, write
 
@@ -84,7 +85,7 @@ def test_a_charge_that_stands_in_every_row_counts_once(loader: ExportLoader) -> 
     assert lines(loader) == [("1001", 1, "8.00"), ("1001", 2, "8.00")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     values=st.lists(st.integers(1, 10**9), min_size=1, max_size=6),
     charge=st.integers(-(10**9), 10**9),

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from typing import Any
 
 import pytest
@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from retail_assets.ingest.exports import csv_records
 from retail_assets.ingest.exports.load import ingest
 from retail_assets.ingest.exports.record_count import RecordCount
-from retail_assets_tests.conftest import HEADER, NewLake, WriteExport, order_row, write_export_to
+from retail_assets_tests.conftest import (
+    HEADER,
+    NewLake,
+    WriteExport,
+    examples,
+    order_row,
+    write_export_to,
+)
 from retail_assets_tests.ingest.exports.conftest import ExportLoader
 from retail_assets_tests.ingest.exports.test_properties import NO_SHRINKING, fresh
 
@@ -164,24 +171,30 @@ UNREADABLE = (
 )
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("blank", ["", "{end}", "\n\r\n"], ids=["", "blank", "any end"])
+ENDS = ("\n", "\r\n", "\r")
+
+
 def test_the_text_of_a_row_that_cannot_be_read_is_kept_whole(
-    loader: ExportLoader, write_export: WriteExport, end: str, blank: str
+    loader: ExportLoader, write_export: WriteExport
 ) -> None:
     """DuckDB gives none where quotes are stray, cuts long ones, and loses what follows a byte."""
-    blank = blank.format(end=end)
-    rows = [row(f"O{n}", note) + end + row(f"G{n}") for n, note in enumerate(UNREADABLE)]
-    good = [row(f"T{n}") for n in range(len(rows))]
-    content = text_of(*(line + blank for line in rows), *good, end=end)
-    write_export(DAY, content.encode(errors="surrogateescape"))
-    write_export(DAY + A_DAY, f"\ufeff{content}".encode(errors="surrogateescape"), compressed=True)
-    assert loader.ingest(DAY, DAY + A_DAY).raw.failed == {}
+    rows = [[row(f"O{n}", note), row(f"G{n}")] for n, note in enumerate(UNREADABLE)]
+    good = [row(f"T{n}") for n in range(len(UNREADABLE))]
+    days = []
+    for end, blank in product(ENDS, ("", "same end", "\n\r\n")):
+        after = end if blank == "same end" else blank
+        lines = [line + after for line in (end.join(two) for two in rows)]
+        content = text_of(*lines, *good, end=end)
+        for start, compressed in (("", False), ("\ufeff", True)):
+            days.append(DAY + len(days) * A_DAY)
+            whole = f"{start}{content}".encode(errors="surrogateescape")
+            write_export(days[-1], whole, compressed=compressed)
+    assert loader.ingest(*days, late_days=60).raw.failed == {}
     kept = [(2 * n + 2, decoded(row(f"O{n}", note))) for n, note in enumerate(UNREADABLE)]
-    assert loader.rejected("row_number, raw_text") == [*kept, *kept]
+    found = loader.rejected("export_date, row_number, raw_text")
+    assert found == [(day, *one) for day in days for one in kept]
 
 
-ENDS = ("\n", "\r\n", "\r")
 MALFORMED = (
     *UNREADABLE,
     "x,more",
@@ -191,7 +204,7 @@ MALFORMED = (
 """Notes of rows that are malformed; `{end}` is the end of a line."""
 
 
-@settings(max_examples=2, phases=NO_SHRINKING)
+@settings(max_examples=examples(2), phases=NO_SHRINKING)
 @given(
     lines=st.lists(
         st.tuples(
@@ -318,7 +331,7 @@ def taken(
         return outcomes
 
 
-@settings(max_examples=5, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=examples(3), phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(exports=st.lists(spoiled_exports(), min_size=10, max_size=10))
 def test_every_record_is_accounted_for_or_the_day_fails_by_name(
     new_lake: NewLake, exports: list[Spoiled]
@@ -340,7 +353,7 @@ def test_every_record_is_accounted_for_or_the_day_fails_by_name(
         assert {order_id for order_id, *_ in raw} >= export.intact, (export, rejected)
 
 
-@settings(max_examples=2, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=examples(2), phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(exports=st.lists(spoiled_exports(), min_size=6, max_size=6))
 def test_reading_together_equals_reading_alone(new_lake: NewLake, exports: list[Spoiled]) -> None:
     def named(outcomes: dict[date, Any]) -> list[Any]:

@@ -24,7 +24,7 @@ from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import publish_days
 from retail_assets.settings import Settings
 from retail_assets.transforms import orders, revenue
-from retail_assets_tests.conftest import NewLake, WriteExport, order_row, write_export_to
+from retail_assets_tests.conftest import NewLake, WriteExport, examples, order_row, write_export_to
 from retail_assets_tests.ingest.exports.test_properties import (
     A_DAY,
     DAY,
@@ -136,7 +136,7 @@ def accepted(exports: dict[int, Sequence[Any]]) -> list[tuple[str, date, Decimal
 arrivals = st.lists(st.tuples(st.integers(0, len(DAYS) - 1), small_exports), min_size=1, max_size=4)
 
 
-@hypothesis_settings(max_examples=3, phases=NO_SHRINKING)
+@hypothesis_settings(max_examples=examples(2), phases=NO_SHRINKING)
 @given(versions=arrivals, restated=st.lists(st.booleans(), min_size=4, max_size=4))
 @example(
     versions=[(2, [("A", 2, "1.00", "completed"), ("B", 1, "2.50", "completed")])], restated=[True]
