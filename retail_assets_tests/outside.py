@@ -37,13 +37,18 @@ def mark_slow(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-def longest_first(items: list[pytest.Item]) -> None:
-    """Put the modules with the most marked tests first: a core that is done takes the next one.
+LONG = ("end_to_end", "faults", "fuzz")
+"""The folders whose modules have few tests, of half a minute each."""
 
-    A long module that came last would leave the other cores idle.
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Put the longest modules first: a core that is done takes the next one.
+
+    They are those of `LONG`, then those with the most marked tests. A long module that came last
+    would leave the other cores idle.
     """
     marked = Counter(item.path for item in items if {"slow", "processes"} & set(item.keywords))
-    items.sort(key=lambda item: -marked[item.path])
+    items.sort(key=lambda item: (item.path.parent.name not in LONG, -marked[item.path]))
 
 
 class Watch:
