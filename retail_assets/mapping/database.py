@@ -93,6 +93,7 @@ class DatabaseMapping(Section):
     orders: SourceOrders
     products: SourceTable | None = None
     customers: SourceTable | None = None
+    currency_rates: SourceTable | None = None
     compress: bool = Field(
         default=False, description="Write order exports compressed, as `.csv.gz`."
     )
@@ -117,5 +118,9 @@ class DatabaseMapping(Section):
     @property
     def reference(self) -> dict[str, SourceTable]:
         """The reference tables that are declared, by the name of their table."""
-        both = {"products": self.products, "customers": self.customers}
-        return {name: source for name, source in both.items() if source is not None}
+        all_of_them = {
+            "products": self.products,
+            "customers": self.customers,
+            "currency_rates": self.currency_rates,
+        }
+        return {name: source for name, source in all_of_them.items() if source is not None}

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets import business_days
+from retail_assets import business_days, tables
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.extract import mysql
 from retail_assets.extract.run import extract
 from retail_assets.ingest.exports.load import ingest
+from retail_assets.ingest.exports.reference import read_reference
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.extract.shops import (
@@ -275,6 +276,26 @@ def test_any_value_and_any_column_name_is_csv_as_it_was(
         (value, "true" if big else "1", '{"a": 1}', r"\x00ff"),
         ("", "", "", ""),
     }
+
+
+@on_postgres
+def test_rates_of_currencies_are_extracted_like_other_reference_tables(
+    orders: Settings, shop: Shop
+) -> None:
+    shop.execute(
+        "CREATE TABLE exchange (on_day date, code varchar(3), gbp decimal(18, 8))",
+        f"INSERT INTO exchange VALUES ('{DAY}', 'EUR', 0.86500000), ('{NEXT}', 'EUR', 0.87)",
+    )
+    columns = {"day": "on_day", "currency": "code", "rate": "gbp"}
+    rates = {"table": "exchange", "columns": columns}
+    settings = declare(orders, shop, {"orders": ORDERS, "currency_rates": rates})
+    [file] = extract(settings, []).reference
+    assert file.path == settings.reference_dir / "currency_rates.csv"
+    found = read_reference(settings.reference_dir, tables.CURRENCY_RATES).to_pylist()
+    assert [(row["day"], row["currency"], float(row["rate"])) for row in found] == [
+        (DAY, "EUR", 0.865),
+        (NEXT, "EUR", 0.87),
+    ]
 
 
 def test_reference_tables_and_orders_are_of_one_snapshot(orders: Settings, shop: Shop) -> None:

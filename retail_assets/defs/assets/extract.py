@@ -51,7 +51,7 @@ def extract_assets(
         _order_export_files(settings, partitions_def)
     ]
     if declared.reference:
-        names = " and ".join(f"`{name}.csv`" for name in declared.reference)
+        names = ", ".join(f"`{name}.csv`" for name in declared.reference)
         found.append(
             dg.AssetSpec(
                 REFERENCE_FILES,
