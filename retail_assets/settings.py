@@ -1,20 +1,26 @@
 """Every setting of the platform, read from `RETAIL_*` environment variables."""
 
-import json
-import re
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retail_assets.errors import UsageError
 from retail_assets.mapping import ExportMapping, Mapping, load
 from retail_assets.secrets import protect
-from retail_assets.webhook_senders import SENDER_NAME, WebhookSender
+from retail_assets.setting_values import (
+    AbsolutePath,
+    KafkaOptions,
+    MartUrl,
+    Secrets,
+    Senders,
+    TimeZone,
+    Urls,
+    absolute,
+)
 
 
 class Settings(BaseSettings):
@@ -26,7 +32,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RETAIL_", frozen=True)
 
-    data_dir: Path = Field(
+    data_dir: AbsolutePath = Field(
         default=Path("data"),
         description="Folder with exports/, events/, reference/ and, by default, lake/.",
     )
@@ -42,14 +48,14 @@ class Settings(BaseSettings):
         description="Where the lake keeps its Parquet files: a folder (default `lake/files` in the"
         " data folder) or an `s3://` prefix.",
     )
-    timezone: str = Field(
+    timezone: TimeZone = Field(
         default="Europe/London",
         description="Business time zone, by its IANA name: every date is a day there.",
     )
     start_date: date = Field(
         default=date(2026, 10, 5), description="The first daily partition (YYYY-MM-DD)."
     )
-    mapping: Path | None = Field(
+    mapping: AbsolutePath | None = Field(
         default=None,
         description="YAML file that says how the files and events of other programs are written,"
         " see [mapping](mapping.md) (default: as ours).",
@@ -218,7 +224,7 @@ class Settings(BaseSettings):
         description="Permissions that files and folders made by the platform lack, in octal:"
         " 077 keeps them to their owner, 027 lets the group of the lake's folder read them.",
     )
-    kafka_options: Annotated[dict[str, str | int | float | bool], NoDecode] = Field(
+    kafka_options: KafkaOptions = Field(
         default_factory=dict,
         repr=False,
         description="More options of librdkafka for every Kafka client, as a JSON object, such as"
@@ -247,7 +253,7 @@ class Settings(BaseSettings):
         description="Bearer token of the webhook: a long random text. Without it there is no"
         " webhook.",
     )
-    webhook_senders: Annotated[dict[str, WebhookSender], NoDecode] = Field(
+    webhook_senders: Senders = Field(
         default_factory=dict,
         repr=False,
         description="Senders that post to `/events/NAME`, as a JSON object by name: each has a"
@@ -279,13 +285,13 @@ class Settings(BaseSettings):
         description="Events that the webhook accepts at once after a quiet time, and in one"
         " request.",
     )
-    lookup_secrets: Annotated[dict[str, SecretStr], NoDecode] = Field(
+    lookup_secrets: Secrets = Field(
         default_factory=dict,
         repr=False,
         description="Secrets that the headers of lookups name, as a JSON object, see"
         " [lookups](mapping.md#lookups).",
     )
-    notify_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+    notify_urls: Urls = Field(
         default=(),
         repr=False,
         description="Services that notifications go to: URLs that apprise knows, as a JSON list"
@@ -336,7 +342,7 @@ class Settings(BaseSettings):
         description="The start of a new topic: `now`, changes from now on, or `beginning`,"
         " all rows of the lake.",
     )
-    mart_url: SecretStr | None = Field(
+    mart_url: MartUrl | None = Field(
         default=None,
         repr=False,
         description="Database that revenue is published to for other tools:"
@@ -369,94 +375,12 @@ class Settings(BaseSettings):
         description="Units below which a stock is low; falling below it is an alert.",
     )
 
-    @field_validator("data_dir", "mapping")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return value and value.expanduser().absolute()
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            message = f"{value!r} is not a time zone of the IANA database, such as Europe/London"
-            raise ValueError(message) from error
-        return value
-
-    @field_validator("mart_url")
-    @classmethod
-    def _known_database(cls, value: SecretStr | None) -> SecretStr | None:
-        known = ("postgresql://", "postgres://", "mysql://", "mariadb://")
-        if value is not None and not value.get_secret_value().startswith(known):
-            # The value is not shown: it may have a password.
-            raise ValueError(f"it must begin with one of {', '.join(known)}")
-        return value
-
-    @field_validator("kafka_options", mode="before")
-    @classmethod
-    def _kafka_options_of_json(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            options = json.loads(value)
-        except ValueError:
-            options = None
-        if not isinstance(options, dict):
-            # The value is not shown: it may have a password.
-            raise ValueError('it must be a JSON object, such as {"client.id": "shop"}')  # noqa: TRY004
-        return options
-
-    @field_validator("lookup_secrets", mode="before")
-    @classmethod
-    def _secrets_of_json(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                value = None
-        if not isinstance(value, dict):
-            # The value is not shown: it has secrets.
-            raise ValueError('it must be a JSON object, such as {"crm": "…"}')  # noqa: TRY004
-        return value
-
-    @field_validator("webhook_senders", mode="before")
-    @classmethod
-    def _senders_of_json(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                value = None
-        if not isinstance(value, dict) or not all(map(SENDER_NAME.fullmatch, value)):
-            # The value is not shown: it has secrets.
-            raise ValueError(
-                "it must be a JSON object of senders by name (lower-case letters, digits, - and _),"
-                ' such as {"shop": {"scheme": "shopify", "secret": "…"}}'
-            )
-        return value
-
-    @field_validator("notify_urls", mode="before")
-    @classmethod
-    def _urls_of_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value.lstrip().startswith("["):
-            try:
-                return json.loads(value)
-            except ValueError:
-                # The value is not shown: it may have a password.
-                raise ValueError("it starts like a JSON list and is none") from None
-        # A URL may have commas within.
-        found = re.split(r"[\s,]+(?=[A-Za-z0-9]+://)", value.strip().strip(","))
-        return [url for url in found if url]
-
     @cached_property
     def marts_location(self) -> str | None:
         """Where the files of the marts lie: a folder or a bucket's prefix."""
         if self.mart_files is None or "://" in self.mart_files:
             return self.mart_files
-        return _absolute(self.mart_files)
+        return absolute(self.mart_files)
 
     @property
     def opening_date(self) -> date:
@@ -487,7 +411,7 @@ class Settings(BaseSettings):
         """Where event files land: a folder or a bucket's prefix."""
         if self.events and "://" in self.events:
             return self.events
-        return _absolute(self.events or self.data_dir / "events")
+        return absolute(self.events or self.data_dir / "events")
 
     @cached_property
     def reference_dir(self) -> Path:
@@ -504,19 +428,14 @@ class Settings(BaseSettings):
         """The DuckLake catalog in use."""
         if self.lake_catalog and self.lake_catalog.startswith("postgres:"):
             return self.lake_catalog
-        return _absolute(self.lake_catalog or self.lake_dir / "catalog.sqlite")
+        return absolute(self.lake_catalog or self.lake_dir / "catalog.sqlite")
 
     @cached_property
     def data_path(self) -> str:
         """Where the lake's Parquet files lie."""
         if self.lake_data and "://" in self.lake_data:
             return self.lake_data
-        return _absolute(self.lake_data or self.lake_dir / "files")
-
-
-def _absolute(path: str | Path) -> str:
-    """An absolute path, the same for every process."""
-    return str(Path(path).expanduser().absolute())
+        return absolute(self.lake_data or self.lake_dir / "files")
 
 
 def load_settings() -> Settings:
