@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from retail_assets.engines.duckdb import BLANKS
 from retail_assets.engines.event_lines import LINES, NUMBER, WHOLE_NUMBER, with_lines
+from retail_assets.engines.json_text import may_have, too_deep
 from retail_assets.engines.json_text import text as _text
-from retail_assets.engines.json_text import too_deep
 from retail_assets.engines.mapped_events import Reader
 from retail_assets.engines.timestamps import instant
 from retail_assets.lake.sql import literal
@@ -137,8 +137,7 @@ def _own_texts(formed: str, schema: str) -> str:
     return f"""
         SELECT *, len(keys) <> {there} AS irregular, {texts},
             lower({_text("f.status")}) AS status,
-            -- Few events have one, and looking for its name is much faster.
-            CASE WHEN is_object AND contains(payload, '"currency"')
+            CASE WHEN is_object AND {may_have("currency")}
                 THEN upper(trim(payload ->> '$.currency', {BLANKS})) END AS currency,
             {value} AS value_text, {_text("f.event_timestamp")} AS time_text, {_NUMBER_TEXT},
             CASE WHEN f.quantity NOT LIKE '"%' THEN f.quantity::VARCHAR END AS quantity_text

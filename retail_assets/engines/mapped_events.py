@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from retail_assets.engines.duckdb import BLANKS
+from retail_assets.engines.json_text import may_have, too_deep
 from retail_assets.engines.json_text import text as json_text
-from retail_assets.engines.json_text import too_deep
 from retail_assets.engines.mapped_fields import Spelling, text_of
 from retail_assets.engines.mapped_lines import lines_json
 from retail_assets.lake.sql import literal
@@ -430,7 +430,7 @@ def _own(name: str) -> str:
         return "CASE WHEN f.quantity NOT LIKE '\"%' THEN f.quantity::VARCHAR END"
     if name == "currency":
         currency = f"upper(trim(payload ->> '$.currency', {BLANKS}))"
-        return f"CASE WHEN contains(payload, '\"currency\"') THEN {currency} END"
+        return f"CASE WHEN {may_have('currency')} THEN {currency} END"
     return f"lower({json_text('f.status')})" if name == "status" else json_text(f"f.{name}")
 
 

@@ -221,6 +221,10 @@ OUTCOMES: list[tuple[str | bytes, Outcome]] = [
         (event(currency=value), ("unknown_currency", "currency"))
         for value in ("USD", "eur", " \u20ac", 826, ["GBP"], "GBPX")
     ),
+    (
+        event(currency="USD").replace("currency", "curr\\u0065ncy"),
+        ("unknown_currency", "currency"),
+    ),
     *((event(currency=value), None) for value in ("GBP", " gbp", "", None)),
     (event(price={"currency": "USD"}), None),
     *(

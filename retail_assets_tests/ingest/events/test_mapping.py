@@ -271,15 +271,18 @@ def test_a_mapping_is_for_its_sources_alone(loader: Any):
     with loader({**CLOUD, "source": ["file:cloud/*.jsonl", "webhook:a"]}) as events:
         events.write("cloud/a.jsonl", [cloud(1)])
         events.write("cloud/deep/a.jsonl", [event(2)])
-        events.write("a.jsonl", [event(3, note="kept"), event(4, currency="EUR")])
+        euro = event(4, currency="EUR")
+        escaped = euro.replace("currency", "curr\\u0065ncy")
+        events.write("a.jsonl", [event(3, note="kept"), euro, escaped])
         events.ingest()
         assert [name for (name,) in events.events()] == ["C1", "E2", "E3"]
         assert events.rows("SELECT extra FROM enriched_events WHERE event_id = 'E3'") == [
             ('{"note":"kept"}',)
         ]
-        assert events.rows("SELECT reason, field FROM dead_letter_events") == [
-            ("unknown_currency", "currency")
-        ]
+        assert (
+            events.rows("SELECT reason, field FROM dead_letter_events")
+            == [("unknown_currency", "currency")] * 2
+        )
 
 
 @pytest.mark.parametrize(
