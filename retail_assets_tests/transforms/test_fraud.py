@@ -180,9 +180,18 @@ def test_orders_at_the_same_moment_count_one_after_the_other(engine: Engine) -> 
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("values", "suspicious"),
-    [
+def of_customers(*cases: Rows) -> list[dict[str, Any]]:
+    """The orders of each case, in a frame together, those of a customer of their own."""
+    return [
+        {**row, "customer_id": f"C{k}"}
+        | {name: f"{row[name]} of {k}" for name in ("event_id", "order_id")}
+        for k, rows in enumerate(cases)
+        for row in rows
+    ]
+
+
+def test_a_value_far_above_the_mean_of_earlier_orders_is_suspicious(engine: Engine) -> None:
+    cases = [
         (["10", "10", "30"], True),
         (["10", "10", "29.99"], False),
         (["10", "20", "45"], True),
@@ -191,49 +200,53 @@ def test_orders_at_the_same_moment_count_one_after_the_other(engine: Engine) -> 
         (["1", "1", "19.99"], False),  # too little
         (["1", "1", "20"], True),
         (["90", "10", "10"], False),
-    ],
-)
-def test_a_value_far_above_the_mean_of_earlier_orders_is_suspicious(
-    engine: Engine, values: Sequence[str], suspicious: bool
-) -> None:
-    rows = [event(n, 60 * n, order_value_gbp=Decimal(value)) for n, value in enumerate(values)]
-    assert ("value_above_history" in reasons(engine, rows).values()) is suspicious
-
-
-@pytest.mark.parametrize(
-    ("field", "reason"), [("card", "many_cards"), ("address", "many_addresses")]
-)
-def test_more_different_cards_or_addresses_than_usual_within_the_window_are_suspicious(
-    engine: Engine, field: str, reason: str
-) -> None:
-    def minutes(*found: tuple[float, str | None]) -> dict[str, str]:
-        return reasons(
-            engine,
-            [event(n, minute, **{field: value}) for n, (minute, value) in enumerate(found)],
-            replace(RULES, orders_in_window=99),
+    ]
+    rows = of_customers(
+        *(
+            [event(n, 60 * n, order_value_gbp=Decimal(value)) for n, value in enumerate(values)]
+            for values, _ in cases
         )
-
-    assert minutes((0, "a"), (10, "b")) == {"O1": reason}
-    assert minutes((0, "a"), (10, "a"), (20, None)) == {}
-    assert minutes((0, "a"), (30, "b")) == {}
-    assert minutes((0, "a"), (10, "a"), (35, "b")) == {"O2": reason}, "a was used again"
-    assert minutes((0, "a"), (30, "a"), (59, "b")) == {"O2": reason}
-    assert minutes((0, "a"), (10, "b"), (20, None), (39.9, "b"), (40, "b")) == {
-        "O1": reason,
-        "O2": reason,
+    )
+    assert reasons(engine, rows) == {
+        f"O2 of {k}": "value_above_history" for k, (_, suspicious) in enumerate(cases) if suspicious
     }
 
 
-@pytest.mark.parametrize(
-    ("home", "away"), [("South", True), ("North", False), ("unknown", False), ("", False)]
-)
-def test_a_region_away_from_a_known_home_is_a_weak_sign(
-    engine: Engine, home: str, away: bool
+def test_more_different_cards_or_addresses_than_usual_within_the_window_are_suspicious(
+    engine: Engine,
 ) -> None:
-    rows = [event(1, 0, home_region=home)]
+    cases: list[tuple[list[tuple[float, str | None]], list[str]]] = [
+        ([(0, "a"), (10, "b")], ["O1"]),
+        ([(0, "a"), (10, "a"), (20, None)], []),
+        ([(0, "a"), (30, "b")], []),
+        ([(0, "a"), (10, "a"), (35, "b")], ["O2"]),  # a was used again
+        ([(0, "a"), (30, "a"), (59, "b")], ["O2"]),
+        ([(0, "a"), (10, "b"), (20, None), (39.9, "b"), (40, "b")], ["O1", "O2"]),
+    ]
+    kinds = [
+        (field, reason, *case)
+        for field, reason in (("card", "many_cards"), ("address", "many_addresses"))
+        for case in cases
+    ]
+    rows = of_customers(
+        *(
+            [event(n, minute, **{field: value}) for n, (minute, value) in enumerate(found)]
+            for field, _, found, _ in kinds
+        )
+    )
+    assert reasons(engine, rows, replace(RULES, orders_in_window=99)) == {
+        f"{order} of {k}": reason
+        for k, (_, reason, _, suspicious) in enumerate(kinds)
+        for order in suspicious
+    }
+
+
+def test_a_region_away_from_a_known_home_is_a_weak_sign(engine: Engine) -> None:
+    homes = ("South", "North", "unknown", "")
+    rows = of_customers(*([event(1, 0, home_region=home)] for home in homes))
     assert reasons(engine, rows) == {}
     found = reasons(engine, rows, replace(RULES, alert_score=0.2))
-    assert found == ({"O1": "away_from_home"} if away else {})
+    assert found == {"O1 of 0": "away_from_home"}
 
 
 # Scores
@@ -259,27 +272,29 @@ def test_a_score_that_is_the_threshold_in_decimals_is_an_alert(engine: Engine) -
     assert row["explanation"] == "7 times the mean of 2 earlier orders; in South, home is North"
 
 
-@pytest.mark.parametrize(
-    ("share", "score", "why"),
-    [
+def test_the_model_is_one_more_reason(engine: Engine) -> None:
+    cases = [
         (0.8999, 0.4, "many_cards"),
         (0.9, 0.64, "many_cards,unusual_order"),
         (1.0, 0.64, "many_cards,unusual_order"),
         (None, 0.4, "many_cards"),
-    ],
-)
-def test_the_model_is_one_more_reason(
-    engine: Engine, share: float | None, score: float, why: str
-) -> None:
-    rows = [event(1, 0, card="a"), event(2, 1, card="b")]
-    version = None if share is None else "v"
-    scores = [{"event_id": "E2", "model_score": share, "model_version": "v"}][: share is not None]
-    (row,) = alerts(engine, rows, scores)
-    assert (row["model_score"], row["model_version"]) == (share, version)
-    assert (row["rule_score"], row["score"], row["reasons"]) == (0.4, score, why)
-    if MODEL in why:
-        said = "more unusual than 90.0 % of orders" if share == 0.9 else "100.0 %"
-        assert said in row["explanation"]
+    ]
+    rows = of_customers(*([event(1, 0, card="a"), event(2, 1, card="b")] for _ in cases))
+    scores = [
+        {"event_id": f"E2 of {k}", "model_score": share, "model_version": "v"}
+        for k, (share, *_) in enumerate(cases)
+        if share is not None
+    ]
+    found = {row["event_id"]: row for row in alerts(engine, rows, scores)}
+    for k, (share, score, why) in enumerate(cases):
+        row = found.pop(f"E2 of {k}")
+        version = None if share is None else "v"
+        assert (row["model_score"], row["model_version"]) == (share, version)
+        assert (row["rule_score"], row["score"], row["reasons"]) == (0.4, score, why)
+        if MODEL in why:
+            said = "more unusual than 90.0 % of orders" if share == 0.9 else "100.0 %"
+            assert said in row["explanation"]
+    assert found == {}
 
 
 def test_orders_are_scored_by_the_model_if_that_can_make_them_alerts(engine: Engine) -> None:
