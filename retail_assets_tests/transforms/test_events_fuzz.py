@@ -20,6 +20,7 @@ from retail_assets.engines import duckdb_events
 from retail_assets.engines.event_content import content_id
 from retail_assets.ingest.events.lines import to_arrow
 from retail_assets.transforms import events, orders
+from retail_assets_tests.conftest import examples
 
 DAY = date(2026, 10, 20)
 BLANKS = " \t\r\n\u00a0"
@@ -321,7 +322,7 @@ near_events = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=20, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=examples(8), phases=(Phase.explicit, Phase.generate))
 @given(
     objects=st.lists(near_events | json_like, min_size=30, max_size=60), ascii_only=st.booleans()
 )
