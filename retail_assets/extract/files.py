@@ -7,7 +7,6 @@ whose bytes the ledger does not know was written or changed by somebody else, an
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -19,7 +18,7 @@ import duckdb
 from retail_assets import business_days, tables
 from retail_assets.lake import day_ledger
 from retail_assets.lake.connection import Lake
-from retail_assets.lake.durability import sync_files
+from retail_assets.lake.replacement import Draft, replace_files
 from retail_assets.lake.rows import insert_columns
 from retail_assets.lake.sql import identifier, literal
 
@@ -142,17 +141,14 @@ def place(
         else:
             placed.append(replace(file, result="replaced" if there else "written"))
     new = [file for file in placed if file.result != "unchanged"]
-    for folder in {file.draft.parent for file in new}:
-        sync_files(str(folder))
     failed = {file.day: refused[file.path] for file in files if file.path in refused and file.day}
-    ledger.enter(lake, placed, origin, failed)
-    for file in sorted(new, key=lambda file: file.day or date.max, reverse=True):
-        os.replace(file.draft, file.path)  # noqa: PTH105  # over an existing file, everywhere
-        for other in _places(file):
-            if other != file.path:
-                other.unlink(missing_ok=True)
-    for folder in {file.path.parent for file in new}:
-        sync_files(str(folder))
+    replace_files(
+        [
+            Draft(file.draft, file.path, [path for path in _places(file) if path != file.path])
+            for file in sorted(new, key=lambda file: file.day or date.max, reverse=True)
+        ],
+        note=lambda: ledger.enter(lake, placed, origin, failed),
+    )
     for file in files:
         file.draft.unlink(missing_ok=True)
     return placed, refused

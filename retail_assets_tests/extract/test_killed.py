@@ -14,7 +14,6 @@ import pytest
 
 from retail_assets import business_days
 from retail_assets.errors import RetailAssetsError
-from retail_assets.extract import files
 from retail_assets.extract.run import extract
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -152,7 +151,7 @@ def die_at_a_name(settings: Settings, days: list[date], named: int) -> None:
         done += 1
         rename(source, target)
 
-    files.os.replace = replace  # type: ignore[attr-defined]
+    os.replace = replace  # type: ignore[assignment]
     extract(settings, days)
 
 

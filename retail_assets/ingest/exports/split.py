@@ -30,10 +30,11 @@ from retail_assets.ingest.exports.split_days import (
     ORIGIN,
     DayFiles,
     OrderDays,
-    replacing,
+    draft_of,
     still_too_long,
 )
 from retail_assets.ingest.exports.split_parts import Parts, Row
+from retail_assets.lake.replacement import replace_files
 from retail_assets.mapping import ExportMapping
 from retail_assets.mapping.file_name import NATIVE
 from retail_assets.mapping.model import fingerprint
@@ -120,8 +121,9 @@ def split_exports(
                 "problem": failed.get(path.name),
                 "tried": str(now),
             }
-            with replacing(settings.lake_dir / STATE) as file:
-                json.dump(known, file, indent=1)
+            draft = draft_of(settings.lake_dir / STATE)
+            draft.path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            replace_files([draft])
         return SplitResult(done, failed, undated)
 
 
@@ -215,9 +217,11 @@ def _merge(
     An order is first added where it belongs, then removed where it was. After a kill in between the
     export is split once more.
     """
-    files = DayFiles(settings.exports_dir, mapping, parts.connection)
     problems: dict[date, str] = {}
-    with OrderDays(settings, mapping, files) as known:
+    with (
+        DayFiles(settings.exports_dir, mapping, parts.connection) as files,
+        OrderDays(settings, mapping, files) as known,
+    ):
         newer, moved = known.compare(parts.orders(), written)
         for day in parts.days():
             try:
@@ -225,8 +229,10 @@ def _merge(
                     files.merge(day, header, rows)
             except RetailAssetsError as error:
                 problems[day] = str(error)
+        files.place()
         for day, orders in moved.items():
             files.remove(day, {order for order, to in orders.items() if to not in problems})
+        files.place()
         known.enter(
             ((o, day) for o, day in parts.orders() if o not in newer and day not in problems),
             written,

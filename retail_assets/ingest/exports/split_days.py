@@ -1,14 +1,12 @@
 """What exports of many days were split into: a file for each day, and which one an order is in."""
 
 import csv
-import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
 
 import duckdb
 from typing_extensions import Self
@@ -16,6 +14,7 @@ from typing_extensions import Self
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_records import open_text
 from retail_assets.ingest.exports.split_parts import Identities, Row
+from retail_assets.lake.replacement import Draft, replace_files
 from retail_assets.mapping import ExportMapping
 from retail_assets.mapping.file_name import NATIVE
 from retail_assets.mapping.model import fingerprint
@@ -23,6 +22,9 @@ from retail_assets.settings import Settings
 
 ORIGIN = ("source_file", "source_line", "source_time")
 """The columns that a day's file has after those of the exports: which one, where, written when."""
+
+DRAFT = ".new"
+"""How the names of files end that are being written; they begin with a dot."""
 
 INDEX = "split_orders.sqlite"
 
@@ -32,6 +34,8 @@ LOOKED_UP = 500
 
 class DayFiles:
     """The files of days, which exports of many days are split into.
+
+    Changes are written aside, until `place` puts them in their places, all synced together.
 
     Args:
         folder: where they lie.
@@ -43,6 +47,20 @@ class DayFiles:
         self, folder: Path, mapping: ExportMapping, connection: duckdb.DuckDBPyConnection
     ) -> None:
         self._folder, self._mapping, self._connection = folder, mapping, connection
+        self._drafts: list[Draft] = []
+
+    def __enter__(self) -> Self:
+        self._remove_drafts()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove_drafts()
+
+    def place(self) -> None:
+        """Put the files that were changed in their places."""
+        if self._drafts:
+            replace_files(self._drafts)
+            self._drafts.clear()
 
     def merge(self, day: date, header: Sequence[str], rows: Sequence[Row]) -> None:
         """Put the rows of an export into the file of a day, in place of older ones of their orders.
@@ -64,8 +82,7 @@ class DayFiles:
             for row, order in self._with_orders(both, old)
             if order not in orders and (order or row not in broken)
         ]
-        with replacing(target) as file:
-            csv.writer(file, lineterminator="\n").writerows([both, *kept, *_in_order(both, new)])
+        self._write(target, [both, *kept, *_in_order(both, new)])
 
     def remove(self, day: date, orders: Collection[str]) -> None:
         """Remove orders, which are in the file of another day now, from that of a day."""
@@ -75,8 +92,7 @@ class DayFiles:
         header, old, _ = _aligned(target, [], [])
         kept = [row for row, order in self._with_orders(header, old) if order not in orders]
         if len(kept) < len(old):
-            with replacing(target) as file:
-                csv.writer(file, lineterminator="\n").writerows([header, *kept])
+            self._write(target, [header, *kept])
 
     def has(self, day: date) -> bool:
         """Whether there is a file of a day."""
@@ -102,6 +118,18 @@ class DayFiles:
 
     def _path(self, day: date) -> Path:
         return self._folder / NATIVE.of_day(day)
+
+    def _write(self, target: Path, rows: Sequence[Row]) -> None:
+        draft = draft_of(target)
+        with draft.path.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        self._drafts.append(draft)
+
+    def _remove_drafts(self) -> None:
+        """Remove what is in no place: after a failure, or of a run that was killed."""
+        for path in self._folder.glob(f".*{DRAFT}"):
+            if NATIVE.day(path.name[1 : -len(DRAFT)]) is not None:
+                path.unlink()
 
 
 class OrderDays:
@@ -242,17 +270,6 @@ def still_too_long(fields: Row, width: int) -> Row:
     return [*fields, *["too many fields"] * (len(ORIGIN) + 1)] if len(fields) > width else fields
 
 
-@contextmanager
-def replacing(target: Path) -> Iterator[TextIO]:
-    """Write a file beside another one and put it in its place, on the disk, when it is whole."""
-    beside = target.with_name(f".{target.name}.new")
-    with beside.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def draft_of(place: Path) -> Draft:
+    """Where a file is written before it is put in its place."""
+    return Draft(place.with_name(f".{place.name}{DRAFT}"), place)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from retail_assets.lake.durability import sync_files
+from retail_assets.lake.replacement import Draft, replace_files
 
 ASIDE = "_retail_assets_aside"
 """The folder for files that are being written, on the same file system as the others."""
@@ -84,25 +85,19 @@ class FolderStore:
         if not contents:
             return
         self._make(self._root / ASIDE)
-        aside = {}
+        drafts = []
         for path, content in contents.items():
-            aside[path] = self._root / ASIDE / uuid4().hex
+            place = self._root / path
+            self._make(place.parent)
+            drafts.append(Draft(self._root / ASIDE / uuid4().hex, place))
             descriptor = os.open(
-                aside[path], os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 & ~self._umask
+                drafts[-1].path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 & ~self._umask
             )
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
-        # One sync of the file system costs less than one for each file, and it has all that was
-        # written and deleted before.
-        if len(contents) > 1 or sync_before:
+        if sync_before:
             sync_files(str(self._root))
-        else:
-            with next(iter(aside.values())).open("rb") as file:
-                os.fsync(file.fileno())
-        for path, written in aside.items():
-            target = self._root / path
-            self._make(target.parent)
-            written.replace(target)
+        replace_files(drafts)
 
     def delete(self, paths: Collection[str]) -> None:
         """See `Store`."""

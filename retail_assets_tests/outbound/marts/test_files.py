@@ -1,11 +1,14 @@
 """Marts as files: their names, what somebody did to them, and what readers make of them."""
 
 import json
+from pathlib import Path
 
 import duckdb
 import pandas as pd
 import pytest
 
+from retail_assets.lake import replacement
+from retail_assets.outbound.marts import stores
 from retail_assets.outbound.marts.model import MartError
 from retail_assets.outbound.marts.publish import publish as publish_mart
 from retail_assets.outbound.marts.stores import ASIDE, FolderStore
@@ -121,19 +124,34 @@ def test_files_are_on_the_disk_before_they_are_named_and_all_of_them_before_the_
     lake, tmp_path, monkeypatch
 ):
     place = FolderPlace(tmp_path / "mart", "parquet")
-    synced = []
+    done: list[tuple[str, set[Path]]] = []
+    sync_paths, rename = replacement.sync_paths, Path.replace
 
-    def sync(folder: str) -> None:
-        synced.append({path for path in place.root.rglob("*") if path.is_file()})
+    def sync(paths):
+        done.append(("synced", set(paths)))
+        sync_paths(paths)
 
-    monkeypatch.setattr("retail_assets.outbound.marts.stores.sync_files", sync)
+    def replace(path, target):
+        done.append(("named", {path, target}))
+        return rename(path, target)
+
+    monkeypatch.setattr(replacement, "sync_paths", sync)
+    monkeypatch.setattr(stores, "sync_files", lambda _: done.append(("all synced", set())))
+    monkeypatch.setattr(Path, "replace", replace)
     publish_mart(lake, target_of(lake, place))
-    # A watermark for each table, two files and their watermark, then so for each table; one file
-    # alone is synced by itself.
-    named = [[path for path in found if ASIDE not in path.parts] for found in synced]
-    aside = [[path for path in found if ASIDE in path.parts] for found in synced]
-    assert [len(found) for found in aside] == [1, 1, 1, 2, 1, 1, 2, 1]
-    assert [len(found) for found in named] == [0, 1, 1, 1, 3, 4, 4, 6]
+    steps = [step for step, _ in done]
+    watermarks = 0
+    for n, (step, paths) in enumerate(done):
+        if step != "named":
+            continue
+        [(draft, target)] = [sorted(paths, key=lambda path: ASIDE not in path.parts)]
+        assert any(step == "synced" and draft in found for step, found in done[:n])
+        assert any(step == "synced" and target.parent in found for step, found in done[n:])
+        if target.name.endswith(".json"):
+            watermarks += 1
+            earlier = done[: n - steps[:n][::-1].index("all synced")]
+            assert not [each for each in done[len(earlier) : n] if each[0] == "named"]
+    assert watermarks > 3
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_sentence(lake, tmp_path):
