@@ -162,7 +162,11 @@ ENRICHED_EVENTS = Table(
             personal=True,
         ),
         *POSITION,
-        Column("processed_at", INSTANT, "When it was validated and enriched."),
+        Column(
+            "processed_at",
+            INSTANT,
+            "When it was validated; products and customers that changed since are in it, too.",
+        ),
     ),
 )
 

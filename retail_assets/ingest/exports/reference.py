@@ -289,7 +289,8 @@ def _enrich_again(
 ) -> None:
     looked_up = ", ".join(name for names in LOOKED_UP.values() for name in names)
     rows = connection.sql(
-        f"SELECT * EXCLUDE ({looked_up}) REPLACE (now() AS processed_at), order_date AS event_date"
+        # Not validated again: `processed_at` says with which mapping they were.
+        f"SELECT * EXCLUDE ({looked_up}), order_date AS event_date"
         f" FROM lake.enriched_events WHERE {concerned}"
     )
     sources = {

@@ -6,17 +6,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import duckdb
 import pytest
 
+from retail_assets import tables
 from retail_assets.cli.status import collect_status
 from retail_assets.ingest.events import mapping_ledger
+from retail_assets.ingest.exports import reference
 from retail_assets.ingest.repair import dead_letters
 from retail_assets.ingest.repair.replay import check_day, event_days, replay_day
 from retail_assets.lake.connection import Lake
+from retail_assets.lake.publish import publish_table
 from retail_assets.mapping.events import EventMapping
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import EventLoader, event
@@ -376,6 +380,38 @@ def test_another_mapping_is_known_whoever_ingests(loader: Any):
         outdated = mapping_ledger.outdated(new.connection, mappings)
     assert outdated is not None
     assert outdated.rows == 2
+
+
+def test_events_that_only_got_other_products_are_still_of_their_mapping(loader: Any):
+    of_a = {"source": "file:a/**"}
+    with loader({"fields": {**FIELDS, "product_id": {"constant": "P1"}}} | of_a) as events:
+        events.write("a/2026-11-02.jsonl", [json.dumps(ORDER)])
+        events.ingest()
+    with loader({"fields": FIELDS} | of_a) as events:
+        events.write("b.jsonl", [event(2)])
+        events.ingest()
+        mappings = events.settings.source_mapping.events
+        before = mapping_ledger.outdated(events.connection, mappings)
+        product = (
+            "SELECT 'P1' AS product_id, 'Kettle' AS product_name, 'Kitchen' AS product_category,"
+        )
+        rows = events.connection.sql(
+            f"{product} 20::DECIMAL(12,2) AS unit_price_gbp, 5 AS stock_on_hand"
+        )
+        restate = partial(reference.restate, tables.PRODUCTS, events.lake, mappings=mappings)
+        publish_table(
+            events.lake,
+            events.connection,
+            tables.PRODUCTS,
+            rows.to_arrow_table(),
+            before_swap=restate,
+        )
+        assert events.rows("SELECT product_category FROM enriched_events ORDER BY 1") == [
+            ("Kitchen",),
+            ("Kitchen",),
+        ]
+        assert before is not None
+        assert mapping_ledger.outdated(events.connection, mappings) == before
 
 
 def test_a_lake_without_a_mapping_has_no_entry_of_one(loader: Any):
