@@ -112,6 +112,11 @@ class MySQL(Source):
         )
 
     @override
+    def is_no_day(self, time: str) -> str:
+        # Such as 2026-10-00, which some settings of the server let through.
+        return f"MONTH({time}) = 0 OR DAYOFMONTH({time}) = 0"
+
+    @override
     def call(self, sql: str) -> str:
         return f"mysql_query('{SHOP}', {literal(sql)}, stream_results = false)"
 

@@ -90,6 +90,10 @@ class PostgreSQL(Source):
         return f"encode(convert_to({text}, 'SQL_ASCII'), 'hex')" if self._ascii else text
 
     @override
+    def is_no_day(self, time: str) -> str:
+        return "false"
+
+    @override
     def call(self, sql: str) -> str:
         return f"postgres_query('{SHOP}', {literal(sql)})"
 

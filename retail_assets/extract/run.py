@@ -203,6 +203,7 @@ class _Extraction:
         count = source.fetch(
             f"SELECT count(*) AS n FROM {relation} AS source"
             f" WHERE {selection.without_day(of, source.name)}"
+            f" OR {source.is_no_day(f'source.{source.name(of.day.name)}')}"
         )[0][0]
         if count:
             self._notes.append(

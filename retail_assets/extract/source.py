@@ -93,6 +93,10 @@ class Source(ABC):
         """The server's SQL for a column as text."""
 
     @abstractmethod
+    def is_no_day(self, time: str) -> str:
+        """The server's SQL for whether a time is of a day that no calendar has."""
+
+    @abstractmethod
     def call(self, sql: str) -> str:
         """DuckDB's SQL for the rows of a query in the server's SQL."""
 

@@ -365,6 +365,17 @@ def test_rows_without_a_day_are_told(orders: Settings, shop: Shop) -> None:
     assert ids(orders, DAY) == ["2"]
 
 
+@pytest.mark.parametrize("shop", ["mariadb"], indirect=True)
+def test_days_that_no_calendar_has_are_told(orders: Settings, shop: Shop) -> None:
+    shop.execute(
+        "SET SESSION sql_mode = ''",
+        "INSERT INTO orders (id, placed_at) VALUES ('1', '2026-10-00'), ('2', '0000-00-00')",
+    )
+    assert ["without a usable placed_at: 2" in note for note in extract(orders, [DAY]).notes] == [
+        True
+    ]
+
+
 def test_the_source_is_never_changed(orders: Settings, shop: Shop) -> None:
     sql = (
         "SELECT * FROM orders FOR UPDATE"
