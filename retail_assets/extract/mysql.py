@@ -140,7 +140,7 @@ class MySQL(Source):
         moments = {
             column.name
             for column, first, second in zip(times, *seen, strict=True)
-            if first and _time(second) - _time(first) == timedelta(hours=5)
+            if first and _between(first, second) == timedelta(hours=5)
         }
         return [replace(c, kind="instant") if c.name in moments else c for c in found]
 
@@ -233,8 +233,13 @@ class MySQL(Source):
             yield lambda of, n=n: share(of, n)  # type: ignore[misc]
 
 
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.partition(".")[0])
+def _between(first: str, second: str) -> timedelta | None:
+    """The time between two times; None if one of them is of a day that no calendar has."""
+    try:
+        start, end = (datetime.fromisoformat(text.partition(".")[0]) for text in (first, second))
+    except ValueError:
+        return None
+    return end - start
 
 
 def _hour(text: str) -> str:
