@@ -66,6 +66,23 @@ def failures(
     )
 
 
+def failed_us(
+    connection: duckdb.DuckDBPyConnection, tables: Iterable[Table], days: Collection[date]
+) -> dict[date, int]:
+    """When the last attempt at each of these days failed in one of some tables, in µs since 1970.
+
+    Days that have not failed are left out. What ends a run, such as a full disk, enters nothing.
+    """
+    return dict(
+        connection.execute(
+            "SELECT day, max(epoch_us(failed_at)) FROM lake.failed_days"
+            " WHERE table_name IN (SELECT unnest(?::VARCHAR[]))"
+            " AND day IN (SELECT unnest(?::DATE[])) GROUP BY day",
+            [[table.name for table in tables], list(days)],
+        ).fetchall()
+    )
+
+
 def published(
     connection: duckdb.DuckDBPyConnection, table: Table, days: Collection[date]
 ) -> dict[date, int]:

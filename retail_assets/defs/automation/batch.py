@@ -4,7 +4,8 @@ A file lands or is replaced -> `new_exports` runs its day. A day's orders change
 or corrected order, or of new reference data -> `restated_days` runs the days concerned, and only
 those. The ledger in the lake decides what is new, never a cursor or a clock. A cursor only has the
 state of open work at the last tick (a file that still changes has to wait) and the number of
-attempts.
+attempts. A day that failed because of what is in its files would fail again: it waits for another
+file, mapping, setting, reference data or release. Whatever else ended its run is tried again.
 
 Requests for days carry no run key: Dagster never forgets one, and would silently drop a day that is
 new again, for instance after the lake was deleted or an older file was restored. The runs of the
@@ -15,6 +16,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import date
+from hashlib import sha256
+from importlib.metadata import version
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -29,9 +32,10 @@ from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
+from retail_assets.transforms.orders import RULES_VERSION
 
 MAX_ATTEMPTS = 3
-"""How often the same work is tried before somebody has to look at it."""
+"""How often the same work is tried whose runs ended without saying what is wrong with its data."""
 
 TICK_SECONDS = 5
 
@@ -55,12 +59,14 @@ class Seen:
     """Work as a sensor saw it.
 
     `content` identifies its state, `attempts` counts its runs, and `was_loaded` (for reference
-    files) says whether the lake has had it since.
+    files) says whether the lake has had it since. `failed_us` (for days) is its failure in the
+    lake's ledger before the last attempt, in µs since 1970; 0 if there was none.
     """
 
     content: str
     attempts: int = 0
     was_loaded: bool = False
+    failed_us: int = 0
 
 
 def jobs() -> Sequence[UnresolvedAssetJobDefinition]:
@@ -123,7 +129,9 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     def new_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         split_exports(settings, at_most=1, settle_seconds=settings.event_settle_seconds)
         work = {day: file.content for day, file in pending_exports(settings).items()}
-        return _start_days(context, work, must_be_unchanged=True, also=_not_ingested(settings))
+        loaded = (tables.RAW_ORDERS, tables.REJECTED_ORDERS)
+        also = _not_ingested(settings)
+        return _start_days(context, settings, work, loaded, must_be_unchanged=True, also=also)
 
     @dg.sensor(
         name="restated_days",
@@ -135,7 +143,7 @@ def sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
     )
     def restated_days(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         work = {day: str(version) for day, version in stale_days(settings).items()}
-        return _start_days(context, work, must_be_unchanged=False)
+        return _start_days(context, settings, work, RESTATED, must_be_unchanged=False)
 
     @dg.sensor(
         name="changed_reference",
@@ -179,29 +187,38 @@ def _load_reference(context: dg.SensorEvaluationContext, settings: Settings) -> 
 
 def _start_days(
     context: dg.SensorEvaluationContext,
+    settings: Settings,
     work: Mapping[date, str],
+    written: Sequence[tables.Table],
     *,
     must_be_unchanged: bool,
     also: str = "",
 ) -> dg.SensorResult:
-    """Request one run for each contiguous range of ready days, and describe pending ones."""
+    """Request one run for each contiguous range of ready days, and describe pending ones.
+
+    `work` has the state of each day, and `written` are the tables in whose ledger a run enters what
+    was wrong with its data.
+    """
     before = _load(context.cursor)
     busy = _busy_days(context.instance)
+    # Only now: what has ended has entered its failures.
+    failures = _failures(settings, written, work)
+    rules = _rules(settings) if work else ""
     seen: dict[str, Seen] = {}
     ready: list[date] = []
     waiting, abandoned = [], []
-    for day, content in work.items():
-        old = before.get(day.isoformat())
-        same = old is not None and old.content == content
-        attempts = old.attempts if old is not None and same else 0
-        if day in busy or (must_be_unchanged and not same):
+    for day, state in work.items():
+        content, failed_us = f"{state}:{rules}", failures.get(day, 0)
+        old = before.get(day.isoformat(), Seen(""))
+        now = old if old.content == content else Seen(content)
+        if day in busy or (must_be_unchanged and now is not old):
             waiting.append(day)
-        elif attempts >= MAX_ATTEMPTS:
+        elif now.attempts >= MAX_ATTEMPTS or (now.attempts and failed_us not in (0, now.failed_us)):
             abandoned.append(day)
         else:
             ready.append(day)
-            attempts += 1
-        seen[day.isoformat()] = Seen(content, attempts)
+            now = Seen(content, now.attempts + 1, failed_us=failed_us)
+        seen[day.isoformat()] = now
     requests = [_run_request(first, last) for first, last in business_days.ranges(ready)]
     message = _describe(len(work), waiting, abandoned) + also
     if requests:
@@ -218,10 +235,37 @@ def _describe(count: int, waiting: Collection[date], abandoned: Sequence[date]) 
     if abandoned:
         shown = ", ".join(map(str, abandoned[:SHOWN_DAYS]))
         parts.append(
-            f"{len(abandoned)} failed {MAX_ATTEMPTS} times and wait for other data, or for a run by"
-            f" hand, first of all {shown}"
+            f"{len(abandoned)} failed and wait for another file, mapping, setting, reference data"
+            f" or release, or for a run by hand, first of all {shown}: `retail-assets status` says"
+            " why"
         )
     return "; ".join(parts) + "."
+
+
+def _rules(settings: Settings) -> str:
+    """The mark of all that decides, beside its own file, whether a day fails."""
+    decide = [
+        settings.source_mapping.model_dump(mode="json"),
+        settings.late_days,
+        settings.max_order_gbp,
+        settings.timezone,
+        [file.content for file in reference_files(settings).values()],
+        version("retail-assets"),
+        RULES_VERSION,
+    ]
+    return sha256(json.dumps(decide, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _failures(
+    settings: Settings, written: Sequence[tables.Table], days: Collection[date]
+) -> dict[date, int]:
+    if not days:
+        return {}
+    try:
+        with Lake.from_settings(settings).connect(read_only=True) as connection:
+            return ledger.failed_us(connection, written, days)
+    except NoLakeError:
+        return {}
 
 
 def _not_ingested(settings: Settings) -> str:

@@ -116,24 +116,47 @@ def test_days_of_queued_and_running_runs_are_not_started_again(
 
 
 @pytest.mark.usefixtures("lake")
-def test_a_day_that_fails_is_tried_three_times_then_reported_until_its_export_is_replaced(
+def test_a_day_whose_export_is_wrong_is_tried_once_until_something_changes(
     platform: Platform, write_export: WriteExport
 ) -> None:
     write_export(DAY, "no,such,header\n1,2,3\n")
     platform.tick("new_exports")
-    for _ in range(automation.MAX_ATTEMPTS):
-        (run,) = platform.start(automation.BATCH, "new_exports")
-        assert not run.success
-    tick = platform.tick("new_exports")
-    assert not tick.run_requests
-    assert "1 failed 3 times and wait for other data" in str(tick.skip_reason)
-    assert str(DAY) in str(tick.skip_reason)
+    (run,) = platform.start(automation.BATCH, "new_exports")
+    assert not run.success
+    for _ in range(2):
+        tick = platform.tick("new_exports")
+        assert not tick.run_requests
+        assert "1 failed and wait for another file" in str(tick.skip_reason)
+        assert str(DAY) in str(tick.skip_reason)
+
+    # A product might be what it lacked: it is tried once more, and once only.
+    write_reference(platform.settings, products="product_id\nP9\n")
+    assert platform.requested("new_exports") == []
+    (run,) = platform.start(automation.BATCH, "new_exports")
+    assert not run.success
+    assert platform.requested("new_exports") == []
 
     write_export(DAY, [order_row("O1", DAY)])
     assert platform.requested("new_exports") == []
     (run,) = platform.start(automation.BATCH, "new_exports")
     assert run.success
-    assert revenue_by_day(platform) == {str(DAY): "10.00"}
+
+
+@pytest.mark.usefixtures("lake")
+def test_a_run_that_ends_without_a_word_about_its_data_is_started_again_three_times_at_most(
+    platform: Platform, write_export: WriteExport
+) -> None:
+    write_export(DAY, "no,such,header\n1,2,3\n")
+    platform.tick("new_exports")
+    (run,) = platform.start(automation.BATCH, "new_exports")
+    assert not run.success
+    # That failure, of another file, is no reason to give this one up.
+    write_export(DAY, [order_row("O1", DAY)])
+    platform.tick("new_exports")
+    for _ in range(automation.MAX_ATTEMPTS):
+        # Killed: nothing comes of what is requested.
+        assert platform.requested("new_exports") == [(str(DAY), str(DAY))]
+    assert platform.requested("new_exports") == []
 
 
 def test_an_export_that_a_changed_setting_concerns_starts_its_day(published: Platform) -> None:
