@@ -230,7 +230,7 @@ class Reader:
                 found = f"j{self._number(json_path(condition.path))}"
                 values = [*map(_as_json, condition.is_), *condition.is_]
                 conditions.append(
-                    f"{found} IN ({', '.join(map(literal, values))})"
+                    f"list_contains([{', '.join(map(literal, values))}], {found})"
                     if values
                     else f"({found} <> 'null')"
                 )
@@ -248,9 +248,11 @@ class Reader:
 
     def _scalar(self, number: int) -> str:
         """SQL for the text of what a path has, if it is a text or number."""
-        others = "'{', '[', 'n'" if number in self._with_truths else "'{', '[', 'n', 't', 'f'"
+        # No IN: DuckDB makes a join of a longer list, and sets it up for each batch.
+        others = literal("{[n" if number in self._with_truths else "{[ntf")
         return json_text(
-            f"j{number}", other=f"CASE WHEN j{number}[1] NOT IN ({others}) THEN j{number} END"
+            f"j{number}",
+            other=f"CASE WHEN NOT contains({others}, j{number}[1]) THEN j{number} END",
         )
 
     def _text(self, mapping: EventMapping, name: str) -> str:
