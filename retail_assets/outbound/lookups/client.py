@@ -7,6 +7,8 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -37,7 +39,12 @@ FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 10.0, 600.0
 
 
 class NoAnswerError(RetailAssetsError):
-    """An API that gave no answer, for a reason that may pass."""
+    """An API that gave no answer, for a reason that may pass.
+
+    `rest_seconds` is for how long it asks to be left alone, if it does.
+    """
+
+    rest_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,14 @@ class Breaker:
         with self._lock:
             self._failures, self._rest, self._closed_at = 0, FIRST_REST_SECONDS, 0.0
 
-    def failed(self) -> None:
-        """Note that there was none."""
+    def failed(self, rest_seconds: float | None = None) -> None:
+        """Note that there was none, and for how long the API asks to be left alone."""
         with self._lock:
             self._failures += 1
-            if self._failures >= FAILURES and not self.is_open:
+            if rest_seconds is not None:
+                rest = min(rest_seconds, LONGEST_REST_SECONDS)
+                self._closed_at = max(self._closed_at, self._now() + rest)
+            elif self._failures >= FAILURES and not self.is_open:
                 self._closed_at = self._now() + self._rest
                 self._rest = min(2 * self._rest, LONGEST_REST_SECONDS)
 
@@ -178,7 +188,9 @@ class LookupClient:
             if response.is_redirect:
                 raise self._error(f"redirects elsewhere ({status}), which is not followed")
             if not response.is_success:
-                raise self._error(f"answered {status} {response.reason_phrase}".rstrip())
+                error = self._error(f"answered {status} {response.reason_phrase}".rstrip())
+                error.rest_seconds = _rest_seconds(response.headers.get("Retry-After", ""))
+                raise error
             body = b""
             for part in response.iter_raw():
                 body += part
@@ -213,6 +225,19 @@ class LookupClient:
 
 
 _NO_JSON = object()
+
+
+def _rest_seconds(retry_after: str) -> float | None:
+    """The seconds of a header Retry-After, which has these or a time; None if it has neither."""
+    if re.fullmatch("[0-9]{1,9}", retry_after):
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=timezone.utc)
+    return max(0.0, (until - datetime.now(timezone.utc)).total_seconds())
 
 
 def _unpacked(body: bytes) -> bytes:

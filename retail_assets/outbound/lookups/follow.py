@@ -196,7 +196,7 @@ class LookupFollower:
                 if answers[value].state != REFUSED:
                     self.breaker.succeeded()
             except NoAnswerError as error:
-                self.breaker.failed()
+                self.breaker.failed(error.rest_seconds)
                 failed[value] = attempts + 1, str(error)
 
         with ThreadPoolExecutor(self._lookup.concurrency, f"lookup {self.name}") as threads:
