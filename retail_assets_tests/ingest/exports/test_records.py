@@ -16,6 +16,8 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.ingest.exports import csv_records
+from retail_assets.ingest.exports.csv_file import survey
+from retail_assets.ingest.exports.files import ExportFolder
 from retail_assets.ingest.exports.load import ingest
 from retail_assets.ingest.exports.record_count import RecordCount
 from retail_assets_tests.conftest import (
@@ -376,14 +378,19 @@ pieces = st.sampled_from(
 @settings(max_examples=300)
 @given(text=st.lists(pieces, max_size=14).map("".join), sizes=st.lists(st.integers(1, 5)))
 @example(text='a"\n"', sizes=[1])
+@example(text='"q\nq"x\n', sizes=[5])
+@example(text="abc\r\nd\r\n", sizes=[4])
 def test_lines_are_counted_wherever_a_chunk_ends(text: str, sizes: list[int]) -> None:
-    count, content = RecordCount(6), text.encode()
+    count, whole, content = RecordCount(6), RecordCount(6), text.encode()
+    if content:
+        whole.add(content)
     for size in [*sizes, len(content)]:
         if content:
             count.add(content[:size])
         content = content[size:]
     lines = re.split(r"\r\n|\r|\n", re.sub(r'"[^"]*("|$)', "q", text))
     assert count.records == sum(1 for line in lines if line)
+    assert (count.suspicious, count.uneven) == (whole.suspicious, whole.uneven)
     ends = set(re.findall(r"\r\n|\r|\n", text))
     assert count.uneven == ("" in lines[:-1] or len(ends) > 1)
     starts = [0, *(match.end() for match in re.finditer("[\r\n]", text))]
@@ -395,6 +402,19 @@ def test_lines_are_counted_wherever_a_chunk_ends(text: str, sizes: list[int]) ->
     elif any(end in quoted for quoted in text.split('"')[1::2] for end in "\r\n"):
         records = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
         assert count.records == sum(1 for fields in records if fields)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "uneven"),
+    [("\n", "\n", False), ("\r\n", "\n", True), ("\r", "\r\n", True), ("\n\n", "\n", True)],
+)
+def test_the_exact_count_sees_blank_lines_and_line_ends_of_two_kinds(
+    write_export: WriteExport, first: str, last: str, uneven: bool
+) -> None:
+    path = write_export(DAY, f"{HEADER}{first}{order_row('A', DAY)}{last}".encode())
+    file = ExportFolder(path.parent).locate(DAY)
+    assert survey(file).uneven is uneven
+    assert survey(file).records == 1
 
 
 @settings(max_examples=300)
