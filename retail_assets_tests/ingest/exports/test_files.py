@@ -273,7 +273,9 @@ def test_utf16_fails_its_day(loader: ExportLoader, write_export: WriteExport) ->
         for day, encoding in encodings.items()
     }
     assert loader.ingest(*encodings).raw.failed == {
-        day: f"{path} is UTF-16: export it as UTF-8." for day, path in paths.items()
+        day: f"{path} is UTF-16: export it as UTF-8, or name the `encoding` utf-16 in a mapping"
+        " (RETAIL_MAPPING)."
+        for day, path in paths.items()
     }
 
 
