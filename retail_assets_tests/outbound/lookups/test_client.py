@@ -179,6 +179,7 @@ def test_a_breaker_gives_a_failing_api_rest_and_tries_it_again():
         (format_datetime(datetime.now(timezone.utc) + timedelta(days=9)), 8 * 86400, 9 * 86400),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0),
     ],
+    ids=["seconds", "a time to come", "a time that is over"],
 )
 def test_an_api_says_how_long_it_is_to_be_left_alone(api, settings, header, at_least, at_most):
     api.answer = lambda _: (429, {"Retry-After": header}, b"")
