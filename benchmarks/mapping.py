@@ -19,7 +19,7 @@ from retail_assets.mapping.exports import NATIVE_EXPORTS, ExportMapping
 from retail_assets.settings import Settings
 
 DAY = date(2026, 10, 20)
-TURNS = 5
+TURNS = 11
 
 OURS = (
     "'O' || i AS order_id, 'C' || i % 5000 AS customer_id, 'P' || i % 300 AS product_id,"
