@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
@@ -24,15 +23,6 @@ def absolute(path: str | Path) -> str:
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
-
-
-def _known_timezone(value: str) -> str:
-    try:
-        ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        message = f"{value!r} is not a time zone of the IANA database, such as Europe/London"
-        raise ValueError(message) from error
-    return value
 
 
 def _known_database(value: SecretStr) -> SecretStr:
@@ -89,7 +79,6 @@ def _urls(value: Any) -> Any:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-TimeZone = Annotated[str, AfterValidator(_known_timezone)]
 MartUrl = Annotated[SecretStr, AfterValidator(_known_database)]
 KafkaOptions = Annotated[dict[str, str | int | float | bool], NoDecode, BeforeValidator(_options)]
 Secrets = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_secrets)]

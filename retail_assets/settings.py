@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retail_assets.errors import UsageError
 from retail_assets.mapping import ExportMapping, Mapping, load
+from retail_assets.mapping.fields import Zone
 from retail_assets.secrets import protect
 from retail_assets.setting_values import (
     AbsolutePath,
@@ -17,7 +18,6 @@ from retail_assets.setting_values import (
     MartUrl,
     Secrets,
     Senders,
-    TimeZone,
     Urls,
     absolute,
 )
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         description="Where the lake keeps its Parquet files: a folder (default `lake/files` in the"
         " data folder) or an `s3://` prefix.",
     )
-    timezone: TimeZone = Field(
+    timezone: Zone = Field(
         default="Europe/London",
         description="Business time zone, by its IANA name: every date is a day there.",
     )

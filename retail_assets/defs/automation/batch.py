@@ -31,6 +31,7 @@ from retail_assets.ingest.exports.split import split_exports
 from retail_assets.ingest.exports.stale_days import RESTATED, stale_days
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.connection import Lake, NoLakeError
+from retail_assets.mapping.model import fingerprint
 from retail_assets.settings import Settings
 from retail_assets.transforms.orders import RULES_VERSION
 
@@ -245,7 +246,7 @@ def _describe(count: int, waiting: Collection[date], abandoned: Sequence[date]) 
 def _rules(settings: Settings) -> str:
     """The mark of all that decides, beside its own file, whether a day fails."""
     decide = [
-        settings.source_mapping.model_dump(mode="json"),
+        fingerprint(settings.source_mapping),
         settings.late_days,
         settings.max_order_gbp,
         settings.timezone,

@@ -9,16 +9,13 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from retail_assets.engines.duckdb import identity_of, order_id_of
+from retail_assets.engines.duckdb import BLANKS, identity_of, order_id_of
 from retail_assets.ingest.exports.csv_records import open_text
 from retail_assets.mapping import ExportMapping
 from retail_assets.mapping.fields import TextField
 from retail_assets.settings import Settings
 
 Row = list[str]
-
-BLANKS = " \t\r\n\u00a0"
-"""What is trimmed from fields, as in `engines.duckdb`."""
 
 FETCHED = 10_000
 """Orders that are fetched at a time."""
@@ -51,7 +48,8 @@ class Identities:
         if field == TextField(source=field.source):
             # To plan a query takes longer than to read the rows of a day.
             place, width = self._header.index(field.source or ""), len(self._header)
-            return [row[place].strip(BLANKS) or None if len(row) == width else None for row in rows]
+            blanks = BLANKS[1:-1]  # without its quotes
+            return [row[place].strip(blanks) or None if len(row) == width else None for row in rows]
         return [order for (order,) in self._queried(rows, *order_id_of(self._mapping))]
 
     def _queried(self, rows: Sequence[Row], names: Sequence[str], query: str) -> list[Any]:

@@ -1,12 +1,11 @@
 """Asks for all lookups that no worker asks for: what Dagster does where there is no worker."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.ledgers.workers import heartbeats
+from retail_assets.ingest.ledgers.workers import alive_workers
 from retail_assets.outbound.lookups.client import LookupClient
 from retail_assets.outbound.lookups.follow import LookupFollower, waiting_metric, waiting_of
 
@@ -49,7 +48,9 @@ class Asking:
             connection: a connection that can write, in no transaction.
             stop: whether to ask nothing more; the values are asked about another time.
         """
-        workers = _workers(connection)
+        workers = {
+            metric: found.worker for found in alive_workers(connection) for metric in found.metrics
+        }
         found: dict[str, Asked] = {}
         for name, lookup in self._settings.source_mapping.lookups.items():
             worker = workers.get(waiting_metric(name))
@@ -81,10 +82,3 @@ def _describe(connection: "duckdb.DuckDBPyConnection", follower: LookupFollower)
     alone = ", and the API is left alone for a while" if follower.breaker.is_open else ""
     why = f", {failing} of them failed ({(problem or '').rstrip('.')})" if failing else ""
     return f"{waiting} values wait{why}{alone}"
-
-
-def _workers(connection: "duckdb.DuckDBPyConnection") -> Mapping[str, str]:
-    """The workers that are alive, by the metrics that they have."""
-    now = datetime.now(timezone.utc)
-    alive = [worker for worker in heartbeats(connection) if worker.is_alive(now)]
-    return {metric: worker.worker for worker in alive for metric in worker.metrics}
