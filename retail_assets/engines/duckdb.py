@@ -8,8 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from retail_assets.engines.mapped_fields import Spelling, text_of
-from retail_assets.engines.timestamps import wall_clock
+from retail_assets.engines.mapped_fields import Spelling, number_of, text_of, text_to_read, time_of
 from retail_assets.lake.sql import identifier, literal
 from retail_assets.mapping.exports import ExportFields, ExportMapping, FileLayout
 from retail_assets.mapping.fields import TextField
@@ -21,6 +20,7 @@ BLANKS = "' \t\r\n\u00a0'"
 FILE_IN_PATH = r"[^/\\]*$"
 
 MONEY = r"[+-]?[0-9]{1,10}(\.[0-9]{1,2}0*)?"
+ANY_NUMBER = r"[+-]?[0-9]+(\.[0-9]+)?"
 LINE_NUMBER = r"\+?[0-9]{1,9}(\.0*)?"
 MAX_LINE_BYTES = 2_000_000
 
@@ -152,6 +152,7 @@ def _typed(header: Sequence[str], paths: Sequence[Path], mapping: ExportMapping)
     extra = ", ".join(f"{identifier(name)} := {field}" for name, field in kept.items())
     extra = f"to_json(struct_pack({extra}))::VARCHAR" if extra else "NULL"
     row_no = ", row_no" if mapping.fills else ""
+    fields, spelling = mapping.fields, _spelling(mapping)
     # A CASE evaluates a branch only for the rows that need it: trimming and time zones are slow.
     return f"""
         SELECT export_date, order_timestamp::DATE AS order_date,
@@ -160,11 +161,10 @@ def _typed(header: Sequence[str], paths: Sequence[Path], mapping: ExportMapping)
             has_order_value, has_order_timestamp, has_line_number, raw, charges, unreadable_charge
         FROM (
             SELECT export_date, order_id, customer_id, product_id, region, lower(status) AS status,
-                CASE WHEN regexp_full_match(order_value_gbp, '{MONEY}')
-                    THEN TRY_CAST(order_value_gbp AS DECIMAL(12,2)) END AS order_value_gbp,
-                {wall_clock("order_timestamp")} AS order_timestamp,
-                CASE WHEN regexp_full_match(line_number, '{LINE_NUMBER}')
-                    THEN TRY_CAST(line_number AS BIGINT) END AS line_number,
+                {_amount(fields.order_value_gbp, "order_value_gbp", spelling)} AS order_value_gbp,
+                {time_of(fields.order_timestamp, "order_timestamp", spelling)} AS order_timestamp,
+                {number_of(fields.line_number, "line_number", spelling, LINE_NUMBER, "BIGINT")}
+                    AS line_number,
                 upper(currency) AS currency,
                 extra, order_value_gbp IS NOT NULL AS has_order_value,
                 order_timestamp IS NOT NULL AS has_order_timestamp,
@@ -205,10 +205,10 @@ def _texts(columns: dict[str, str], mapping: ExportMapping) -> str:
     for name in ExportFields.model_fields:
         field = getattr(mapping.fields, name)
         there = field is not None and all(source in columns for source in field.sources)
-        value = text_of(field, text, spelling) if there else "NULL::VARCHAR"
+        value = text_to_read(field, text, spelling) if there else "NULL::VARCHAR"
         texts.append(f"{value} AS {name}")
     for name, charge in mapping.charges.items():
-        texts.append(f"{text_of(charge, text, spelling)} AS charge_{name}")
+        texts.append(f"{text_to_read(charge, text, spelling)} AS charge_{name}")
     return ", ".join(texts)
 
 
@@ -216,10 +216,10 @@ def _charges(mapping: ExportMapping) -> str:
     """SQL for `charges` and `unreadable_charge`, from the texts of the charges."""
     if not mapping.charges:
         return "NULL::VARCHAR AS charges, NULL::VARCHAR AS unreadable_charge"
+    spelling = _spelling(mapping)
     amounts = {
-        name: f"CASE WHEN regexp_full_match(charge_{name}, '{MONEY}')"
-        f" THEN TRY_CAST(charge_{name} AS DECIMAL(12,2)) END"
-        for name in mapping.charges
+        name: _amount(charge, f"charge_{name}", spelling)
+        for name, charge in mapping.charges.items()
     }
     packed = ", ".join(f"{identifier(name)} := {amount}" for name, amount in amounts.items())
     there = ", ".join(f"charge_{name}" for name in amounts)
@@ -231,6 +231,10 @@ def _charges(mapping: ExportMapping) -> str:
         f"CASE WHEN coalesce({there}) IS NOT NULL THEN to_json(struct_pack({packed}))::VARCHAR END"
         f" AS charges, CASE {unreadable} END AS unreadable_charge"
     )
+
+
+def _amount(field: TextField, text: str, spelling: Spelling) -> str:
+    return number_of(field, text, spelling, MONEY, "DECIMAL(12,2)")
 
 
 def identity_of(mapping: ExportMapping) -> tuple[Sequence[str], str]:
@@ -246,9 +250,11 @@ def identity_of(mapping: ExportMapping) -> tuple[Sequence[str], str]:
         mapping, fields.order_id, fields.order_timestamp, fields.order_value_gbp
     )
     order, time, value = texts
+    spelling = _spelling(mapping)
+    amount = number_of(fields.order_value_gbp, "order_value", spelling, ANY_NUMBER, "DECIMAL(38,6)")
     return names, (
-        f"SELECT order_id, ({wall_clock('text')})::DATE,"
-        " coalesce(TRY_CAST(order_value AS DECIMAL(38,6)) < 0, false)"
+        f"SELECT order_id, ({time_of(fields.order_timestamp, 'text', spelling)})::DATE,"
+        f" coalesce({amount} < 0, false)"
         f" FROM (SELECT {order} AS order_id, {time} AS text, {value} AS order_value FROM {lists})"
     )
 
@@ -269,7 +275,8 @@ def _from_lists(mapping: ExportMapping, *fields: TextField) -> tuple[list[str], 
         return f"nullif(trim({columns[source]}, {BLANKS}), '')"
 
     spelling = _spelling(mapping)
-    return list(names), [text_of(field, text, spelling) for field in fields], f"(SELECT {lists})"
+    texts = [text_to_read(field, text, spelling) for field in fields]
+    return list(names), texts, f"(SELECT {lists})"
 
 
 def _spelling(mapping: ExportMapping) -> Spelling:

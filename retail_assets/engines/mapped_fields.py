@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from retail_assets.engines.timestamps import LOCAL_TIME, OFFSET_TIME
+from retail_assets.engines.timestamps import LOCAL_TIME, OFFSET_TIME, wall_clock
 from retail_assets.lake.sql import literal
 from retail_assets.mapping.fields import EPOCHS, NumberField, Numbers, TextField, TimeField
 
@@ -45,20 +45,85 @@ def text_of(field: TextField, source: Callable[[str], str], spelling: Spelling) 
         source: gives SQL for the text of a column or path, null where it is blank.
         spelling: how numbers and times are written.
     """
+    text = _found(field, source)
+    if field.source is None:
+        return text
+    if isinstance(field, NumberField):
+        text = _number(field, text, source, spelling)
+    elif isinstance(field, TimeField):
+        text = _time(field, text, field.timezone or spelling.timezone)
+    return text if field.default is None else f"coalesce({text}, {literal(field.default)})"
+
+
+def text_to_read(field: TextField, source: Callable[[str], str], spelling: Spelling) -> str:
+    """Return SQL for the text of a field as `number_of` or `time_of` reads it: null where none is.
+
+    Args: as for `text_of`. Most texts are as the source has them, which saves a step.
+    """
+    if _is_read_as_found(field, spelling):
+        return _found(field, source)
+    return text_of(field, source, spelling)
+
+
+def number_of(
+    field: TextField | None, text: str, spelling: Spelling, form: str, data_type: str
+) -> str:
+    """Return SQL for a number, null where its text is none.
+
+    Args:
+        field: the field as mapped, null if the source lacks it.
+        text: an expression for the text of `text_to_read`.
+        spelling: as for `text_of`.
+        form: a regular expression of the number, with `\\.` for the decimal point.
+        data_type: the number's SQL type.
+    """
+    plain = text
+    if field is not None and _is_read_as_found(field, spelling) and spelling.decimal != ".":
+        form = form.replace(r"\.", re.escape(spelling.decimal))
+        plain = f"replace({text}, {literal(spelling.decimal)}, '.')"
+    return (
+        f"CASE WHEN regexp_full_match({text}, {literal(form)})"
+        f" THEN TRY_CAST({plain} AS {data_type}) END"
+    )
+
+
+def time_of(field: TextField, text: str, spelling: Spelling) -> str:
+    """Return SQL for a time, a TIMESTAMP in the session's time zone, null where its text is none.
+
+    Args: as for `number_of`.
+    """
+    if not isinstance(field, TimeField) or not _is_read_as_found(field, spelling):
+        return wall_clock(text)
+    times = _times(field, text, field.timezone or spelling.timezone)
+    here = "AT TIME ZONE current_setting('TimeZone')"
+    clocks = [f"({time}) {here}" if is_instant else time for time, is_instant in times]
+    return f"coalesce({', '.join(clocks)})"
+
+
+def _is_read_as_found(field: TextField, spelling: Spelling) -> bool:
+    """Whether a value can be typed from the source's own text."""
+    if field.source is None or field.default is not None:
+        return False
+    if isinstance(field, NumberField):
+        others = (spelling.thousands, *spelling.signs)
+        return not (field.computed or any(others)) and spelling.negative == "before"
+    if isinstance(field, TimeField):
+        return bool(field.format) or (field.timezone or spelling.timezone) is not None
+    return False
+
+
+def _found(field: TextField, source: Callable[[str], str]) -> str:
+    """SQL for the text in the source, with the meaning of a value that the mapping lists."""
     if field.source is None:
         return literal(field.constant or "")
     text = source(field.source)
     if field.alternatives:
         text = f"coalesce({', '.join(map(source, (field.source, *field.alternatives)))})"
     text = _looked_up(field, text)
-    if isinstance(field, NumberField):
-        text = _number(field, text, source, spelling)
-    elif isinstance(field, TimeField):
-        if field.time is not None:
-            both = f"concat_ws(' ', {text}, {source(field.time)})"
-            text = f"CASE WHEN {text} IS NOT NULL THEN {both} END"
-        text = _time(field, text, field.timezone or spelling.timezone)
-    return text if field.default is None else f"coalesce({text}, {literal(field.default)})"
+    if isinstance(field, TimeField) and field.time is not None:
+        both = f"concat_ws(' ', {text}, {source(field.time)})"
+        text = f"CASE WHEN {text} IS NOT NULL THEN {both} END"
+    return text
 
 
 def _looked_up(field: TextField, text: str) -> str:
@@ -141,22 +206,29 @@ def _bare(text: str, spelling: Spelling) -> str:
 
 
 def _time(field: TimeField, text: str, timezone: str | None) -> str:
+    if not field.format and timezone is None:
+        return text
+    texts = [
+        f"(({time}) AT TIME ZONE 'UTC')::VARCHAR || 'Z'" if is_instant else f"({time})::VARCHAR"
+        for time, is_instant in _times(field, text, timezone)
+    ]
+    return f"coalesce({', '.join(texts)}, {literal(UNREADABLE)} || {text})"
+
+
+def _times(field: TimeField, text: str, timezone: str | None) -> list[tuple[str, bool]]:
+    """SQL for each way to read a time, and whether it is an instant (TIMESTAMPTZ) or a clock's."""
     if not field.format:
-        return text if timezone is None else _zoned_iso(text, timezone)
-    found = ", ".join(
-        _formatted(_named(field, text, each), each, timezone) for each in field.format
-    )
-    return f"coalesce({found}, {literal(UNREADABLE)} || {text})"
+        return [(_zoned_iso(text, timezone or "UTC"), True)]
+    return [_formatted(_named(field, text, each), each, timezone) for each in field.format]
 
 
 def _zoned_iso(text: str, timezone: str) -> str:
     """ISO 8601, in a zone where it has no offset."""
-    instant = f"TRY_CAST({text} AS TIMESTAMP) AT TIME ZONE {literal(timezone)}"
     return (
         f"CASE WHEN regexp_full_match({text}, {literal(LOCAL_TIME)})"
-        f" THEN coalesce({_in_utc(instant)}, {literal(UNREADABLE)} || {text})"
-        f" WHEN regexp_full_match({text}, {literal(OFFSET_TIME)}) THEN {text}"
-        f" ELSE {literal(UNREADABLE)} || {text} END"
+        f" THEN TRY_CAST({text} AS TIMESTAMP) AT TIME ZONE {literal(timezone)}"
+        f" WHEN regexp_full_match({text}, {literal(OFFSET_TIME)})"
+        f" THEN TRY_CAST(upper({text}) AS TIMESTAMPTZ) END"
     )
 
 
@@ -174,26 +246,23 @@ def _word(text: str) -> str:
     return rf"\b{re.escape(text)}\b"
 
 
-def _formatted(text: str, format_: str, timezone: str | None) -> str:
+def _formatted(text: str, format_: str, timezone: str | None) -> tuple[str, bool]:
     if format_ in EPOCHS:
         units = EPOCHS[format_]
         # Up to the year 5138.
         form = rf"[0-9]{{1,{len(str(10**17 // units))}}}(\.[0-9]{{1,6}})?"
         # Few have a fraction, which is slow to read exactly.
         whole = f"CASE WHEN contains({text}, '.') THEN ({text}::DECIMAL(20,6) * {units})::BIGINT"
-        return (
+        read = (
             f"CASE WHEN regexp_full_match({text}, {literal(form)})"
-            f" THEN make_timestamp({whole} ELSE {text}::BIGINT * {units} END)::VARCHAR || 'Z' END"
+            f" THEN make_timestamp({whole} ELSE {text}::BIGINT * {units} END) END"
         )
+        return f"({read}) AT TIME ZONE 'UTC'", True
     if format_.endswith("%z"):
         text = f"CASE WHEN {text} ILIKE '%z' THEN left({text}, -1) || '+00:00' ELSE {text} END"
     read = f"try_strptime({text}, {literal(format_)})"
     if "%z" in format_ or "%Z" in format_:
-        return _in_utc(read)
+        return read, True
     if timezone is not None:
-        return _in_utc(f"{read} AT TIME ZONE {literal(timezone)}")
-    return f"{read}::VARCHAR"
-
-
-def _in_utc(instant: str) -> str:
-    return f"(({instant}) AT TIME ZONE 'UTC')::VARCHAR || 'Z'"
+        return f"{read} AT TIME ZONE {literal(timezone)}", True
+    return read, False
