@@ -1,8 +1,9 @@
 """The ways to do the same work that are compared, each run in a process of its own.
 
 `python -m benchmarks.cases CASE DATA_DIR WORK_DIR FIRST LAST` does the work once and prints JSON:
-seconds of the work (imports and the set-up of an empty lake not counted), peak memory in MB, rows
-kept and revenue in GBP.
+seconds of the work (imports and the set-up of an empty lake not counted), peak memory in MB, and
+where the case knows them the orders that count, the rejected rows, and revenue in GBP. Case (p)
+runs where the platform is not installed.
 """
 
 import json
@@ -17,9 +18,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from retail_assets import business_days
-from retail_assets.mapping.file_name import NATIVE
-
 STATUSES = ("completed", "pending", "cancelled", "returned", "refunded")
 FIELDS = (
     "order_id",
@@ -30,6 +28,7 @@ FIELDS = (
     "order_value_gbp",
     "order_timestamp",
 )
+TEXTS = tuple(name for name in FIELDS if name != "status")
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Work:
     @property
     def days(self) -> list[date]:
         """All days."""
+        from retail_assets import business_days
+
         return business_days.days_between(self.first, self.last)
 
     @property
@@ -86,6 +87,8 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
     """(a+) A pandas script that validates and keeps raw, rejected and completed rows as Parquet."""
     import numpy as np
     import pandas as pd
+
+    from retail_assets.mapping.file_name import NATIVE
 
     def read(path: Path) -> Any:
         rows = pd.read_csv(
@@ -195,7 +198,7 @@ def pandas_durable(work: Work) -> tuple[Callable[[], Result], Callable[[], None]
 
 
 def duckdb_sql(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
-    """(b) Plain DuckDB SQL that keeps raw, completed and revenue tables in a DuckDB file."""
+    """(b) Plain DuckDB SQL: raw, rejected, completed and revenue tables in a DuckDB file."""
     import csv
     import gzip
     from itertools import groupby
@@ -212,41 +215,43 @@ def duckdb_sql(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
         return (
             f"read_csv({[str(path) for path in paths]}, columns = {{{columns}}}, header = true,"
             " auto_detect = false, delim = ',', quote = '\"', escape = '\"', filename = true,"
-            " ignore_errors = true)"
+            " store_rejects = true, rejects_limit = 0)"
         )
 
     def run() -> Result:
-        with duckdb.connect(str(work.out / "orders.duckdb")) as connection:
+        database = work.out / "orders.duckdb"
+        with duckdb.connect(str(database)) as connection:
             execute = connection.execute
             execute("SET TimeZone = 'Europe/London'")
-            execute(
-                "CREATE TABLE raw_orders (export_date DATE, order_id VARCHAR, customer_id VARCHAR,"
-                " product_id VARCHAR, region VARCHAR, status VARCHAR, order_value_gbp"
-                " DECIMAL(12,2), order_timestamp TIMESTAMP, order_date DATE)"
-            )
             headers = {path: header(path) for path in work.exports}
+            reads = []
             for names, paths in groupby(sorted(work.exports, key=headers.__getitem__), headers.get):
-                execute(
-                    "INSERT INTO raw_orders SELECT *, order_timestamp::DATE FROM (SELECT"
-                    " strptime(regexp_extract(filename, 'orders_(.{10})', 1), '%Y_%m_%d')::DATE"
-                    " AS export_date, trim(order_id), trim(customer_id), trim(product_id),"
-                    " trim(region), lower(trim(status)) AS status, TRY_CAST(order_value_gbp AS"
-                    " DECIMAL(12,2)) AS value, CASE WHEN length(order_timestamp) > 19 THEN"
-                    " TRY_CAST(order_timestamp AS TIMESTAMPTZ)::TIMESTAMP ELSE"
-                    " TRY_CAST(order_timestamp AS TIMESTAMP) END AS order_timestamp"
-                    f" FROM {source(list(paths), names or ())}) WHERE value > 0 AND order_timestamp"
-                    f" IS NOT NULL AND status IN {STATUSES}"
-                    " AND order_timestamp::DATE BETWEEN export_date - 7 AND export_date"
-                )
+                name = f"read_{len(reads)}"
+                execute(f"CREATE TEMP TABLE {name} AS {_typed(source(list(paths), names or ()))}")
+                reads.append(f"FROM {name}")
+            rows = f"({' UNION ALL BY NAME '.join(reads)})"
+            execute(
+                f"CREATE TEMP TABLE used AS SELECT max(version) AS version FROM {rows}"
+                " WHERE reason IS NULL GROUP BY order_id, export_date"
+            )
+            execute(
+                f"CREATE TABLE raw_orders AS SELECT * EXCLUDE (reason) FROM {rows}"
+                " SEMI JOIN used USING (version)"
+            )
+            execute(
+                "CREATE TABLE rejected_orders AS SELECT * REPLACE (coalesce(reason,"
+                f" 'duplicate_order') AS reason) FROM {rows} ANTI JOIN used USING (version)"
+                " UNION ALL BY NAME SELECT DISTINCT ON (file_id, line) csv_line AS order_id,"
+                " 'malformed_row' AS reason FROM reject_errors"
+            )
             for table in ("products", "customers"):
                 path = work.data / f"reference/{table}.csv"
                 execute(f"CREATE TABLE {table} AS FROM read_csv('{path}', all_varchar = true)")
             execute(
                 "CREATE TABLE completed_orders AS SELECT o.*, product_name, product_category,"
                 " customer_segment, home_region FROM raw_orders AS o LEFT JOIN products USING"
-                " (product_id) LEFT JOIN customers USING (customer_id) WHERE (order_id,"
-                " export_date) IN (SELECT order_id, max(export_date) FROM raw_orders GROUP BY 1)"
-                " AND status = 'completed'"
+                " (product_id) LEFT JOIN customers USING (customer_id) WHERE version IN"
+                " (SELECT max(version) FROM raw_orders GROUP BY order_id) AND status = 'completed'"
             )
             for name, keys in (
                 ("daily_revenue", "order_date, region"),
@@ -258,10 +263,52 @@ def duckdb_sql(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
                     f" FROM completed_orders GROUP BY {keys}"
                 )
             (revenue,) = execute("SELECT sum(total_revenue) FROM daily_revenue").fetchone() or (0,)
-            (rows,) = execute("SELECT count(*) FROM raw_orders").fetchone() or (0,)
-            return {"revenue": float(revenue), "rows": rows}
+            (rows,) = execute("SELECT count(*) FROM completed_orders").fetchone() or (0,)
+            (rejected,) = execute("SELECT count(*) FROM rejected_orders").fetchone() or (0,)
+        with database.open("rb") as file:
+            os.fsync(file.fileno())
+        return {"revenue": float(revenue), "rows": rows, "rejected": rejected}
 
     return run, lambda: None
+
+
+def _typed(source: str) -> str:
+    """SQL for the rows of exports, typed, with the reason why a row cannot be used.
+
+    `version` orders the rows of an order: by export, then by row.
+    """
+    blank = " OR ".join(f"r.{name} = ''" for name in FIELDS)
+    return f"""
+        SELECT * EXCLUDE (is_blank), order_timestamp::DATE AS order_date,
+            CASE WHEN is_blank THEN 'missing_value'
+            WHEN order_value_gbp IS NULL THEN 'invalid_number'
+            WHEN order_timestamp IS NULL THEN 'invalid_timestamp'
+            WHEN order_value_gbp <= 0 THEN 'not_positive'
+            WHEN status NOT IN {STATUSES} THEN 'unknown_status'
+            WHEN order_date > export_date THEN 'future_order'
+            WHEN order_date < export_date - 7 THEN 'too_late' END AS reason
+        FROM (
+            SELECT * REPLACE (
+                CASE WHEN regexp_full_match(order_value_gbp, '[+-]?\\d{{1,10}}(\\.\\d{{1,2}}0*)?')
+                    THEN order_value_gbp::DECIMAL(12,2) END AS order_value_gbp,
+                CASE WHEN length(order_timestamp) > 19
+                    THEN TRY_CAST(order_timestamp AS TIMESTAMPTZ)::TIMESTAMP
+                    ELSE TRY_CAST(order_timestamp AS TIMESTAMP) END AS order_timestamp),
+                {blank} AS is_blank
+            FROM (SELECT {", ".join(f"coalesce(trim({name}), '') AS {name}" for name in TEXTS)},
+                lower(coalesce(trim(status), '')) AS status,
+                strptime(regexp_extract(filename, 'orders_(.{{10}})', 1), '%Y_%m_%d')::DATE
+                    AS export_date,
+                (export_date - DATE '2000-01-01') * 100_000_000 + row_number() OVER () AS version
+                FROM {source}) AS r)
+    """
+
+
+def polars(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
+    """(p) Polars: raw, rejected, completed and revenue rows as Parquet files."""
+    from benchmarks.batch_polars import job
+
+    return job(work.data, work.out), lambda: None
 
 
 def platform(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
@@ -322,7 +369,11 @@ def platform(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
             total = sum(Decimal(day["order_value_gbp"]) for day in published.measures.values())
             if not total:
                 raise RuntimeError(published)
-            return {"revenue": float(total), "rows": sum(published.rows.values())}
+            (rejected,) = connection.execute(
+                "SELECT count(*) FROM lake.rejected_orders"
+            ).fetchone() or (0,)
+            found = sum(published.rows.values())
+            return {"revenue": float(total), "rows": found, "rejected": rejected}
 
     return run, set_up
 
@@ -468,6 +519,7 @@ CASES = {
     "a": pandas_plain,
     "a+": pandas_durable,
     "b": duckdb_sql,
+    "p": polars,
     "c": platform,
     "d": dagster_backfill,
     "e": dagster_empty,

@@ -2,7 +2,8 @@
 
 `python -m benchmarks.event_cases CASE DATA_DIR WORK_DIR` takes the one event file in the data
 folder, does the work once and prints JSON: seconds (imports and set-up not counted), peak memory in
-MB, accepted and dead-lettered events. Cases (b) and (c) run where the platform is not installed.
+MB, accepted and dead-lettered events, and revenue in GBP where the case knows it. Cases (b) to (e)
+run where the platform is not installed.
 """
 
 import json
@@ -97,8 +98,22 @@ def pathway(data: Path, out: Path) -> Work:
     return run
 
 
+def chdb(data: Path, out: Path) -> Work:
+    """(d) chDB: SQL, from the file to three tables."""
+    from benchmarks.event_sql import chdb_sql
+
+    return chdb_sql(event_file(data), data / "reference", out)
+
+
+def plain_duckdb(data: Path, out: Path) -> Work:
+    """(e) Plain DuckDB: SQL, from the file to three Parquet files."""
+    from benchmarks.event_sql import duckdb_sql
+
+    return duckdb_sql(event_file(data), data / "reference", out)
+
+
 def platform(data: Path, out: Path) -> Work:
-    """(d) This platform: all of its event tables and ledgers, durable."""
+    """(f) This platform: all of its event tables and ledgers, durable."""
     from retail_assets import tables
     from retail_assets.ingest.event_files import load as event_files
     from retail_assets.ingest.event_files.pending import pending_event_files
@@ -124,12 +139,16 @@ def platform(data: Path, out: Path) -> Work:
         pending = pending_event_files(settings)
         with lake.connect() as connection:
             found = event_files.ingest(EventSession(lake, connection), settings, pending.files)
+            (revenue,) = connection.execute(
+                "SELECT sum(order_value_gbp) FROM lake.enriched_events"
+            ).fetchone() or (0,)
         taken = found.files.values()
         return {
             "files": len(taken),
             "lines": sum(file.lines for file in taken),
             "accepted": sum(file.accepted for file in taken),
             "dead": sum(file.dead_lettered for file in taken),
+            "revenue": float(revenue),
         }
 
     return run
@@ -147,7 +166,9 @@ CASES: dict[str, Callable[[Path, Path], Work]] = {
     "a": python_loop,
     "b": bytewax,
     "c": pathway,
-    "d": platform,
+    "d": chdb,
+    "e": plain_duckdb,
+    "f": platform,
 }
 
 

@@ -73,9 +73,11 @@ CASES: dict[str, Case] = {
 
 
 def environment(folder: Path, requirements: str) -> str:
-    """Make an environment for rivals from a file of this folder; returns its Python."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    """Make an environment for rivals from a file of this folder, if needed; returns its Python."""
     python = str(folder / "bin/python")
+    if folder.exists():
+        return python
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     index = os.environ.get("PIP_INDEX_URL")
     subprocess.run(
         [
