@@ -32,9 +32,8 @@ _AROUND = len(BOM) + len(b"\r")
 """Bytes that may stand with a line and are no part of it."""
 
 
-# Several times faster than `in`.
-_array_line = re.compile(rb"\n\[").search
-_end_to_end = re.compile(rb"\}\{").search
+_several = re.compile(rb"\n\[|\}\{").search
+"""Finds a line that may have several events, after the first line; faster than `in`."""
 
 
 @dataclass(frozen=True)
@@ -387,15 +386,33 @@ class _Reader(_Gatherer):
         # Files that were put end to end may each begin with one. One byte is found much faster.
         if BOM[:1] in data and BOM in data:
             data = data.removeprefix(BOM).replace(b"\n" + BOM, b"\n")
-        if data.startswith(b"[") or _array_line(data) or _end_to_end(data):
-            data = b"\n".join(one for line in data.split(b"\n") for one in _events(line))
-        data = cut + data
+        data = cut + _event_a_line(data)
         self._gather(data, data.count(b"\n"))
+
+
+def _event_a_line(data: bytes) -> bytes:
+    """Put the events of lines that have several on a line each."""
+    parts: list[bytes] = []
+    done = 0
+    begin = 0 if data.startswith(b"[") else _line_of_several(data, 0)
+    while begin is not None:
+        end = data.find(b"\n", begin)
+        end = len(data) if end < 0 else end
+        parts += (data[done:begin], b"\n".join(_events(data[begin:end])))
+        done = end
+        begin = _line_of_several(data, done)
+    return b"".join([*parts, data[done:]]) if parts else data
+
+
+def _line_of_several(data: bytes, start: int) -> int | None:
+    """Where the next line begins that may have several events; `start` is a line's end, or 0."""
+    found = _several(data, start)
+    return data.rfind(b"\n", start, found.end() - 1) + 1 if found else None
 
 
 def _events(line: bytes) -> list[bytes]:
     """The events of a line: if it is an array of objects, or objects end to end, each of them."""
-    if len(line) > MAX_LINE_BYTES or not (line.startswith(b"[") or b"}{" in line):
+    if len(line) > MAX_LINE_BYTES:
         return [line]
     try:
         text = line.decode()

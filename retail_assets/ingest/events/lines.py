@@ -57,12 +57,12 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
     if b"\0" in data:
         for line in np.unique(np.searchsorted(ends, np.flatnonzero(characters == 0))).tolist():
             defects.setdefault(line, NUL_BYTE)
-    for line in _not_utf8(data, starts, ends):
-        defects.setdefault(line, NOT_UTF8)
     # Without the newlines the lines lie end to end, as Arrow keeps texts.
-    text = data.translate(None, b"\n")
+    text = data.replace(b"\n", b"")
     offsets = np.concatenate([[0], ends - np.arange(len(ends))]).astype(np.int32)
     payload = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(text))
+    for line in _not_utf8(payload):
+        defects.setdefault(line, NOT_UTF8)
     defect = pa.nulls(len(ends), pa.string())
     if defects:
         faulty = sorted(defects)
@@ -78,22 +78,24 @@ def to_arrow(data: bytes, cut: Collection[int] = ()) -> "pa.Table":
     return pa.table({"payload": payload, "defect": defect})
 
 
-def _not_utf8(data: bytes, starts: np.ndarray, ends: np.ndarray) -> Iterator[int]:
+def _not_utf8(payload: "pa.StringArray") -> Iterator[int]:
     """The lines that are not UTF-8; only around such a line is each looked at by itself."""
-    if data.isascii():
+    if _is_utf8(payload):
         return
-    for first in range(0, len(ends), _WINDOW):
-        last = min(first + _WINDOW, len(ends)) - 1
-        if not _is_utf8(data[starts[first] : ends[last]]):
-            for line in range(first, last + 1):
-                if not _is_utf8(data[starts[line] : ends[line]]):
-                    yield line
+    for first in range(0, len(payload), _WINDOW):
+        window = payload.slice(first, _WINDOW)
+        if not _is_utf8(window):
+            for line in range(len(window)):
+                if not _is_utf8(window.slice(line, 1)):
+                    yield first + line
 
 
-def _is_utf8(data: bytes) -> bool:
+def _is_utf8(payload: "pa.StringArray") -> bool:
+    import pyarrow as pa
+
     try:
-        data.decode()
-    except UnicodeDecodeError:
+        payload.validate(full=True)
+    except pa.ArrowInvalid:
         return False
     return True
 

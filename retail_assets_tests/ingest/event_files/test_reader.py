@@ -148,6 +148,20 @@ def test_files_put_end_to_end_may_each_begin_with_a_byte_order_mark() -> None:
     assert (chunk.data, chunk.progress) == (b"a\nb\nc" + BOM + b"\n", progress(content, 3))
 
 
+PARTS = [b"[", b"]", b"{", b"}", b"\n", b"\r\n", b",", b"x", b'{"a":1}', b'[{"a":1},{"b":2}]']
+
+
+@settings(max_examples=300)
+@given(data=st.lists(st.sampled_from(PARTS), max_size=14).map(b"".join))
+@example(data=b'{"a":1}{"b":2}{"c":3}\n[{"a":1}]\n[{"a":1},{"b":2}]')
+def test_lines_of_several_events_are_split_whatever_stands_around_them(data: bytes) -> None:
+    expected = []
+    for line in data.split(b"\n"):
+        several = line.startswith(b"[") or b"}{" in line
+        expected += event_reader._events(line) if several else [line]
+    assert event_reader._event_a_line(data) == b"\n".join(expected)
+
+
 def test_a_compressed_file_is_read_as_its_content() -> None:
     compressed = gzip.compress(b"a\nb\n")
     chunk = read(compressed, compressed=True)
