@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from retail_assets.engines.duckdb import BLANKS
 from retail_assets.engines.event_lines import LINES, NUMBER, WHOLE_NUMBER, with_lines
-from retail_assets.engines.json_text import may_have, too_deep
+from retail_assets.engines.json_text import is_unusual, too_deep
 from retail_assets.engines.json_text import text as _text
 from retail_assets.engines.mapped_events import Reader
 from retail_assets.engines.timestamps import instant
@@ -81,9 +81,11 @@ def parsed(lines: str, mappings: Sequence[EventMapping] = ()) -> str:
         texts = _own_texts(formed, schema)
     # A CASE, unlike AND, evaluates a branch only for the rows that need it.
     events = f"""
-        SELECT * EXCLUDE ({helpers}, value_text, time_text, quantity_text, is_object, number),
+        SELECT * EXCLUDE (
+                {helpers}, unusual, value_text, time_text, quantity_text, is_object, number),
             TRY_CAST(number AS DECIMAL(18,6)) AS order_value_gbp,
-            CASE WHEN number IS NOT NULL THEN isfinite(TRY_CAST(number AS DOUBLE))
+            CASE WHEN order_value_gbp IS NOT NULL THEN true
+                WHEN number IS NOT NULL THEN isfinite(TRY_CAST(number AS DOUBLE))
                 WHEN lower(ltrim(value_text, '+-')) IN ('nan', 'inf', 'infinity') THEN false
                 END AS finite,
             order_value_gbp = round(order_value_gbp, 2) AS whole_pence,
@@ -122,7 +124,8 @@ def _formed(lines: str) -> str:
                     WHEN ltrim(payload, {BLANKS}) LIKE '{{%' THEN 'object'
                     ELSE 'other' END AS form,
                 {too_deep("payload")} AS too_deep,
-                contains(payload, '\\u0000') AS nul
+                {is_unusual("payload")} AS unusual,
+                CASE WHEN unusual THEN contains(payload, '\\u0000') ELSE false END AS nul
             FROM {lines}
         )
     """
@@ -130,16 +133,20 @@ def _formed(lines: str) -> str:
 
 def _own_texts(formed: str, schema: str) -> str:
     """The query that adds the texts of the fields of events in our own shape."""
-    texts = ", ".join(f"{_text(f'f.{name}')} AS {name}" for name in TEXTS if name != "status")
+
+    def text(name: str, other: str = "NULL") -> str:
+        return _text(f"f.{name}", other=other, unusual="unusual")
+
+    texts = ", ".join(f"{text(name)} AS {name}" for name in TEXTS if name != "status")
     has = ", ".join(f"f.{name} IS NOT NULL AS has_{name}" for name in FIELDS)
     there = " + ".join(f"has_{name}::TINYINT" for name in FIELDS)
-    value = _text("f.order_value_gbp", other="f.order_value_gbp::VARCHAR")
+    value = text("order_value_gbp", "f.order_value_gbp::VARCHAR")
     return f"""
         SELECT *, len(keys) <> {there} AS irregular, {texts},
-            lower({_text("f.status")}) AS status,
-            CASE WHEN is_object AND {may_have("currency")}
-                THEN upper(trim(payload ->> '$.currency', {BLANKS})) END AS currency,
-            {value} AS value_text, {_text("f.event_timestamp")} AS time_text, {_NUMBER_TEXT},
+            lower({text("status")}) AS status,
+            CASE WHEN irregular THEN CASE WHEN list_contains(keys, 'currency')
+                THEN upper(trim(payload ->> '$.currency', {BLANKS})) END END AS currency,
+            {value} AS value_text, {text("event_timestamp")} AS time_text, {_NUMBER_TEXT},
             CASE WHEN f.quantity NOT LIKE '"%' THEN f.quantity::VARCHAR END AS quantity_text
         FROM (
             SELECT *, {has}

@@ -8,14 +8,25 @@ MAX_DEPTH = 100
 would end the process."""
 
 
-def text(json: str, *, other: str = "NULL") -> str:
-    """SQL for the text of a JSON string, trimmed; `other` for other JSON."""
+def text(json: str, *, other: str = "NULL", unusual: str | None = None) -> str:
+    """SQL for the text of a JSON string, trimmed; `other` for other JSON.
+
+    Args:
+        json: an expression for JSON.
+        other: an expression for what takes its place where it is no string.
+        unusual: `is_unusual` of what it is a part of, where that is known.
+    """
+    found = f"json_extract_string({json}, '$')"
     return (
         f"CASE WHEN {json} LIKE '\"%' THEN CASE"
-        f" WHEN contains({json}, '\\') OR {json} LIKE '\" %' OR {json} LIKE '% \"'"
-        f" OR contains({json}, '\u00a0') THEN trim(json_extract_string({json}, '$'), {BLANKS})"
-        f" ELSE ({json}::VARCHAR)[2:-2] END ELSE {other} END"
+        f" WHEN {unusual or is_unusual(json)} OR {json} LIKE '\" %' OR {json} LIKE '% \"'"
+        f" THEN trim({found}, {BLANKS}) ELSE {found} END ELSE {other} END"
     )
+
+
+def is_unusual(json: str) -> str:
+    """SQL for whether JSON has escapes, or blanks other than the space."""
+    return f"(contains({json}, '\\') OR contains({json}, '\u00a0'))"
 
 
 def too_deep(payload: str) -> str:
