@@ -123,22 +123,25 @@ class Large:
 
     def insert_enriched(self) -> None:
         """Insert valid lines into enriched_events."""
-        copied = self._copied()
         known = ", ".join(
-            f"known_{table.name} AS NOT MATERIALIZED ("
-            + (
-                # To choose the rows that are needed takes as long as the join with all.
-                f"FROM temp.main.copied_{table.name}"
-                if table.name in copied
-                else f"FROM lake.{table.name} WHERE {key} IN (SELECT {key} FROM {STAGED})"
-            )
-            + ")"
+            f"known_{table.name} AS NOT MATERIALIZED ({self._known(table, key)})"
             for table, key in REFERENCE_KEYS.items()
         )
         self._connection.execute(
             f"INSERT INTO lake.enriched_events BY NAME WITH {known}"
             f" SELECT *, now() AS processed_at FROM ({self._staging.sql.enrich})"
         )
+
+    def _known(self, table: tables.Table, key: str) -> str:
+        """The query for the rows of a reference table that staged lines need, or more."""
+        if table.name in self._copied():
+            return f"FROM temp.main.copied_{table.name}"
+        (is_small,) = self._connection.execute(
+            f"SELECT (SELECT count(*) FROM lake.{table.name}) <= (SELECT count(*) FROM {STAGED})"
+        ).fetchone() or (False,)
+        # To choose among few takes longer than the join with all.
+        needed = "" if is_small else f" WHERE {key} IN (SELECT {key} FROM {STAGED})"
+        return f"FROM lake.{table.name}{needed}"
 
 
 class Small(Large):
