@@ -3,6 +3,7 @@
 A file that cannot be used fails alone, by name, and leaves no rows. The lake is not touched.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -204,51 +205,56 @@ class _Staging:
             for table in ("export_rows", "rejected_rows", "malformed")
         )
         found = self.counts(f"({staged})", files)
-        malformed = self.counts("malformed", files)
-        problems = {
-            file.day: self._problem(file, found[file.day], malformed[file.day]) for file in files
-        }
-        return {day: problem for day, problem in problems.items() if problem}
+        malformed: dict[date, list[int]] = {file.day: [] for file in files}
+        for day, number in self.connection.execute(
+            "SELECT export_date, record FROM malformed"
+        ).fetchall():
+            if day in malformed:
+                malformed[day].append(number)
+        problems: dict[date, str] = {}
+        kept: Counter[date] = Counter()
 
-    def _problem(self, file: ExportFile, found: int, malformed: int) -> str | None:
-        """Why a file is not complete of which so many records were found, if it is not."""
-        try:
-            check_complete(file, found)
-            kept = 0 if file.uneven or not malformed else self._keep_texts(file)
-        except RetailAssetsError as error:
-            return str(error)
-        if kept == malformed:
-            return None
-        return (
-            f"{file.path} has malformed records whose text was not found in it: remove its blank"
-            " lines, end all lines alike, and ingest it again."
-        )
+        def texts() -> Iterator[tuple[date, int, str]]:
+            for file in files:
+                try:
+                    check_complete(file, found[file.day])
+                    if malformed[file.day] and not file.uneven:
+                        for record in find_records(file.path, malformed[file.day], file.layout):
+                            kept[file.day] += 1
+                            yield file.day, record.number, record.text
+                except RetailAssetsError as error:
+                    problems[file.day] = str(error)
 
-    def _keep_texts(self, file: ExportFile) -> int:
-        """Stage the texts of a file's malformed records, from the file; returns how many."""
-        numbers = self.connection.execute(
-            "SELECT record FROM malformed WHERE export_date = ?", [file.day]
-        ).fetchall()
-        records = find_records(file.path, [number for (number,) in numbers], file.layout)
-        kept = 0
-        for texts in batches(
-            ((record.number, record.text) for record in records),
-            lambda numbered: len(numbered[1]),
-            TEXTS_LENGTH,
-        ):
+        self._keep_texts(texts())
+        self._note_skipped(files[0].mapping, malformed)
+        for file in files:
+            if kept[file.day] != len(malformed[file.day]):
+                problems.setdefault(
+                    file.day,
+                    f"{file.path} has malformed records whose text was not found in it: remove its"
+                    " blank lines, end all lines alike, and ingest it again.",
+                )
+        return problems
+
+    def _keep_texts(self, texts: Iterable[tuple[date, int, str]]) -> None:
+        """Stage the texts of malformed records, each with its export date and number."""
+        for some in batches(texts, lambda text: len(text[2]), TEXTS_LENGTH):
             self.connection.execute(
-                "INSERT INTO malformed_texts SELECT ?, unnest(?::BIGINT[]), unnest(?::VARCHAR[])",
-                [file.day, *map(list, zip(*texts, strict=True))],
+                "INSERT INTO malformed_texts SELECT unnest(?::DATE[]), unnest(?::BIGINT[]),"
+                " unnest(?::VARCHAR[])",
+                [*map(list, zip(*some, strict=True))],
             )
-            kept += len(texts)
-        if file.mapping.skip_rows:
+
+    def _note_skipped(self, mapping: ExportMapping, days: Collection[date]) -> None:
+        """Note which malformed records of some days are comments or totals."""
+        if mapping.skip_rows:
             self.connection.execute(
                 "UPDATE malformed SET error_type = 'SKIPPED ROW' FROM malformed_texts AS t"
-                " WHERE t.export_date = ? AND malformed.export_date = t.export_date"
-                f" AND malformed.record = t.record AND {_is_skipped('t.raw_text', file.mapping)}",
-                [file.day],
+                " WHERE t.export_date IN (SELECT unnest(?::DATE[]))"
+                " AND malformed.export_date = t.export_date"
+                f" AND malformed.record = t.record AND {_is_skipped('t.raw_text', mapping)}",
+                [list(days)],
             )
-        return kept
 
     def _implausible(self, files: Sequence[ExportFile]) -> dict[date, str]:
         """The files with an order of implausible value, such as an id in the column of values.
