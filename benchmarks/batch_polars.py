@@ -31,7 +31,7 @@ def job(data: Path, out: Path) -> Callable[[], dict[str, Any]]:
 
     def header(path: Path) -> tuple[str, ...]:
         opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
             return tuple(next(csv.reader(file)))
 
     def read(paths: list[Path], names: tuple[str, ...]) -> pl.LazyFrame:
