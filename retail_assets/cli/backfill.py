@@ -165,10 +165,11 @@ def _failures(
     settings: Settings, of_tables: Iterable[tables.Table], days: Collection[date]
 ) -> dict[date, str]:
     """The first problem of each of these days that failed in one of the tables."""
-    failed: dict[date, str] = {}
     with Lake.from_settings(settings).connect() as connection:
-        for table in of_tables:
-            failed = ledger.failures(connection, table, days) | failed
+        found = ledger.entries(connection, days).failed
+    failed: dict[date, str] = {}
+    for table in of_tables:
+        failed = {**found[table.name], **failed}
     return failed
 
 

@@ -452,6 +452,17 @@ def current_snapshot(connection: duckdb.DuckDBPyConnection) -> int:
     return int(row[0])
 
 
+def committed_snapshot(connection: duckdb.DuckDBPyConnection) -> int:
+    """Return the id of the snapshot that this connection has committed last, without a query.
+
+    Raises:
+        TypeError: if it has committed none.
+    """
+    row = connection.execute("SELECT id FROM lake.last_committed_snapshot()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def _read_options(at: int | datetime | None) -> list[str]:
     options = ["READ_ONLY"]
     if isinstance(at, datetime):

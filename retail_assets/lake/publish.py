@@ -4,7 +4,7 @@ The swap is one short transaction. A day that fails its audit keeps the rows tha
 days are published.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -15,7 +15,7 @@ import narwhals as nw
 
 from retail_assets.errors import AuditError
 from retail_assets.lake import day_ledger as ledger
-from retail_assets.lake.connection import ROW_GROUP, Lake, current_snapshot
+from retail_assets.lake.connection import ROW_GROUP, Lake, committed_snapshot, current_snapshot
 from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.lake.staging import not_published, one_row, stage, stage_days, unpublished
 from retail_assets.tables import Table
@@ -26,6 +26,9 @@ Audit = Callable[[nw.LazyFrame], nw.LazyFrame]
 SHOWN_ROWS = 3
 """How many failing rows an error shows."""
 
+SAMPLE_ROWS = 5
+"""How many rows of the newest day a publication shows."""
+
 
 @dataclass(frozen=True)
 class Publication:
@@ -33,7 +36,7 @@ class Publication:
 
     `rows` has the row count of each published day, `measures` the sums of the table's measures,
     `failed` the problem of each day that was not published, and `snapshot` the id of the commit
-    (None if nothing was to commit).
+    (None if nothing was to commit). `sample` has some rows of the newest day, if they were at hand.
     """
 
     table: Table
@@ -41,6 +44,7 @@ class Publication:
     failed: Mapping[date, str] = field(default_factory=dict)
     snapshot: int | None = None
     measures: Mapping[date, Mapping[str, Decimal | int]] = field(default_factory=dict)
+    sample: Sequence[Sequence[Any]] | None = None
 
 
 def publish_days(
@@ -55,6 +59,7 @@ def publish_days(
     only_days: bool = False,
     sources: Collection[Table] = (),
     read: SnapshotRead | None = None,
+    known: ledger.Entries | None = None,
 ) -> Publication:
     """Replace the rows of some days of a table.
 
@@ -71,6 +76,7 @@ def publish_days(
         sources: the tables of days that the frame was computed from, day by day. A day computed
             from a day that is behind is behind as well.
         read: the snapshot that the frame reads, if it has begun; it ends with the audit.
+        known: what the ledgers have of the days in that snapshot, if it was read already.
 
     Raises:
         AuditError: if the rows as a whole cannot be published: wrong columns or types, rows of
@@ -85,17 +91,19 @@ def publish_days(
         read.begin()
         failed |= stage_days(read, table, frame, wanted, only_days=only_days)
         wanted = [day for day in wanted if day not in failed]
-        versions = _versions(connection, table, wanted, sources)
+        known = ledger.entries(connection, days, known)
+        versions = _versions(known, table, wanted, sources)
         problems = _problems(connection, table, staged, days, audit)
         read.end()
         failed |= {day: text for day, text in problems.items() if day not in failed}
         good = [day for day in wanted if day not in problems]
         rows, measures = day_facts(connection, table, f"temp.main.{staged}", good)
-        snapshot = _swap(lake, connection, table, rows, versions, failed)
+        sample = _sample(connection, table, staged, good)
+        snapshot = _swap(lake, connection, table, rows, versions, failed, known)
     finally:
         read.abort()
         connection.execute(f"DROP TABLE IF EXISTS temp.main.{staged}")
-    return Publication(table, rows, dict(sorted(failed.items())), snapshot, measures)
+    return Publication(table, rows, dict(sorted(failed.items())), snapshot, measures, sample)
 
 
 def publish_table(
@@ -163,22 +171,18 @@ def _swap_table(
 
 
 def _versions(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    days: Collection[date],
-    sources: Collection[Table],
+    known: ledger.Entries, table: Table, days: Collection[date], sources: Collection[Table]
 ) -> dict[date, int]:
     """The version of the outside data that each day's rows were computed from."""
     if table.feed is None:
         return {}
-    versions = ledger.versions(connection, table.feed, days)
-    for source in sources:
-        if source.feed == table.feed:
-            made_from = ledger.published(connection, source, days)
-            versions = {
-                day: min(version, made_from.get(day, 0)) for day, version in versions.items()
-            }
-    return versions
+    changed = known.changed[table.feed]
+    made_from = [known.published[each.name] for each in sources if each.feed == table.feed]
+    return {
+        day: min([changed[day], *(versions.get(day, 0) for versions in made_from)])
+        for day in days
+        if day in changed
+    }
 
 
 def _problems(
@@ -279,6 +283,18 @@ def day_facts(
     return rows, measures
 
 
+def _sample(
+    connection: duckdb.DuckDBPyConnection, table: Table, staged: str, days: Collection[date]
+) -> list[tuple[Any, ...]]:
+    if not days:
+        return []
+    return connection.execute(
+        f"SELECT {', '.join(table.column_names)} FROM temp.main.{staged}"
+        f" WHERE {table.day_column} = ? LIMIT {SAMPLE_ROWS}",
+        [max(days)],
+    ).fetchall()
+
+
 def _swap(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,
@@ -286,11 +302,13 @@ def _swap(
     rows: Mapping[date, int],
     versions: Mapping[date, int],
     failed: Mapping[date, str],
+    known: ledger.Entries,
 ) -> int | None:
     if not rows and not failed:
         return None
     with lake.transaction(connection, f"publish {table.name}"):
-        before = ledger.published(connection, table, rows)
+        known = ledger.entries(connection, {*rows, *failed}, known)
+        before = known.published[table.name]
         # Keep days that others have published from newer data meanwhile.
         mine = {day: n for day, n in rows.items() if before.get(day, 0) <= versions.get(day, 0)}
         staged = f"temp.main.staged_{table.name}"
@@ -301,10 +319,11 @@ def _swap(
             )
         replace_days(connection, table, staged, mine, before)
         if mine:
-            ledger.mark_published(connection, table, mine, versions)
+            ledger.mark_published(connection, table, mine, versions, known)
         if failed:
-            ledger.mark_failed(connection, table, failed)
-    return current_snapshot(connection)
+            ledger.mark_failed(connection, table, failed, known)
+    changed = bool(mine or failed)
+    return committed_snapshot(connection) if changed else current_snapshot(connection)
 
 
 def replace_days(

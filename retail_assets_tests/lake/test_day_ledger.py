@@ -77,6 +77,21 @@ def test_a_day_that_changed_is_stale_until_it_is_published_from_its_newest_versi
     assert ledger.published_in_all(connection, (REVENUE, RAW), days) == {SECOND}
 
 
+def test_entries_are_read_again_once_the_lake_has_changed(connection):
+    ledger.mark_published(connection, REVENUE, {FIRST: 3}, {FIRST: 1})
+    known = ledger.entries(connection, [FIRST, SECOND])
+    assert ledger.entries(connection, [FIRST], known) is known
+    assert ledger.entries(connection, [THIRD], known) is not known
+    ledger.mark_failed(connection, REVENUE, {FIRST: "broken", THIRD: "broken"})
+    ledger.mark_changed(connection, "orders", [SECOND])
+    now = ledger.entries(connection, [FIRST, SECOND], known)
+    assert (now.published, now.failed, now.changed) == (
+        {REVENUE.name: {FIRST: 1}},
+        {REVENUE.name: {FIRST: "broken"}},
+        {"orders": {SECOND: 1}},
+    )
+
+
 def test_entries_of_a_transaction_that_fails_are_gone(lake, connection):
     with pytest.raises(KeyError), lake.transaction(connection, "broken"):
         ledger.mark_changed(connection, "orders", [FIRST])

@@ -498,20 +498,32 @@ def test_somebody_who_read_older_data_does_not_overwrite_newer(lake):
     assert ledger_of(lake)[0] == [(FIRST, 1, 2), (SECOND, 1, 1)]
 
 
+def test_nothing_is_committed_where_others_have_published_all_days_from_newer_data(lake):
+    change(lake, FIRST)
+    with lake.connect() as slow, SnapshotRead(slow) as older:
+        assert rows_of(slow) == []
+        change(lake, FIRST)
+        published = publish(lake, [(FIRST, "North", "2.00")], [FIRST])
+        frame = revenue([(FIRST, "North", "1.00")])
+        done = publish_days(lake, slow, tables.DAILY_REVENUE, frame, [FIRST], read=older)
+    assert done.snapshot == published.snapshot
+    assert read(lake) == [(FIRST, "North", Decimal("2.00"))]
+
+
 def test_what_is_changed_while_a_frame_is_computed_leaves_the_day_behind(lake, monkeypatch):
     """Without a transaction of the caller's, frame and version could be of different snapshots."""
     change(lake, FIRST)
     publish(lake, [(FIRST, "North", "1.00")], [FIRST])
-    real = ledger.versions
+    real = ledger.entries
 
-    def late(connection, feed, days):
+    def late(connection, days, known):
         monkeypatch.undo()
         change(lake, FIRST)
-        return real(connection, feed, days)
+        return real(connection, days, known)
 
     with lake.connect() as connection:
         frame = connection.table("lake.daily_revenue")
-        monkeypatch.setattr(ledger, "versions", late)
+        monkeypatch.setattr(ledger, "entries", late)
         publish_days(lake, connection, tables.DAILY_REVENUE, frame, [FIRST])
         assert ledger.versions(connection, "orders", [FIRST]) == {FIRST: 2}
         assert ledger.published(connection, tables.DAILY_REVENUE, [FIRST]) == {FIRST: 1}

@@ -21,7 +21,7 @@ from retail_assets.ingest.exports.other_files import lookalikes
 from retail_assets.ingest.exports.staging import Staged, batches, staged_exports
 from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
 from retail_assets.lake import day_ledger as ledger
-from retail_assets.lake.connection import Lake, current_snapshot
+from retail_assets.lake.connection import Lake, committed_snapshot, current_snapshot
 from retail_assets.lake.publish import Publication, replace_days
 from retail_assets.lake.rows import insert_columns
 from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping
@@ -163,17 +163,18 @@ def _commit(
         # Only now: another process may have ingested the same new file a moment ago.
         known = export_entries(connection, days)
         changed = _changed_days(connection, days, known)
+        entered = ledger.entries(connection, {*days, *staged.failed, *changed})
         for table, source, rows in (
             (tables.RAW_ORDERS, "temp.main.staged_raw", staged.raw),
             (tables.REJECTED_ORDERS, "temp.main.staged_rejects", staged.rejected),
         ):
             replace_days(connection, table, source, rows, known)
-            ledger.mark_published(connection, table, rows, {})
-            ledger.mark_failed(connection, table, staged.failed)
+            ledger.mark_published(connection, table, rows, {}, entered)
+            ledger.mark_failed(connection, table, staged.failed, entered)
         _enter(lake, connection, staged, known, late_days)
         currencies.ingest_again(connection, currencies.enter(connection, known))
-        ledger.mark_changed(connection, "orders", changed)
-    return current_snapshot(connection)
+        ledger.mark_changed(connection, "orders", changed, entered)
+    return committed_snapshot(connection)
 
 
 _CONTENT = ", ".join(

@@ -88,9 +88,8 @@ def waiting_orders(
     behind = _behind(connection)
     compared = None if all_days else behind | set(days)
     newest = business_days.last_complete_day(settings)
-    failed: set[date] = set()
-    for table in RESTATED if behind else ():
-        failed.update(ledger.failures(connection, table, behind))
+    failures = ledger.entries(connection, behind).failed
+    failed = {day for table in RESTATED for day in failures[table.name]}
 
     def reason(day: date) -> str:
         if day < settings.start_date:
@@ -147,7 +146,7 @@ def described(days: Iterable[date]) -> str:
 
 
 def _behind(connection: duckdb.DuckDBPyConnection) -> set[date]:
-    return {day for table in RESTATED for day in ledger.stale_days(connection, table)}
+    return set(ledger.stale_days(connection, *RESTATED))
 
 
 def _differences(

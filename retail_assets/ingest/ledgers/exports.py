@@ -62,14 +62,19 @@ def export_entries(
     connection: duckdb.DuckDBPyConnection, days: Collection[date]
 ) -> dict[date, ExportEntry]:
     """The entries of some export dates, where there are any."""
+    if not days:
+        return {}
     # All columns: a lake that nobody has written to since has not all of them.
     found = connection.execute(
-        "FROM lake.export_files WHERE export_date IN (SELECT unnest(?::DATE[]))", [list(days)]
+        "FROM lake.export_files WHERE export_date BETWEEN ? AND ?", [min(days), max(days)]
     )
     names = [name for name, *_ in found.description or ()]
+    wanted = set(days)
     entries: dict[date, ExportEntry] = {}
     for values in found.fetchall():
         row = dict(zip(names, values, strict=True))
+        if row["export_date"] not in wanted:
+            continue
         columns: dict[str, Any] = {each.name: row.get(each.name) for each in fields(ExportEntry)}
         entries[row["export_date"]] = ExportEntry(**columns)
     return entries
