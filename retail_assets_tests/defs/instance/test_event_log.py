@@ -6,6 +6,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -319,6 +320,25 @@ def recording(
         run = backfill(recorder)
         records = log_of(recorder).get_records_for_run(run.run_id).records
         return run, [record.event_log_entry for record in records], told(recorder, run)
+
+
+def test_a_new_shard_has_the_tables_and_the_revision_of_the_stock_class(tmp_path: Path) -> None:
+    found = []
+    for class_ in (SqliteEventLogStorage, PooledSqliteEventLogStorage):
+        log = class_(str(tmp_path / class_.__name__))
+        log.store_event(materialization("run", "daily", DAYS[0]))
+        log.dispose()
+        with closing(sqlite3.connect(log.path_for_shard("run"))) as shard:
+            found.append(
+                (
+                    shard.execute(
+                        "SELECT type, name, sql FROM sqlite_master ORDER BY 2"
+                    ).fetchall(),
+                    shard.execute("SELECT * FROM alembic_version").fetchall(),
+                    shard.execute("PRAGMA journal_mode").fetchall(),
+                )
+            )
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
