@@ -18,11 +18,11 @@ from retail_assets import business_days, tables
 from retail_assets.consumers import live_revenue
 from retail_assets.defs import partitions
 from retail_assets.defs.assets.events import EVENT_TABLES
-from retail_assets.defs.io_manager import describe_failures
-from retail_assets.defs.resource import LakeResource
+from retail_assets.defs.io_manager import LakeIOManager, describe_failures
 from retail_assets.ingest.exports import rejects
 from retail_assets.ingest.exports import stale_days as stale
 from retail_assets.lake import day_ledger as ledger
+from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.settings import Settings
 from retail_assets.transforms import orders, reconciliation, revenue
 
@@ -40,21 +40,28 @@ class Scope:
     last: date | None
     settings: Settings
 
-    def rows(self, table: tables.Table, *, open_end: bool = False, day: str | None = None) -> Any:
-        """The rows of a table in these days, as a relation; `day` is the column of a ledger."""
-        relation = self.connection.table(f"lake.{table.name}")
+    def source(self, table: tables.Table, *, open_end: bool = False, day: str | None = None) -> str:
+        """The rows of a table in these days, for SQL; `day` is the column of a ledger."""
         column = day or table.day
         if self.first is None or column is None:
-            return relation
-        window = f"{column} >= DATE '{self.first}'"
-        return relation.filter(
-            window if open_end else f"{window} AND {column} <= DATE '{self.last}'"
-        )
+            return f"lake.{table.name}"
+        end = "" if open_end else f" AND {column} <= DATE '{self.last}'"
+        return f"lake.{table.name} WHERE {column} >= DATE '{self.first}'{end}"
+
+    def rows(self, table: tables.Table, *, open_end: bool = False, day: str | None = None) -> Any:
+        """The same rows as a relation."""
+        return self.connection.sql(f"FROM {self.source(table, open_end=open_end, day=day)}")
+
+    def one(self, values: str, table: tables.Table) -> tuple[Any, ...]:
+        """Aggregates of the rows of a table in these days."""
+        found = self.connection.execute(f"SELECT {values} FROM {self.source(table)}").fetchone()
+        assert found is not None
+        return found
 
     def frame(
         self, table: tables.Table, *, open_end: bool = False, day: str | None = None
     ) -> nw.LazyFrame:
-        """The rows of a table in these days, as the rules take them."""
+        """The same rows, as the rules take them."""
         frame: nw.LazyFrame[Any] = nw.from_native(self.rows(table, open_end=open_end, day=day))
         return frame
 
@@ -90,13 +97,10 @@ def schema_matches(scope: Scope) -> dg.AssetCheckResult:
 def key_is_unique(scope: Scope) -> dg.AssetCheckResult:
     """No two rows share their key."""
     keys = ", ".join(scope.table.key)
-    found = (
-        scope.rows(scope.table)
-        .aggregate(f"{keys}, count(*) AS n", keys)
-        .filter("n > 1")
-        .limit(5)
-        .fetchall()
-    )
+    found = scope.connection.execute(
+        f"SELECT {keys}, count(*) AS n FROM {scope.source(scope.table)}"
+        f" GROUP BY {keys} HAVING count(*) > 1 LIMIT 5"
+    ).fetchall()
     return dg.AssetCheckResult(
         passed=not found, metadata={"key": keys, "examples": str(found) if found else "none"}
     )
@@ -105,11 +109,8 @@ def key_is_unique(scope: Scope) -> dg.AssetCheckResult:
 def required_values_are_there(scope: Scope) -> dg.AssetCheckResult:
     """No column that must have a value is null."""
     required = [column.name for column in scope.table.columns if not column.nullable]
-    counts = (
-        scope.rows(scope.table)
-        .aggregate(", ".join(f"count(*) FILTER ({name} IS NULL)" for name in required))
-        .fetchone()
-    )
+    nulls = ", ".join(f"count(*) FILTER ({name} IS NULL)" for name in required)
+    counts = scope.one(nulls, scope.table)
     missing = {name: n for name, n in zip(required, counts, strict=True) if n}
     return dg.AssetCheckResult(passed=not missing, metadata={"missing": missing})
 
@@ -204,13 +205,10 @@ def completed_reconcile_with_raw(scope: Scope) -> dg.AssetCheckResult:
 
 def references_are_known(scope: Scope) -> dg.AssetCheckResult:
     """The product and customer of each completed order's line are in the reference data."""
-    (count, products, customers) = (
-        scope.rows(tables.COMPLETED_ORDERS)
-        .aggregate(
-            f"count(*), count(*) FILTER (product_category = '{orders.UNKNOWN}'),"
-            f" count(*) FILTER (customer_segment = '{orders.UNKNOWN}')"
-        )
-        .fetchone()
+    count, products, customers = scope.one(
+        f"count(*), count(*) FILTER (product_category = '{orders.UNKNOWN}'),"
+        f" count(*) FILTER (customer_segment = '{orders.UNKNOWN}')",
+        tables.COMPLETED_ORDERS,
     )
     return dg.AssetCheckResult(
         passed=not (products or customers),
@@ -226,7 +224,7 @@ def revenue_reconciles_with_orders(scope: Scope) -> dg.AssetCheckResult:
         .to_native()
         .fetchall()
     )
-    (total,) = scope.rows(scope.table).aggregate("coalesce(sum(total_revenue), 0)").fetchone()
+    (total,) = scope.one("coalesce(sum(total_revenue), 0)", scope.table)
     return dg.AssetCheckResult(
         passed=not wrong,
         metadata={
@@ -438,16 +436,17 @@ def table_checks(table: tables.Table, settings: Settings) -> dg.AssetChecksDefin
         can_subset=True,
     )
     def run_checks(
-        context: dg.AssetCheckExecutionContext, lake: LakeResource
+        context: dg.AssetCheckExecutionContext, lake_io: dg.ResourceParam[LakeIOManager]
     ) -> Iterator[dg.AssetCheckResult]:
         first, last = partitions.run_days(context.run.tags) or (None, None)
-        with lake.lake.connect(read_only=True) as connection:
+        lake_io.lake.lake.must_exist()
+        with lake_io.connection() as connection, SnapshotRead(connection):
             scope = Scope(connection, table, first, last, settings)
             for key in context.selected_asset_check_keys:
                 yield checks[key.name](scope)._replace(asset_key=key.asset_key, check_name=key.name)
-            if table.day is not None and first is not None and last is not None:
-                failed = ledger.failures(connection, table, scope.days())
-                if failed:
-                    raise dg.Failure(describe_failures(failed), allow_retries=False)
+            dated = table.day is not None
+            failed = ledger.failures(connection, table, scope.days()) if dated else {}
+        if failed:
+            raise dg.Failure(describe_failures(failed), allow_retries=False)
 
     return run_checks

@@ -3,7 +3,8 @@
 An asset may take and return a `pandas.DataFrame`: the annotation decides.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -18,13 +19,12 @@ from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import AuditError
 from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.checksums import note_new_files
-from retail_assets.lake.publish import Audit, Publication, publish_days, publish_table
+from retail_assets.lake.publish import SAMPLE_ROWS, Audit, Publication, publish_days, publish_table
 from retail_assets.lake.snapshot_read import SnapshotRead
 
 OPEN_END = "retail_assets/open_end"
 """Input metadata: load all days from the first one of the run on, not only those of the run."""
 
-SAMPLE_ROWS = 5
 MASKED = "•••"
 
 
@@ -47,7 +47,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
     """Loads tables of the lake as narwhals frames, and publishes frames as tables of the lake.
 
     A step that succeeds leaves its connection to the next one: opening a lake takes longer than
-    publishing a few small days.
+    publishing a few small days. Steps that read or write the lake themselves share them as well.
     """
 
     lake: LakeResource
@@ -93,7 +93,6 @@ class LakeIOManager(dg.ConfigurableIOManager):
                     else self._publish_days(context, read, table, output)
                 )
                 _report(context, connection, publication, output)
-            note_new_files(self.lake.lake, connection)
         except AuditError as error:
             # The same rows would fail again.
             raise dg.Failure(str(error), allow_retries=False) from error
@@ -104,16 +103,34 @@ class LakeIOManager(dg.ConfigurableIOManager):
             self._close(step)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
-        """Close all connections, those of steps that failed before they had a result as well."""
+        """Note the checksums of what was written, and close all connections.
+
+        Those of steps that failed before they had a result as well.
+        """
         for step in list(self._reads):
             self._close(step)
+        if self._idle:
+            note_new_files(self.lake.lake, self._idle[-1])
         while self._idle:
             self._idle.pop().close()
 
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Lend a connection that can write; it is left to the next step unless the body raises."""
+        connection = self._take()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    def _take(self) -> duckdb.DuckDBPyConnection:
+        return self._idle.pop() if self._idle else self.lake.lake.open()
+
     def _read(self, step: str) -> SnapshotRead:
         if step not in self._reads:
-            connection = self._idle.pop() if self._idle else self.lake.lake.open()
-            self._reads[step] = SnapshotRead(connection)
+            self._reads[step] = SnapshotRead(self._take())
             self._reads[step].begin()
         return self._reads[step]
 
@@ -159,12 +176,13 @@ class LakeIOManager(dg.ConfigurableIOManager):
         days = [date.fromisoformat(key) for key in context.asset_partition_keys]
         not_ready: dict[date, str] = {}
         sources = self._sources.get(_attempt(context), [])
+        known = ledger.entries(connection, days)
         for source in sources:
-            ready = set(ledger.published(connection, source, days))
+            ready = set(known.published[source.name])
             if table.feed is not None and source.feed is None:
                 # Outside data enters here, and may have rows of other days than its own.
-                ready.update(ledger.versions(connection, table.feed, days))
-            reasons = ledger.failures(connection, source, days)
+                ready.update(known.changed[table.feed])
+            reasons = known.failed[source.name]
             for day in days:
                 if day not in ready:
                     reason = reasons.get(day, f"{source.name} has no such day yet: materialize it")
@@ -180,6 +198,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
             only_days=output.only_days,
             sources=sources,
             read=read,
+            known=known,
         )
 
 
@@ -224,7 +243,8 @@ def _report(
         }
         if day == newest:
             # Once per run: Dagster would store these with every day.
-            metadata |= _shown(connection, publication.table, day)
+            sample = publication.sample if count else ()
+            metadata |= _shown(connection, publication.table, day, sample)
             metadata |= output.describe(connection) if output.describe else {}
         step_context.add_asset_metadata(
             metadata, asset_key=context.asset_key, partition_key=day.isoformat()
@@ -250,12 +270,17 @@ def _number(value: Any) -> int | float:
 
 
 def _shown(
-    connection: duckdb.DuckDBPyConnection, table: tables.Table, day: date | None
+    connection: duckdb.DuckDBPyConnection,
+    table: tables.Table,
+    day: date | None,
+    rows: Sequence[Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
-    where = "" if day is None else f" WHERE {table.day} = DATE '{day}'"
-    rows = connection.execute(
-        f"SELECT {', '.join(table.column_names)} FROM lake.{table.name}{where} LIMIT {SAMPLE_ROWS}"
-    ).fetchall()
+    if rows is None:
+        where = "" if day is None else f" WHERE {table.day} = DATE '{day}'"
+        rows = connection.execute(
+            f"SELECT {', '.join(table.column_names)} FROM lake.{table.name}{where}"
+            f" LIMIT {SAMPLE_ROWS}"
+        ).fetchall()
     metadata: dict[str, Any] = {}
     if rows:
         records = [

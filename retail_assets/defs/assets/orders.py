@@ -11,7 +11,7 @@ from retail_assets import tables
 from retail_assets.defs.assets.charts import recent_revenue
 from retail_assets.defs.assets.daily import RETRIES, daily_asset, freshness, table_spec
 from retail_assets.defs.assets.extract import files_behind
-from retail_assets.defs.io_manager import AssetOutput
+from retail_assets.defs.io_manager import AssetOutput, LakeIOManager
 from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports import load as order_exports
@@ -96,11 +96,13 @@ def order_exports_assets(
         retry_policy=RETRIES,
     )
     def ingest_order_exports(
-        context: dg.AssetExecutionContext, lake: LakeResource, source_folders: SourceFolders
+        context: dg.AssetExecutionContext,
+        lake_io: dg.ResourceParam[LakeIOManager],
+        source_folders: SourceFolders,
     ) -> Iterator[dg.Output[object]]:
-        with lake.get_connection() as connection:
+        with lake_io.connection() as connection:
             ingested = order_exports.ingest(
-                lake.lake,
+                lake_io.lake.lake,
                 connection,
                 Path(source_folders.exports_dir),
                 [date.fromisoformat(key) for key in context.partition_keys],
