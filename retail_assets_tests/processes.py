@@ -13,8 +13,6 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "retail_assets.cli.backfill",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.figure",
         "pandas",
         "pyarrow.compute",
         "retail_assets.cli.app",

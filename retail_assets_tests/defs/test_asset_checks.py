@@ -1,5 +1,6 @@
 """Asset checks: green on what was published, red on a planted fault; a bad day fails by name."""
 
+from base64 import b64decode
 from collections.abc import Collection, Mapping
 from datetime import date, timedelta
 
@@ -326,8 +327,10 @@ def test_metadata_of_each_day_are_its_own(settings: Settings, write_export: Writ
         assert figures == {str(DAYS[0]): (2, 20.0, 2), str(DAYS[1]): (1, 7.25, 1)}
         newest = found[str(DAYS[1])]
         assert newest is not None
-        chart = newest.metadata["recent_revenue"].value
-        assert str(chart).startswith("![Revenue](data:image/png;base64,iVBOR")
+        chart = str(newest.metadata["recent_revenue"].value)
+        image = chart.removeprefix("![Revenue](data:image/svg+xml;base64,").removesuffix(")")
+        for text in (str(DAYS[0]), str(DAYS[1]), "20"):
+            assert f">{text}</text>" in b64decode(image).decode()
         assert isinstance(newest.metadata["sample"], dg.TableMetadataValue)
         lineage = newest.metadata["dagster/column_lineage"].value
         assert isinstance(lineage, dg.TableColumnLineage)

@@ -64,7 +64,7 @@ def definitions(settings: Settings) -> dg.Definitions:
 
 @pytest.mark.processes
 def test_they_load_in_a_fresh_interpreter_without_heavy_libraries(settings: Settings) -> None:
-    heavy = {"pandas", "pyarrow", "matplotlib", "dagster_webserver"}
+    heavy = {"pandas", "pyarrow", "dagster_webserver"}
     code = (
         "import sys; from retail_assets.definitions import defs; defs();"
         f"print(sorted({heavy} & sys.modules.keys()))"

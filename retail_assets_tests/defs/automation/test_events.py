@@ -510,7 +510,7 @@ def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Pl
         (date(2026, 10, 14), "not_an_object", 1),
     ]
     assert found["dead_letter_counts"]["dagster/row_count"] == 3
-    assert any("data:image/png" in str(value) for value in found["dead_letter_counts"].values())
+    assert any("data:image/svg+xml" in str(value) for value in found["dead_letter_counts"].values())
 
     write_events(platform.settings, "2026-10-14/b.jsonl", [event(6, event_timestamp=at), event(7)])
     ingest_events(platform)
