@@ -241,8 +241,8 @@ def duckdb_sql(work: Work) -> tuple[Callable[[], Result], Callable[[], None]]:
             execute(
                 "CREATE TABLE rejected_orders AS SELECT * REPLACE (coalesce(reason,"
                 f" 'duplicate_order') AS reason) FROM {rows} ANTI JOIN used USING (version)"
-                " UNION ALL BY NAME SELECT DISTINCT ON (scan_id, file_id, line) csv_line AS order_id,"
-                " 'malformed_row' AS reason FROM reject_errors"
+                " UNION ALL BY NAME SELECT DISTINCT ON (scan_id, file_id, line) csv_line AS"
+                " order_id, 'malformed_row' AS reason FROM reject_errors"
             )
             for table in ("products", "customers"):
                 path = work.data / f"reference/{table}.csv"
