@@ -1,7 +1,8 @@
 """`make bench`: runs all cases side by side and writes `docs/benchmarks.md`.
 
 The event pipeline and the worker have reports of their own, `docs/benchmarks-events.md`,
-`docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`; `--only` measures for one of them.
+`docs/benchmarks-latency.md` and `docs/benchmarks-throughput.md`, and the event sensor has
+`docs/benchmarks-sensor.md`; `--only` measures for one of them.
 `--only soak` writes `docs/soak.md`.
 
 Every figure of a table comes from the same run: the cases take turns, each time in a fresh process
@@ -23,7 +24,7 @@ from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import events, stream, stream_soak
+from benchmarks import events, stream, stream_sensor, stream_soak
 from benchmarks.stream_rivals import environment
 
 ROOT = Path(__file__).parents[1]
@@ -172,12 +173,14 @@ def main() -> None:
     parser.add_argument("--orders-per-day", type=int, default=2000, help="orders of each such day")
     parser.add_argument("--big-gb", type=float, default=5.0, help="size of the one big file")
     parser.add_argument(
-        "--only", choices=("batch", "events", "latency", "throughput", "soak"), help="one of them"
+        "--only",
+        choices=("batch", "events", "sensor", "latency", "throughput", "soak"),
+        help="one of them",
     )
     parser.add_argument("--events", type=int, default=1_000_000, help="events of the one file")
     parser.add_argument("--files", type=int, default=100_000, help="number of small event files")
-    parser.add_argument("--drops", type=int, default=25, help="files that the sensor ingests")
-    parser.add_argument("--seconds", type=int, default=60, help="of each source's latency")
+    parser.add_argument("--drops", type=int, default=25, help="files that come one by one")
+    parser.add_argument("--seconds", type=int, default=60, help="of a source's latency")
     parser.add_argument("--minutes", type=float, default=15.0, help="how long to soak")
     parser.add_argument("--folder", type=Path, default=REPORTS, help="where reports are written")
     options = parser.parse_args()
@@ -190,6 +193,9 @@ def main() -> None:
         if options.only in (None, "events"):
             text = events.report(work, options.repeats, options, _machine())
             (options.folder / "benchmarks-events.md").write_text(text)
+        if options.only in (None, "sensor"):
+            text = stream_sensor.report(work, options.drops, options.seconds, _machine())
+            (options.folder / "benchmarks-sensor.md").write_text(text)
         if options.only in (None, "latency"):
             text = stream.latency_report(work, options, _machine())
             (options.folder / "benchmarks-latency.md").write_text(text)

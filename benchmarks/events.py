@@ -1,7 +1,6 @@
 """The event pipeline, measured: `docs/benchmarks-events.md`."""
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -49,7 +48,6 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
     big_size = next((big / "events").glob("*/*.jsonl")).stat().st_size
     big_result = _run(sys.executable, PLATFORM, big, work)
     shutil.rmtree(big)
-    latency = sensor_latency(work / "sensor", options.drops)
     return (
         "\n\n".join(
             [
@@ -88,13 +86,6 @@ def report(work: Path, repeats: int, options: Any, machine: str) -> str:
                     f"(f) ingests {big_result['lines']:,} events in"
                     f" {big_result['seconds']:.0f} s with a peak of {big_result['peak_mb']:.0f} MB,"
                     " in chunks of 64 MB, each committed with its ledger entry."
-                ),
-                "## From a file closed to rows that can be queried, by the sensor",
-                (
-                    f"{len(latency)} files of 10 events, one after the other, dropped while the UI,"
-                    f" daemon and code server run: p50 {statistics.median(latency):.1f} s, p95"
-                    f" {_percentile(latency, 0.95):.1f} s, slowest {max(latency):.1f} s. The daemon"
-                    " looks for due sensors every 5 s, and a run's process takes seconds to start."
                 ),
             ]
         )
@@ -142,11 +133,11 @@ def _many_files(folder: Path, files: int) -> Path:
     target = folder / "events" / str(DAY)
     target.mkdir(parents=True)
     for number in range(files):
-        _write_events(target / f"part-{number:06}.jsonl", number)
+        write_events(target / f"part-{number:06}.jsonl", number)
     return folder
 
 
-def _write_events(path: Path, number: int) -> None:
+def write_events(path: Path, number: int) -> None:
     """Ten events in a file that is there at once."""
     lines = "".join(
         f'{{"event_id": "E{number}-{n}", "order_id": "O{number}-{n}", "customer_id":'
@@ -231,63 +222,6 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def sensor_latency(folder: Path, drops: int) -> list[float]:
-    """Seconds from a file's rename to its rows, with the services of `make ui` running."""
-    from retail_assets.lake.connection import Lake, NoLakeError
-    from retail_assets.settings import Settings
-
-    write_reference(folder)
-    target = folder / "events" / str(DAY)
-    target.mkdir(parents=True)
-    home = folder / "dagster"
-    home.mkdir()
-    shutil.copy(ROOT / "deploy/dagster/dagster.yaml", home)
-    environment = os.environ | {"RETAIL_DATA_DIR": str(folder), "DAGSTER_HOME": str(home)}
-    lake = Lake.from_settings(Settings(data_dir=folder))
-    services = subprocess.Popen(
-        [sys.executable, "-m", "retail_assets.cli.services", "--no-worker", "--port", "3999"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def rows(number: int) -> bool:
-        try:
-            with lake.connect(read_only=True) as connection:
-                (count,) = connection.execute(
-                    "SELECT count(*) FROM enriched_events WHERE source_name = ?",
-                    [f"{DAY}/drop-{number:03}.jsonl"],
-                ).fetchone() or (0,)
-        except NoLakeError:
-            return False
-        return bool(count)
-
-    found = []
-    try:
-        # The first waits for everything to start: it is not counted.
-        for number in range(drops + 1):
-            _write_events(target / f"drop-{number:03}.jsonl", number)
-            began = time.perf_counter()
-            while not rows(number):
-                if time.perf_counter() - began > 300 or services.poll() is not None:
-                    raise RuntimeError("The sensor took no file in.")
-                time.sleep(0.05)
-            if number:
-                found.append(time.perf_counter() - began)
-                print(f"sensor: {found[-1]:.1f} s")
-            # Files do not come in step with the sensor.
-            time.sleep(number * 0.37 % 5)
-    finally:
-        services.terminate()
-        services.wait()
-    return found
-
-
-def _percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, round(share * (len(values) - 1)))]
 
 
 def _ratio(results: dict[str, list[dict[str, float]]], case: str, of: str = PLATFORM) -> str:

@@ -4,15 +4,14 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import events
 from benchmarks.stream_broker import PARTITIONS, TOPIC, filled_broker
-from benchmarks.stream_latency import CUSTOMERS, TOGETHER, latencies, summary
+from benchmarks.stream_latency import CUSTOMERS, TOGETHER, additions, latencies, summary
 from benchmarks.stream_rivals import TITLES, environment, turn
-from benchmarks.stream_sensor import stock_sensor_latency
+from benchmarks.stream_sensor import measure_part
 
 TRUST = "Trust the ratios, not the seconds, which are of one machine on one day."
 
@@ -25,13 +24,12 @@ def latency_report(work: Path, options: Any, machine: str) -> str:
     for source in SOURCES:
         folder = work / f"latency-{source}"
         folder.mkdir()
-        before = _additions()
+        before = additions()
         latency[source] = summary(latencies(folder, source, seconds=options.seconds))
-        latency[source]["additions"] = (before + _additions()) / 2
+        latency[source]["additions"] = (before + additions()) / 2
         print(source, latency[source])
         shutil.rmtree(folder)
-    sensor = events.sensor_latency(work / "sensor", options.drops)
-    stock = stock_sensor_latency(work / "stock", options.drops)
+    stock = measure_part(work / "stock", "stock", options.drops, every_second=False)
     return (
         "\n\n".join(
             [
@@ -41,26 +39,17 @@ def latency_report(work: Path, options: Any, machine: str) -> str:
                 (
                     f"200 events/s for {options.seconds} s from each source, {TOGETHER} at a time,"
                     f" orders of {CUSTOMERS:,} customers, the worker warm and with all its"
-                    " consumers and upkeep; a reader polls the lake. The sensors ingest"
-                    f" {options.drops} files of 10 events, one by one: their p95 and p99 are the"
+                    " consumers and upkeep; a reader polls the lake. The stock sensor ingests"
+                    f" {options.drops} files of 10 events, one by one: its p95 and p99 are the"
                     " slowest ones. The aim for the worker is a p99 of 250 ms on a quiet machine,"
                     " and a fortieth of the stock sensor's time. Ten million"
                     " additions in Python, just before and after, show how fast the machine was."
                 ),
-                _latency_table(latency, sensor, stock),
+                _latency_table(latency, stock["seconds"]),
             ]
         )
         + "\n"
     )
-
-
-def _additions() -> float:
-    """How long ten million additions take, in seconds."""
-    began = time.perf_counter()
-    total = 0
-    for number in range(10_000_000):
-        total += number
-    return time.perf_counter() - began
 
 
 def throughput_report(work: Path, repeats: int, options: Any, machine: str) -> str:
@@ -85,12 +74,9 @@ def throughput_report(work: Path, repeats: int, options: Any, machine: str) -> s
     )
 
 
-def _latency_table(
-    latency: dict[str, dict[str, float]], sensor: list[float], stock: list[float]
-) -> str:
+def _latency_table(latency: dict[str, dict[str, float]], stock: list[float]) -> str:
     rows = {f"worker, {source}": found for source, found in latency.items()}
-    rows["this platform's sensor"] = summary(sorted(sensor))
-    rows["stock Dagster sensor, default executor"] = summary(sorted(stock))
+    rows["stock Dagster sensor, default executor"] = summary(stock)
     slow = rows["stock Dagster sensor, default executor"]
     lines = [
         "| | p50 ms | p95 ms | p99 ms | stock sensor's p50 is | its p99 | ten million additions |",
