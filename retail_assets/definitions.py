@@ -16,6 +16,7 @@ from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.notifications import notification_sensor
 from retail_assets.defs.io_manager import LakeIOManager
 from retail_assets.defs.resource import LakeResource
+from retail_assets.ingest.event_files.watch import FolderWatch
 from retail_assets.settings import Settings, load_settings
 
 
@@ -38,6 +39,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 def _assemble(settings: Settings) -> dg.Definitions:
     days = partitions.daily_partitions(settings)
     lake = LakeResource.from_settings(settings)
+    event_jobs = (event_automation.job(), stream_automation.job(settings))
     return dg.Definitions(
         assets=[
             *extract.extract_assets(settings, days),
@@ -58,8 +60,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
         jobs=[
             *extract_automation.jobs(settings),
             *automation.jobs(),
-            event_automation.job(),
-            stream_automation.job(settings),
+            *event_jobs,
             *mart_automation.jobs(settings),
         ],
         schedules=[
@@ -70,7 +71,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
         ],
         sensors=[
             *automation.sensors(settings),
-            event_automation.sensor(settings),
+            event_automation.sensor(settings, event_jobs, FolderWatch(settings)),
             stream_automation.sensor(settings),
             notification_sensor(settings),
             *lookup_automation.sensors(settings),

@@ -174,6 +174,8 @@ class Platform:
         )
         result = self.definitions.resolve_sensor_def(sensor)(context)
         assert isinstance(result, dg.SensorResult)
+        for found in result.asset_events:
+            self.instance.report_runless_asset_event(found)
         self.cursors[sensor] = result.cursor
         return result
 

@@ -83,6 +83,11 @@ class Scope:
 Check = Callable[[Scope], dg.AssetCheckResult]
 
 
+def names(table: tables.Table) -> list[str]:
+    """The names of the checks of a table."""
+    return [check.__name__ for check in (*GENERAL, *SPECIAL.get(table, ()))]
+
+
 def schema_matches(scope: Scope) -> dg.AssetCheckResult:
     """The table has the columns and types that `tables/` says."""
     relation = scope.connection.table(f"lake.{scope.table.name}")

@@ -233,20 +233,8 @@ def _report(
         context.log.error(problem)
     if publication.failed and not publication.rows:
         raise dg.Failure(describe_failures(publication.failed), allow_retries=False)
-    step_context = context.step_context
-    newest = max(publication.rows)
-    for day, count in publication.rows.items():
-        metadata: dict[str, Any] = {
-            "dagster/partition_row_count": count,
-            "snapshot": publication.snapshot,
-            **{name: _number(value) for name, value in publication.measures.get(day, {}).items()},
-        }
-        if day == newest:
-            # Once per run: Dagster would store these with every day.
-            sample = publication.sample if count else ()
-            metadata |= _shown(connection, publication.table, day, sample)
-            metadata |= output.describe(connection) if output.describe else {}
-        step_context.add_asset_metadata(
+    for day, metadata in day_metadata(connection, publication, output.describe):
+        context.step_context.add_asset_metadata(
             metadata, asset_key=context.asset_key, partition_key=day.isoformat()
         )
     if publication.failed:
@@ -257,6 +245,27 @@ def _report(
                 [day.isoformat() for day in publication.rows]
             )
         )
+
+
+def day_metadata(
+    connection: duckdb.DuckDBPyConnection,
+    publication: Publication,
+    describe: Callable[[duckdb.DuckDBPyConnection], Mapping[str, Any]] | None = None,
+) -> Iterator[tuple[date, dict[str, Any]]]:
+    """What Dagster shows of each published day; of the newest one also a sample of its rows."""
+    newest = max(publication.rows)
+    for day, count in publication.rows.items():
+        metadata: dict[str, Any] = {
+            "dagster/partition_row_count": count,
+            "snapshot": publication.snapshot,
+            **{name: _number(value) for name, value in publication.measures.get(day, {}).items()},
+        }
+        if day == newest:
+            # Once: Dagster would store these with every day.
+            sample = publication.sample if count else ()
+            metadata |= _shown(connection, publication.table, day, sample)
+            metadata |= describe(connection) if describe else {}
+        yield day, metadata
 
 
 def describe_failures(failed: Mapping[date, str]) -> str:

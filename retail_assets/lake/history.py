@@ -6,6 +6,7 @@ a commit.
 
 import re
 from dataclasses import dataclass
+from datetime import date
 
 import duckdb
 
@@ -49,6 +50,41 @@ def commits(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> lis
 
 def _changes(text: str) -> tuple[Change, ...]:
     return tuple(Change(int(id_), kind in _INSERTED) for kind, id_ in _CHANGE.findall(text))
+
+
+def changed_days(
+    connection: duckdb.DuckDBPyConnection, after: int, upto: int, *tables: Table
+) -> dict[date, int] | None:
+    """The days of tables whose rows commits have changed, with the last such snapshot of each.
+
+    Args:
+        connection: a connection to the lake.
+        after: a snapshot, which may be expired.
+        upto: a later one.
+        tables: tables of days.
+
+    Returns:
+        None if a commit between them is expired.
+    """
+    found = commits(connection, after, upto)
+    if found is None:
+        return None
+    names = table_names(connection) if found else {}
+    changed = {names.get(change.table_id) for commit in found for change in commit.changes}
+    # Rows of a file that was rewritten show as updates; no row of these tables is ever updated.
+    queries = [
+        f"SELECT {table.day} AS day, snapshot_id FROM"
+        f" lake.table_changes('{table.name}', {after + 1}, {upto})"
+        " WHERE change_type IN ('insert', 'delete')"
+        for table in tables
+        if table.name in changed
+    ]
+    if not queries:
+        return {}
+    rows = connection.execute(
+        f"SELECT day, max(snapshot_id) FROM ({' UNION ALL '.join(queries)}) GROUP BY 1"
+    ).fetchall()
+    return dict(rows)
 
 
 def schema_version(connection: duckdb.DuckDBPyConnection) -> int:

@@ -209,7 +209,7 @@ def test_schedule_and_sensors_are_on_and_say_what_they_do(definitions: dg.Defini
         "new_exports": ["batch"],
         "restated_days": ["restate"],
         "changed_reference": ["reference"],
-        "new_event_files": ["events"],
+        "new_event_files": ["events", "event_checks"],
         "stream_worker": [],
         "notifications": [],
     }

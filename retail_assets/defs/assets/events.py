@@ -1,7 +1,7 @@
 """The event pipeline: event files to enriched events and dead letters."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any
 
@@ -71,11 +71,8 @@ def event_assets(
             session = EventSession(lake.lake, connection, settings.source_mapping.events)
             if config.files:
                 found = event_files.ingest(session, settings, config.files)
-                about = _ingest_metadata(found)
-                context.log.info(
-                    "{files} files: {lines} lines, {accepted} accepted, {dead_lettered}"
-                    " dead-lettered, {duplicate} duplicate".format_map(about)
-                )
+                about = ingest_metadata(found)
+                context.log.info(describe_ingest(found))
                 for problem in found.failed.values():
                     context.log.error(problem)
                 if found.new_fields:
@@ -90,14 +87,15 @@ def event_assets(
                 about = {"replayed": True}
             for table in EVENT_TABLES:
                 context.add_output_metadata(about, output_name=table.name)
-                yield dg.Output(_publication(connection, table, days), output_name=table.name)
+                yield dg.Output(event_publication(connection, table, days), output_name=table.name)
 
     return ingest_events
 
 
-def _publication(
-    connection: duckdb.DuckDBPyConnection, table: tables.Table, days: list[date]
+def event_publication(
+    connection: duckdb.DuckDBPyConnection, table: tables.Table, days: Sequence[date]
 ) -> Publication:
+    """What a table has of a range of days now."""
     window = f"received_date BETWEEN DATE '{min(days)}' AND DATE '{max(days)}'"
     source = f"(SELECT * FROM lake.{table.name} WHERE {window})"
     rows, measures = day_facts(connection, table, source, days)
@@ -106,7 +104,16 @@ def _publication(
     return Publication(table, rows, {}, current_snapshot(connection), measures)
 
 
-def _ingest_metadata(found: event_files.IngestResult) -> dict[str, Any]:
+def describe_ingest(found: event_files.IngestResult) -> str:
+    """How many files and lines were ingested, in a few words."""
+    return (
+        "{files} files: {lines} lines, {accepted} accepted, {dead_lettered} dead-lettered,"
+        " {duplicate} duplicate".format_map(ingest_metadata(found))
+    )
+
+
+def ingest_metadata(found: event_files.IngestResult) -> dict[str, Any]:
+    """What Dagster shows of the files that were ingested."""
     results = found.files.values()
     outcomes = Counter(file.outcome for file in results)
     return {

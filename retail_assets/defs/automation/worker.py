@@ -1,26 +1,23 @@
 """Dagster's view of the stream worker: a sensor that reports the worker's heartbeat.
 
 The worker needs no Dagster, and may run on another machine: it writes a row into the lake. The
-sensor turns that into materializations of the event assets (for the days with new rows) and of
-`stream_worker`, whose freshness policy then shows whether the worker is alive, lagging or dead.
-Without runs there are no checks: a schedule runs those of the worker's tables each morning.
+sensor turns that into materializations of `stream_worker`, whose freshness policy then shows
+whether the worker is alive, lagging or dead; `reports` reports what it has ingested. Without runs
+there are no checks: a schedule runs those of the worker's tables each morning.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dagster as dg
-import duckdb
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from retail_assets import tables
-from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.defs.assets.events import EVENT_TABLES
-from retail_assets.ingest.ledgers.offsets import consumer_offsets
+from retail_assets.defs.automation.reports import CHECKS
 from retail_assets.ingest.ledgers.workers import (
     ALIVE,
     DEAD,
@@ -35,10 +32,9 @@ from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
 
 WORKER = "stream_worker"
-CHECKS = "event_checks"
 
 REPORT_SECONDS = 60
-"""How often the assets are reported as materialized at most: each report is a Dagster event."""
+"""How often it is reported as materialized at most: each report is a Dagster event."""
 
 SPEC = dg.AssetSpec(
     WORKER,
@@ -54,24 +50,16 @@ SPEC = dg.AssetSpec(
 
 @dataclass
 class Reported:
-    """The last report, in the sensor's cursor.
+    """The last report, in the sensor's cursor: its time, and the state of the worker."""
 
-    `until` is the newest `processed_at` of the reported rows, `at` the time of the report, `state`
-    that of the worker, `lines` the number that each worker had ingested, `days` those of the newest
-    rows, and `offsets` those of the consumers.
-    """
-
-    until: str = ""
     at: str = ""
     state: str = ""
-    lines: dict[str, int] = field(default_factory=dict)
-    days: list[str] = field(default_factory=list)
-    offsets: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, cursor: str | None) -> "Reported":
-        """Read a cursor."""
-        return cls(**json.loads(cursor)) if cursor else cls()
+        """Read a cursor; those of earlier releases have more."""
+        found = json.loads(cursor) if cursor else {}
+        return cls(found.get("at", ""), found.get("state", ""))
 
     def dump(self) -> str:
         """The text of the cursor."""
@@ -115,7 +103,7 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         name=WORKER,
         minimum_interval_seconds=10,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Shows whether the stream worker is alive, and what it ingests.",
+        description="Shows whether the stream worker is alive and keeps up.",
     )
     def stream_worker(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         reported = Reported.load(context.cursor)
@@ -123,7 +111,7 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
         try:
             with Lake.from_settings(settings).connect(read_only=True) as connection:
                 found = heartbeats(connection)
-                events = list(_report(settings, connection, found, reported, now))
+                events = list(_report(found, reported, now))
         except NoLakeError:
             return dg.SensorResult(skip_reason="There is no lake yet.")
         return dg.SensorResult(
@@ -134,11 +122,7 @@ def sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def _report(
-    settings: Settings,
-    connection: duckdb.DuckDBPyConnection,
-    found: Sequence[Heartbeat],
-    reported: Reported,
-    now: datetime,
+    found: Sequence[Heartbeat], reported: Reported, now: datetime
 ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
     workers = list(in_charge(found, now).values())
     states = {state(worker, now) for worker in workers}
@@ -156,71 +140,7 @@ def _report(
         yield dg.AssetMaterialization(WORKER, metadata=metadata)
     elif worst and (changed or worst != DEAD):
         yield dg.AssetObservation(WORKER, metadata=metadata)
-    lines = {worker.worker: _lines(worker) for worker in found}
-    is_alive = any(worker.is_alive(now) for worker in workers)
-    moved = any(count > reported.lines.get(name, 0) for name, count in lines.items())
-    ended = changed and not is_alive
-    if moved or ended:
-        yield from _materializations(
-            settings, connection, reported, metadata, is_alive=is_alive, ended=ended
-        )
-    reported.state, reported.at, reported.lines = worst, now.isoformat(), lines
-
-
-def _materializations(
-    settings: Settings,
-    connection: duckdb.DuckDBPyConnection,
-    reported: Reported,
-    metadata: dict[str, Any],
-    *,
-    is_alive: bool,
-    ended: bool,
-) -> Iterator[dg.AssetMaterialization]:
-    """Materializations of the days with new rows, then of the consumers' tables.
-
-    In this order Dagster starts no run for what a worker has done. Consumers that no worker runs,
-    because it was killed or started without them, are left to Dagster: their tables are not
-    reported, and after the end of the worker the events are reported again, so that they follow.
-    """
-    consumers = all_consumers(settings)
-    behind = {each.name for each in consumers if lag(connection, each).snapshots}
-    days = _new_days(settings, connection, reported)
-    if ended and behind:
-        days.update(reported.days)
-    for table in EVENT_TABLES:
-        for day in sorted(days):
-            yield dg.AssetMaterialization(table.name, partition=day, metadata=metadata)
-    reported.days = sorted(days) or reported.days
-    offsets = consumer_offsets(connection)
-    for consumer in consumers:
-        name = consumer.name
-        moved = offsets.get(name) != reported.offsets.get(name)
-        followed = name in offsets and name not in behind
-        if (days or moved) and (followed or (is_alive and moved)):
-            for table in consumer.tables:
-                yield dg.AssetMaterialization(table.name, metadata=metadata)
-    reported.offsets = dict(offsets)
-
-
-def _new_days(
-    settings: Settings, connection: duckdb.DuckDBPyConnection, reported: Reported
-) -> set[str]:
-    """The days with rows that are new since the last report."""
-    since = datetime.fromisoformat(reported.until) if reported.until else None
-    newest = since
-    days: set[str] = set()
-    for table in (tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS):
-        for day, latest in connection.execute(
-            f"SELECT received_date, max(processed_at) FROM lake.{table.name}"
-            " WHERE processed_at > coalesce(?, '-infinity'::TIMESTAMPTZ) GROUP BY 1",
-            [since],
-        ).fetchall():
-            newest = max(latest, newest or latest)
-            if day >= settings.start_date:
-                days.add(day.isoformat())
-    if newest:
-        reported.until = newest.isoformat()
-    return days
+    reported.state, reported.at = worst, now.isoformat()
 
 
 def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
@@ -250,10 +170,6 @@ def _metadata(workers: Sequence[Heartbeat], now: datetime) -> dict[str, Any]:
             for name, count in totals.items()
         },
     }
-
-
-def _lines(worker: Heartbeat) -> int:
-    return sum(totals["lines"] for totals in worker.metrics.get("sources", {}).values())
 
 
 def _describe(found: Sequence[Heartbeat], now: datetime) -> str:

@@ -9,7 +9,12 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from retail_assets.ingest.event_files.folder import event_folder, is_compressed, landing_day
+from retail_assets.ingest.event_files.folder import (
+    Listing,
+    event_folder,
+    is_compressed,
+    landing_day,
+)
 from retail_assets.ingest.ledgers.event_files import OPEN, FoundFile, LakeState
 
 if TYPE_CHECKING:
@@ -59,7 +64,9 @@ class Pending:
 
 
 def pending_event_files(
-    settings: "Settings", connection: duckdb.DuckDBPyConnection | None = None
+    settings: "Settings",
+    connection: duckdb.DuckDBPyConnection | None = None,
+    listing: Listing | None = None,
 ) -> Pending:
     """Compare what lies in the folder with the ledger, by name, size and time alone.
 
@@ -68,17 +75,21 @@ def pending_event_files(
     Args:
         settings: where the files and the lake lie.
         connection: a connection to the lake; by default one is opened for this.
+        listing: the files to compare; by default all that lie in the folder. What the ledger has of
+            other files is not read.
 
     Raises:
         RetailAssetsError: if a bucket cannot be reached.
     """
     listed = settings.events_listed
+    only = None if listing is None else list(listing.files)
     if connection is None:
         lake = LakeState.of_settings(settings, failed_only=not listed)
     else:
-        lake = LakeState.read(connection, failed_only=not listed)
-    folder = event_folder(settings)
-    listing = folder.list() if listed else folder.look_at(lake.failed)
+        lake = LakeState.read(connection, failed_only=not listed, only=only)
+    if listing is None:
+        folder = event_folder(settings)
+        listing = folder.list() if listed else folder.look_at(lake.failed)
     left_alone = dict(listing.left_alone)
     now = time.time_ns()
     files: dict[str, FoundFile] = {}

@@ -17,7 +17,6 @@ from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers import offsets
 from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.lake.connection import Lake, NoLakeError
-from retail_assets.lake.history import lake_id
 from retail_assets.lake.rows import insert_columns
 from retail_assets.secrets import mask
 
@@ -123,11 +122,9 @@ class Entry:
 class LakeState:
     """The lake's state of files: how far each was ingested, and how often it could not be read.
 
-    `lake_id` tells this lake from one that was at the same path before. `workers` are those that
-    are alive and ingest files.
+    `workers` are those that are alive and ingest files.
     """
 
-    lake_id: str = ""
     ingested: Mapping[str, tuple[int, int, int, int, str, int]] = field(default_factory=dict)
     failed: Mapping[str, tuple[int, int, str, int, int]] = field(default_factory=dict)
     workers: tuple[str, ...] = ()
@@ -143,9 +140,13 @@ class LakeState:
 
     @classmethod
     def read(
-        cls, connection: duckdb.DuckDBPyConnection, *, failed_only: bool = False
+        cls,
+        connection: duckdb.DuckDBPyConnection,
+        *,
+        failed_only: bool = False,
+        only: Collection[str] | None = None,
     ) -> "LakeState":
-        """Read it, or as much of `ingested` as there is of the files that failed.
+        """Read it, or as much of `ingested` as there is of those that failed, or of some files.
 
         `ingested` has size, time, version, bytes and last line of each file, and when that was
         ingested (ns since 1970); `failed` size, time, problem, attempts and when the last was.
@@ -158,6 +159,8 @@ class LakeState:
                 " bytes_taken, last_line, epoch_ns(ingested_at) FROM lake.event_files"
                 " WHERE superseded_at IS NULL"
                 + (" AND path IN (SELECT path FROM lake.failed_event_files)" if failed_only else "")
+                + (" AND concat(path) IN (SELECT unnest($paths::VARCHAR[]))" if only else ""),
+                {"paths": list(only)} if only else {},
             ).fetchall()
         }
         failed = {
@@ -168,11 +171,7 @@ class LakeState:
             ).fetchall()
         }
         workers = tuple(found.worker for found in heartbeat.alive_workers(connection, "files"))
-        return cls(lake_id(connection), ingested, failed, workers)
-
-    def of(self, path: str) -> tuple[object, ...]:
-        """How far a file was ingested, and how often it could not be read."""
-        return (*self.ingested.get(path, ())[2:5], *self.failed.get(path, ())[3:4])
+        return cls(ingested, failed, workers)
 
 
 def apply_deltas(session: EventSession, deltas: Sequence[Delta]) -> None:

@@ -22,6 +22,7 @@ from retail_assets.defs.assets.events import INGEST
 from retail_assets.defs.automation import events as event_automation
 from retail_assets.defs.automation.events import EVENTS
 from retail_assets.ingest.event_files import pending as event_files
+from retail_assets.ingest.event_files import watch
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
@@ -39,11 +40,17 @@ from retail_assets_tests.platform import (
 pytestmark = DAGSTER_CALLS_ITSELF
 
 SENSOR = "new_event_files"
-RUN_KEY = "dagster/run_key"
 DAY = "2026-10-12"
 BROKEN = b"\x1f\x8b\x08 no gzip"
 
 TABLES = ("raw_events", "enriched_events", "dead_letter_events")
+
+
+@pytest.fixture(autouse=True)
+def only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arrival is large: `test_watching` has what a tick ingests itself."""
+    monkeypatch.setattr(watch, "FILES", 0)
+    monkeypatch.setattr(watch.FolderWatch, "renew", lambda *_: None)
 
 
 @pytest.fixture
@@ -79,14 +86,12 @@ def message(platform: Platform) -> str:
 def tags_of(request: dg.RunRequest) -> dict[str, str]:
     return {
         **request.tags,
-        RUN_KEY: str(request.run_key),
         PARTITION_NAME_TAG: str(request.partition_key),
     }
 
 
 def record(platform: Platform, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
     """Enter a run of a request, as if it had come that far."""
-    assert not known(platform, request)
     failed = status == dg.DagsterRunStatus.FAILURE
     run = create_run_for_test(
         platform.instance,
@@ -100,17 +105,10 @@ def record(platform: Platform, request: dg.RunRequest, status: dg.DagsterRunStat
     return run.run_id
 
 
-def known(platform: Platform, request: dg.RunRequest) -> bool:
-    """Whether Dagster's daemon would drop a request: it has had a run with this key."""
-    filters = dg.RunsFilter(tags={RUN_KEY: str(request.run_key)})
-    return bool(platform.instance.get_runs(filters))
-
-
 def carry_out(
     platform: Platform, request: dg.RunRequest, *, checks: bool = False, **run_config: Any
 ) -> dg.ExecuteInProcessResult:
     """Run what was requested, as the daemon would have it done; without checks unless asked."""
-    assert not known(platform, request), "the daemon would drop it without a word"
     job = platform.definitions.resolve_job_def(EVENTS)
     if not checks:
         job = without_checks(job)
@@ -249,24 +247,24 @@ def test_many_small_files_go_through_a_page_at_a_time(
 # --- what fails ----------------------------------------------------------------------------------
 
 
-def test_a_batch_that_fails_is_tried_three_times_then_named_until_its_files_change(
-    platform: Platform,
+def test_the_files_of_a_run_that_failed_wait_ten_minutes_unless_they_change(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
-    for attempt in range(1, event_automation.MAX_ATTEMPTS + 1):
-        (request,) = requests(platform)
-        assert request.tags["retail_assets/attempt"] == str(attempt)
-        record(platform, request, dg.DagsterRunStatus.FAILURE)
+    (request,) = requests(platform)
+    run_id = record(platform, request, dg.DagsterRunStatus.FAILURE)
     assert message(platform) == (
-        "1 event files have something new; 1 are left alone until they change, first of all"
-        f" {DAY}/a.jsonl (its run failed 3 times)."
+        f"1 event files have something new; 1, first of all {DAY}/a.jsonl, wait ten minutes since"
+        f" their run {run_id} failed."
     )
     write_events(platform.settings, f"{DAY}/b.jsonl", [event(2)])
     assert requested(platform) == [(DAY, [f"{DAY}/b.jsonl"])], "it does not stop the others"
+    with monkeypatch.context() as patch:
+        patch.setattr(event_automation, "AGAIN_SECONDS", 0)
+        assert requested(platform) == [(DAY, [f"{DAY}/a.jsonl", f"{DAY}/b.jsonl"])]
     write_events(platform.settings, f"{DAY}/a.jsonl", [event(1), event(3)], modified_ns=recently())
     (request,) = requests(platform)
     assert files_of(request) == [f"{DAY}/a.jsonl", f"{DAY}/b.jsonl"]
-    assert request.tags["retail_assets/attempt"] == "1"
     assert carry_out(platform, request).success
     assert ids(platform) == ["E1", "E2", "E3"]
     assert message(platform) == "No new event files."
@@ -274,28 +272,6 @@ def test_a_batch_that_fails_is_tried_three_times_then_named_until_its_files_chan
 
 def recently() -> int:
     return time.time_ns()
-
-
-def test_a_failed_run_counts_once_whatever_is_written_to_it_later(platform: Platform) -> None:
-    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
-    (request,) = requests(platform)
-    run_id = record(platform, request, dg.DagsterRunStatus.FAILURE)
-    for n in range(4):
-        (request,) = requests(platform)
-        assert request.tags["retail_assets/attempt"] == "2"
-        platform.instance.add_run_tags(run_id, {"looked at": str(n)})
-
-
-def test_runs_that_failed_are_counted_again_by_a_sensor_that_has_lost_its_cursor(
-    platform: Platform,
-) -> None:
-    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
-    (request,) = requests(platform)
-    record(platform, request, dg.DagsterRunStatus.FAILURE)
-    platform.cursors.clear()
-    (request,) = requests(platform)
-    assert not known(platform, request)
-    assert carry_out(platform, request).success
 
 
 def test_a_file_that_cannot_be_read_is_tried_three_times_then_named_and_stops_no_other(
@@ -329,7 +305,7 @@ def logged(platform: Platform, result: dg.ExecuteInProcessResult) -> str:
     return "\n".join(str(entry) for entry in platform.instance.all_logs(result.run_id))
 
 
-# --- run keys ------------------------------------------------------------------------------------
+# --- again ---------------------------------------------------------------------------------------
 
 
 def test_a_last_line_without_newline_is_ingested_by_a_run_of_its_own(
@@ -366,7 +342,7 @@ def test_an_older_file_that_is_put_back_is_ingested_again(platform: Platform) ->
     assert ids(platform) == ["E1", "E2"]
 
 
-def test_another_lake_at_the_same_place_has_other_run_keys(platform: Platform) -> None:
+def test_another_lake_at_the_same_place_gets_its_files_again(platform: Platform) -> None:
     write_events(platform.settings, f"{DAY}/a.jsonl", [event(1)])
     ingest_events(platform)
     assert ids(platform) == ["E1"]

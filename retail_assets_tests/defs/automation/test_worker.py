@@ -10,8 +10,11 @@ import pytest
 
 from retail_assets.consumers.framework import consume
 from retail_assets.consumers.registry import all_consumers
+from retail_assets.defs.automation import reports
 from retail_assets.defs.automation import worker as stream_automation
-from retail_assets.defs.automation.worker import CHECKS, WORKER
+from retail_assets.defs.automation.reports import CHECKS
+from retail_assets.defs.automation.worker import WORKER
+from retail_assets.ingest.event_files import watch
 from retail_assets.ingest.ledgers.workers import beat, heartbeats
 from retail_assets.ingest.ledgers.workers import state as heartbeat_state
 from retail_assets.lake.connection import Lake
@@ -22,6 +25,13 @@ pytestmark = DAGSTER_CALLS_ITSELF
 
 TOTALS = {"lines": 3, "accepted": 2, "dead_lettered": 1, "duplicate": 0}
 SENSOR = "new_event_files"
+
+
+@pytest.fixture(autouse=True)
+def only_runs(monkeypatch):
+    """Every arrival is large: the requests of a tick show what it would ingest."""
+    monkeypatch.setattr(watch, "FILES", 0)
+    monkeypatch.setattr(watch.FolderWatch, "renew", lambda *_: None)
 
 
 @pytest.fixture
@@ -120,84 +130,91 @@ def report(platform: Platform) -> tuple[list[tuple[str, str, str | None]], str]:
     return events, result.skip_reason.skip_message
 
 
-def test_a_living_worker_is_seen_with_its_metrics_and_the_days_it_filled(platform, lake):
+def reported(platform: Platform) -> set[tuple[str, str | None]]:
+    """The materializations, table and partition, that a tick of the event sensor reports."""
+    before = _materialized(platform)
+    platform.tick(SENSOR)
+    found = _materialized(platform)
+    return {found[storage_id] for storage_id in found.keys() - before.keys()}
+
+
+def _materialized(platform: Platform) -> dict[int, tuple[str, str | None]]:
+    return {
+        record.storage_id: (table, record.partition_key)
+        for table in (*TABLES, *FOLLOWERS)
+        for record in platform.instance.fetch_materializations(dg.AssetKey(table), 100).records
+    }
+
+
+TABLES = ("raw_events", "enriched_events", "dead_letter_events")
+FOLLOWERS = {"live_orders", "live_revenue", "dead_letter_counts", "fraud_alerts"}
+
+
+def test_a_living_worker_is_seen_with_its_metrics(platform, lake):
     assert report(platform)[0] == []
+    heart(lake, latency_p99_ms=120.5)
+    (found,) = platform.tick(WORKER).asset_events
+    metadata = {name: value.value for name, value in found.metadata.items()}
+    assert metadata.pop("last_heartbeat") > time.time() - 60
+    assert metadata == {
+        "worker": "w1",
+        "state": "alive",
+        "sources": "files",
+        "latency_p99_ms": 120.5,
+        **{f"files_{name}": count for name, count in TOTALS.items()},
+    }
+    platform.cursors.clear()
+    events, said = report(platform)
+    assert events == [("AssetMaterialization", WORKER, None)]
+    assert "w1" in said
+    assert "alive" in said
+    # Too soon to say so again.
+    assert report(platform)[0] == []
+
+
+def test_days_that_a_worker_fills_are_reported_once_a_minute(platform, lake, monkeypatch):
     with EventLoader.open(platform.settings) as loader:
         loader.write("2026-10-12/a.jsonl", [event(1)])
         loader.write("2026-10-13/a.jsonl", ["{"])
         loader.ingest()
-    heart(lake, latency_p99_ms=120.5)
-    for found in platform.tick(WORKER).asset_events:
-        metadata = {name: value.value for name, value in found.metadata.items()}
-        assert metadata.pop("last_heartbeat") > time.time() - 60
-        assert metadata == {
-            "worker": "w1",
-            "state": "alive",
-            "sources": "files",
-            "latency_p99_ms": 120.5,
-            **{f"files_{name}": count for name, count in TOTALS.items()},
-        }
-    platform.cursors.clear()
-    events, said = report(platform)
-    assert events[0] == ("AssetMaterialization", WORKER, None)
-    assert {(asset, day) for kind, asset, day in events if day} == {
-        (table, day)
-        for table in ("raw_events", "enriched_events", "dead_letter_events")
-        for day in ("2026-10-12", "2026-10-13")
-    }
-    assert "w1" in said
-    assert "alive" in said
-    # Nothing new, and too soon to say so again.
-    assert report(platform)[0] == []
-
-
-def test_only_days_with_new_rows_are_reported_again(platform, lake, monkeypatch):
-    monkeypatch.setattr(stream_automation, "REPORT_SECONDS", 0)
-    with EventLoader.open(platform.settings) as loader:
-        loader.write("2026-10-12/a.jsonl", [event(1)])
-        loader.ingest()
         heart(lake)
-        report(platform)
+        days = ("2026-10-12", "2026-10-13")
+        assert reported(platform) == {(table, day) for table in TABLES for day in days}
         loader.write("2026-10-13/b.jsonl", [event(2)])
         loader.ingest()
-    assert [day for _, _, day in report(platform)[0] if day] == []
-    platform.change(
-        """UPDATE lake.stream_workers SET figures = '{"sources": {"files": {"lines": 9}}}'"""
-    )
-    events, _ = report(platform)
-    assert {day for _, _, day in events if day} == {"2026-10-13"}
-
-
-FOLLOWERS = {"live_orders", "live_revenue", "dead_letter_counts", "fraud_alerts"}
+        assert reported(platform) == set()
+    monkeypatch.setattr(reports, "WORKER_SECONDS", 0)
+    assert reported(platform) == {(table, "2026-10-13") for table in TABLES}
+    assert reported(platform) == set()
 
 
 def test_what_a_worker_does_not_follow_is_left_to_dagster(platform, lake, monkeypatch):
-    monkeypatch.setattr(stream_automation, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(reports, "WORKER_SECONDS", 0)
 
-    def reported() -> set[str]:
-        return {asset for _, asset, _ in report(platform)[0]} - {WORKER}
+    def assets() -> set[str]:
+        return {asset for asset, _ in reported(platform)}
 
     with EventLoader.open(platform.settings) as loader:
         loader.write("2026-10-12/a.jsonl", [event(1), "{"])
         loader.ingest()
         # It has no consumers, or none has got that far yet.
         heart(lake)
-        assert reported() == {"raw_events", "enriched_events", "dead_letter_events"}
+        assert assets() == {*TABLES}
         follow(loader, platform)
-        heart(lake, lines=4)
-        assert reported() >= FOLLOWERS
+        heart(lake)
+        assert assets() >= FOLLOWERS
         loader.write("2026-10-12/b.jsonl", [event(2)])
         loader.ingest()
         follow(loader, platform, "live_orders")
-        heart(lake, lines=5)
+        heart(lake)
         # Of the counts nothing has changed that they follow.
-        assert reported() & FOLLOWERS == {"live_orders", "dead_letter_counts"}
-        heart(lake, silent=30, lines=5)
-        assert reported() & {*FOLLOWERS, "enriched_events"} == {
+        assert assets() & FOLLOWERS == {"live_orders", "dead_letter_counts"}
+        heart(lake, silent=30)
+        assert assets() & {*FOLLOWERS, "enriched_events"} == {
             *("live_orders", "enriched_events"),
             "dead_letter_counts",
         }
-        assert reported() == set()
+        assert assets() == set()
 
 
 def follow(loader: EventLoader, platform: Platform, *names: str) -> None:
