@@ -1,5 +1,6 @@
 """What many tests need: settings of a data folder of their own, its lake, and order exports."""
 
+import fcntl
 import gc
 import gzip
 import os
@@ -119,11 +120,9 @@ _compiled: dict[str, CompiledSql] = {}
 @pytest.fixture(scope="session")
 def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
     """Make an empty lake in a data folder, from a copy: creating tables takes over a second."""
-    model = Settings(data_dir=tmp_path_factory.mktemp("model"))
-    with Lake.from_settings(model).connect():
-        pass
-    with closing(sqlite3.connect(model.catalog)) as catalog, catalog:
-        note_empty_tables(catalog)
+    model = Settings(data_dir=made_once(tmp_path_factory, "empty", _make_empty_lake))
+    # This process finds its tables complete, which `_move` hands on to the copies.
+    Lake.from_settings(model).create()
 
     def make(data_dir: Path) -> Lake:
         copy = Settings(data_dir=data_dir, threads=1)
@@ -133,6 +132,26 @@ def new_lake(tmp_path_factory: pytest.TempPathFactory) -> NewLake:
         return Lake.from_settings(copy)
 
     return make
+
+
+def _make_empty_lake(data_dir: Path) -> None:
+    settings = Settings(data_dir=data_dir)
+    Lake.from_settings(settings).create()
+    with closing(sqlite3.connect(settings.catalog)) as catalog, catalog:
+        note_empty_tables(catalog)
+
+
+def made_once(folders: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one worker of pytest-xdist makes for all of them."""
+    base = folders.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_name(f"{name}, all of it")
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

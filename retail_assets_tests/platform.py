@@ -1,13 +1,10 @@
 """The platform on a data folder of a test: its definitions and a real Dagster instance."""
 
 import atexit
-import fcntl
-import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
@@ -22,7 +19,7 @@ from retail_assets.defs import partitions
 from retail_assets.defs.automation import batch as automation
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
-from retail_assets_tests.conftest import order_row, write_export_to
+from retail_assets_tests.conftest import copy_data, made_once, order_row, write_export_to
 
 DAGSTER_CALLS_ITSELF = pytest.mark.filterwarnings(
     "ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning"
@@ -91,34 +88,19 @@ def _home() -> Path:
 @contextmanager
 def published_platform(settings: Settings, folders: pytest.TempPathFactory) -> Iterator["Platform"]:
     """The same, with four days published; a copy, because publishing takes seconds."""
-    base = folders.getbasetemp()
-    # One for all workers of pytest-xdist, which have a folder each.
-    model = _published((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "published")
-    shutil.copytree(model, settings.data_dir, dirs_exist_ok=True)
-    with closing(sqlite3.connect(settings.catalog)) as catalog, catalog:
-        catalog.execute(
-            "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
-            [settings.data_path + "/"],
-        )
+    copy_data(made_once(folders, "published", _publish_days), settings)
     with open_platform(settings) as platform:
         yield platform
 
 
-@cache
-def _published(folder: Path) -> Path:
+def _publish_days(folder: Path) -> None:
     settings = Settings(data_dir=folder)
-    done = folder.with_name("published, all of it")
-    with folder.with_name("publishing").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            write_reference(settings)
-            for n, day in enumerate(DAYS):
-                write_export_to(settings.exports_dir, day, [order_row(f"O{n}", day)])
-            with open_platform(settings) as platform:
-                assert platform.run(automation.REFERENCE).success
-                assert platform.run(automation.BATCH, DAYS[0], DAYS[-1], checks=True).success
-            done.touch()
-    return folder
+    write_reference(settings)
+    for n, day in enumerate(DAYS):
+        write_export_to(settings.exports_dir, day, [order_row(f"O{n}", day)])
+    with open_platform(settings) as platform:
+        assert platform.run(automation.REFERENCE).success
+        assert platform.run(automation.BATCH, DAYS[0], DAYS[-1], checks=True).success
 
 
 def write_reference(
