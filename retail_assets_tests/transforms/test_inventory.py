@@ -1,6 +1,6 @@
 """Live orders, stock and its alerts: their rules on every engine, and alike on all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from itertools import count
@@ -65,6 +65,16 @@ def orders_of(engine: Engine, rows: Rows) -> list[dict[str, Any]]:
     return result(live_orders.live_orders(engine(arrow(HAPPENED, rows))))
 
 
+def orders_of_cases(
+    engine: Engine, cases: Mapping[str, tuple[Rows, tuple[Any, ...]]], names: Sequence[str]
+) -> dict[str, tuple[Any, ...]]:
+    """These columns of the live order that the events of each case give, in one frame of all."""
+    rows = [{**row, "order_id": case} for case, (rows, _) in cases.items() for row in rows]
+    return {
+        order["order_id"]: tuple(order[name] for name in names) for order in orders_of(engine, rows)
+    }
+
+
 STOCK_CASES = {
     "sold": ([said(0, 1)], ("P1", 2, at(0), "E1", 0, None)),
     "one unit unless it says more": ([said(0, 1, quantity=None)], ("P1", 1, at(0), "E1", 0, None)),
@@ -109,13 +119,10 @@ STOCK_CASES = {
 }
 
 
-@pytest.mark.parametrize(("rows", "expected"), STOCK_CASES.values(), ids=STOCK_CASES)
-def test_what_an_order_does_to_the_stock(
-    engine: Engine, rows: Rows, expected: tuple[Any, ...]
-) -> None:
-    (order,) = orders_of(engine, rows)
+def test_what_an_order_does_to_the_stock(engine: Engine) -> None:
     names = ("product_id", "sold", "sold_at", "sold_event_id", "returned", "returned_at")
-    assert tuple(order[name] for name in names) == expected
+    found = orders_of_cases(engine, STOCK_CASES, names)
+    assert found == {case: expected for case, (_, expected) in STOCK_CASES.items()}
 
 
 LINES, OTHER_LINES = "[lines]", "[other lines]"
@@ -160,14 +167,13 @@ LINE_CASES = {
 }
 
 
-@pytest.mark.parametrize(("rows", "expected"), LINE_CASES.values(), ids=LINE_CASES)
-def test_what_an_order_with_lines_does_to_the_stock(
-    engine: Engine, rows: Rows, expected: tuple[Any, ...]
-) -> None:
-    (order,) = orders_of(engine, rows)
-    names = ("product_id", "lines", "sold", "sold_at", "returned")
-    assert tuple(order[name] for name in names) == expected
-    assert order["product_category"] == ("Toys" if expected[0] else None)
+def test_what_an_order_with_lines_does_to_the_stock(engine: Engine) -> None:
+    names = ("product_id", "lines", "sold", "sold_at", "returned", "product_category")
+    found = orders_of_cases(engine, LINE_CASES, names)
+    assert found == {
+        case: (*expected, "Toys" if expected[0] else None)
+        for case, (_, expected) in LINE_CASES.items()
+    }
 
 
 def test_the_lines_of_an_order_have_its_state_and_the_category_of_their_product(

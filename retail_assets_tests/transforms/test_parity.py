@@ -335,7 +335,7 @@ def test_every_validation_of_an_event_is_the_same(engines: tuple[Engine, Engine]
     """The typed fields of all lines whose outcome is tested, and of pairs of changes."""
     from retail_assets.engines import duckdb_events
     from retail_assets.ingest.events.lines import to_arrow
-    from retail_assets_tests.transforms.test_events import OF_LINES, OUTCOMES, in_time
+    from retail_assets_tests.transforms.event_lines import OF_LINES, OUTCOMES, in_time
 
     lines = to_arrow(
         b"".join((t if isinstance(t, bytes) else t.encode()) + b"\n" for t, _ in OUTCOMES)
