@@ -59,3 +59,22 @@ def rows_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[date, str, Deci
     return connection.execute(
         "SELECT order_date, region, total_revenue FROM daily_revenue ORDER BY ALL"
     ).fetchall()
+
+
+Ledger = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
+
+
+def ledger_of(lake: Lake) -> Ledger:
+    """See `entries_of`."""
+    with lake.connect(read_only=True) as connection:
+        return entries_of(connection)
+
+
+def entries_of(connection: duckdb.DuckDBPyConnection) -> Ledger:
+    """The published days as (day, rows, version), and the failed ones as (day, problem)."""
+    return (
+        connection.execute(
+            "SELECT day, row_count, version FROM published_days ORDER BY ALL"
+        ).fetchall(),
+        connection.execute("SELECT day, problem FROM failed_days ORDER BY ALL").fetchall(),
+    )
