@@ -1,6 +1,7 @@
 """What a mapping costs: the same orders in our own shape and in a shop's, ingested in turns.
 
-Run with `python -m benchmarks.mapping [ORDERS]`; prints the CPU seconds of each turn and their ratio.
+Run with `python -m benchmarks.mapping [ORDERS]`; prints the CPU seconds of each turn and their
+ratio.
 """
 
 import sys

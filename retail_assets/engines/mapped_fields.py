@@ -74,12 +74,12 @@ def number_of(
         field: the field as mapped, null if the source lacks it.
         text: an expression for the text of `text_to_read`.
         spelling: as for `text_of`.
-        form: a regular expression of the number, with `\\.` for the decimal point.
+        form: a regular expression of the number; the decimal point stands in it as `[.]`.
         data_type: the number's SQL type.
     """
     plain = text
     if field is not None and _is_read_as_found(field, spelling) and spelling.decimal != ".":
-        form = form.replace(r"\.", re.escape(spelling.decimal))
+        form = form.replace("[.]", re.escape(spelling.decimal))
         plain = f"replace({text}, {literal(spelling.decimal)}, '.')"
     return (
         f"CASE WHEN regexp_full_match({text}, {literal(form)})"

@@ -1,4 +1,4 @@
-"""A value is the same, whether it is typed from the source's text or from our own spelling of it."""
+"""A value is the same, typed from the source's text or from our own spelling of it."""
 
 from typing import Any
 
