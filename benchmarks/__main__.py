@@ -206,7 +206,8 @@ def main() -> None:
             text = stream_soak.report(work / "soak", options.minutes, _machine())
             (options.folder / "soak.md").write_text(text)
     finally:
-        shutil.rmtree(work)
+        # A server that has just ended may still write to it.
+        shutil.rmtree(work, ignore_errors=True)
     print(f"Written: {options.folder}")
 
 
