@@ -98,7 +98,7 @@ def sensor(
                 for day, found in tick.ingested.items():
                     results.setdefault(day, IngestResult()).add(found)
                 reporter = Reporter(settings, context.instance, connection, reported, clock())
-                busy = filter(None, (run_days(run.tags) for run in _running(context.instance)))
+                busy = filter(None, (run_days(run.tags) for run in tick.running))
                 events = reporter.report(list(busy), results)
                 tick.requests += check_run(reported, context.instance, clock())
             message = tick.describe()
@@ -122,6 +122,7 @@ class _Tick:
     watch: FolderWatch
     context: dg.SensorEvaluationContext
     connection: duckdb.DuckDBPyConnection | None
+    running: Sequence[dg.DagsterRun] = ()
     requests: list[dg.RunRequest] = field(default_factory=list)
     ingested: dict[date, IngestResult] = field(default_factory=dict)
     found: str = ""
@@ -131,7 +132,8 @@ class _Tick:
         with_thread = self.watch.busy
         pending = pending_event_files(self.settings, self.connection)
         self.watch.settle(pending.files)
-        running = [run for run in _running(self.context.instance) if _files_of(run)]
+        self.running = _running(self.context.instance)
+        running = [run for run in self.running if _files_of(run)]
         busy = {path for run in running for path in _files_of(run)}
         fresh = _fresh(pending)
         failed = _failed(self.context.instance, pending)
