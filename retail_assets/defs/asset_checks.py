@@ -83,9 +83,9 @@ class Scope:
 Check = Callable[[Scope], dg.AssetCheckResult]
 
 
-def names(table: tables.Table) -> list[str]:
-    """The names of the checks of a table."""
-    return [check.__name__ for check in (*GENERAL, *SPECIAL.get(table, ()))]
+def checks_of(table: tables.Table) -> dict[str, Check]:
+    """The checks of a table, by name."""
+    return {check.__name__: check for check in (*GENERAL, *SPECIAL.get(table, ()))}
 
 
 def schema_matches(scope: Scope) -> dg.AssetCheckResult:
@@ -430,7 +430,7 @@ def table_checks(table: tables.Table, settings: Settings) -> dg.AssetChecksDefin
     For a table of days the step fails, and with it the run, where a day of the run failed: so a
     backfill with a bad day is seen to have failed, though the other days are published.
     """
-    checks = {check.__name__: check for check in (*GENERAL, *SPECIAL.get(table, ()))}
+    checks = checks_of(table)
 
     @dg.multi_asset_check(
         name=f"{table.name}_checks",

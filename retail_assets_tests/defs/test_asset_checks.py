@@ -50,9 +50,9 @@ def found_in(
     connection: duckdb.DuckDBPyConnection, settings: Settings, of: Collection[tables.Table]
 ) -> Results:
     return {
-        (table.name, check.__name__): check(checks.Scope(connection, table, None, None, settings))
+        (table.name, name): check(checks.Scope(connection, table, None, None, settings))
         for table in of
-        for check in (*checks.GENERAL, *checks.SPECIAL.get(table, ()))
+        for name, check in checks.checks_of(table).items()
     }
 
 

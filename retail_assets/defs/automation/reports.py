@@ -254,7 +254,7 @@ def check_run(reported: Reported, instance: dg.DagsterInstance, now: float) -> l
             asset_check_keys=[
                 dg.AssetCheckKey(dg.AssetKey(table.name), name)
                 for table in EVENT_TABLES
-                for name in asset_checks.names(table)
+                for name in asset_checks.checks_of(table)
             ],
             tags={
                 partitions.RANGE_START: days[0],
