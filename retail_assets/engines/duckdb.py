@@ -14,8 +14,11 @@ from retail_assets.mapping.exports import ExportFields, ExportMapping, FileLayou
 from retail_assets.mapping.fields import TextField
 from retail_assets.mapping.file_name import FileName
 
-BLANKS = "' \t\r\n\u00a0'"
+BLANK_CHARACTERS = " \t\r\n\u00a0"
 """Characters trimmed from fields. An empty field, quoted or not, is null from the start."""
+
+BLANKS = literal(BLANK_CHARACTERS)
+"""The same in SQL."""
 
 FILE_IN_PATH = r"[^/\\]*$"
 

@@ -87,12 +87,12 @@ def number_of(
     )
 
 
-def time_of(field: TextField, text: str, spelling: Spelling) -> str:
+def time_of(field: TimeField, text: str, spelling: Spelling) -> str:
     """Return SQL for a time, a TIMESTAMP in the session's time zone, null where its text is none.
 
     Args: as for `number_of`.
     """
-    if not isinstance(field, TimeField) or not _is_read_as_found(field, spelling):
+    if not _is_read_as_found(field, spelling):
         return wall_clock(text)
     times = _times(field, text, field.timezone or spelling.timezone)
     here = "AT TIME ZONE current_setting('TimeZone')"

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from retail_assets.engines.duckdb import BLANKS, identity_of, order_id_of
+from retail_assets.engines.duckdb import BLANK_CHARACTERS, identity_of, order_id_of
 from retail_assets.ingest.exports.csv_records import open_text
 from retail_assets.mapping import ExportMapping
 from retail_assets.mapping.fields import TextField
@@ -48,8 +48,10 @@ class Identities:
         if field == TextField(source=field.source):
             # To plan a query takes longer than to read the rows of a day.
             place, width = self._header.index(field.source or ""), len(self._header)
-            blanks = BLANKS[1:-1]  # without its quotes
-            return [row[place].strip(blanks) or None if len(row) == width else None for row in rows]
+            return [
+                row[place].strip(BLANK_CHARACTERS) or None if len(row) == width else None
+                for row in rows
+            ]
         return [order for (order,) in self._queried(rows, *order_id_of(self._mapping))]
 
     def _queried(self, rows: Sequence[Row], names: Sequence[str], query: str) -> list[Any]:

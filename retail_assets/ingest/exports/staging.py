@@ -385,7 +385,8 @@ def _is_skipped(text: str, mapping: ExportMapping, between: str | None = None) -
         mapping: how such rows begin.
         between: what stands between fields there, if it is not the delimiter.
     """
-    bare = f"ltrim({text}, {engine.BLANKS[:-1]}\"')"
+    before = engine.BLANK_CHARACTERS + '"'
+    bare = f"ltrim({text}, {literal(before)})"
     begin = (
         each.strip().replace(mapping.delimiter, between or mapping.delimiter)
         for each in mapping.skip_rows
