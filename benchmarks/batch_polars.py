@@ -3,36 +3,17 @@
 It repeats the rules on purpose, and imports nothing of the platform.
 """
 
-import csv
-import gzip
 import os
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-FIELDS = (
-    "order_id",
-    "customer_id",
-    "product_id",
-    "region",
-    "status",
-    "order_value_gbp",
-    "order_timestamp",
-)
-STATUSES = ("completed", "pending", "cancelled", "returned", "refunded")
+from benchmarks.batch_input import FIELDS, STATUSES, by_header
 
 
 def job(data: Path, out: Path) -> Callable[[], dict[str, Any]]:
     """Return the job over all exports of a data folder."""
     import polars as pl
-
-    exports = sorted((data / "exports").glob("orders_*.csv*"))
-
-    def header(path: Path) -> tuple[str, ...]:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-            return tuple(next(csv.reader(file)))
 
     def read(paths: list[Path], names: tuple[str, ...]) -> pl.LazyFrame:
         # Polars does not tell which rows had a field too many: there is a column for it.
@@ -101,8 +82,7 @@ def job(data: Path, out: Path) -> Callable[[], dict[str, Any]]:
         )
 
     def run() -> dict[str, Any]:
-        same = groupby(sorted(exports, key=header), header)
-        read_all = [typed(read(list(paths), names)) for names, paths in same]
+        read_all = [typed(read(paths, names)) for names, paths in by_header(data)]
         rows = pl.concat(read_all, how="diagonal").collect()
         usable = rows.filter(pl.col("reason").is_null()).drop("reason")
         last = usable.group_by("export_date", "order_id").agg(pl.col("row_number").max())

@@ -27,6 +27,7 @@ import duckdb
 from benchmarks.events import write_reference
 from benchmarks.stream_latency import CUSTOMERS, event
 from benchmarks.stream_platform import take_reference_in
+from retail_assets.ingest.messages.load import Received
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
 
@@ -115,9 +116,16 @@ def _of_children() -> float:
 Figures = dict[str, float]
 
 
+def _batch() -> Received:
+    """New events of a source of their own."""
+    base = time.time_ns()
+    payloads = [event(number).encode() for number in range(base, base + BATCH)]
+    return Received("webhook", str(base), TODAY, range(BATCH), payloads, offered_at=time.time())
+
+
 def micro_batch(folder: Path) -> Figures:
     """Processor seconds of a worker's start and of a batch of 200 events, and MB after them."""
-    from retail_assets.ingest.messages.load import Received, ingest, warm_session
+    from retail_assets.ingest.messages.load import ingest, warm_session
 
     began = time.process_time()
     lake = Lake.from_settings(_settings(folder))
@@ -125,14 +133,8 @@ def micro_batch(folder: Path) -> Figures:
         session = warm_session(lake, connection, ())
         started = time.process_time() - began
         seconds = []
-        base = time.time_ns()
-        for number in range(WARM_UP + BATCHES):
-            ids = range(base + number * BATCH, base + (number + 1) * BATCH)
-            payloads = [event(each).encode() for each in ids]
-            positions = list(range(BATCH))
-            batch = Received(
-                "webhook", f"{base}-{number}", TODAY, positions, payloads, offered_at=time.time()
-            )
+        for _ in range(WARM_UP + BATCHES):
+            batch = _batch()
             began = time.process_time()
             session.open(small=True)
             ingest(session, [batch])
@@ -175,7 +177,7 @@ def consumers(folder: Path) -> Figures:
     from retail_assets.consumers.framework import consume
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.ingest.ledgers.offsets import move_consumer
-    from retail_assets.ingest.messages.load import Received, ingest, warm_session
+    from retail_assets.ingest.messages.load import ingest, warm_session
 
     settings = _settings(folder)
     lake = Lake.from_settings(settings)
@@ -187,19 +189,8 @@ def consumers(folder: Path) -> Figures:
                 move_consumer(connection, consumer.name, current_snapshot(connection))
         session = warm_session(lake, connection, ())
         seconds: dict[str, list[float]] = {consumer.name: [] for consumer in every}
-        base = time.time_ns()
-        for number in range(4):
-            ids = range(base + number * BATCH, base + (number + 1) * BATCH)
-            payloads = [event(each).encode() for each in ids]
-            ingest(
-                session,
-                [
-                    Received(
-                        "webhook", f"{base}-{number}", TODAY, list(range(BATCH)), payloads,
-                        offered_at=time.time(),
-                    )
-                ],
-            )  # fmt: skip
+        for _ in range(4):
+            ingest(session, [_batch()])
             for consumer in every:
                 began = time.process_time()
                 consume(lake, connection, consumer)
