@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from benchmarks.events import ROOT, write_events, write_reference
 from benchmarks.stream_latency import additions
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
+from tools.ports import free_port
 
 DAY = date(2026, 11, 20)
 POLL_SECONDS = 0.05
@@ -194,7 +194,7 @@ def platform(folder: Path) -> Iterator[Running]:
         rows = reader[0].execute("SELECT DISTINCT source_name FROM enriched_events").fetchall()
         return {Path(name).name for (name,) in rows}
 
-    with _services([*command, "--port", str(_free_port())], ROOT, folder, environment) as process:
+    with _services([*command, "--port", str(free_port())], ROOT, folder, environment) as process:
         yield Running(process, target, seen)
     for connection in reader:
         connection.close()
@@ -220,7 +220,7 @@ def stock(folder: Path) -> Iterator[Running]:
 
     command = [sys.executable, "-m", "dagster", "dev", "-f", "project.py"]
     environment = {"DAGSTER_HOME": str(folder / "home")}
-    command += ["--port", str(_free_port())]
+    command += ["--port", str(free_port())]
     with _services(command, folder, folder, environment) as process:
         yield Running(process, folder / "events", seen)
 
@@ -259,13 +259,6 @@ def _sources(database: Path) -> set[str] | None:
     except (duckdb.IOException, duckdb.CatalogException):
         return None
     return {name for (name,) in rows}
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def measure_part(folder: Path, who: str, drops: int, *, every_second: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ and open up folders; instead a copy of its programs runs here as `nobody`.
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tools.ports import free_port
 
 PASSWORD = "not a secret's"  # noqa: S105 - of servers that live for these tests
 
@@ -127,14 +128,6 @@ def mariadb_server() -> Iterator[int]:
 
 
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextmanager

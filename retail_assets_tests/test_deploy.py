@@ -19,7 +19,7 @@ from retail_assets.cli import app as cli
 from retail_assets.settings import Settings
 from retail_assets.worker.build import Options, build_worker
 from retail_assets.worker.worker import Worker
-from tools.broker import free_port
+from tools.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "deploy/container/Dockerfile").read_text(encoding="utf-8")

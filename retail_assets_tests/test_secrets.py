@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from retail_assets.lake.connection import Lake
 from retail_assets.secrets import MASK, mask, protect
 from retail_assets.settings import Settings
 from retail_assets_tests.event_files import event, write_events
+from tools.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -138,12 +138,6 @@ def test_uncaught_errors_are_printed_without_secrets(
     sys.excepthook(ValueError, error, None)
     threading.excepthook(threading.ExceptHookArgs((ValueError, error, None, None)))
     assert capsys.readouterr().err == f"ValueError: It is {MASK}.\n" * 2
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 PLANTED = {

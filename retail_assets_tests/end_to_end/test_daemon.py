@@ -27,7 +27,7 @@ from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake, order_row, write_export_to
 from retail_assets_tests.event_files import event
 from retail_assets_tests.platform import INSTANCE, NO_OUTPUT, write_reference
-from tools.broker import free_port
+from tools.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,

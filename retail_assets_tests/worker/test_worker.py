@@ -26,7 +26,8 @@ from retail_assets_tests.event_files import event, write_events
 from retail_assets_tests.processes import run_command, start
 from retail_assets_tests.receiver import running_receiver
 from retail_assets_tests.worker.sources.kafka.kafka_topics import Topic
-from tools.broker import Broker, free_port, running_broker
+from tools.broker import Broker, running_broker
+from tools.ports import free_port
 
 pytestmark = pytest.mark.processes
 

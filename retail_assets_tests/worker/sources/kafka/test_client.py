@@ -11,7 +11,8 @@ from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.settings import Settings, load_settings
 from retail_assets.worker.sources.kafka import client as kafka_client
 from retail_assets_tests.worker.sources.kafka.kafka_topics import Topic, reading, topic_of
-from tools.broker import Broker, free_port, running_broker
+from tools.broker import Broker, running_broker
+from tools.ports import free_port
 
 
 @pytest.fixture(scope="module")
