@@ -7,10 +7,9 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.consumers import live_revenue
-from retail_assets.ingest.event_files import watch
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import copy_data
-from retail_assets_tests.defs.automation.test_events import carry_out, requests
+from retail_assets_tests.defs.automation.event_runs import carry_out, requests
 from retail_assets_tests.defs.test_asset_checks import Result, red, results, results_with_fault
 from retail_assets_tests.event_files import EventLoader, event, write_events
 from retail_assets_tests.platform import (
@@ -22,7 +21,7 @@ from retail_assets_tests.platform import (
     published_platform,
 )
 
-pytestmark = DAGSTER_CALLS_ITSELF
+pytestmark = [DAGSTER_CALLS_ITSELF, pytest.mark.usefixtures("only_runs")]
 
 FILE = f"{FIRST}/a.jsonl"
 ADD_UP = ("raw_events", "lines_add_up")
@@ -36,13 +35,6 @@ EVENT_PIPELINE = (
     tables.LIVE_REVENUE,
 )
 AT = f"{FIRST}T09:30:00+01:00"
-
-
-@pytest.fixture(autouse=True)
-def only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every arrival is large: these are the checks of runs."""
-    monkeypatch.setattr(watch, "FILES", 0)
-    monkeypatch.setattr(watch.FolderWatch, "renew", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

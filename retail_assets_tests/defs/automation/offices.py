@@ -50,9 +50,9 @@ class Office:
         with self.lake.transaction(self.connection, "a test"):
             days.mark_failed(self.connection, tables.DAILY_REVENUE, dict.fromkeys(failed, problem))
 
-    def mend(self, *mended: date) -> None:
+    def recover(self, *recovered: date) -> None:
         with self.lake.transaction(self.connection, "a test"):
-            days.forget_failures(self.connection, tables.DAILY_REVENUE, list(mended))
+            days.forget_failures(self.connection, tables.DAILY_REVENUE, list(recovered))
 
     def publish(self, *published: date) -> None:
         with self.lake.transaction(self.connection, "a test"):

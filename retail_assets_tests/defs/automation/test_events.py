@@ -1,139 +1,40 @@
-"""The event pipeline in Dagster: its sensor, its runs, and what follows from them unasked."""
+"""The sensor of the event pipeline in Dagster: which runs it asks for."""
 
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
-import duckdb
 import pytest
-from dagster._core.storage.tags import PARTITION_NAME_TAG
-from dagster._core.test_utils import create_run_for_test
 
-from retail_assets.consumers import live_orders, live_revenue
-from retail_assets.consumers.registry import all_consumers
-from retail_assets.defs.assets import consumers as consumer_assets
-from retail_assets.defs.assets.events import INGEST
 from retail_assets.defs.automation import events as event_automation
-from retail_assets.defs.automation.events import EVENTS
 from retail_assets.ingest.event_files import pending as event_files
-from retail_assets.ingest.event_files import watch
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake
+from retail_assets_tests.defs.automation.event_runs import (
+    BROKEN,
+    DAY,
+    SENSOR,
+    carry_out,
+    files_of,
+    ids,
+    ingest_events,
+    logged,
+    message,
+    record,
+    requested,
+    requests,
+)
 from retail_assets_tests.event_files import STILL_NS, EventLoader, event, write_events
 from retail_assets_tests.platform import (
     DAGSTER_CALLS_ITSELF,
-    DAYS,
-    QUIET,
     Platform,
     open_platform,
-    without_checks,
-    write_reference,
 )
 
-pytestmark = DAGSTER_CALLS_ITSELF
-
-SENSOR = "new_event_files"
-DAY = "2026-10-12"
-BROKEN = b"\x1f\x8b\x08 no gzip"
-
-TABLES = ("raw_events", "enriched_events", "dead_letter_events")
-
-
-@pytest.fixture(autouse=True)
-def only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every arrival is large: `test_watching` has what a tick ingests itself."""
-    monkeypatch.setattr(watch, "FILES", 0)
-    monkeypatch.setattr(watch.FolderWatch, "renew", lambda *_: None)
-
-
-@pytest.fixture
-def platform(settings: Settings, new_lake: NewLake) -> Iterator[Platform]:
-    new_lake(settings.data_dir)
-    write_reference(settings)
-    with open_platform(settings) as platform:
-        yield platform
-
-
-def requests(platform: Platform) -> list[dg.RunRequest]:
-    return list(platform.tick(SENSOR).run_requests or [])
-
-
-def files_of(request: dg.RunRequest) -> list[str]:
-    files = request.run_config["ops"][INGEST]["config"]["files"]
-    assert isinstance(files, list)
-    return files
-
-
-def requested(platform: Platform) -> list[tuple[str | None, list[str]]]:
-    """The partition and the files of each run that a tick asks for."""
-    return [(request.partition_key, files_of(request)) for request in requests(platform)]
-
-
-def message(platform: Platform) -> str:
-    tick = platform.tick(SENSOR)
-    assert not tick.run_requests
-    assert isinstance(tick.skip_reason, dg.SkipReason)
-    return tick.skip_reason.skip_message or ""
-
-
-def tags_of(request: dg.RunRequest) -> dict[str, str]:
-    return {
-        **request.tags,
-        PARTITION_NAME_TAG: str(request.partition_key),
-    }
-
-
-def record(platform: Platform, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
-    """Enter a run of a request, as if it had come that far."""
-    failed = status == dg.DagsterRunStatus.FAILURE
-    run = create_run_for_test(
-        platform.instance,
-        job_name=EVENTS,
-        run_config=dict(request.run_config),
-        status=dg.DagsterRunStatus.STARTED if failed else status,
-        tags=tags_of(request),
-    )
-    if failed:
-        platform.instance.report_run_failed(run)
-    return run.run_id
-
-
-def carry_out(
-    platform: Platform, request: dg.RunRequest, *, checks: bool = False, **run_config: Any
-) -> dg.ExecuteInProcessResult:
-    """Run what was requested, as the daemon would have it done; without checks unless asked."""
-    job = platform.definitions.resolve_job_def(EVENTS)
-    if not checks:
-        job = without_checks(job)
-    return job.execute_in_process(
-        instance=platform.instance,
-        partition_key=request.partition_key,
-        tags=tags_of(request),
-        run_config={**QUIET, **request.run_config, **run_config},
-        raise_on_error=False,
-    )
-
-
-def ingest_events(platform: Platform) -> None:
-    """Tick, and run what is requested, until nothing is."""
-    for _ in range(20):
-        found = requests(platform)
-        if not found:
-            return
-        for request in found:
-            assert carry_out(platform, request).success
-    pytest.fail("the sensor goes on and on")
-
-
-def ids(platform: Platform) -> list[str]:
-    return [row[0] for row in platform.query("SELECT event_id FROM enriched_events ORDER BY 1")]
+pytestmark = [DAGSTER_CALLS_ITSELF, pytest.mark.usefixtures("only_runs")]
 
 
 # --- what the sensor asks for --------------------------------------------------------------------
@@ -300,11 +201,6 @@ def test_a_file_that_cannot_be_read_is_tried_three_times_then_named_and_stops_no
     assert "bad.jsonl.gz" not in message(platform)
 
 
-def logged(platform: Platform, result: dg.ExecuteInProcessResult) -> str:
-    """All that Dagster keeps of a run: messages, errors and metadata."""
-    return "\n".join(str(entry) for entry in platform.instance.all_logs(result.run_id))
-
-
 # --- again ---------------------------------------------------------------------------------------
 
 
@@ -351,229 +247,3 @@ def test_another_lake_at_the_same_place_gets_its_files_again(platform: Platform)
         pass
     ingest_events(platform)
     assert ids(platform) == ["E1"]
-
-
-# --- runs ----------------------------------------------------------------------------------------
-
-
-def test_a_run_says_of_its_partition_what_was_ingested_without_naming_customers(
-    platform: Platform, capfd: pytest.CaptureFixture[str]
-) -> None:
-    customer = "CUSTOMER-4711"
-    write_events(platform.settings, "2026-10-11/before.jsonl", [event(9, customer_id=customer)])
-    ingest_events(platform)
-    write_events(
-        platform.settings,
-        f"{DAY}/a.jsonl",
-        [
-            event(1, customer_id=customer, order_value_gbp="7.25", note=customer),
-            event(2, customer_id=customer),
-            event(2, customer_id=customer),
-            event(3, customer_id=customer, order_value_gbp=-1),
-            event(4, customer_id=[customer]),
-            customer,
-        ],
-    )
-    write_events(platform.settings, f"{DAY}/bad.jsonl.gz", BROKEN)
-    (request,) = requests(platform)
-    result = carry_out(platform, request, loggers={"console": {"config": {"log_level": "DEBUG"}}})
-    assert result.success
-
-    found = {
-        event.asset_key.to_user_string(): event.step_materialization_data.materialization
-        for event in result.get_asset_materialization_events()
-        if event.asset_key is not None
-    }
-    assert found.keys() == set(TABLES)
-    assert {materialization.partition for materialization in found.values()} == {DAY}
-    figures = {
-        name: {key: value.value for key, value in materialization.metadata.items()}
-        for name, materialization in found.items()
-    }
-    assert {name: row["dagster/partition_row_count"] for name, row in figures.items()} == {
-        "raw_events": 6,
-        "enriched_events": 2,
-        "dead_letter_events": 3,
-    }
-    enriched = figures["enriched_events"]
-    assert enriched["order_value_gbp"] == 17.25
-    counts = ("files", "lines", "accepted", "dead_lettered", "duplicate")
-    assert [enriched[name] for name in counts] == [1, 6, 2, 3, 1]
-    assert enriched["outcomes"] == {"new": 1}
-    assert enriched["new_fields"] == {"note": "VARCHAR"}
-    assert list(enriched["failed_files"]) == [f"{DAY}/bad.jsonl.gz"]
-    assert platform.query("SELECT count(*) FROM raw_events", at=enriched["snapshot"]) == [(7,)]
-    assert "•••" in str(enriched["sample"])
-
-    output = capfd.readouterr()
-    assert "6 lines, 2 accepted, 3 dead-lettered, 1 duplicate" in output.err
-    for text in (output.err, output.out, logged(platform, result)):
-        assert customer not in text
-
-
-def test_a_partition_without_files_in_its_configuration_is_replayed(platform: Platform) -> None:
-    write_events(platform.settings, f"{DAY}/a.jsonl", [event(1), event(2), "null"])
-    write_events(platform.settings, "2026-10-14/b.jsonl", [event(3), event(1)])
-    ingest_events(platform)
-    columns = "SELECT * EXCLUDE (processed_at) FROM"
-    tables = [f"{columns} enriched_events ORDER BY event_id", f"{columns} dead_letter_events"]
-    before = [platform.query(table) for table in tables]
-    when = dict(platform.query("SELECT event_id, processed_at FROM enriched_events"))
-
-    result = platform.run(EVENTS, date(2026, 10, 12), date(2026, 10, 13))
-    assert result.success
-    assert platform.materialized("enriched_events") == {DAY, "2026-10-13", "2026-10-14"}
-    (rows,) = (
-        event.step_materialization_data.materialization.metadata
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey("enriched_events") and event.partition == DAY
-    )
-    assert rows["replayed"].value is True
-    assert rows["dagster/partition_row_count"].value == 2
-    assert [platform.query(table) for table in tables] == before
-    after = dict(platform.query("SELECT event_id, processed_at FROM enriched_events"))
-    assert {name for name in after if after[name] > when[name]} == {"E1", "E2"}
-
-
-# --- what follows --------------------------------------------------------------------------------
-
-
-def materialize(platform: Platform, *assets: str) -> dict[str, dict[str, Any]]:
-    """Materialize assets as their automation does; returns the metadata of each."""
-    job = platform.definitions.resolve_implicit_global_asset_job_def()
-    result = without_checks(job, [dg.AssetKey(name) for name in assets]).execute_in_process(
-        instance=platform.instance, run_config=QUIET
-    )
-    return {
-        event.asset_key.to_user_string(): {
-            name: value.value
-            for name, value in event.step_materialization_data.materialization.metadata.items()
-        }
-        for event in result.get_asset_materialization_events()
-        if event.asset_key is not None
-    }
-
-
-def test_live_revenue_and_dead_letter_counts_follow_from_the_events(platform: Platform) -> None:
-    at = "2026-10-13T09:00:00Z"
-    write_events(
-        platform.settings,
-        f"{DAY}/a.jsonl",
-        [
-            event(1),
-            event(2, order_value_gbp=2.5, region="South"),
-            event(3, status="pending"),
-            event(4, order_id="O1", order_value_gbp=12, event_timestamp=at),
-            "null",
-            "null",
-            "{",
-        ],
-    )
-    write_events(platform.settings, "2026-10-14/b.jsonl", [event(5, event_timestamp=at), "null"])
-    ingest_events(platform)
-    found = materialize(platform, "live_orders", "live_revenue", "dead_letter_counts")
-    live = "SELECT order_date::VARCHAR, region, total_revenue::VARCHAR, order_count"
-    assert platform.query(f"{live} FROM live_revenue ORDER BY ALL") == [
-        (DAY, "North", "12.00", 1),
-        (DAY, "South", "2.50", 1),
-        ("2026-10-13", "North", "10.00", 1),
-    ]
-    assert found["live_revenue"]["keys_recomputed"] == 2
-    assert found["live_revenue"]["total_revenue"] == 24.5
-    assert platform.query("SELECT * FROM dead_letter_counts ORDER BY ALL") == [
-        (date(2026, 10, 12), "not_an_object", 2),
-        (date(2026, 10, 12), "not_json", 1),
-        (date(2026, 10, 14), "not_an_object", 1),
-    ]
-    assert found["dead_letter_counts"]["dagster/row_count"] == 3
-    assert any("data:image/svg+xml" in str(value) for value in found["dead_letter_counts"].values())
-
-    write_events(platform.settings, "2026-10-14/b.jsonl", [event(6, event_timestamp=at), event(7)])
-    ingest_events(platform)
-    found = materialize(platform, "live_orders", "live_revenue", "dead_letter_counts")
-    assert found["live_revenue"]["keys_recomputed"] == 2
-    assert platform.query(
-        f"{live} FROM live_revenue WHERE order_date > DATE '{DAY}' ORDER BY 1"
-    ) == [
-        ("2026-10-13", "North", "20.00", 2),
-        ("2026-10-14", "North", "10.00", 1),
-    ]
-    # What the file had before stays.
-    assert len(platform.query("SELECT * FROM dead_letter_counts")) == 3
-
-
-def test_a_failing_key_holds_the_others_up_for_two_tries_of_a_run_and_no_longer(
-    settings: Settings, new_lake: NewLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new_lake(settings.data_dir)
-    write_reference(settings)
-    tries = 0
-
-    def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
-        nonlocal tries
-        tries += keys is None
-        bad = f"SELECT 1 FROM {keys or 'lake.live_orders'} WHERE order_date = DATE '{DAY}'"
-        if connection.execute(bad).fetchone():
-            raise ValueError("It does not add up.")
-        return live_revenue.CONSUMER.compute(connection, keys)
-
-    consumers = [live_orders.CONSUMER, replace(live_revenue.CONSUMER, compute=compute)]
-    monkeypatch.setattr(consumer_assets, "all_consumers", lambda _: consumers)
-    monkeypatch.setattr(consumer_assets, "RETRIES", dg.RetryPolicy(max_retries=2))
-    with open_platform(settings) as platform:
-        lines = [event(n, event_timestamp=f"2026-10-1{n}T09:00:00Z") for n in (2, 3)]
-        write_events(settings, "2026-10-13/a.jsonl", lines)
-        ingest_events(platform)
-        materialize(platform, "live_orders", "live_revenue")
-        assert platform.query("SELECT order_date::VARCHAR FROM live_revenue") == [("2026-10-13",)]
-        assert platform.query("SELECT consumer, key FROM consumer_dead_letters") == [
-            ("live_revenue", DAY)
-        ]
-    assert tries == 3
-
-
-@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # of Dagster's own call
-def test_what_follows_from_events_is_requested_after_their_runs_and_only_then(
-    platform: Platform,
-) -> None:
-    followers = {
-        dg.AssetKey(table.name)
-        for consumer in all_consumers(platform.settings)
-        for table in consumer.tables
-    }
-    state = None
-
-    def evaluate() -> set[dg.AssetKey]:
-        nonlocal state
-        state = dg.evaluate_automation_conditions(
-            platform.definitions,
-            platform.instance,
-            cursor=state.cursor if state is not None else None,
-        )
-        return {key for key in followers if state.get_num_requested(key)}
-
-    assert evaluate() == set()
-    for day in (DAY, "2026-11-20", DAY):
-        number = len(platform.materialized("raw_events")) + int(day == DAY)
-        write_events(platform.settings, f"{day}/{number}.jsonl", [event(number)])
-        ingest_events(platform)
-        assert evaluate() == followers, day
-        assert evaluate() == set(), "asked for once"
-        materialize(platform, *(key.to_user_string() for key in followers))
-        assert evaluate() == set()
-
-
-def test_revenue_now_is_the_batchs_where_it_is_published_and_the_streams_elsewhere(
-    published: Platform,
-) -> None:
-    later = "2026-10-20"
-    write_events(published.settings, f"{DAYS[0]}/a.jsonl", [event(0, order_value_gbp=99)])
-    write_events(published.settings, f"{later}/b.jsonl", [event(1, order_value_gbp=7.5)])
-    ingest_events(published)
-    materialize(published, "live_orders", "live_revenue")
-    assert published.query(
-        "SELECT order_date::VARCHAR, total_revenue::VARCHAR, source FROM revenue_now ORDER BY ALL"
-    ) == [
-        *((str(day), "10.00", "batch") for day in DAYS),
-        (later, "7.50", "stream"),
-    ]

@@ -181,7 +181,7 @@ def test_what_is_long_over_is_forgotten_but_no_young_alert(office: Office) -> No
     office.alert("O1")
     office.fail(DAY)
     office.tell()
-    office.mend(DAY)
+    office.recover(DAY)
     office.tell()
     office.later(outbox.KEPT)
     office.alert("O2", happened=office.now)

@@ -101,7 +101,7 @@ def test_a_failed_day_is_told_once_per_failure_and_so_is_its_end(
         office.tell()
     assert receiver.titles() == ["A day failed"]
     assert "daily_revenue of 2026-10-12: It broke." in receiver.texts()[0]
-    office.mend(DAY)
+    office.recover(DAY)
     office.tell()
     office.tell()
     assert receiver.titles() == ["A day failed", "Resolved: A day failed"]
