@@ -364,6 +364,31 @@ class Settings(BaseSettings):
         default="parquet", description="Format of these files."
     )
 
+    dashboard_host: str = Field(
+        default="127.0.0.1",
+        description="Address that the board listens on. Everybody who reaches it can read it:"
+        " beyond this machine put a proxy with a login before it, see [the board](dashboard.md).",
+    )
+    dashboard_port: int = Field(
+        default=3030, ge=1, le=65_535, description="Port that the board listens on."
+    )
+    dashboard_seconds: float = Field(
+        default=1,
+        ge=0.1,
+        description="Seconds between two looks at the lake while a page of the board is open.",
+    )
+    dashboard_token: SecretStr | None = Field(
+        default=None,
+        description="Token with which people redrive dead letters, rewind consumers and see"
+        " personal values on the board: a long random text. Without it the board only reads, and"
+        " masks them.",
+    )
+    dashboard_dagster_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="Address of the Dagster UI that the board links to (default: no links;"
+        " `make ui` sets its own).",
+    )
     stock_date: date | None = Field(
         default=None,
         description="Day at whose start the stock of `products.csv` was counted; orders from"

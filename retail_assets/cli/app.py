@@ -13,6 +13,7 @@ import typer
 
 from retail_assets.cli import batch, events, lake, mapping, marts, worker
 from retail_assets.cli.base import tell
+from retail_assets.cli.dashboard import dashboard
 from retail_assets.cli.extract import extract
 from retail_assets.cli.verify import verify
 from retail_assets.errors import UsageError
@@ -73,6 +74,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "maintain": lake.maintain,
     "publish-marts": marts.publish_marts,
     "verify": verify,
+    "dashboard": dashboard,
 }
 
 _GROUPS: tuple[tuple[str, str, dict[str, Callable[..., None]]], ...] = (

@@ -31,9 +31,9 @@ def query(
     """Query the lake, read-only; with --at, as it was at a snapshot or a time."""
     import duckdb
 
-    from retail_assets.cli.row_files import write_rows
     from retail_assets.lake.connection import Lake
     from retail_assets.lake.reader import open_reader
+    from retail_assets.lake.row_files import write_rows
 
     settings = load_settings()
     lake = Lake.from_settings(settings)
@@ -59,7 +59,7 @@ def status(
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.table,
 ) -> None:
     """Show pending files, days that failed or are behind, and the size of the lake."""
-    from retail_assets.cli.status import LABELS, collect_status
+    from retail_assets.health.status import LABELS, collect_status
 
     labels = LABELS if format is Format.table else {}
     figures = collect_status(load_settings())

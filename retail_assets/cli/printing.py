@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retail_assets.lake.sql import numbered
 from retail_assets.visible_text import visible
 
 NARROWEST = 8
@@ -123,18 +124,6 @@ def write_json(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[An
         file.write(separator + visible(text, keep="\n").replace("\n", "\n  "))
         separator = ",\n  "
     file.write("\n]\n" if separator.startswith(",") else "[]\n")
-
-
-def numbered(columns: Sequence[str]) -> list[str]:
-    """Unique names of columns: `a`, `a` becomes `a`, `a_1`."""
-    found: list[str] = []
-    for name in columns:
-        candidate, n = name, 0
-        while candidate in found or (n and candidate in columns):
-            n += 1
-            candidate = f"{name}_{n}"
-        found.append(candidate)
-    return found
 
 
 def _is_number(value: Any) -> bool:

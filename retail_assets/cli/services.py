@@ -2,8 +2,9 @@
 
     python -m retail_assets.cli.services --port 3000
 
-starts the Dagster UI with its daemon and code server, and the stream worker. Ctrl-C, SIGTERM, or
-the end of one of them stops all: first by a signal, then by force. A second Ctrl-C does not wait.
+starts the Dagster UI with its daemon and code server, the stream worker, and the board where its
+extra is installed. Ctrl-C, SIGTERM, or the end of one of them stops all: first by a signal, then by
+force. A second Ctrl-C does not wait.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from rich.console import Console
 
 from retail_assets.cli.dagster_home import check_dagster_home
 from retail_assets.cli.printing import print_message
+from retail_assets.dashboard.address import check_free
 from retail_assets.errors import RetailAssetsError
 from retail_assets.settings import load_settings
 
@@ -33,11 +36,15 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="where the UI listens")
     parser.add_argument("--port", type=int, default=3000, help="the port that it listens on")
     parser.add_argument("--no-worker", action="store_true", help="leave events to the sensor")
+    parser.add_argument("--no-board", action="store_true", help="without the board")
     options = parser.parse_args()
     try:
         if home := os.environ.get("DAGSTER_HOME"):
             check_dagster_home(home)
-        load_settings()
+        settings = load_settings()
+        with_board = not options.no_board and find_spec("nicegui") is not None
+        if with_board:
+            check_free(settings.dashboard_host, settings.dashboard_port)
     except RetailAssetsError as error:
         print_message(Console(stderr=True), f"Error: {error}")
         return 2
@@ -46,6 +53,14 @@ def main() -> int:
     commands = [_dagster(options.host, options.port)]
     if not options.no_worker:
         commands.append(_worker())
+    if with_board:
+        # Unless it is set, the board links to this Dagster UI.
+        os.environ.setdefault(
+            "RETAIL_DASHBOARD_DAGSTER_URL", f"http://{options.host}:{options.port}"
+        )
+        sys.stdout.write(f"Board: http://{settings.dashboard_host}:{settings.dashboard_port}\n")
+        sys.stdout.flush()
+        commands.append(_board())
     return run_together(commands)
 
 
@@ -59,6 +74,10 @@ def _dagster(host: str, port: int) -> list[str]:
 
 def _worker() -> list[str]:
     return [sys.executable, "-m", "retail_assets", "stream"]
+
+
+def _board() -> list[str]:
+    return [sys.executable, "-m", "retail_assets", "dashboard"]
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> int:

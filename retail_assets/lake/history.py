@@ -6,7 +6,7 @@ a commit.
 
 import re
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 import duckdb
 
@@ -131,6 +131,25 @@ def lag(connection: duckdb.DuckDBPyConnection, snapshot: int, *tables: Table) ->
         [snapshot, _writes(connection, *tables)],
     ).fetchone() or (0, 0)
     return count, max(milliseconds, 0) / 1000
+
+
+def changing(
+    connection: duckdb.DuckDBPyConnection, most: int, *tables: Table
+) -> list[tuple[int, datetime, str]]:
+    """The newest commits that changed rows of tables: snapshot, time and message, newest first.
+
+    Args:
+        connection: a connection to the lake.
+        most: how many.
+        tables: the tables; commits that changed others alone, such as heartbeats, are left out.
+    """
+    return connection.execute(
+        "SELECT s.snapshot_id, s.snapshot_time::TIMESTAMPTZ, coalesce(c.commit_message, '')"
+        f" FROM {CATALOG}.ducklake_snapshot AS s"
+        f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id)"
+        " WHERE regexp_matches(c.changes_made, ?) ORDER BY s.snapshot_id DESC LIMIT ?",
+        [_writes(connection, *tables), most],
+    ).fetchall()
 
 
 def _writes(connection: duckdb.DuckDBPyConnection, *tables: Table) -> str:

@@ -55,7 +55,17 @@ from retail_assets.tables.live import (
     whole_days,
 )
 from retail_assets.tables.lookups import API_LOOKUPS, EVENT_LOOKUPS, WAITING_LOOKUPS
-from retail_assets.tables.model import INSTANT, MONEY, RATE, TOTAL, Column, Feed, Table, View
+from retail_assets.tables.model import (
+    INSTANT,
+    MASKED,
+    MONEY,
+    RATE,
+    TOTAL,
+    Column,
+    Feed,
+    Table,
+    View,
+)
 
 ALL = (
     PRODUCTS,
@@ -143,6 +153,7 @@ __all__ = [
     "LIVE_REVENUE",
     "LIVE_REVENUE_BY_CATEGORY",
     "LIVE_REVENUE_MINUTES",
+    "MASKED",
     "MONEY",
     "NOTIFICATIONS",
     "NOTIFIED",

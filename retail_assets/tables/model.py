@@ -12,6 +12,9 @@ RATE = "DECIMAL(16,10)"
 """GBP for one unit of a currency."""
 INSTANT = "TIMESTAMP WITH TIME ZONE"
 
+MASKED = "•••"
+"""What people see in place of a personal value."""
+
 Feed = Literal["orders"]
 
 

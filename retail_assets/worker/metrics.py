@@ -14,15 +14,6 @@ WINDOW_SECONDS = 60.0
 
 MAX_SAMPLES = 10_000
 
-FILE_GAUGES = (
-    "pending_event_files",
-    "pending_event_bytes",
-    "oldest_pending_event_file_seconds",
-    "event_files_left_alone",
-    "event_files_not_read",
-)
-"""Metrics of the events folder, from the worker's last scan."""
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from retail_assets.cli.printing import numbered, print_message, print_rows, write_csv, write_json
+from retail_assets.cli.printing import print_message, print_rows, write_csv, write_json
+from retail_assets.lake.sql import numbered
 from retail_assets.visible_text import visible
 
 

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import retail_assets
-from retail_assets.cli.row_files import write_rows
+from retail_assets.lake.row_files import write_rows
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake.connection import extension_path
 from retail_assets.lake.reader import open_reader

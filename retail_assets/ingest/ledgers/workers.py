@@ -33,6 +33,15 @@ ABANDONED_AFTER = timedelta(days=1)
 LAG = "_lag_seconds"
 """The end of the metric's name for the lag of a consumer."""
 
+FILE_GAUGES = (
+    "pending_event_files",
+    "pending_event_bytes",
+    "oldest_pending_event_file_seconds",
+    "event_files_left_alone",
+    "event_files_not_read",
+)
+"""Metrics of the events folder, from the worker's last scan."""
+
 RUNNING, STOPPED = "running", "stopped"
 ALIVE, LAGGING, DEAD = "alive", "lagging", "dead"
 

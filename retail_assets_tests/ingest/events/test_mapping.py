@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from retail_assets import tables
-from retail_assets.cli.status import collect_status
+from retail_assets.health.status import collect_status
 from retail_assets.ingest.events import mapping_ledger
 from retail_assets.ingest.exports import reference
 from retail_assets.ingest.repair import dead_letters

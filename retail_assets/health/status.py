@@ -22,7 +22,7 @@ from retail_assets.ingest.exports.stale_days import (
     stale_days,
     waiting_orders,
 )
-from retail_assets.ingest.ledgers.workers import LAG, heartbeats, state
+from retail_assets.ingest.ledgers.workers import FILE_GAUGES, LAG, heartbeats, state
 from retail_assets.lake.checksums import last_verification
 from retail_assets.lake.connection import Lake, NoLakeError, current_snapshot
 from retail_assets.outbound.lookups.follow import waiting_of
@@ -30,7 +30,6 @@ from retail_assets.outbound.marts.status import mart_status
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 from retail_assets.transforms.events import UNKNOWN_CURRENCY
-from retail_assets.worker.metrics import FILE_GAUGES
 
 if TYPE_CHECKING:
     from datetime import date

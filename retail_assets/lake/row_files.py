@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from retail_assets.cli.printing import numbered
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake.connection import Lake, extension_path
-from retail_assets.lake.sql import identifier, literal
+from retail_assets.lake.sql import identifier, literal, numbered
 
 if TYPE_CHECKING:
     import pyarrow as pa
