@@ -21,7 +21,7 @@ MINUTES ?= 30
 run: setup ## Set up, run the batch job on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
 
-ui: setup ## Set up, then the stream worker and the Dagster UI with its daemon at http://127.0.0.1:3000 (RETAIL_UI_PORT: another port), until Ctrl-C
+ui: setup ## Set up, then the stream worker, the board at http://127.0.0.1:3030 (RETAIL_DASHBOARD_PORT: another port) and the Dagster UI with its daemon at http://127.0.0.1:3000 (RETAIL_UI_PORT: another port), until Ctrl-C
 	@exec $(BIN)/python -m retail_assets.cli.services --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests

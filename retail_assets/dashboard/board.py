@@ -1,10 +1,11 @@
 """What all pages share: the settings, the newest view, and who is told when it changes."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nicegui import Event, run
+from nicegui import Event, app, run
 
 from retail_assets.dashboard.poller import Poller
 from retail_assets.dashboard.readers import Readers
@@ -14,8 +15,15 @@ from retail_assets.settings import Settings
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:
-    """Run a function in one of NiceGUI's threads, off the event loop."""
-    return await run.io_bound(function)
+    """Run a function in one of NiceGUI's threads, off the event loop.
+
+    Raises:
+        asyncio.CancelledError: if the board is stopping, so that it was not run.
+    """
+    found = await run.io_bound(function)
+    if found is None and app.is_stopping:
+        raise asyncio.CancelledError
+    return found
 
 
 @dataclass

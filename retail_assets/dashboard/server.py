@@ -36,6 +36,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+READY_SECONDS = 0.05
+
 HEAD = """
 <link rel="stylesheet" href="/static/board.css">
 <script>
@@ -70,7 +72,15 @@ def run(settings: Settings, host: str, port: int, say: Callable[[str], None]) ->
     # NiceGUI keeps nothing for the board; were it to, not in the folder it is started in.
     os.environ.setdefault("NICEGUI_STORAGE_PATH", str(settings.lake_dir / "board"))
     build(Board.of(settings))
-    app.on_startup(lambda: say(f"The board is ready: http://{_shown(host)}:{port}"))
+    shown = _shown(host)
+
+    async def ready() -> None:
+        # NiceGUI calls its start-up handlers before it listens.
+        while not await _answers(shown.strip("[]"), port):
+            await asyncio.sleep(READY_SECONDS)
+        say(f"The board is ready: http://{shown}:{port}")
+
+    app.on_startup(lambda: background_tasks.create(ready(), name="say that it is ready"))
     ui.run(
         host=host,
         port=port,
@@ -105,11 +115,19 @@ def build(board: Board) -> None:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        board.watch.close()
 
     tasks: list[asyncio.Task[Any]] = []
     app.on_startup(start)
     app.on_shutdown(stop)
+
+
+async def _answers(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def _with_headers(

@@ -5,6 +5,7 @@ a commit.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -134,21 +135,37 @@ def lag(connection: duckdb.DuckDBPyConnection, snapshot: int, *tables: Table) ->
 
 
 def changing(
-    connection: duckdb.DuckDBPyConnection, most: int, *tables: Table
+    connection: duckdb.DuckDBPyConnection,
+    most: int,
+    *,
+    every: Sequence[Table],
+    hourly: Sequence[Table],
 ) -> list[tuple[int, datetime, str]]:
     """The newest commits that changed rows of tables: snapshot, time and message, newest first.
+
+    Commits that changed other tables alone, such as heartbeats, are left out.
 
     Args:
         connection: a connection to the lake.
         most: how many.
-        tables: the tables; commits that changed others alone, such as heartbeats, are left out.
+        every: tables of which each commit is wanted.
+        hourly: tables that are written all the time: the last commit of each hour is.
     """
     return connection.execute(
-        "SELECT s.snapshot_id, s.snapshot_time::TIMESTAMPTZ, coalesce(c.commit_message, '')"
+        "SELECT snapshot_id, at, message FROM (SELECT snapshot_id,"
+        " s.snapshot_time::TIMESTAMPTZ AS at, coalesce(c.commit_message, '') AS message,"
+        " regexp_matches(c.changes_made, $every) AS is_one,"
+        " regexp_matches(c.changes_made, $hourly) AS is_hourly"
         f" FROM {CATALOG}.ducklake_snapshot AS s"
-        f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id)"
-        " WHERE regexp_matches(c.changes_made, ?) ORDER BY s.snapshot_id DESC LIMIT ?",
-        [_writes(connection, *tables), most],
+        f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id))"
+        " WHERE is_one OR is_hourly QUALIFY is_one OR row_number() OVER"
+        " (PARTITION BY is_one, date_trunc('hour', at) ORDER BY snapshot_id DESC) = 1"
+        " ORDER BY snapshot_id DESC LIMIT $most",
+        {
+            "every": _writes(connection, *every),
+            "hourly": _writes(connection, *hourly),
+            "most": most,
+        },
     ).fetchall()
 
 

@@ -134,8 +134,8 @@ def streamed(lake: Lake, *orders: tuple[date, str, str, str]) -> None:
     )
 
 
-def beating(lake: Lake) -> None:
-    """A worker that is alive, by the clock of this machine."""
+def beating(lake: Lake, now: datetime = NOW) -> None:
+    """A worker that is alive at a time."""
     insert(
         lake,
         tables.STREAM_WORKERS,
@@ -143,6 +143,6 @@ def beating(lake: Lake) -> None:
             "state": "running",
             "sources": "files",
             "figures": "{}",
-            "heartbeat_at": datetime.now(timezone.utc),
+            "heartbeat_at": now,
         },
     )

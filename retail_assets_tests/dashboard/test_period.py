@@ -137,7 +137,7 @@ def test_a_change_from_nothing_or_from_refunds_is_no_nonsense():
 # Orders, and where they come from
 
 
-def test_orders_of_a_published_day_come_in_pages_and_those_that_do_not_count_are_named(lake):
+def test_orders_of_a_published_day_come_in_pages_with_those_that_do_not_count(lake, settings):
     published(lake, *((MONDAY, "09:00", "North", "1.00") for _ in range(SHOWN_ORDERS + 1)))
     raw = {"order_date": MONDAY, "export_date": MONDAY, "region": "North", "order_value_gbp": "7"}
     later = MONDAY + timedelta(days=1)
@@ -150,9 +150,11 @@ def test_orders_of_a_published_day_come_in_pages_and_those_that_do_not_count_are
     )
     insert(lake, tables.REJECTED_ORDERS, {"reason": "missing_value", "raw_text": "C-secret"})
     with lake.connect(read_only=True) as connection:
-        first = read_orders(connection, MONDAY)
-        second = read_orders(connection, MONDAY, "North", "Kitchen", page=1)
-        assert read_orders(connection, MONDAY, unmasked=True).rejected[0].text == "C-secret"
+        first = read_orders(connection, settings, MONDAY)
+        second = read_orders(connection, settings, MONDAY, "North", "Kitchen", page=1)
+        assert (
+            read_orders(connection, settings, MONDAY, unmasked=True).rejected[0].text == "C-secret"
+        )
     assert (len(first.lines), first.more, len(second.lines), second.more) == (100, True, 1, False)
     assert [(each.order_id, each.why) for each in first.excluded] == [
         ("O1", "cancelled"),
@@ -162,7 +164,7 @@ def test_orders_of_a_published_day_come_in_pages_and_those_that_do_not_count_are
     assert (rejected.text, rejected.rule[:16]) == (tables.MASKED, "A required field")
 
 
-def test_orders_of_the_stream_have_their_lines(lake):
+def test_orders_of_the_stream_have_their_lines(lake, settings):
     streamed(lake, (MONDAY, "09:00", "North", "10.00"))
     order = {"status": "completed", "region": "North"}
     insert(
@@ -180,8 +182,8 @@ def test_orders_of_the_stream_have_their_lines(lake):
         {**line, "line_number": 2, "order_value_gbp": "2"},
     )
     with lake.connect(read_only=True) as connection:
-        found = read_orders(connection, MONDAY)
-        lighting = read_orders(connection, MONDAY, "North", "Lighting")
+        found = read_orders(connection, settings, MONDAY)
+        lighting = read_orders(connection, settings, MONDAY, "North", "Lighting")
     assert found.source == "stream"
     assert [(each.order_id, each.line_number, each.value_gbp) for each in found.lines] == [
         ("A", None, Decimal(3)),

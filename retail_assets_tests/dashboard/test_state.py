@@ -147,3 +147,15 @@ def test_a_fault_that_nobody_expected_does_not_end_the_board(watch, lake, monkey
     monkeypatch.setattr("retail_assets.dashboard.watch.state_of", lambda _: 1 / 0)
     assert watch.read().state.condition is Condition.unavailable
     monkeypatch.undo()
+
+
+def test_a_catalog_that_another_process_holds_is_locked_and_read_when_it_is_free(
+    watch, lake, settings
+):
+    insert_raw(lake)
+    with closing(sqlite3.connect(settings.catalog, isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        assert watch.read().state.condition is Condition.locked
+        holder.execute("ROLLBACK")
+    assert watch.read().state.condition is Condition.ready

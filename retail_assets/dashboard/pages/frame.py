@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from markupsafe import Markup
 from nicegui import ui
 
 from retail_assets.dashboard.board import Board
@@ -30,8 +31,6 @@ def frame(board: Board, path: str) -> Iterator[None]:
 
     def chip(view: View) -> str:
         return board.render.macro("frame", "verdict", {"health": view.health, "state": view.state})
-
-    from markupsafe import Markup
 
     with ui.header(fixed=False, wrap=False):
         verdict = board.once("chip", board.watch.view, chip)

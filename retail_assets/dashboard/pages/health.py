@@ -32,8 +32,8 @@ def build(board: Board) -> None:
         reason, day = request.query_params.get("reason"), request.query_params.get("day")
         with frame(board, "/health"):
             shown = _Health(board)
+            ui.html('<span id="letters"></span>', sanitize=False)
             letters = ui.element("section").classes("card")
-            letters.props["id"] = "letters"
             letters.props["aria-label"] = "Open dead letters"
             with letters:
                 ui.html("<h2>Open dead letters</h2>", sanitize=False)

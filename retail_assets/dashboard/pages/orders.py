@@ -60,7 +60,13 @@ async def _orders(
     async def content(*, unmasked: bool) -> str:
         found = await board.readers.read(
             lambda connection: read_orders(
-                connection, day, region, category, page=number, unmasked=unmasked
+                connection,
+                board.settings,
+                day,
+                region,
+                category,
+                page=number,
+                unmasked=unmasked,
             )
         )
         return board.render.macro(

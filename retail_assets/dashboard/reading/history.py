@@ -14,7 +14,7 @@ from retail_assets.lake.connection import current_snapshot
 from retail_assets.tables import DAILY_REVENUE, LIVE_ORDERS, LIVE_REVENUE, best_revenue
 
 SHOWN_MOMENTS = 300
-"""Steps of the slider: the newest commits that changed revenue."""
+"""Steps of the slider: the newest commits of the batch, and the last of each hour of the stream."""
 
 SHOWN_DAYS = 60
 """Days whose change is explained, the newest first; others are counted."""
@@ -92,7 +92,9 @@ def read_moments(connection: duckdb.DuckDBPyConnection, timezone: str) -> list[M
         connection: a connection to the lake.
         timezone: the zone of their times.
     """
-    found = history.changing(connection, SHOWN_MOMENTS, DAILY_REVENUE, LIVE_REVENUE)
+    found = history.changing(
+        connection, SHOWN_MOMENTS, every=[DAILY_REVENUE], hourly=[LIVE_REVENUE]
+    )
     zone = ZoneInfo(timezone)
     return [Moment(snapshot, at.astimezone(zone), message) for snapshot, at, message in found][::-1]
 

@@ -161,6 +161,7 @@ def orders_query(source: str | None, day: date, region: str | None, category: st
 
 def read_orders(
     connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
     day: date,
     region: str | None = None,
     category: str | None = None,
@@ -172,6 +173,7 @@ def read_orders(
 
     Args:
         connection: a connection to the lake, on one snapshot.
+        settings: how late the exports may be that have orders of the day.
         day: the business day.
         region: only orders of this region; None: of all.
         category: only lines of this product category; None: of all.
@@ -187,20 +189,25 @@ def read_orders(
         source=source,
         lines=[Order(*line) for line in lines[:SHOWN_ORDERS]],
         more=len(lines) > SHOWN_ORDERS,
-        excluded=_excluded(connection, day, region, source),
+        excluded=_excluded(connection, settings, day, region, source),
         rejected=_rejected(connection, day, unmasked=unmasked) if region is None else (),
     )
 
 
 def _excluded(
-    connection: duckdb.DuckDBPyConnection, day: date, region: str | None, source: str | None
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    day: date,
+    region: str | None,
+    source: str | None,
 ) -> list[Excluded]:
     of_region = "($region IS NULL OR region = $region)"
     if source == BATCH:
         query = (
             # The latest export decides; an earlier one has a version that is superseded.
             "SELECT order_id, any_value(region), sum(order_value_gbp), any_value(status) FROM"
-            " (SELECT * FROM raw_orders WHERE order_date = $day AND export_date >= $day"
+            " (SELECT * FROM raw_orders WHERE order_date = $day AND export_date BETWEEN $day AND"
+            f" DATE '{day + timedelta(days=settings.late_days + 1)}'"
             " QUALIFY rank() OVER (PARTITION BY order_id ORDER BY export_date DESC) = 1)"
             f" WHERE status <> '{COMPLETED}' AND {of_region}"
         )
@@ -262,8 +269,8 @@ def read_lineage(
         " FROM enriched_events AS e LEFT JOIN raw_events AS r"
         " ON r.received_date = e.received_date AND r.source = e.source"
         " AND r.source_name = e.source_name AND r.version = e.version AND r.position = e.position"
-        " WHERE e.order_id = $order AND e.received_date BETWEEN $first AND $last"
         " AND r.received_date BETWEEN $first AND $last"
+        " WHERE e.order_id = $order AND e.received_date BETWEEN $first AND $last"
         f" ORDER BY e.received_at, e.position, e.event_id LIMIT {SHOWN_ORDERS}",
         {
             "order": order_id,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import urlencode
 
 import duckdb
@@ -19,6 +19,8 @@ from retail_assets.tables import (
     Table,
     best_revenue,
 )
+
+K = TypeVar("K")
 
 Compare = Literal["period", "year", "none"]
 
@@ -166,17 +168,6 @@ def read_period(connection: duckdb.DuckDBPyConnection, question: Question) -> Pe
     earlier = question.before
     before = _Amounts.read(connection, earlier) if earlier else None
 
-    def figures(name: str) -> dict[object, Figure]:
-        found: Mapping[object, Amount] = getattr(now, name)
-        past: Mapping[object, Amount] = getattr(before, name) if before else {}
-        keys = sorted(
-            {*found, *past}, key=lambda key: (-found.get(key, Amount()).revenue, str(key))
-        )
-        return {
-            key: Figure(found.get(key, Amount()), past.get(key, Amount()) if before else None)
-            for key in keys
-        }
-
     back = question.first - earlier.first if earlier else timedelta()
     days = []
     for n in range(question.days):
@@ -189,10 +180,19 @@ def read_period(connection: duckdb.DuckDBPyConnection, question: Question) -> Pe
             total(list(now.days.values())), total(list(before.days.values())) if before else None
         ),
         days=days,
-        regions=figures("regions"),  # type: ignore[arg-type]
-        categories=figures("categories"),  # type: ignore[arg-type]
-        cells=figures("cells"),  # type: ignore[arg-type]
+        regions=_figures(now.regions, before.regions if before else None),
+        categories=_figures(now.categories, before.categories if before else None),
+        cells=_figures(now.cells, before.cells if before else None),
     )
+
+
+def _figures(now: Mapping[K, Amount], before: Mapping[K, Amount] | None) -> dict[K, Figure]:
+    """Amounts beside those before, the largest revenue first."""
+    keys = {*now, *(before or ())}
+    return {
+        key: Figure(now.get(key, Amount()), None if before is None else before.get(key, Amount()))
+        for key in sorted(keys, key=lambda key: (-now.get(key, Amount()).revenue, str(key)))
+    }
 
 
 @dataclass(frozen=True)

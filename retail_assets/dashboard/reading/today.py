@@ -16,7 +16,7 @@ from retail_assets.dashboard.reading.courses import (
     read_courses,
     regions_until,
 )
-from retail_assets.ingest.ledgers.workers import alive_workers
+from retail_assets.ingest.ledgers.workers import heartbeats
 from retail_assets.settings import Settings
 from retail_assets.tables import DAILY_REVENUE, LIVE_REVENUE, best_revenue
 
@@ -47,6 +47,8 @@ class Region:
     name: str
     amount: Amount
     before: Amount | None
+    together: int = 1
+    """How many regions these are; the others are shown together."""
 
     @property
     def change(self) -> float | None:
@@ -149,7 +151,7 @@ def read_revenue(
         past: the earlier weeks as read before, if any; those of another day are read again.
     """
     local = now.astimezone(ZoneInfo(settings.timezone))
-    worker_alive = bool(alive_workers(connection))
+    worker_alive = any(worker.is_alive(now) for worker in heartbeats(connection))
     day = shown_day(connection, local.date(), worker_alive=worker_alive) or local.date()
     is_today = day == local.date()
     minute = local.hour * 60 + local.minute if is_today else MINUTES - 1
@@ -196,6 +198,7 @@ def _regions(found: Mapping[str, Amount], before: Mapping[str, Amount] | None) -
             name,
             sum((found.get(each, Amount()) for each in of), Amount()),
             None if before is None else sum((before.get(n, Amount()) for n in of), Amount()),
+            len(of),
         )
 
     if len(names) <= SHOWN_REGIONS:
