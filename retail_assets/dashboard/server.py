@@ -76,7 +76,7 @@ def run(settings: Settings, host: str, port: int, say: Callable[[str], None]) ->
 
     async def ready() -> None:
         # NiceGUI calls its start-up handlers before it listens.
-        while not await _answers(shown.strip("[]"), port):
+        while not await _answers(shown.strip("[]"), port):  # noqa: ASYNC110
             await asyncio.sleep(READY_SECONDS)
         say(f"The board is ready: http://{shown}:{port}")
 

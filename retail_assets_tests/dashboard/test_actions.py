@@ -20,9 +20,8 @@ from retail_assets_tests.event_files import EventLoader, event
 )
 def test_only_the_token_that_is_set_lets_people_write(settings, token, entered, may):
     secret = None if token is None else SecretStr(token)
-    assert (
-        actions.may_write(settings.model_copy(update={"dashboard_token": secret}), entered) is may
-    )
+    board = settings.model_copy(update={"dashboard_token": secret})
+    assert actions.may_write(board, entered) is may
 
 
 def test_a_redrive_says_what_became_of_the_dead_letter(lake, settings):
