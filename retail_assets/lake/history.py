@@ -152,14 +152,14 @@ def changing(
         hourly: tables that are written all the time: the last commit of each hour is.
     """
     return connection.execute(
-        "SELECT snapshot_id, at, message FROM (SELECT snapshot_id,"
-        " s.snapshot_time::TIMESTAMPTZ AS at, coalesce(c.commit_message, '') AS message,"
+        "SELECT snapshot_id, committed, message FROM (SELECT snapshot_id,"
+        " s.snapshot_time::TIMESTAMPTZ AS committed, coalesce(c.commit_message, '') AS message,"
         " regexp_matches(c.changes_made, $every) AS is_one,"
         " regexp_matches(c.changes_made, $hourly) AS is_hourly"
         f" FROM {CATALOG}.ducklake_snapshot AS s"
         f" JOIN {CATALOG}.ducklake_snapshot_changes AS c USING (snapshot_id))"
         " WHERE is_one OR is_hourly QUALIFY is_one OR row_number() OVER"
-        " (PARTITION BY is_one, date_trunc('hour', at) ORDER BY snapshot_id DESC) = 1"
+        " (PARTITION BY is_one, date_trunc('hour', committed) ORDER BY snapshot_id DESC) = 1"
         " ORDER BY snapshot_id DESC LIMIT $most",
         {
             "every": _writes(connection, *every),

@@ -1,7 +1,7 @@
 """How the revenue of a day grows, minute by minute, from the batch or the stream."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -102,7 +102,13 @@ def read_courses(
         connection: a connection to the lake.
         days: the days to read; those without orders are left out.
     """
-    known = sources(connection, days)
+    return courses_of(connection, sources(connection, days))
+
+
+def courses_of(
+    connection: duckdb.DuckDBPyConnection, known: Mapping[date, str]
+) -> dict[date, Course]:
+    """The courses of days whose sources are known; see `read_courses`."""
     found: dict[date, list[tuple[int, Amount]]] = {}
     for source, query in _MINUTES.items():
         of_source = [day for day, each in known.items() if each == source]

@@ -208,9 +208,9 @@ def _workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Worke
 
 def _sources(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Source]:
     rows = connection.execute(
-        "SELECT name, sum(lines)::BIGINT, sum(dead)::BIGINT, max(at) FROM ("
-        "SELECT 'files' AS name, lines, dead_lettered AS dead, ingested_at AS at FROM event_files"
-        " WHERE ingested_at > $since UNION ALL"
+        "SELECT name, sum(lines)::BIGINT, sum(dead)::BIGINT, max(newest) FROM ("
+        "SELECT 'files' AS name, lines, dead_lettered AS dead, ingested_at AS newest"
+        " FROM event_files WHERE ingested_at > $since UNION ALL"
         " SELECT name, lines, dead_lettered, updated_at FROM stream_offsets"
         " WHERE kind = 'source' AND updated_at > $since) GROUP BY name ORDER BY name",
         {"since": now - timedelta(days=RECENT_DAYS)},

@@ -1,7 +1,7 @@
 """The page Today: revenue so far beside the same weekday, and where it comes from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -13,6 +13,7 @@ from retail_assets.dashboard.reading.courses import (
     MINUTES,
     Course,
     Usual,
+    courses_of,
     read_courses,
     regions_until,
 )
@@ -38,6 +39,9 @@ class Past:
     day: date
     week_before: Course | None
     usual: Usual
+    minute: int | None = None
+    regions: Mapping[str, Amount] = field(default_factory=dict)
+    """What the week before had in each region by the end of `minute`."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ def shown_day(
     Returns:
         None if there are no orders of any day up to today.
     """
+    if worker_alive:
+        return today
     for since in (today - timedelta(days=LOOK_BACK), date.min):
         (newest,) = connection.execute(
             "SELECT max(day) FROM ("
@@ -123,8 +129,8 @@ def shown_day(
             {"since": max(since, date(1970, 1, 1)), "today": today},
         ).fetchone() or (None,)
         if newest is not None:
-            return today if worker_alive else newest
-    return today if worker_alive else None
+            return newest
+    return None
 
 
 def read_past(connection: duckdb.DuckDBPyConnection, day: date) -> Past:
@@ -158,20 +164,20 @@ def read_revenue(
     if past is None or past.day != day:
         past = read_past(connection, day)
     source, by_region = _by_region(connection, day)
-    before: Mapping[str, Amount] = {}
     week_before = past.week_before
-    if week_before is not None:
-        before = regions_until(connection, week_before.day, week_before.source, minute)
+    if week_before is not None and past.minute != minute:
+        regions = regions_until(connection, week_before.day, week_before.source, minute)
+        past = replace(past, minute=minute, regions=regions)
     return Revenue(
         day=day,
         is_today=is_today,
         minute=minute,
         source=source,
         amount=sum(by_region.values(), Amount()),
-        regions=_regions(by_region, before if week_before else None),
+        regions=_regions(by_region, past.regions if week_before else None),
         week_before=week_before.until(minute) if week_before else None,
         usual=past.usual.until(minute),
-        course=read_courses(connection, [day]).get(day),
+        course=courses_of(connection, {day: source}).get(day) if source else None,
         past=past,
         freshness=_freshness(connection, day, worker_alive=worker_alive),
     )
