@@ -16,6 +16,8 @@ from retail_assets.dashboard.render import minute
 
 Options = dict[str, Any]
 
+# Said in full: the width of texts is measured with it, and a browser cannot measure `inherit`.
+_FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _POUNDS = "value => '£' + Number(value).toLocaleString('en-GB', {maximumFractionDigits: 2})"
 _SHORT = (
     "value => Math.abs(value) >= 1e6 ? '£' + value / 1e6 + 'm'"
@@ -31,7 +33,7 @@ def course(revenue: Revenue) -> Options:
         # An area between two lines: the lower one, and what the higher one is above it.
         _line("least of earlier weeks", [low for low, _, _ in band], stack="band", width=0),
         _line(
-            "range of earlier weeks",
+            _RANGE,
             [high - low for low, _, high in band],
             stack="band",
             width=0,
@@ -47,8 +49,10 @@ def course(revenue: Revenue) -> Options:
         ),
     ]
     return {
-        **_base([minute(end) for end in range(SLOT, MINUTES + 1, SLOT)], interval=17),
-        "legend": _legend(["this day", "a week before", "usual", "range of earlier weeks"]),
+        **_base(
+            [minute(end) for end in range(SLOT, MINUTES + 1, SLOT)],
+            every=f"index => (index + 1) % {4 * 60 // SLOT} === 0",
+        ),
         "series": series,
     }
 
@@ -73,7 +77,7 @@ def last_minutes(revenue: Revenue) -> Options:
     """The revenue of each minute of the last hour."""
     found = revenue.last_minutes
     return {
-        **_base([minute(n) for n, _ in found], interval=14),
+        **_base([minute(n) for n, _ in found], every="index => index % 15 === 14"),
         "series": [_bars("revenue", [amount.revenue for _, amount in found])],
     }
 
@@ -81,7 +85,11 @@ def last_minutes(revenue: Revenue) -> Options:
 def last_hour(found: LastHour) -> Options:
     """The events of each minute of the last hour."""
     count = len(found.by_minute)
-    options = _base([f"{count - n} min ago" for n in range(count)], interval=14, money=False)
+    options = _base(
+        [f"{count - n} min ago" for n in range(count)],
+        every="index => index % 15 === 0",
+        money=False,
+    )
     return {**options, "series": [_bars("events", list(found.by_minute))]}
 
 
@@ -90,24 +98,22 @@ def days(period: Period) -> Options:
     compared = period.total.before is not None
     series = [_bars("revenue", [figure.amount.revenue for _, _, figure in period.days])]
     if compared:
-        before = [figure.before.revenue for _, _, figure in period.days if figure.before]
+        before = [figure.before.revenue if figure.before else None for _, _, figure in period.days]
         series.append(_line("compared with", before, color="var(--week)", dash="dotted"))
     return {
         **_base([f"{day:%a} {day.day} {day:%b}" for day, _, _ in period.days]),
-        "legend": _legend(["revenue", *(["compared with"] if compared else [])]),
         "series": series,
     }
 
 
-def _base(
-    categories: Sequence[str], *, interval: int | str = "auto", money: bool = True
-) -> Options:
-    text = {"color": "var(--muted)", "fontSize": 12, "fontFamily": "inherit"}
+def _base(categories: Sequence[str], *, every: str | None = None, money: bool = True) -> Options:
+    """What all charts share; `every` says by its index which category has a label."""
+    text = {"color": "var(--muted)", "fontSize": 12, "fontFamily": _FONT}
     return {
         "animation": False,
         "aria": {"enabled": True},
-        "textStyle": {"fontFamily": "inherit"},
-        "grid": {"left": 8, "right": 14, "top": 34, "bottom": 4, "containLabel": True},
+        "textStyle": {"fontFamily": _FONT},
+        "grid": {"left": 8, "right": 14, "top": 10, "bottom": 4, "containLabel": True},
         "tooltip": {
             "trigger": "axis",
             "backgroundColor": "var(--card)",
@@ -118,7 +124,7 @@ def _base(
         "xAxis": {
             "type": "category",
             "data": list(categories),
-            "axisLabel": {**text, "interval": interval, "hideOverlap": True},
+            "axisLabel": {**text, "hideOverlap": True, **({":interval": every} if every else {})},
             "axisLine": {"lineStyle": {"color": "var(--line)"}},
             "axisTick": {"show": False},
         },
@@ -127,24 +133,17 @@ def _base(
             "axisLabel": {**text, **({":formatter": _SHORT} if money else {})},
             "splitLine": {"lineStyle": {"color": "var(--line)"}},
             "splitNumber": 4,
+            **({} if money else {"minInterval": 1}),
         },
     }
 
 
-def _legend(names: Sequence[str]) -> Options:
-    return {
-        "data": list(names),
-        "top": 0,
-        "left": 0,
-        "itemWidth": 22,
-        "selectedMode": False,
-        "textStyle": {"color": "var(--muted)", "fontSize": 12},
-    }
+_RANGE = "range of earlier weeks"
 
 
 def _line(
     name: str,
-    values: Sequence[Decimal],
+    values: Sequence[Decimal | None],
     *,
     color: str = "var(--band)",
     width: int = 2,
@@ -154,7 +153,7 @@ def _line(
     return {
         "name": name,
         "type": "line",
-        "data": [float(value) for value in values],
+        "data": [None if value is None else float(value) for value in values],
         "showSymbol": False,
         "symbol": "none",
         "color": color,

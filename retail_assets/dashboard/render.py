@@ -1,5 +1,6 @@
 """The board's HTML from what was read: templates that escape every text, and formats of numbers."""
 
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -16,6 +17,8 @@ from retail_assets.visible_text import visible
 MINUS = "−"  # noqa: RUF001  # the sign of a number, as wide as the plus
 NONE = "–"  # noqa: RUF001
 SMALLEST_CHANGE = 0.0005
+
+_CODE = re.compile(r"`([^`]+)`")
 
 _DURATIONS = (
     (10, 1, "s", 1),
@@ -59,6 +62,11 @@ def delta(value: float | None, beside: str = "") -> Markup:
 def day(value: date) -> str:
     """A day with its weekday: Mon 30 Nov 2026."""
     return f"{value:%a} {value.day} {value:%b %Y}"
+
+
+def prose(value: str) -> Markup:
+    """A sentence whose `commands` are set as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(visible(value)))))  # noqa: S704
 
 
 def minute(value: int) -> str:
@@ -108,6 +116,7 @@ class Renderer:
             "delta": delta,
             "day": day,
             "minute": minute,
+            "prose": prose,
             "seconds": seconds,
             "size": size,
             "clock": self.clock,

@@ -4,7 +4,9 @@ from collections.abc import Awaitable, Callable
 from datetime import date
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import duckdb
 from fastapi import Request
 from nicegui import ui
 
@@ -12,9 +14,10 @@ from retail_assets.dashboard import actions, charts
 from retail_assets.dashboard.board import Board
 from retail_assets.dashboard.pages.frame import chart, follow, frame, page, redraw, section, show
 from retail_assets.dashboard.pages.unlock import unlock
+from retail_assets.dashboard.reading.events import newest_dead_letters
 from retail_assets.dashboard.reading.period import day_of
-from retail_assets.dashboard.watch import View
-from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.dashboard.watch import View, utc_now
+from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.repair import dead_letters
 from retail_assets.tables import MASKED
 from retail_assets.transforms.events import REASONS
@@ -111,17 +114,17 @@ class _Letters:
 
     async def fill(self) -> None:
         """Read the dead letters, and show them in place of what is there."""
-        try:
-            day = self._shown_day()
-            found = await self._board.readers.read(
-                lambda connection: dead_letters.find(
-                    connection,
-                    reason=self._reason,
-                    day=day,
-                    open_only=True,
-                    limit=SHOWN_LETTERS,
-                )
+
+        def read(connection: duckdb.DuckDBPyConnection) -> tuple[list[dict[str, Any]], date]:
+            day = day_of(self._day) if self._day else newest_dead_letters(connection, today)
+            found = dead_letters.find(
+                connection, reason=self._reason, day=day, open_only=True, limit=SHOWN_LETTERS
             )
+            return found, day
+
+        today = utc_now().astimezone(ZoneInfo(self._board.settings.timezone)).date()
+        try:
+            found, day = await self._board.readers.read(read)
         except RetailAssetsError as error:
             self._place.clear()
             with self._place:
@@ -130,14 +133,6 @@ class _Letters:
         self._place.clear()
         with self._place:
             self._list(found, day)
-
-    def _shown_day(self) -> date:
-        if self._day:
-            return day_of(self._day)
-        revenue = self._board.watch.view.revenue
-        if revenue is None:
-            raise UsageError("The lake has not been read yet: load the page again.")
-        return revenue.day
 
     def _list(self, found: list[dict[str, Any]], day: date) -> None:
         render = self._board.render

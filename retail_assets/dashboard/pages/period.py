@@ -14,6 +14,7 @@ from retail_assets.dashboard import charts
 from retail_assets.dashboard.board import Board
 from retail_assets.dashboard.pages.frame import chart, failure, frame, page, section
 from retail_assets.dashboard.reading.period import (
+    COMPARISONS,
     Period,
     Question,
     choices,
@@ -97,6 +98,10 @@ def _show(board: Board, period: Period, known: dict[str, list[str]]) -> None:
         with ui.element("section").classes("card span-12") as drawn:
             drawn.props["aria-label"] = "Revenue by day"
             ui.html("<header><h2>Revenue by day</h2></header>", sanitize=False)
+            entries = [("bars", "revenue")]
+            if period.total.before is not None:
+                entries.append(("week", COMPARISONS[question.compare]))
+            ui.html(board.render.macro("frame", "legend", {"entries": entries}), sanitize=False)
             chart(charts.days(period), "Revenue of each day; the table below has the same")
         section("Region by category", html("cells", period=period, links=narrowed), "card span-12")
         section("Day by day", html("days", period=period, links=of_day), "card span-12")

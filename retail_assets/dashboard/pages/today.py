@@ -9,6 +9,14 @@ from retail_assets.dashboard.board import Board
 from retail_assets.dashboard.pages.frame import chart, follow, frame, page, redraw, section, show
 from retail_assets.dashboard.watch import View
 
+LEGEND = (
+    ("now", "this day"),
+    ("week", "a week before"),
+    ("median", "usual"),
+    ("area", "range of earlier weeks"),
+)
+"""The lines of the day's course: the style of each swatch, and its name."""
+
 WAITING = '<div class="head"><h1>Today</h1></div>'
 
 
@@ -35,6 +43,9 @@ class _Today:
                 with ui.element("section").classes("card span-8") as course:
                     course.props["aria-label"] = "The course of the day"
                     ui.html("<header><h2>The course of the day</h2></header>", sanitize=False)
+                    ui.html(
+                        board.render.macro("frame", "legend", {"entries": LEGEND}), sanitize=False
+                    )
                     self._course = chart({}, "Revenue so far, beside a week before and usual days")
                     self._points = ui.html("", sanitize=False)
                 self._regions = section("By region", classes="card span-4")

@@ -128,3 +128,11 @@ def _alerts(connection: duckdb.DuckDBPyConnection, day: date) -> list[FraudAlert
         [day],
     ).fetchall()
     return [FraudAlert(*row) for row in rows]
+
+
+def newest_dead_letters(connection: duckdb.DuckDBPyConnection, today: date) -> date:
+    """The newest day on which dead letters were received; today, if there are none."""
+    (day,) = connection.execute("SELECT max(received_date) FROM dead_letter_counts").fetchone() or (
+        None,
+    )
+    return day or today

@@ -138,12 +138,14 @@ class Period:
     """The answer: by day, by region, by category, and by both.
 
     `days` has each day of the period with its source (None: no orders), and beside it the amount of
-    the day that it is compared with. Orders with lines of several categories count once in each.
+    the day that it is compared with, if that has any; `days_before` of these have. Orders with
+    lines of several categories count once in each.
     """
 
     question: Question
     total: Figure
     days: Sequence[tuple[date, str | None, Figure]]
+    days_before: int
     regions: Mapping[str, Figure]
     categories: Mapping[str, Figure]
     cells: Mapping[tuple[str, str], Figure] = field(default_factory=dict)
@@ -172,7 +174,7 @@ def read_period(connection: duckdb.DuckDBPyConnection, question: Question) -> Pe
     days = []
     for n in range(question.days):
         day = question.first + timedelta(days=n)
-        past = before.days.get(day - back, Amount()) if before else None
+        past = before.days.get(day - back) if before else None
         days.append((day, now.sources.get(day), Figure(now.days.get(day, Amount()), past)))
     return Period(
         question=question,
@@ -180,6 +182,7 @@ def read_period(connection: duckdb.DuckDBPyConnection, question: Question) -> Pe
             total(list(now.days.values())), total(list(before.days.values())) if before else None
         ),
         days=days,
+        days_before=len(before.days) if before else 0,
         regions=_figures(now.regions, before.regions if before else None),
         categories=_figures(now.categories, before.categories if before else None),
         cells=_figures(now.cells, before.cells if before else None),
