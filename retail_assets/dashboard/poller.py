@@ -1,7 +1,7 @@
 """One task that reads the lake for all open pages, and pushes what has changed to them.
 
 Nothing else may query the lake on the event loop: a query that blocks it drops the sockets of all
-pages. Without an open page nothing is read.
+pages. After the first read nothing is read without an open page.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ class Poller:
         self._opened = asyncio.Event()
         self._woken = asyncio.Event()
         self._version = -1
+        self.warm = asyncio.Event()
+        """Set once the lake has been read for the first time."""
 
     @property
     def pages(self) -> int:
@@ -62,7 +64,9 @@ class Poller:
             self._opened.clear()
 
     async def run(self) -> None:
-        """Read and push until cancelled."""
+        """Read once, so that the first page has something to show, then as pages are open."""
+        await self.once()
+        self.warm.set()
         while True:
             await self._opened.wait()
             self._woken.clear()

@@ -71,13 +71,15 @@ def run(settings: Settings, host: str, port: int, say: Callable[[str], None]) ->
     check_free(host, port)
     # NiceGUI keeps nothing for the board; were it to, not in the folder it is started in.
     os.environ.setdefault("NICEGUI_STORAGE_PATH", str(settings.lake_dir / "board"))
-    build(Board.of(settings))
+    board = Board.of(settings)
+    build(board)
     shown = _shown(host)
 
     async def ready() -> None:
         # NiceGUI calls its start-up handlers before it listens.
         while not await _answers(shown.strip("[]"), port):  # noqa: ASYNC110
             await asyncio.sleep(READY_SECONDS)
+        await board.poller.warm.wait()
         say(f"The board is ready: http://{shown}:{port}")
 
     app.on_startup(lambda: background_tasks.create(ready(), name="say that it is ready"))

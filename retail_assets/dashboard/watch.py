@@ -43,7 +43,7 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-UNREAD = LakeState(Condition.unavailable, "The board is reading the lake.")
+UNREAD = LakeState(Condition.reading, "The board is reading the lake.")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from markupsafe import Markup
 from nicegui import ui
 
 from retail_assets.dashboard.board import Board
@@ -13,6 +12,8 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.explain import explain
 
 TITLE = "The shop's board"
+
+THEME = '<button id="theme" type="button" title="Light or dark">Dark</button>'
 
 
 def page(path: str, title: str) -> ui.page:
@@ -32,12 +33,12 @@ def frame(board: Board, path: str) -> Iterator[None]:
     def chip(view: View) -> str:
         return board.render.macro("frame", "verdict", {"health": view.health, "state": view.state})
 
-    with ui.header(fixed=False, wrap=False):
-        verdict = board.once("chip", board.watch.view, chip)
-        bar = ui.html(
-            board.render.macro("frame", "bar", {"page": path, "verdict": Markup(verdict)}),  # noqa: S704
-            sanitize=False,
-        )
+    with ui.header(fixed=False, wrap=False), ui.element("div").classes("bar"):
+        bar = ui.html(board.render.macro("frame", "bar", {"page": path}), sanitize=False)
+        bar.classes("pass")
+        with ui.element("div").classes("end"):
+            verdict = ui.html(board.once("chip", board.watch.view, chip), sanitize=False)
+            ui.html(THEME, sanitize=False)
     main = ui.element("div").classes("board")
     ui.skip_link("Skip to the content", target=main)
     with main:
@@ -45,8 +46,7 @@ def frame(board: Board, path: str) -> Iterator[None]:
         yield
 
     def update(view: View) -> None:
-        shown = Markup(board.once("chip", view, chip))  # noqa: S704
-        show(bar, board.render.macro("frame", "bar", {"page": path, "verdict": shown}))
+        show(verdict, board.once("chip", view, chip))
         show(state, _state(board, view))
 
     follow(board, update)

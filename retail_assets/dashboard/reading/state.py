@@ -18,6 +18,7 @@ from retail_assets.tables import ENRICHED_EVENTS, RAW_EVENTS, RAW_ORDERS, REJECT
 class Condition(str, Enum):
     """What can be said of a lake before its rows."""
 
+    reading = "reading"
     ready = "ready"
     empty = "empty"
     missing = "missing"
