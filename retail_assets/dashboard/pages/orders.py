@@ -1,7 +1,8 @@
 """From a number to its orders, and from an order to the rows and events that brought it."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable
 from datetime import date
+from typing import Protocol
 from urllib.parse import urlencode
 
 from fastapi import Request
@@ -13,6 +14,12 @@ from retail_assets.dashboard.pages.unlock import unlock
 from retail_assets.dashboard.reading.orders import read_lineage, read_orders
 from retail_assets.dashboard.reading.period import day_of
 from retail_assets.errors import RetailAssetsError, UsageError
+
+
+class _Content(Protocol):
+    """Reads and renders the content of a page, with personal values masked or not."""
+
+    def __call__(self, *, unmasked: bool) -> Awaitable[str]: ...
 
 
 def build(board: Board) -> None:
@@ -98,13 +105,13 @@ async def _order(board: Board, order_id: str, day: date) -> None:
     await _with_personal_values(board, content)
 
 
-async def _with_personal_values(board: Board, content: Callable[..., "object"]) -> None:
+async def _with_personal_values(board: Board, content: _Content) -> None:
     """Show content whose personal values are masked until somebody enters the token."""
-    first = await content(unmasked=False)  # type: ignore[misc]
+    first = await content(unmasked=False)
     with frame(board, "/period"):
         shown = ui.html(first, sanitize=False)
 
         async def reveal() -> None:
-            shown.set_content(await content(unmasked=True))  # type: ignore[misc]
+            shown.set_content(await content(unmasked=True))
 
         unlock(board, "Show personal values", reveal)

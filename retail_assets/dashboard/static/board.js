@@ -9,8 +9,13 @@
     const theme = chosen() ?? (system.matches ? "dark" : "light");
     root.dataset.theme = theme;
     if (typeof setDark === "function") setDark(theme === "dark");
+    label();
+  };
+  // The bar is drawn after this script has run.
+  const label = () => {
     const button = document.getElementById("theme");
-    if (button) button.textContent = theme === "dark" ? "Light" : "Dark";
+    const text = root.dataset.theme === "dark" ? "Light" : "Dark";
+    if (button && button.textContent !== text) button.textContent = text;
   };
   apply();
   system.addEventListener("change", apply);
@@ -27,6 +32,7 @@
       const text = ago(Math.max(0, (Date.now() - Date.parse(each.dateTime)) / 1000));
       if (each.textContent !== text) each.textContent = text;
     }
+    label();
   };
   setInterval(tick, 1000);
 
