@@ -64,7 +64,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Iterato
     fill(lake)
     port = free_port()
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("RETAIL_")
+        name: value
+        for name, value in os.environ.items()
+        # NiceGUI serves otherwise than to people where it sees that pytest runs.
+        if not name.startswith(("RETAIL_", "PYTEST_"))
     } | {
         "RETAIL_DATA_DIR": str(folder),
         "RETAIL_THREADS": "1",

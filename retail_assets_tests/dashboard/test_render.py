@@ -19,7 +19,7 @@ def test_no_text_from_outside_is_markup_or_turns_the_text_around(settings):
     shown = render.Renderer(settings).macro("today", "feed", {"events": events, "day": MONDAY})
     assert "<script" not in shown
     assert not set(shown) & {"\u202e", "\x1b"}
-    assert shown.count("&lt;script&gt;") == 5
+    assert shown.count("&lt;script&gt;") == 6
     assert 'href="/order?id=%3Cscript%3E' in shown
 
 

@@ -188,19 +188,21 @@ def _reasons(
         " ORDER BY line_number)) AS described"
         " FROM completed_orders {at} WHERE order_date IN ({days}) GROUP BY order_date, order_id"
     )
-    then = orders.format(at=_at(snapshot), days=listed(days))
-    now = orders.format(at="", days=listed(days))
+    old = orders.format(at=_at(snapshot), days=listed(days))
+    new = orders.format(at="", days=listed(days))
     kind = (
-        f"CASE WHEN now.order_id IS NULL THEN '{REMOVED}'"
-        f" WHEN then.order_id IS NULL AND now.exported > order_date THEN '{LATE}'"
-        f" WHEN then.order_id IS NULL OR then.content <> now.content THEN '{CORRECTED}'"
-        f" WHEN then.described <> now.described THEN '{REFERENCE}' END"
+        f"CASE WHEN new.order_id IS NULL THEN '{REMOVED}'"
+        f" WHEN old.order_id IS NULL AND new.exported > order_date THEN '{LATE}'"
+        f" WHEN old.order_id IS NULL OR old.content <> new.content THEN '{CORRECTED}'"
+        f" WHEN old.described <> new.described THEN '{REFERENCE}' END"
     )
     rows = connection.execute(
-        f"SELECT order_date, {kind} AS kind, count(*), sum(coalesce(now.value, 0)"
-        " - coalesce(then.value, 0)), count(now.order_id) - count(then.order_id)"
-        f" FROM ({then}) AS then FULL JOIN ({now}) AS now USING (order_date, order_id)"
-        " GROUP BY ALL HAVING kind IS NOT NULL ORDER BY ALL"
+        "SELECT order_date, kind, count(*), sum(value), sum(more)::BIGINT FROM ("
+        f"SELECT order_date, {kind} AS kind,"
+        " coalesce(new.value, 0) - coalesce(old.value, 0) AS value,"
+        " (new.order_id IS NOT NULL)::INTEGER - (old.order_id IS NOT NULL)::INTEGER AS more"
+        f" FROM ({old}) AS old FULL JOIN ({new}) AS new USING (order_date, order_id))"
+        " WHERE kind IS NOT NULL GROUP BY order_date, kind ORDER BY order_date, kind"
     ).fetchall()
     found: dict[date, list[Reason]] = {}
     for day, why, count, value, more in rows:
