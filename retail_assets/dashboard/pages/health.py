@@ -172,7 +172,9 @@ class _Letters:
                 partial(actions.redrive, self._board.settings, letter["id"], text),
             )
 
-        ui.button("Redrive", on_click=redrive).props("no-caps outline")
+        ui.button("Redrive", on_click=redrive, color=None).props("no-caps flat").classes(
+            "small-button"
+        )
 
     def _rewind(self) -> None:
         view = self._board.watch.view
@@ -189,7 +191,9 @@ class _Letters:
                     partial(actions.rewind, self._board.settings, str(chosen.value)),
                 )
 
-            ui.button("Rewind the consumer", on_click=rewind).props("no-caps outline")
+            ui.button("Rewind the consumer", on_click=rewind, color=None).props(
+                "no-caps flat"
+            ).classes("small-button")
 
     async def _act(
         self, question: str, consequence: str, action: Callable[[], actions.Outcome]
@@ -214,7 +218,9 @@ def _confirmed(question: str, consequence: str) -> Awaitable[Any]:
         with ui.row():
             for answer in (True, False):
                 button = ui.button(
-                    "Go on" if answer else "Leave it", on_click=partial(dialog.submit, answer)
+                    "Go on" if answer else "Leave it",
+                    on_click=partial(dialog.submit, answer),
+                    color=None,
                 )
-                button.props("no-caps unelevated" if answer else "no-caps flat")
+                button.props("no-caps flat").classes("primary" if answer else "small-button")
     return dialog

@@ -43,4 +43,4 @@ def unlock(board: Board, what: str, then: Callable[[], Awaitable[None]]) -> None
             ui.notify("That is not the token of this board.", type="negative")
 
         token.on("keydown.enter", attempt)
-        ui.button(what, on_click=attempt).props("no-caps unelevated")
+        ui.button(what, on_click=attempt, color=None).props("no-caps flat").classes("primary")
