@@ -15,10 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import retail_assets
-from retail_assets.lake.row_files import write_rows
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.lake.connection import extension_path
 from retail_assets.lake.reader import open_reader
+from retail_assets.lake.row_files import write_rows
 from retail_assets_tests.lake.revenue import FIRST, SECOND, publish, rows_of
 
 # Enough for a Parquet file: fewer rows are kept in the catalog.
