@@ -57,7 +57,9 @@ def course(revenue: Revenue) -> Options:
     }
 
 
-def course_points(revenue: Revenue) -> list[tuple[str, Decimal | None, ...]]:
+def course_points(
+    revenue: Revenue,
+) -> list[tuple[str, Decimal | None, Decimal | None, Decimal | None]]:
     """The same by the hour: until when, this day, a week before, the median of earlier weeks."""
     every = 60 // SLOT
     week = revenue.past.week_before.slots() if revenue.past.week_before else []

@@ -205,8 +205,12 @@ class _Letters:
         except RetailAssetsError as error:
             ui.notify(str(error), type="negative", multi_line=True, timeout=15_000)
             return
-        kind = "positive" if outcome.done else "warning"
-        ui.notify(outcome.sentence, type=kind, multi_line=True, timeout=10_000)
+        ui.notify(
+            outcome.sentence,
+            type="positive" if outcome.done else "warning",
+            multi_line=True,
+            timeout=10_000,
+        )
         await self.fill()
 
 

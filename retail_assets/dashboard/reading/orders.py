@@ -265,7 +265,8 @@ def read_lineage(
     ).fetchall()
     events = connection.execute(
         "SELECT e.event_id, e.status, e.order_value_gbp, e.event_timestamp, e.received_date,"
-        " e.source, e.source_name, e.version, e.position, e.processed_at, r.payload"
+        " e.source, e.source_name, e.version, e.position, e.processed_at,"
+        f" CASE WHEN $unmasked THEN coalesce(r.payload, '') ELSE {literal(MASKED)} END"
         " FROM enriched_events AS e LEFT JOIN raw_events AS r"
         " ON r.received_date = e.received_date AND r.source = e.source"
         " AND r.source_name = e.source_name AND r.version = e.version AND r.position = e.position"
@@ -273,6 +274,7 @@ def read_lineage(
         " WHERE e.order_id = $order AND e.received_date BETWEEN $first AND $last"
         f" ORDER BY e.received_at, e.position, e.event_id LIMIT {SHOWN_ORDERS}",
         {
+            "unmasked": unmasked,
             "order": order_id,
             "first": day - timedelta(days=1),
             "last": day + timedelta(days=EVENT_DAYS),
@@ -292,7 +294,7 @@ def read_lineage(
             )
             for exported, file, row, status, value, counts in rows
         ],
-        [RawEvent(*fields, payload if unmasked else MASKED) for *fields, payload in events],
+        [RawEvent(*event) for event in events],
     )
 
 

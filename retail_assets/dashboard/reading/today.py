@@ -129,7 +129,8 @@ def shown_day(
             {"since": max(since, date(1970, 1, 1)), "today": today},
         ).fetchone() or (None,)
         if newest is not None:
-            return newest
+            found: date = newest
+            return found
     return None
 
 
