@@ -76,7 +76,8 @@ def failed_state(error: BaseException) -> LakeState:
         )
     text = f"{type(error).__name__}: {error}"
     lower = text.lower()
-    if "database is locked" in lower:
+    # As SQLite says it, or as `explain` does where the lake was to be opened.
+    if "database is locked" in lower or "another process holds the database" in lower:
         return LakeState(
             Condition.locked,
             "Another process holds the lake's catalog. The board reads it again by itself as soon"
