@@ -66,7 +66,7 @@ def test_fifty_pages_cost_one_reader_and_each_view_is_pushed_once():
             poller.opened()
         await until(lambda: lake.reads > 5)
         lake.version = 2
-        await until(lambda: len(pushed) == 2)
+        await until(lambda: len(pushed) >= 2)
         assert [view.version for view in pushed] == [1, 2]
         assert lake.most == 1
 

@@ -4,6 +4,9 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
+import pytest
+
 from retail_assets import tables
 from retail_assets.dashboard.reading.amounts import Amount
 from retail_assets.dashboard.reading.events import read_events
@@ -117,7 +120,11 @@ def test_today_reads_no_file_of_months_that_it_does_not_show(lake, settings):
         file.unlink()
     assert revenue(lake, settings).amount == Amount(Decimal("10.00"), 1)
     with lake.connect(read_only=True) as connection:
-        assert read_events(connection, MONDAY, NOW).valid == 1
+        found = read_events(connection, MONDAY, NOW)
+        assert (found.valid, len(found.feed)) == (1, 1)
+        for table in ("completed_orders", "daily_revenue", "enriched_events"):
+            with pytest.raises(duckdb.IOException):  # that is what reading all months does
+                connection.execute(f"SELECT region FROM {table}").fetchall()
 
 
 def test_the_feed_has_the_newest_events_and_nothing_of_the_customer(lake):
