@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from retail_assets.cli.base import tell
+from retail_assets.dashboard.address import check_free
 from retail_assets.errors import RetailAssetsError
 from retail_assets.settings import load_settings
 
@@ -24,6 +25,8 @@ def dashboard(
         raise RetailAssetsError(
             "The board needs the extra `dashboard`: install retail-assets[dashboard]."
         )
+    host, port = host or settings.dashboard_host, port or settings.dashboard_port
+    check_free(host, port)
     from retail_assets.dashboard.server import run
 
-    run(settings, host or settings.dashboard_host, port or settings.dashboard_port, tell)
+    run(settings, host, port, tell)

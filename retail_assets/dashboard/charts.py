@@ -89,7 +89,7 @@ def last_hour(found: LastHour) -> Options:
     count = len(found.by_minute)
     options = _base(
         [f"{count - n} min ago" for n in range(count)],
-        every="index => index % 15 === 0",
+        every="index => index % 15 === 0 && index > 0",
         money=False,
     )
     return {**options, "series": [_bars("events", list(found.by_minute))]}
@@ -126,7 +126,12 @@ def _base(categories: Sequence[str], *, every: str | None = None, money: bool = 
         "xAxis": {
             "type": "category",
             "data": list(categories),
-            "axisLabel": {**text, "hideOverlap": True, **({":interval": every} if every else {})},
+            "axisLabel": {
+                **text,
+                "hideOverlap": True,
+                "alignMaxLabel": "right",
+                **({":interval": every} if every else {}),
+            },
             "axisLine": {"lineStyle": {"color": "var(--line)"}},
             "axisTick": {"show": False},
         },

@@ -15,7 +15,6 @@ from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from retail_assets.dashboard import downloads
-from retail_assets.dashboard.address import check_free
 from retail_assets.dashboard.board import Board
 from retail_assets.dashboard.pages import health, history, orders, period, today
 from retail_assets.dashboard.pages.period import question_of, values_of
@@ -64,11 +63,7 @@ def run(settings: Settings, host: str, port: int, say: Callable[[str], None]) ->
         host: the address to listen on.
         port: the port.
         say: gets a line once the board is ready.
-
-    Raises:
-        UsageError: if the address cannot be listened on.
     """
-    check_free(host, port)
     # NiceGUI keeps nothing for the board; were it to, not in the folder it is started in.
     os.environ.setdefault("NICEGUI_STORAGE_PATH", str(settings.lake_dir / "board"))
     board = Board.of(settings)
@@ -103,6 +98,8 @@ def build(board: Board) -> None:
     """Add pages, downloads and headers to NiceGUI's application, and the task that reads."""
     app.add_static_files("/static", str(files("retail_assets.dashboard").joinpath("static")))
     ui.add_head_html(HEAD, shared=True)
+    # Pages are pushed: a bar for requests under way says nothing.
+    app.config.quasar_config["loadingBar"]["skipHijack"] = True
     app.add_middleware(BaseHTTPMiddleware, dispatch=_with_headers)
     for module in (today, period, orders, history, health):
         module.build(board)

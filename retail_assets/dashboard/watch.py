@@ -1,7 +1,7 @@
 """Reads the lake for all pages at once, over one connection that is opened again when it must be.
 
-Each part is read when it is due: revenue and events after a commit or when a minute has passed,
-the rest after some seconds. So a lake that nobody writes to costs a query a second.
+Each part is read when it is due: after a commit or when a minute has passed, and health and stock
+no more often than each some seconds. So a lake that nobody writes to costs a query a second.
 """
 
 import logging
@@ -88,7 +88,9 @@ class Watch:
         self._catalog: tuple[int, int] | None = None
         # The time at which each part is due again; parts that are not in it are due.
         self._due: dict[str, float] = {}
+        # The snapshot and the minute as of which revenue, and health, were read.
         self._seen: tuple[int, datetime] | None = None
+        self._healthy: tuple[int, datetime] | None = None
         self._past: Past | None = None
 
     def read(self) -> View:
@@ -107,7 +109,7 @@ class Watch:
         """Close the connection; the next read opens another one and reads everything."""
         connection, self._connection = self._connection, None
         self._due.clear()
-        self._seen = self._past = None
+        self._seen = self._healthy = self._past = None
         if connection is not None:
             connection.close()
 
@@ -139,8 +141,9 @@ class Watch:
                 parts["events"] = read_events(connection, revenue.day, now)
                 if self._is_due("stock", STOCK_SECONDS):
                     parts["low_stock"] = read_low_stock(connection, revenue.day)
-        if self._is_due("health", HEALTH_SECONDS):
-            parts["health"] = read_health(connection, self._lake, self.settings, now)
+            if seen != self._healthy and self._is_due("health", HEALTH_SECONDS):
+                parts["health"] = read_health(connection, self._lake, self.settings, now)
+                self._healthy = seen
         self._seen = seen
         if parts:
             self._show(read_at=now, **parts)

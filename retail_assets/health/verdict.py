@@ -14,6 +14,7 @@ import duckdb
 
 from retail_assets import business_days
 from retail_assets.ingest.exports.stale_days import RESTATED, described
+from retail_assets.ingest.ledgers.workers import DEAD_SECONDS
 from retail_assets.lake import day_ledger
 from retail_assets.outbound.notifications.findings import FAILED_DAY, FAILURES, failures
 from retail_assets.settings import Settings
@@ -69,11 +70,13 @@ def verdict(
         now: the time, with a time zone.
         more: what the caller has found outside of the lake.
     """
+    # Notifications wait in case that a worker comes back; who looks now sees that it is dead.
+    settings_now = settings.model_copy(update={"notify_worker_seconds": DEAD_SECONDS})
     issues = [
         *_failed_days(connection),
         *(
             Issue(Level.failure, found.kind, found.text)
-            for found in failures(connection, settings, now)
+            for found in failures(connection, settings_now, now)
             if found.kind != FAILED_DAY
         ),
         *_quarantined(connection),

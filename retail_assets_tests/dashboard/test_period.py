@@ -114,6 +114,7 @@ def test_a_link_says_all_of_a_question_whatever_regions_are_called():
         ({"from": ["yesterday"]}, "no day such as"),
         ({"from": ["2026-12-01"], "to": ["2026-11-30"]}, "swap them"),
         ({"from": ["1926-12-01"]}, "at most"),
+        ({"from": ["0001-01-01"], "to": ["0001-01-02"]}, "not a day of the years"),
         ({"compare": ["moon"]}, "none of period"),
     ],
 )

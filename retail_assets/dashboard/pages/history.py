@@ -18,6 +18,7 @@ from retail_assets.dashboard.reading.history import (
     read_difference,
     read_moments,
 )
+from retail_assets.dashboard.reading.period import day_of
 from retail_assets.dashboard.render import day
 from retail_assets.errors import RetailAssetsError, UsageError
 
@@ -62,13 +63,14 @@ def _chosen(
         found = next((each for each in moments if str(each.snapshot) == at), None)
         if found is None:
             raise UsageError(
-                f"Snapshot {at} did not change revenue, or is not kept any more: move the slider to"
-                " another one."
+                f"Snapshot {at} did not change revenue, or is not kept any more: choose another"
+                " one in Then and now."
             )
         return found
     if time:
         try:
             when = datetime.fromisoformat(time)
+            day_of(time[:10])
         except ValueError as error:
             raise UsageError(f"{time!r} is no time such as 2026-11-01T08:00.") from error
         when = when if when.tzinfo else when.replace(tzinfo=ZoneInfo(zone))

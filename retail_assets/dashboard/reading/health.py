@@ -145,7 +145,7 @@ def _pending(
     found: list[Pending] = []
     issues: list[Issue] = []
     try:
-        exports = pending_exports(settings)
+        exports = pending_exports(settings, connection)
         found.append(_summary("exports", exports.values(), now))
         if settings.events_listed:
             events = pending_event_files(settings, connection)

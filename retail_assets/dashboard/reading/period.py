@@ -35,6 +35,8 @@ YEAR = timedelta(weeks=52)
 
 MOST_DAYS = 3660
 
+YEARS = range(1900, 3000)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -112,12 +114,15 @@ def day_of(text: str) -> date:
     """The day of a text such as 2026-11-01.
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if it is none, or lies so far away that no calendar has the days beside it.
     """
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError as error:
         raise UsageError(f"{text!r} is no day such as 2026-11-01.") from error
+    if found.year not in YEARS:
+        raise UsageError(f"{text} is not a day of the years {YEARS[0]} to {YEARS[-1]}.")
+    return found
 
 
 @dataclass(frozen=True)

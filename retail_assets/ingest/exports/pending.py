@@ -9,12 +9,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retail_assets import business_days
 from retail_assets.ingest.exports.reference import REFERENCE, reference_path
 from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
 from retail_assets.lake.connection import Lake, NoLakeError
 from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,16 @@ class PendingFile:
         return f"{self.path.name}:{self.size_bytes}:{self.modified_ns}"
 
 
-def pending_exports(settings: Settings) -> dict[date, PendingFile]:
+def pending_exports(
+    settings: Settings, connection: "duckdb.DuckDBPyConnection | None" = None
+) -> dict[date, PendingFile]:
     """The exports of partitions that have landed or were replaced since they were ingested.
 
     And those that other rules or settings would read differently now.
+
+    Args:
+        settings: the folder, its days and rules.
+        connection: a connection to the lake, if the caller has one; default: one is opened.
     """
     newest = business_days.last_complete_day(settings)
     mapping = settings.export_mapping
@@ -49,7 +59,9 @@ def pending_exports(settings: Settings) -> dict[date, PendingFile]:
                 continue
             stat = entry.stat()
             found[day] = PendingFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
-    known = _ledger(settings, found)
+    known = (
+        _ledger(settings, found) if connection is None else export_entries(connection, found)
+    )
     return {
         day: file
         for day, file in sorted(found.items())

@@ -24,6 +24,7 @@ from retail_assets.ingest.events.lines import REFUSED
 from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.ledgers.event_files import apply_deltas
 from retail_assets.ingest.messages.payloads import payloads_to_arrow
+from retail_assets.lake.sql import literal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,14 +37,16 @@ _LETTERS = f"""
     SELECT {PLACE} AS id, d.received_date, d.reason, d.field, d.payload, d.processed_at,
         r.source_name IS NOT NULL AS redriven, w.defect, d.position,
         epoch_us(d.received_at) AS received_us
-    FROM lake.dead_letter_events AS d
-    JOIN lake.raw_events AS w
+    FROM (FROM lake.dead_letter_events WHERE {{of_days}}) AS d
+    JOIN (FROM lake.raw_events WHERE {{of_days}}) AS w
         ON w.received_date = d.received_date AND w.source = d.source
         AND w.source_name = d.source_name AND w.version = d.version AND w.position = d.position
-    LEFT JOIN (SELECT DISTINCT source_name FROM lake.raw_events
-        WHERE source = '{REDRIVE}' AND event_id IS NOT NULL) AS r
-        ON r.source_name = {PLACE}
+    LEFT JOIN (SELECT DISTINCT received_date, source_name FROM lake.raw_events
+        WHERE {{of_days}} AND source = '{REDRIVE}' AND event_id IS NOT NULL) AS r
+        ON r.received_date = d.received_date AND r.source_name = {PLACE}
 """
+
+_OF_IDS = "id IN (SELECT unnest(?::VARCHAR[]))"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ def find(
 ) -> list[dict[str, Any]]:
     """Find dead letters, the newest first.
 
+    It reads the days that have some, up to the limit, and of other days at most which dead letters
+    there are.
+
     Args:
         connection: a connection to the lake.
         ids: only these; without any, none.
@@ -81,19 +87,48 @@ def find(
     conditions: list[str] = []
     parameters: list[Any] = []
     for condition, value in (
-        ("id IN (SELECT unnest(?::VARCHAR[]))", None if ids is None else list(ids)),
+        (_OF_IDS, None if ids is None else list(ids)),
         ("reason = ?", reason),
-        ("received_date = ?", day),
     ):
         if value is not None:
             conditions.append(condition)
             parameters.append(value)
+    wanted = " AND ".join(conditions) or "true"
+    days = [day] if day is not None else _days(connection, wanted, parameters)
     if open_only:
-        conditions.append("NOT redriven")
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    tail = "" if limit is None else f" LIMIT {limit}"
+        wanted += " AND NOT redriven"
+    found: list[dict[str, Any]] = []
+    read = 0
+    while read < len(days) and (limit is None or len(found) < limit):
+        some = days[read:] if limit is None else days[read : 2 * read + 1]
+        read += len(some)
+        found += _letters(connection, some, wanted, parameters)
+    return found[:limit]
+
+
+def _days(
+    connection: duckdb.DuckDBPyConnection, wanted: str, parameters: Sequence[Any]
+) -> list[date]:
+    """The days on which such dead letters were received, the newest first."""
+    rows = connection.execute(
+        f"SELECT DISTINCT received_date FROM (SELECT d.*, {PLACE} AS id"
+        f" FROM lake.dead_letter_events AS d) WHERE {wanted} ORDER BY received_date DESC",
+        parameters,
+    ).fetchall()
+    return [day for (day,) in rows]
+
+
+def _letters(
+    connection: duckdb.DuckDBPyConnection,
+    days: Collection[date],
+    wanted: str,
+    parameters: Sequence[Any],
+) -> list[dict[str, Any]]:
+    letters = _LETTERS.format(
+        of_days=f"received_date IN ({', '.join(literal(str(day)) for day in days)})"
+    )
     found = connection.execute(
-        f"SELECT * FROM ({_LETTERS}){where} ORDER BY received_date DESC, id{tail}", parameters
+        f"SELECT * FROM ({letters}) WHERE {wanted} ORDER BY received_date DESC, id", parameters
     )
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
@@ -158,7 +193,9 @@ def _ingest(
             for name, reason, field in batch.problems()
         }
         # Only now: somebody else may have done the same a moment ago.
-        there = {letter["id"]: letter["redriven"] for letter in find(connection, ids=names)}
+        days = {letter["received_date"] for letter in letters}
+        again = _letters(connection, days, _OF_IDS, [names])
+        there = {letter["id"]: letter["redriven"] for letter in again}
         for name in names:
             if there.get(name, True):
                 # Its file's version was retracted, or a replay took it for valid.

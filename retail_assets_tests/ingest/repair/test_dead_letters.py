@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
+import duckdb
 import pytest
 
 from retail_assets.errors import RetailAssetsError, UsageError
@@ -52,6 +54,29 @@ def taken(settings, tmp_path_factory, request) -> Iterator[EventLoader]:
     copy_data(model, settings)
     with EventLoader.open(settings) as loader:
         yield loader
+
+
+def test_a_day_is_found_without_its_history(loader):
+    days = [date(2026, 11, 15), date(2026, 11, 14), date(2026, 11, 13), date(2026, 10, 13)]
+    for day in days:
+        loader.write(f"{day}/bad.jsonl", [f"{{{day}"])
+    loader.ingest()
+    loader.connection.execute("CALL ducklake_flush_inlined_data('lake')")
+    ids = [f"file:{day}/bad.jsonl:1" for day in days]
+    assert redrive(loader, ids[0], payload=event(1)) == {ids[0]: "accepted"}
+    gone = [*Path(loader.lake.data_path).rglob("raw_events/**/month=10/*.parquet")]
+    gone += Path(loader.lake.data_path).rglob("dead_letter_events/**/month=10/*.parquet")
+    assert len(gone) == 2
+    for file in gone[:1]:
+        file.unlink()
+    # What raw_events had of other days is not read; of the other table which days it has.
+    assert find(loader, limit=2) == ids[:2]
+    assert find(loader, limit=1, open_only=True) == ids[1:2]
+    gone[1].unlink()
+    assert find(loader, day=days[0]) == ids[:1]
+    assert find(loader, day=days[0], open_only=True) == []
+    with pytest.raises(duckdb.IOException):
+        find(loader)
 
 
 def redrive(loader: EventLoader, *ids: str, payload: str | None = None) -> dict[str, str]:
