@@ -59,9 +59,7 @@ def pending_exports(
                 continue
             stat = entry.stat()
             found[day] = PendingFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
-    known = (
-        _ledger(settings, found) if connection is None else export_entries(connection, found)
-    )
+    known = _ledger(settings, found) if connection is None else export_entries(connection, found)
     return {
         day: file
         for day, file in sorted(found.items())
