@@ -12,6 +12,10 @@ from typing import Any
 import dagster as dg
 import duckdb
 import narwhals as nw
+from dagster._core.execution.context.metadata_logging import (
+    AssetMetadataHandle,
+    OutputMetadataAccumulator,
+)
 from pydantic import PrivateAttr
 
 from retail_assets import tables
@@ -233,10 +237,21 @@ def _report(
         context.log.error(problem)
     if publication.failed and not publication.rows:
         raise dg.Failure(describe_failures(publication.failed), allow_retries=False)
-    for day, metadata in day_metadata(connection, publication, output.describe):
-        context.step_context.add_asset_metadata(
-            metadata, asset_key=context.asset_key, partition_key=day.isoformat()
-        )
+    step = context.step_context
+    days = day_metadata(connection, publication, output.describe)
+    # `add_asset_metadata` copies and checks all that was added before, for each day anew: years of
+    # days took longer than to publish them.
+    step._metadata_accumulator = OutputMetadataAccumulator(  # noqa: SLF001
+        per_output_metadata={
+            **step._metadata_accumulator.per_output_metadata,  # noqa: SLF001
+            **{
+                AssetMetadataHandle(
+                    asset_key=context.asset_key, partition_key=day.isoformat()
+                ): metadata
+                for day, metadata in days
+            },
+        }
+    )
     if publication.failed:
         # Dagster has no public way to materialize only some partitions of a single run: without
         # this, days that failed would be shown as materialized.
