@@ -9,6 +9,7 @@ that is not possible, the lake is queried.
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -21,6 +22,9 @@ from retail_assets.lake.connection import current_snapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rbloom import Bloom
+
+    from retail_assets.ingest.events.saved_filter import SavedFilter
 
 FALSE_POSITIVES = 0.001
 """Share of new identities that a filter does not rule out: for these the lake is queried."""
@@ -43,6 +47,13 @@ MOST_NEW = 500_000
 """Limit on foreign rows applied under the write lock (a quarter of a second); above it the
 cache catches up outside. A transaction that ingests files has about as many."""
 
+MOST_UNSAVED = 500_000
+"""How many identities are added to a filter before it is saved again: they take half a second to
+read."""
+
+SAVED = "known_events.filter"
+"""The file of the saved filter, in the lake's folder."""
+
 _BATCH_ROWS = 100_000
 
 _EVENTS = tables.ENRICHED_EVENTS.name
@@ -60,26 +71,24 @@ _FILTERED = {_EVENTS: "hash(event_id)", _FILES: "path, content_hash, copy_of"}
 class _Filter:
     """A Bloom filter that counts: it may say yes for what is not there, never no for what is."""
 
-    def __init__(self, count: int, least: int) -> None:
-        from rbloom import Bloom
-
-        self.room = max(least, 2 * count)
-        self._count = 0
-        self._bloom = Bloom(self.room, FALSE_POSITIVES)
+    def __init__(self, bloom: "Bloom", room: int, count: int = 0) -> None:
+        self.bloom = bloom
+        self.room = room
+        self.count = self.saved = count
 
     @property
     def is_full(self) -> bool:
         """Whether it lets more pass than it should."""
-        return self._count > self.room
+        return self.count > self.room
 
     def __contains__(self, item: Hashable) -> bool:
-        return item in self._bloom
+        return item in self.bloom
 
     def add(self, items: Iterable[Hashable]) -> None:
         """Add some more."""
         added = list(items)
-        self._bloom.update(added)
-        self._count += len(added)
+        self.bloom.update(added)
+        self.count += len(added)
 
     def add_rows(self, batches: "Iterable[pa.RecordBatch]") -> None:
         """Add whatever is in the columns of some rows."""
@@ -95,10 +104,15 @@ class EventCache:
     `messages` what the ledger of queues has, by source and queue: to be used after `refresh`, and
     set after a commit. `fields` are those in event_fields: none ever
     leaves it. `mapping_is_noted` says that the last row of event_mappings is that of the session.
+
+    Args:
+        staging: the staging tables of the connection.
+        folder: where the filter of identities is saved.
     """
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: Staging, folder: Path) -> None:
         self._staging = staging
+        self._saved = folder / SAVED
         self._connection = staging.connection
         self._wanted = [_EVENTS, *_REFERENCE]
         self._filters: dict[str, _Filter] = {}
@@ -123,7 +137,7 @@ class EventCache:
             self._tables = history.table_names(self._connection)
             for name in self._missing():
                 if name in _FILTERED:
-                    self._read_filter(name)
+                    self._read_filter(name, now)
                 elif name == _FAILED:
                     self._read_failed()
                 else:
@@ -136,6 +150,27 @@ class EventCache:
             with suppress(duckdb.TransactionException):
                 self._connection.execute("ROLLBACK")
             raise
+
+    def save(self) -> None:
+        """Outside of a transaction, save the filter of identities if much was added to it."""
+        filter_ = self._filters.get(_EVENTS)
+        if filter_ is None or filter_.count - filter_.saved < MOST_UNSAVED:
+            return
+        from retail_assets.ingest.events.saved_filter import SavedFilter, save
+
+        snapshot = self._seen.get(_EVENTS)
+        if snapshot is None:
+            return
+        saved = SavedFilter(
+            filter_.bloom,
+            filter_.count,
+            filter_.room,
+            history.lake_id(self._connection),
+            snapshot,
+            history.committed_us(self._connection, snapshot),
+        )
+        save(self._saved, saved)
+        filter_.saved = filter_.count
 
     def invalidate(self) -> None:
         """Have all parts read again."""
@@ -281,15 +316,49 @@ class EventCache:
                 self._seen.pop(name, None)
         return [name for name in self._wanted if name not in self._seen]
 
-    def _read_filter(self, name: str) -> None:
-        least, most = (LEAST_EVENTS, MOST_EVENTS) if name == _EVENTS else (LEAST_FILES, MOST_FILES)
+    def _read_filter(self, name: str, now: int) -> None:
+        from rbloom import Bloom
+
+        from retail_assets.ingest.events import saved_filter
+
+        is_of_events = name == _EVENTS
+        least, most = (LEAST_EVENTS, MOST_EVENTS) if is_of_events else (LEAST_FILES, MOST_FILES)
         self._filters.pop(name, None)
         count = self._count(name)
-        if count <= most:
-            filter_ = _Filter(count, least)
-            query = f"SELECT {_FILTERED[name]} FROM lake.{name}"
-            filter_.add_rows(_batches(self._connection, query))
-            self._filters[name] = filter_
+        if count > most or (is_of_events and self._load_filter(now)):
+            return
+        room = max(least, 2 * count)
+        hashed = saved_filter.IDENTITY if is_of_events else None
+        filter_ = _Filter(Bloom(room, FALSE_POSITIVES, hashed), room)
+        query = f"SELECT {_FILTERED[name]} FROM lake.{name}"
+        filter_.add_rows(_batches(self._connection, query))
+        self._filters[name] = filter_
+
+    def _load_filter(self, now: int) -> bool:
+        """Load the saved filter and add what was committed since, by whomever; False if not."""
+        from retail_assets.ingest.events import saved_filter
+
+        saved = saved_filter.load(self._saved)
+        if saved is None or not self._is_of_this_lake(saved):
+            return False
+        commits = history.commits(self._connection, saved.snapshot, now)
+        if commits is None:
+            return False
+        snapshots = [
+            commit.snapshot
+            for commit in commits
+            if any(self._tables.get(change.table_id) == _EVENTS for change in commit.changes)
+        ]
+        self._filters[_EVENTS] = _Filter(saved.bloom, saved.room, saved.count)
+        if snapshots:
+            self._add_inserted(_EVENTS, snapshots, None)
+        return not self._filters[_EVENTS].is_full
+
+    def _is_of_this_lake(self, saved: "SavedFilter") -> bool:
+        connection = self._connection
+        return saved.lake == history.lake_id(connection) and (
+            saved.committed_us == history.committed_us(connection, saved.snapshot)
+        )
 
     def _read_failed(self) -> None:
         rows = self._connection.execute(f"SELECT path FROM lake.{_FAILED}").fetchall()

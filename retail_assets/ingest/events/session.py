@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import duckdb
 from typing_extensions import Self
@@ -35,7 +36,7 @@ class EventSession:
         self.connection = connection
         self.mappings = mappings
         self.staging = Staging(connection, mappings)
-        self.cache = EventCache(self.staging) if cached else None
+        self.cache = EventCache(self.staging, Path(lake.spill_dir).parent) if cached else None
         (self._threads,) = connection.execute("SELECT current_setting('threads')").fetchone() or (
             1,
         )
@@ -46,6 +47,7 @@ class EventSession:
         self.staging.open()
         if self.cache:
             self.cache.warm()
+            self.cache.save()
             # With a few rows, most of the time would go into waking the other threads.
             threads = 1 if small else self._threads
             if threads != self._threads_used:
