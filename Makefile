@@ -16,7 +16,7 @@ PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 FUZZ ?= exports events
 MINUTES ?= 30
 
-.PHONY: run ui test test-fast fuzz lint format lock bench docs setup
+.PHONY: run ui test test-fast fuzz lint format lock bench docs picture setup
 
 run: setup ## Set up, run the batch job on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
@@ -54,6 +54,9 @@ docs: setup ## Write the data dictionary from tables/, the page of settings, the
 	@$(BIN)/python -m tools.data_dictionary > docs/data-dictionary.md
 	@$(BIN)/python -m tools.settings_page > docs/settings.md
 	@$(BIN)/python -m tools.mapping_schema > docs/mapping.schema.json
+
+picture: setup ## Take the picture of the board that the documents show, with Chromium
+	@$(BIN)/python -m tools.board_picture
 
 setup: .venv/ready
 

@@ -6,7 +6,16 @@ import dagster as dg
 
 from retail_assets.defs import asset_checks as checks
 from retail_assets.defs import partitions
-from retail_assets.defs.assets import consumers, events, extract, fraud, lookups, marts, orders
+from retail_assets.defs.assets import (
+    consumers,
+    events,
+    extract,
+    fraud,
+    lookups,
+    marts,
+    orders,
+    outside,
+)
 from retail_assets.defs.automation import batch as automation
 from retail_assets.defs.automation import events as event_automation
 from retail_assets.defs.automation import extract as extract_automation
@@ -14,6 +23,7 @@ from retail_assets.defs.automation import lookups as lookup_automation
 from retail_assets.defs.automation import marts as mart_automation
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.notifications import notification_sensor
+from retail_assets.defs.automation.upkeep import upkeep_jobs
 from retail_assets.defs.io_manager import LakeIOManager
 from retail_assets.defs.resource import LakeResource
 from retail_assets.ingest.event_files.watch import FolderWatch
@@ -42,6 +52,8 @@ def _assemble(settings: Settings) -> dg.Definitions:
     event_jobs = (event_automation.job(), stream_automation.job(settings))
     return dg.Definitions(
         assets=[
+            *outside.sources(settings),
+            *outside.views(),
             *extract.extract_assets(settings, days),
             *orders.reference_assets(settings),
             orders.order_exports_assets(settings, days),
@@ -62,6 +74,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             *automation.jobs(),
             *event_jobs,
             *mart_automation.jobs(settings),
+            *upkeep_jobs(settings),
         ],
         schedules=[
             *extract_automation.schedules(settings),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retail_assets.cli.base import PRINTERS, Format, connect_to_read, err, out, tell
-from retail_assets.errors import UsageError
 from retail_assets.explain import SentenceFormatter
 from retail_assets.settings import load_settings
 
@@ -122,20 +121,14 @@ def rewind_consumer(
     name: Annotated[str, typer.Argument(help="The consumer, as `list` shows it.")],
 ) -> None:
     """Recompute all tables of a consumer from the events."""
-    from retail_assets.consumers import framework
-    from retail_assets.consumers.registry import all_consumers
+    from retail_assets.consumers.registry import recompute
     from retail_assets.lake.connection import Lake
 
     settings = load_settings()
-    consumers = {consumer.name: consumer for consumer in all_consumers(settings)}
-    if name not in consumers:
-        raise UsageError(f"There is no consumer {name}: choose from {', '.join(consumers)}.")
     lake = Lake.from_settings(settings)
     lake.must_exist()
     with err.status(f"Recomputing {name}"), lake.connect() as connection:
-        framework.rewind(lake, connection, consumers[name])
-        done = framework.consume(lake, connection, consumers[name], failures=framework.LAST_ATTEMPT)
-    for key, problem in (done.failed if done is not None else {}).items():
+        done = recompute(lake, connection, settings, name)
+    for key, problem in done.failed.items():
         tell(f"{name} quarantined {key}: {problem}", style="yellow")
-    changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
-    out.print(f"{name} is recomputed: {changed} rows were inserted or deleted.")
+    out.print(f"{name} is recomputed: {done.rows} rows were inserted or deleted.")

@@ -4,9 +4,8 @@ import hmac
 import logging
 from dataclasses import dataclass
 
-from retail_assets.consumers import framework, live_revenue
-from retail_assets.consumers.registry import all_consumers
-from retail_assets.errors import UsageError
+from retail_assets.consumers import live_revenue
+from retail_assets.consumers.registry import recompute
 from retail_assets.ingest.events.session import EventSession
 from retail_assets.ingest.repair import dead_letters
 from retail_assets.lake.connection import Lake
@@ -54,19 +53,14 @@ def rewind(settings: Settings, name: str) -> Outcome:
         UsageError: if there is no such consumer.
         RetailAssetsError: if the lake cannot be written.
     """
-    consumer = next((each for each in all_consumers(settings) if each.name == name), None)
-    if consumer is None:
-        raise UsageError(f"There is no consumer {name}.")
     lake = Lake.from_settings(settings)
     lake.must_exist()
     with lake.connect() as connection:
-        framework.rewind(lake, connection, consumer)
-        done = framework.consume(lake, connection, consumer, failures=framework.LAST_ATTEMPT)
-    changed = sum(done.inserted.values()) + sum(done.deleted.values()) if done is not None else 0
-    failed = done.failed if done is not None else {}
-    logger.info("The board rewound %s: %s rows changed", name, changed)
-    if failed:
-        first = next(iter(failed.values()))
-        return Outcome(done=False, sentence=f"{name} quarantined {len(failed):,} keys: {first}")
-    sentence = f"{name} is recomputed: {changed:,} rows were inserted or deleted."
+        found = recompute(lake, connection, settings, name)
+    logger.info("The board rewound %s: %s rows changed", name, found.rows)
+    if found.failed:
+        first = next(iter(found.failed.values()))
+        sentence = f"{name} quarantined {len(found.failed):,} keys: {first}"
+        return Outcome(done=False, sentence=sentence)
+    sentence = f"{name} is recomputed: {found.rows:,} rows were inserted or deleted."
     return Outcome(done=True, sentence=sentence)

@@ -25,11 +25,10 @@ from retail_assets.lake import day_ledger as ledger
 from retail_assets.lake.checksums import note_new_files
 from retail_assets.lake.publish import SAMPLE_ROWS, Audit, Publication, publish_days, publish_table
 from retail_assets.lake.snapshot_read import SnapshotRead
+from retail_assets.tables import MASKED
 
 OPEN_END = "retail_assets/open_end"
 """Input metadata: load all days from the first one of the run on, not only those of the run."""
-
-MASKED = "•••"
 
 
 @dataclass(frozen=True)
@@ -278,8 +277,8 @@ def day_metadata(
         if day == newest:
             # Once: Dagster would store these with every day.
             sample = publication.sample if count else ()
-            metadata |= _shown(connection, publication.table, day, sample)
             metadata |= describe(connection) if describe else {}
+            metadata |= _shown(connection, publication.table, day, sample)
         yield day, metadata
 
 
@@ -323,7 +322,7 @@ def _shown(
     return metadata
 
 
-def column_schema(table: tables.Table) -> dg.TableSchema:
+def column_schema(table: tables.Table | tables.View) -> dg.TableSchema:
     """The columns of a table as Dagster shows them."""
     return dg.TableSchema(
         columns=[

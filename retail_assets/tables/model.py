@@ -90,9 +90,10 @@ class Table:
 
 @dataclass(frozen=True)
 class View:
-    """A view of the lake: its columns, and the query that it stands for."""
+    """A view of the lake: its columns, the query that it stands for, and its group in Dagster."""
 
     name: str
     description: str
     columns: tuple[Column, ...]
     query: str
+    group: str = "answers"

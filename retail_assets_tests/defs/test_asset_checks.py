@@ -3,6 +3,7 @@
 from base64 import b64decode
 from collections.abc import Collection, Mapping
 from datetime import date, timedelta
+from urllib.parse import unquote
 
 import dagster as dg
 import duckdb
@@ -10,6 +11,7 @@ import pytest
 
 from retail_assets import tables
 from retail_assets.defs import asset_checks as checks
+from retail_assets.defs.assets.charts import SHORT_MARKDOWN
 from retail_assets.defs.automation import batch as automation
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -328,7 +330,13 @@ def test_metadata_of_each_day_are_its_own(settings: Settings, write_export: Writ
         newest = found[str(DAYS[1])]
         assert newest is not None
         chart = str(newest.metadata["recent_revenue"].value)
-        image = chart.removeprefix("![Revenue](data:image/svg+xml;base64,").removesuffix(")")
+        # What the Dagster UI shows on the asset's page at once.
+        assert len(chart) < SHORT_MARKDOWN
+        image = unquote(chart.removeprefix("![Revenue, GBP](<data:image/svg+xml,"))
+        assert f">{DAYS[0]} to {DAYS[1]}</text>" in image
+        assert ">Revenue, GBP: at most 20 a day</text>" in image
+        chart = str(newest.metadata["recent_revenue_by_region"].value)
+        image = chart.removeprefix("![Revenue, GBP](data:image/svg+xml;base64,").removesuffix(")")
         for text in (str(DAYS[0]), str(DAYS[1]), "20"):
             assert f">{text}</text>" in b64decode(image).decode()
         assert isinstance(newest.metadata["sample"], dg.TableMetadataValue)

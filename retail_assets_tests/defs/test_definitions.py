@@ -13,16 +13,19 @@ from retail_assets.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
+SOURCES = {"exports_folder", "reference_folder", "events_folder", "event_streams"}
+VIEWS = {"revenue_now", "revenue_by_category_now", "revenue_by_minute", "order_charges"}
 PARENTS = {
-    "products": set(),
-    "customers": set(),
-    "currency_rates": set(),
-    "raw_orders": {"currency_rates"},
-    "rejected_orders": {"currency_rates"},
+    **{name: set() for name in SOURCES},
+    "products": {"reference_folder"},
+    "customers": {"reference_folder"},
+    "currency_rates": {"reference_folder"},
+    "raw_orders": {"currency_rates", "exports_folder"},
+    "rejected_orders": {"currency_rates", "exports_folder"},
     "completed_orders": {"raw_orders", "products", "customers"},
     "daily_revenue": {"completed_orders"},
     "daily_revenue_by_category": {"completed_orders"},
-    "raw_events": set(),
+    "raw_events": {"events_folder", "event_streams"},
     "enriched_events": {"raw_events", "products", "customers", "currency_rates"},
     "dead_letter_events": {"raw_events", "currency_rates"},
     "dead_letter_counts": {"dead_letter_events"},
@@ -36,6 +39,10 @@ PARENTS = {
     "fraud_alerts": {"enriched_events"},
     "fraud_model": {"enriched_events"},
     "stream_worker": set(),
+    "revenue_now": {"daily_revenue", "live_revenue"},
+    "revenue_by_category_now": {"daily_revenue_by_category", "live_revenue_by_category"},
+    "revenue_by_minute": {"live_revenue_minutes"},
+    "order_charges": {"completed_orders", "raw_orders"},
 }
 REFERENCE = {"products", "customers", "currency_rates"}
 FOLLOWING = {"daily_revenue", "daily_revenue_by_category"}
@@ -53,6 +60,9 @@ FOLLOWING_EVENTS = {
 }
 MODEL = {"fraud_model"}
 WORKER = {"stream_worker"}
+OUTSIDE = WORKER | SOURCES | VIEWS
+"""What no run makes."""
+
 TABLES = {"fraud_model": tables.FRAUD_MODELS}
 """The table of an asset that is not named like it."""
 
@@ -99,7 +109,7 @@ def test_the_asset_graph(definitions: dg.Definitions) -> None:
     } == PARENTS
 
 
-@pytest.mark.parametrize("name", sorted(PARENTS.keys() - WORKER))
+@pytest.mark.parametrize("name", sorted(PARENTS.keys() - OUTSIDE))
 def test_every_asset_is_described(definitions: dg.Definitions, name: str) -> None:
     asset = definitions.resolve_asset_graph().get(dg.AssetKey(name))
     table = TABLES.get(name) or tables.BY_NAME[name]
@@ -120,7 +130,19 @@ def test_every_asset_is_described(definitions: dg.Definitions, name: str) -> Non
     }
 
 
-@pytest.mark.parametrize("name", sorted(PARENTS.keys() - WORKER))
+@pytest.mark.parametrize("name", sorted(SOURCES | VIEWS))
+def test_what_no_run_makes_is_external_and_described(
+    definitions: dg.Definitions, name: str
+) -> None:
+    asset = definitions.resolve_asset_graph().get(dg.AssetKey(name))
+    assert asset.is_external
+    assert asset.description
+    assert asset.owners == ["team:analytics"]
+    assert asset.kinds
+    assert asset.group_name == ("sources" if name in SOURCES else "answers")
+
+
+@pytest.mark.parametrize("name", sorted(PARENTS.keys() - OUTSIDE))
 def test_assets_of_days_backfill_in_one_run_and_have_a_deadline(
     definitions: dg.Definitions, settings: Settings, name: str
 ) -> None:
@@ -167,7 +189,7 @@ def test_every_asset_has_checks_and_every_check_a_description(definitions: dg.De
         found.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
         assert graph.get(key).description
     expected = {
-        name: general | special.get(name, set()) for name in PARENTS.keys() - MODEL - WORKER
+        name: general | special.get(name, set()) for name in PARENTS.keys() - MODEL - OUTSIDE
     }
     assert found == expected | {"fraud_model": {"newest_model_is_usable"}}
 
@@ -185,6 +207,8 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
         "reference": REFERENCE,
         "events": EVENTS,
         "event_checks": set(),
+        **{name: set() for name in ("redrive", "rewind", "maintain", "verify")},
+        "train": MODEL,
     }
     assert all(
         definitions.resolve_job_def(name).executor_def == dg.in_process_executor for name in found

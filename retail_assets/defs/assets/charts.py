@@ -1,10 +1,15 @@
-"""Charts for the metadata of assets."""
+"""Charts for the metadata of assets, which have no background: for light and dark pages.
+
+The Dagster UI shows Markdown on an asset's page where it is short, and a link to it where it is
+not: so each chart is there as a small picture, and with its parts behind a link.
+"""
 
 import base64
 from collections.abc import Mapping
 from datetime import date
 from html import escape
 from math import floor, log10
+from urllib.parse import quote
 
 import dagster as dg
 import duckdb
@@ -19,6 +24,15 @@ WIDTH, HEIGHT = 580, 170
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
 """One for each region or reason, and one for the others."""
 
+TEXT = "#767676"
+"""Legible on white and on near black."""
+
+SHORT_MARKDOWN = 1000
+"""The Dagster UI shows Markdown at once that has fewer characters."""
+
+SMALL_HEIGHT, DAY_WIDTH = 80, 9
+"""Of the small picture and of a day in it, in pixels."""
+
 
 def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.MarkdownMetadataValue]:
     """Draw the revenue of the last 60 published days, stacked by region."""
@@ -32,8 +46,7 @@ def recent_revenue(connection: duckdb.DuckDBPyConnection) -> Mapping[str, dg.Mar
     ).fetchall()
     if not rows:
         return {}
-    chart = _svg(rows, "Revenue, GBP")
-    return {"recent_revenue": dg.MetadataValue.md(f"![Revenue]({chart})")}
+    return _charts("recent_revenue", "region", rows, "Revenue, GBP")
 
 
 def dead_letters_by_reason(
@@ -50,7 +63,38 @@ def dead_letters_by_reason(
     ).fetchall()
     if not rows:
         return {}
-    return {"by_reason": dg.MetadataValue.md(f"![Dead letters]({_svg(rows, 'Dead letters')})")}
+    return _charts("recent_dead_letters", "reason", rows, "Dead letters")
+
+
+def _charts(
+    name: str, part: str, rows: list[tuple[date, str, float]], label: str
+) -> Mapping[str, dg.MarkdownMetadataValue]:
+    """The small picture of the sums of days, and the chart with its parts."""
+    return {
+        name: dg.MetadataValue.md(f"![{label}](<{_small_svg(rows, label)}>)"),
+        f"{name}_by_{part}": dg.MetadataValue.md(f"![{label}]({_svg(rows, label)})"),
+    }
+
+
+def _small_svg(rows: list[tuple[date, str, float]], label: str) -> str:
+    """The address of an image: a step for each day, few enough characters to be shown at once."""
+    sums: dict[date, float] = {}
+    for day, _, value in rows:
+        sums[day] = sums.get(day, 0) + value
+    days = sorted(sums)
+    highest = max(*sums.values(), 0) or 1.0
+    steps = "".join(
+        f"V{round(SMALL_HEIGHT * (1 - max(sums[day], 0) / highest))}h{DAY_WIDTH}" for day in days
+    )
+    width = DAY_WIDTH * DAYS
+    image = (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 -16 {width} {SMALL_HEIGHT + 32}'"
+        f" width='{width}'><path fill='{COLORS[0]}' d='M0 {SMALL_HEIGHT}{steps}V{SMALL_HEIGHT}'/>"
+        f"<g fill='{TEXT}' font-family='sans-serif' font-size='11'>"
+        f"<text y='-5'>{label}: at most {highest:,.0f} a day</text>"
+        f"<text y='{SMALL_HEIGHT + 14}'>{days[0]} to {days[-1]}</text></g></svg>"
+    )
+    return "data:image/svg+xml," + quote(image, safe=" ='/:;,.-+()")
 
 
 def _svg(rows: list[tuple[date, str, float]], label: str) -> str:
@@ -84,7 +128,7 @@ def _svg(rows: list[tuple[date, str, float]], label: str) -> str:
         parts.append(f'<polygon fill="{COLORS[n]}" points="{points}"/>')
         below = level
     for n in range(floor(highest / unit) + 1):
-        parts.append(f'<path d="M-4 {y(n * unit)}H{WIDTH}" stroke="#0003"/>')
+        parts.append(f'<path d="M-4 {y(n * unit)}H{WIDTH}" stroke="{TEXT}" opacity=".3"/>')
         parts.append(_text(-8, y(n * unit) + 4, f"{n * unit:,.12g}", 'text-anchor="end"'))
     for n in range(0, len(days), max(1, len(days) // 8)):
         x = (edges[2 * n][0] + edges[2 * n + 1][0]) // 2
@@ -92,8 +136,7 @@ def _svg(rows: list[tuple[date, str, float]], label: str) -> str:
         parts.append(_text(x, HEIGHT + 14, str(days[n]), turned))
     image = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-70 -30 {WIDTH + 80} {HEIGHT + 80}"'
-        f' width="{WIDTH + 80}" font-family="sans-serif" font-size="11">'
-        f'<path fill="#fff" d="M-70-30h{WIDTH + 80}v{HEIGHT + 80}h-{WIDTH + 80}z"/>'
+        f' width="{WIDTH + 80}" font-family="sans-serif" font-size="11" fill="{TEXT}">'
         f"{''.join(parts)}</svg>"
     )
     return "data:image/svg+xml;base64," + base64.b64encode(image.encode()).decode()

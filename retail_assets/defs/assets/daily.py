@@ -11,7 +11,7 @@ import duckdb
 import narwhals as nw
 
 from retail_assets.defs.io_manager import OPEN_END, AssetOutput, column_schema
-from retail_assets.tables import Table
+from retail_assets.tables import Table, View
 
 OWNERS = ["team:analytics"]
 KINDS = {"duckdb", "ducklake", "parquet"}
@@ -30,7 +30,7 @@ def freshness(timezone: str) -> dg.FreshnessPolicy:
     )
 
 
-def table_spec(table: Table, *, code_version: str) -> dict[str, Any]:
+def table_spec(table: Table | View, *, code_version: str) -> dict[str, Any]:
     """The part of an asset's definition that follows from its table."""
     return {
         "key": dg.AssetKey(table.name),

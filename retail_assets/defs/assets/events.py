@@ -11,6 +11,7 @@ from pydantic import Field
 
 from retail_assets import tables
 from retail_assets.defs.assets.daily import RETRIES, table_spec
+from retail_assets.defs.assets.outside import EVENT_STREAMS, EVENTS_FOLDER
 from retail_assets.defs.resource import LakeResource
 from retail_assets.ingest.event_files import load as event_files
 from retail_assets.ingest.events.session import EventSession
@@ -21,6 +22,8 @@ from retail_assets.lake.publish import Publication, day_facts
 from retail_assets.settings import Settings
 
 EVENT_TABLES = (tables.RAW_EVENTS, tables.ENRICHED_EVENTS, tables.DEAD_LETTER_EVENTS)
+
+OUTSIDE = (EVENTS_FOLDER, EVENT_STREAMS)
 
 INGEST = "event_ingest"
 """The name of the step that ingests event files."""
@@ -49,9 +52,9 @@ def event_assets(
             table.name: dg.AssetOut(**table_spec(table, code_version="1"), io_manager_key="lake_io")
             for table in EVENT_TABLES
         },
-        deps=[table.name for table in REFERENCE],
+        deps=[*(table.name for table in REFERENCE), *OUTSIDE],
         internal_asset_deps={
-            tables.RAW_EVENTS.name: set(),
+            tables.RAW_EVENTS.name: {*OUTSIDE},
             tables.ENRICHED_EVENTS.name: {
                 dg.AssetKey(table.name) for table in (tables.RAW_EVENTS, *REFERENCE)
             },

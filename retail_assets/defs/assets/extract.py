@@ -11,6 +11,7 @@ import dagster as dg
 
 from retail_assets import tables
 from retail_assets.defs.assets.daily import OWNERS, RETRIES, freshness
+from retail_assets.defs.assets.outside import EXPORTS_FOLDER, REFERENCE_FOLDER, SHOP_DATABASE
 from retail_assets.defs.io_manager import describe_failures
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.extract.files import ExtractedFile
@@ -31,13 +32,12 @@ class ExtractConfig(dg.Config):
 
 
 def files_behind(settings: Settings, table: tables.Table) -> list[dg.AssetKey]:
-    """The extracted files that a table is loaded from; none, where no database is declared."""
+    """The files that a table is loaded from: those extracted, or else the folder they land in."""
     declared = settings.source_mapping.database
-    if declared is None:
-        return []
     if table in (tables.RAW_ORDERS, tables.REJECTED_ORDERS):
-        return [ORDER_EXPORT_FILES]
-    return [REFERENCE_FILES] if table.name in declared.reference else []
+        return [ORDER_EXPORT_FILES if declared else EXPORTS_FOLDER]
+    extracted = declared is not None and table.name in declared.reference
+    return [REFERENCE_FILES if extracted else REFERENCE_FOLDER]
 
 
 def extract_assets(
@@ -58,6 +58,7 @@ def extract_assets(
                 description=f"{names} as the shop's database had them; each run of"
                 " `order_export_files` writes them, from its snapshot.",
                 group_name=GROUP,
+                deps=[SHOP_DATABASE],
                 owners=OWNERS,
                 kinds={"csv"},
             )
@@ -80,6 +81,7 @@ def _order_export_files(
                 " on that day, and those of earlier days that changed on it. All files of a run are"
                 " from one snapshot.",
                 group_name=GROUP,
+                deps=[SHOP_DATABASE],
                 owners=OWNERS,
                 kinds={"csv", *([kind] if url else [])},
                 tags={"domain": "orders"},
