@@ -95,7 +95,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             "lake": lake,
             "lake_io": LakeIOManager(lake=lake),
             "source_folders": orders.SourceFolders(
-                exports_dir=str(settings.exports_dir),
+                exports=settings.exports_location,
                 reference_dir=str(settings.reference_dir),
                 mapping=str(settings.mapping) if settings.mapping else None,
                 late_days=settings.late_days,

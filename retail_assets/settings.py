@@ -95,6 +95,11 @@ class Settings(BaseSettings):
         " to 1. Above it the table stays as it was until `retail-assets reference load TABLE"
         " --allow-shrink`.",
     )
+    exports: str | None = Field(
+        default=None,
+        description="Where order exports land: a folder (default `exports` in the data folder) or"
+        " an `s3://` prefix.",
+    )
     events: str | None = Field(
         default=None,
         description="Where event files land: a folder (default `events` in the data folder) or an"
@@ -427,9 +432,25 @@ class Settings(BaseSettings):
         return self.source_mapping.exports.daily
 
     @cached_property
+    def exports_location(self) -> str:
+        """Where the nightly order exports land: a folder or a bucket's prefix."""
+        if self.exports and "://" in self.exports:
+            return self.exports
+        return absolute(self.exports or self.data_dir / "exports")
+
+    @property
     def exports_dir(self) -> Path:
-        """Where the nightly order exports land."""
-        return self.data_dir / "exports"
+        """The folder of this machine where the exports land.
+
+        Raises:
+            UsageError: if they land in a bucket.
+        """
+        if "://" in self.exports_location:
+            raise UsageError(
+                f"RETAIL_EXPORTS={self.exports_location} is a bucket, and this needs a folder of"
+                " this machine: set RETAIL_EXPORTS to a folder for it, and copy the files."
+            )
+        return Path(self.exports_location)
 
     @cached_property
     def events_location(self) -> str:

@@ -169,6 +169,7 @@ def _tell_of_orders(
     """Print rejected rows of the exports of these days, and orders that are in no revenue."""
     from retail_assets.ingest.exports import currencies, rejects
     from retail_assets.ingest.exports import stale_days as stale
+    from retail_assets.ingest.exports.location import ExportsLocation
 
     orders, further = connection.execute(
         "SELECT count(DISTINCT order_id), count(*) FROM raw_orders"
@@ -184,6 +185,7 @@ def _tell_of_orders(
     if counts:
         reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in counts.items())
         tell(f"Rejected rows by reason: {reasons}.")
+    location = ExportsLocation(settings.exports_location)
     above = rejects.days_above(
         connection, settings.max_rejected_share, first, last, mapping=settings.export_mapping
     )
@@ -199,8 +201,9 @@ def _tell_of_orders(
             f" ({settings.max_rejected_share:.0%}):",
             style="yellow",
         )
-        for text in day.details(settings.exports_dir):
-            tell(f"  {text}", style="yellow")
+        with location.copies([day.source_file], str(settings.lake_dir / "spill")) as (folder, _):
+            for text in day.details(folder):
+                tell(f"  {text}", style="yellow")
     too_late = rejects.too_late(connection, settings.late_days, first, last)
     waiting = stale.advice(stale.waiting_orders(connection, settings))
     without_rate = currencies.without_rate(connection, first, last)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from retail_assets import tables
 from retail_assets.consumers.registry import all_consumers
 from retail_assets.errors import RetailAssetsError
-from retail_assets.ingest.exports.files import ExportFolder
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.ingest.ledgers.offsets import rewind_consumer
 from retail_assets.lake import verify as lake_verify
 from retail_assets.lake.connection import Lake
@@ -137,11 +137,12 @@ def _expect_again(
             [damage.first, damage.last],
         ).fetchall()
     ]
-    folder = ExportFolder(settings.exports_dir, settings.export_mapping)
+    location, name = ExportsLocation(settings.exports_location), settings.export_mapping.file_name
+    there = {name.day(file.path) for file in location.files(lambda path: name.day(path) in days)}
     for day in days:
-        if not folder.paths(day):
+        if day not in there:
             raise RetailAssetsError(
-                f"The export of {day} is no longer in {settings.exports_dir}, and {damage.location}"
+                f"The export of {day} is no longer in {location.location}, and {damage.location}"
                 " has rows of it: put the export, or the file from a backup, back first."
                 " Nothing was taken out of the lake."
             )

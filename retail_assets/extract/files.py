@@ -181,7 +181,10 @@ class _Ledger:
         self._known, self._newest = set(entries), dict(entries)
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self._data_dir).as_posix()
+        if path.is_relative_to(self._data_dir):
+            return path.relative_to(self._data_dir).as_posix()
+        # RETAIL_EXPORTS: wherever it lies, its files are the exports.
+        return f"exports/{path.name}"
 
     def knows(self, path: Path, found: str) -> bool:
         """Whether a file has bytes that were extracted to its place."""

@@ -22,9 +22,9 @@ from retail_assets.transforms import orders, revenue
 
 
 class SourceFolders(dg.ConfigurableResource[None]):
-    """Folders of outside data, how it is written, and limits on late orders and shrunken files."""
+    """Where outside data lie, how it is written, and limits on late orders and shrunken files."""
 
-    exports_dir: str
+    exports: str
     reference_dir: str
     mapping: str | None
     late_days: int
@@ -104,7 +104,7 @@ def order_exports_assets(
             ingested = order_exports.ingest(
                 lake_io.lake.lake,
                 connection,
-                Path(source_folders.exports_dir),
+                source_folders.exports,
                 [date.fromisoformat(key) for key in context.partition_keys],
                 late_days=source_folders.late_days,
                 max_order_gbp=source_folders.max_order_gbp,

@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from retail_assets.errors import RetailAssetsError, UsageError
+from retail_assets.errors import UsageError
+from retail_assets.ingest.bucket import Bucket
 from retail_assets.ingest.event_files.regular_files import (
     LINK,
     NOT_ORDINARY,
@@ -104,7 +105,7 @@ class EventFolder:
         if self.is_local:
             found = stat_regular(self.location, path)
             return FoundFile(path, found.st_size, found.st_mtime_ns)
-        return _remote_file(path, self._files.info(f"{self._root}/{path}"))
+        return self._bucket.stat(path)
 
     def is_folder(self, path: str) -> bool:
         """Whether a path is one of its folders, neither hidden nor a link, of this machine."""
@@ -131,39 +132,16 @@ class EventFolder:
         self._check(path)
         if self.is_local:
             return open_regular(self.location, path)
-        stream: IO[bytes] = self._files.open(f"{self._root}/{path}", "rb")
-        return stream
+        return self._bucket.open(path)
 
     @cached_property
-    def _files(self) -> Any:
-        import fsspec
-
-        try:
-            # The content of the bucket changes all the time.
-            return fsspec.filesystem(self.location.partition("://")[0], use_listings_cache=False)
-        except ImportError as error:
-            raise RetailAssetsError(
-                f"Event files at {self.location} need a package that is not installed: {error}"
-            ) from error
-
-    @cached_property
-    def _root(self) -> str:
-        return self.location.partition("://")[2].rstrip("/")
+    def _bucket(self) -> Bucket:
+        return Bucket(self.location, "The event files")
 
     def _find(self, found: "_Found") -> None:
-        try:
-            there = self._files.find(self._root, detail=True)
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise RetailAssetsError(
-                f"The event files at {self.location} cannot be listed: {error}"
-            ) from error
-        prefix = f"{self._root}/"
-        for key, info in there.items():
-            path = key.removeprefix(prefix)
+        for path, file in self._bucket.list().items():
             if is_event_file(path):
-                found.files[path] = _remote_file(path, info)
+                found.files[path] = file
             elif not _is_hidden(path):
                 found.not_read.append(path)
 
@@ -259,13 +237,6 @@ def is_compressed(path: str) -> bool:
 
 def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(path).parts)
-
-
-def _remote_file(path: str, info: dict[str, Any]) -> FoundFile:
-    modified = info.get("LastModified") or info.get("last_modified") or info.get("mtime") or 0
-    if isinstance(modified, datetime):
-        modified = modified.astimezone(timezone.utc).timestamp()
-    return FoundFile(path, int(info["size"]), int(float(modified) * 1e9))
 
 
 def event_folder(settings: "Settings") -> EventFolder:

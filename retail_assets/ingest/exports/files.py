@@ -27,7 +27,12 @@ class ExportFile(CsvFile):
     @property
     def weight(self) -> int:
         """About how many bytes it holds when it is not compressed."""
-        return self.size_bytes * (GZIP_RATIO if self.path.suffix == ".gz" else 1)
+        return weight_of(self.path.name, self.size_bytes)
+
+
+def weight_of(name: str, size_bytes: int) -> int:
+    """About how many bytes a file of this name holds when it is not compressed."""
+    return size_bytes * (GZIP_RATIO if name.endswith(".gz") else 1)
 
 
 class MissingExportError(RetailAssetsError):

@@ -5,10 +5,11 @@ of the file gave, in one transaction. A file with the same bytes as the ledger's
 unless the rules or settings have changed that it was validated with.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 
@@ -16,7 +17,13 @@ from retail_assets import tables
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports import currencies
 from retail_assets.ingest.exports.csv_file import inspect
-from retail_assets.ingest.exports.files import ExportFile, ExportFolder, MissingExportError
+from retail_assets.ingest.exports.files import (
+    ExportFile,
+    ExportFolder,
+    MissingExportError,
+    weight_of,
+)
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.ingest.exports.other_files import lookalikes
 from retail_assets.ingest.exports.staging import Staged, batches, staged_exports
 from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
@@ -26,6 +33,9 @@ from retail_assets.lake.publish import Publication, replace_days
 from retail_assets.lake.rows import insert_columns
 from retail_assets.mapping import NATIVE_EXPORTS, ExportMapping
 from retail_assets.transforms import orders
+
+if TYPE_CHECKING:
+    from retail_assets.ingest.ledgers.event_files import FoundFile
 
 SHOWN_LOOKALIKES = 3
 
@@ -45,7 +55,7 @@ class ExportResult:
 def ingest(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,
-    exports_dir: Path,
+    exports_dir: Path | str,
     days: Collection[date],
     *,
     late_days: int,
@@ -58,7 +68,9 @@ def ingest(
     Args:
         lake: the lake that the connection is to.
         connection: a connection that can write, in no transaction.
-        exports_dir: where the exports lie, `orders_YYYY_MM_DD.csv[.gz]` without a mapping.
+        exports_dir: the folder or `s3://` prefix where the exports lie, without a mapping
+            `orders_YYYY_MM_DD.csv[.gz]`; those of a bucket are copied to this machine, as many at
+            a time as are ingested together.
         days: the export dates to ingest.
         late_days: how many days before its export an order may lie.
         max_order_gbp: an export with an order worth more fails its day; None: no limit.
@@ -68,8 +80,82 @@ def ingest(
     Returns:
         Row counts of each day that is in the lake now (of unchanged days, as the ledger has them),
         and the problem of each day that failed, which is in the ledger as well.
+
+    Raises:
+        RetailAssetsError: if the bucket cannot be reached.
     """
-    files, failed = _inspect(ExportFolder(exports_dir, mapping), exports_dir, days)
+    location, mapped = ExportsLocation(exports_dir), mapping.file_name
+    raw, rejected = Publication(tables.RAW_ORDERS), Publication(tables.REJECTED_ORDERS)
+    unchanged: list[date] = []
+    done = 0
+    for some, names in _parts(location, mapping, sorted(set(days))):
+        with location.copies(names, lake.spill_dir) as (folder, unreadable):
+            part = _ingest(
+                lake,
+                connection,
+                location,
+                folder,
+                some,
+                {day: why for name, why in unreadable.items() if (day := mapped.day(name))},
+                late_days=late_days,
+                max_order_gbp=max_order_gbp,
+                mapping=mapping,
+                progress=lambda count, before=done: progress(before + count),  # type: ignore[misc]
+            )
+        raw, rejected = _added(raw, part.raw), _added(rejected, part.rejected)
+        unchanged += part.unchanged
+        done += len(some)
+    return ExportResult(raw, rejected, tuple(unchanged))
+
+
+def _parts(
+    location: ExportsLocation, mapping: ExportMapping, days: Sequence[date]
+) -> Iterator[tuple[Sequence[date], Sequence[str]]]:
+    """The days with the names of their files in a bucket, as many at a time as are copied together.
+
+    Files of a folder are where they are read: all days at once.
+    """
+    if location.is_local:
+        yield days, ()
+        return
+    found: dict[date, list[FoundFile]] = {day: [] for day in days}
+    for file in location.files(lambda name: mapping.file_name.day(name) in found):
+        if day := mapping.file_name.day(file.path):
+            found[day].append(file)
+
+    def weight(day: date) -> int:
+        return sum(weight_of(file.path, file.size_bytes) for file in found[day])
+
+    for some in batches(days, weight, BATCH_BYTES):
+        yield some, [file.path for day in some for file in found[day]]
+
+
+def _added(before: Publication, part: Publication) -> Publication:
+    """The publication of some days and that of further ones as one."""
+    return replace(
+        before,
+        rows={**before.rows, **part.rows},
+        failed={**before.failed, **part.failed},
+        snapshot=part.snapshot or before.snapshot,
+    )
+
+
+def _ingest(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    location: ExportsLocation,
+    folder: Path,
+    days: Sequence[date],
+    unreadable: Mapping[date, str],
+    *,
+    late_days: int,
+    max_order_gbp: float | None,
+    mapping: ExportMapping,
+    progress: Callable[[int], None],
+) -> ExportResult:
+    """Ingest the exports in a folder, which may be copies of those at a location."""
+    files, failed = _inspect(ExportFolder(folder, mapping), location, days, unreadable)
+    failed = {day: location.shown(problem, folder) for day, problem in failed.items()}
     known = export_entries(connection, [file.day for file in files])
     hashed = mapping_hash(mapping)
     unchanged = {
@@ -90,10 +176,13 @@ def ingest(
         with staged_exports(
             lake, connection, batch, late_days=late_days, max_order_gbp=max_order_gbp
         ) as staged:
-            snapshot = _commit(lake, connection, staged, late_days)
+            problems = {
+                day: location.shown(problem, folder) for day, problem in staged.failed.items()
+            }
+            snapshot = _commit(lake, connection, replace(staged, failed=problems), late_days)
         raw |= staged.raw
         rejected |= staged.rejected
-        failed |= staged.failed
+        failed |= problems
         done += len(batch)
         progress(done)
     return ExportResult(
@@ -104,20 +193,23 @@ def ingest(
 
 
 def _inspect(
-    folder: ExportFolder, exports_dir: Path, days: Collection[date]
+    folder: ExportFolder,
+    location: ExportsLocation,
+    days: Sequence[date],
+    unreadable: Mapping[date, str],
 ) -> tuple[list[ExportFile], dict[date, str]]:
     """The exports of some days, and the problem of each day that has none of use."""
     files: list[ExportFile] = []
-    failed: dict[date, str] = {}
+    failed = dict(unreadable)
     missing: list[date] = []
-    for day in sorted(set(days)):
+    for day in (day for day in days if day not in unreadable):
         try:
             files.append(inspect(folder.locate(day)))
         except RetailAssetsError as error:
             failed[day] = str(error)
             if isinstance(error, MissingExportError):
                 missing.append(day)
-    similar = lookalikes(exports_dir, folder.file_name) if missing else {}
+    similar = lookalikes(location, folder.file_name) if missing else {}
     for day in missing:
         if day in similar:
             names = ", ".join(map(repr, similar[day][:SHOWN_LOOKALIKES]))

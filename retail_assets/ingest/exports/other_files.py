@@ -1,19 +1,15 @@
 """Files in the exports folder that are not ingested: a name is easily almost right."""
 
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date, timedelta
-from pathlib import Path
 
 from retail_assets import business_days
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.ingest.exports.split import unsplit_exports
 from retail_assets.mapping.file_name import FileName
 from retail_assets.settings import Settings
-
-MAX_ENTRIES = 50_000
-"""Limit on the names that are looked at, so that a huge folder does not stop the command."""
 
 _DATES = tuple(
     (re.compile(rf"(?<!\d){pattern}(?!\d)"), places)
@@ -31,7 +27,7 @@ def other_exports(settings: Settings) -> dict[str, str]:
     """The files that are not ingested, by their path in the exports folder, each with the reason.
 
     Hidden files, today's export, which waits for the end of the day, and names after the first
-    `MAX_ENTRIES` are left out.
+    `location.MAX_ENTRIES` are left out.
     """
     newest = business_days.last_complete_day(settings)
     file_name = settings.export_mapping.file_name
@@ -40,7 +36,7 @@ def other_exports(settings: Settings) -> dict[str, str]:
         for name, problem in unsplit_exports(settings).items()
     }
     of_many_days = settings.source_mapping.exports.file_name
-    for name in _names(settings.exports_dir):
+    for name in ExportsLocation(settings.exports_location).names():
         day = file_name.day(name)
         if day is None and not of_many_days.has_date and of_many_days.matches(name):
             continue
@@ -56,36 +52,14 @@ def other_exports(settings: Settings) -> dict[str, str]:
     return dict(sorted(reasons.items()))
 
 
-def lookalikes(exports_dir: Path, file_name: FileName) -> Mapping[date, list[str]]:
+def lookalikes(location: ExportsLocation, file_name: FileName) -> Mapping[date, list[str]]:
     """The files with other names than exports have, by the dates in their paths."""
     found: dict[date, list[str]] = {}
-    for name in _names(exports_dir):
+    for name in location.names():
         if file_name.day(name) is None:
             for day in _dates(name):
                 found.setdefault(day, []).append(name)
     return found
-
-
-def _names(exports_dir: Path) -> Iterator[str]:
-    """The paths of the files within a folder and its sub-folders, those of the folder first."""
-    folders, left = [""], MAX_ENTRIES
-    for folder in folders:
-        try:
-            entries = os.scandir(exports_dir / folder)
-        except OSError:
-            continue
-        with entries:
-            for entry in entries:
-                if left == 0:
-                    return
-                left -= 1
-                name = f"{folder}{entry.name}"
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{name}/")
-                elif entry.is_file():
-                    yield name
 
 
 def _dates(name: str) -> set[date]:

@@ -4,7 +4,6 @@ Looks at names, sizes and times alone, so that a sensor's tick stays short; the 
 compares contents.
 """
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets import business_days
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.ingest.exports.reference import REFERENCE, reference_path
 from retail_assets.ingest.ledgers.exports import ExportEntry, export_entries, mapping_hash
 from retail_assets.lake.connection import Lake, NoLakeError
@@ -40,25 +40,27 @@ def pending_exports(
 ) -> dict[date, PendingFile]:
     """The exports of partitions that have landed or were replaced since they were ingested.
 
-    And those that other rules or settings would read differently now.
+    And those that other rules or settings would read differently now. Their paths are names alone.
 
     Args:
-        settings: the folder, its days and rules.
+        settings: the folder or bucket, its days and rules.
         connection: a connection to the lake, if the caller has one; default: one is opened.
+
+    Raises:
+        RetailAssetsError: if the bucket of the exports cannot be reached.
     """
     newest = business_days.last_complete_day(settings)
     mapping = settings.export_mapping
     file_name, hashed = mapping.file_name, mapping_hash(mapping)
     found: dict[date, PendingFile] = {}
-    if not settings.exports_dir.is_dir():
-        return found
-    with os.scandir(settings.exports_dir) as entries:
-        for entry in entries:
-            day = file_name.day(entry.name)
-            if day is None or not settings.start_date <= day <= newest or not entry.is_file():
-                continue
-            stat = entry.stat()
-            found[day] = PendingFile(Path(entry.path), stat.st_size, stat.st_mtime_ns)
+
+    def wanted(name: str) -> bool:
+        day = file_name.day(name)
+        return day is not None and settings.start_date <= day <= newest
+
+    for file in ExportsLocation(settings.exports_location).files(wanted):
+        if day := file_name.day(file.path):
+            found[day] = PendingFile(Path(file.path), file.size_bytes, file.modified_ns)
     known = _ledger(settings, found) if connection is None else export_entries(connection, found)
     return {
         day: file

@@ -90,7 +90,7 @@ def check_sample(settings: Settings, sample: Path) -> SampleResult:
         RetailAssetsError: if the file as a whole cannot be read.
     """
     with TemporaryDirectory() as folder:
-        aside = Settings(data_dir=Path(folder), mapping=settings.mapping)
+        aside = Settings(data_dir=Path(folder), exports=None, mapping=settings.mapping)
         try:
             with _staged(aside, sample, settings.reference_dir) as (connection, files):
                 return SampleResult(

@@ -6,13 +6,11 @@ whatever day the others say; a row without a readable day or order goes to the d
 export was written, and is rejected there by name. So every row of an export is in some day's file,
 and to split one again changes nothing.
 
-`split_exports.json` in the lake's folder says which files are split, by which mapping; without it
-they are split once more.
+Without the state that `split_state` keeps they are split once more.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from itertools import islice
@@ -26,15 +24,17 @@ from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_file import CsvFile, inspect
 from retail_assets.ingest.exports.csv_records import Record, reader, records
 from retail_assets.ingest.exports.files import row_format
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.ingest.exports.split_days import (
     ORIGIN,
-    DayFiles,
     OrderDays,
-    draft_of,
+    day_files,
     still_too_long,
 )
 from retail_assets.ingest.exports.split_parts import Parts, Row
-from retail_assets.lake.replacement import replace_files
+from retail_assets.ingest.exports.split_state import STATE, SplitState
+from retail_assets.ingest.ledgers.event_files import FoundFile
+from retail_assets.lake.lock import named_lock
 from retail_assets.mapping import ExportMapping
 from retail_assets.mapping.file_name import NATIVE
 from retail_assets.mapping.model import fingerprint
@@ -46,7 +46,7 @@ CHUNK_ROWS = 50_000
 RETRY_SECONDS = 600
 """Where exports are split a few at a time, one that could not be is tried again after these."""
 
-STATE = "split_exports.json"
+BROKEN_OFF = "its splitting broke off, or another host splits it now"
 
 
 @dataclass(frozen=True)
@@ -88,94 +88,114 @@ def split_exports(
         settle_seconds: an export that was written to since is left for later.
     """
     mapping = settings.source_mapping.exports
-    if mapping.file_name.has_date or not settings.exports_dir.is_dir():
+    location = ExportsLocation(settings.exports_location)
+    if mapping.file_name.has_date or not (found := _exports(settings, location)):
         return SplitResult()
     settings.lake_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(settings.lake_dir / f"{STATE}.lock"):
-        known = _known(settings)
+    with _alone(settings, location):
+        state = SplitState(settings)
+        known, mark = state.read()
         settled = time() - settle_seconds
-        found = [path for path in _exports(settings) if path.stat().st_mtime <= settled]
+        found = [file for file in found if file.modified_ns / 1e9 <= settled]
         split_by = fingerprint(mapping)
-        new = [path for path in found if not _is_known(known.get(path.name), path, split_by)]
+        new = [file for file in found if not _is_known(known.get(file.path), file, split_by)]
         now = time()
         again = [
-            path
-            for path in found
-            if path not in new
-            and known[path.name]["problem"]
-            and (at_most is None or now - float(known[path.name].get("tried") or 0) > RETRY_SECONDS)
+            file
+            for file in found
+            if file not in new
+            and known[file.path]["problem"]
+            and (at_most is None or now - float(known[file.path].get("tried") or 0) > RETRY_SECONDS)
         ]
         done: dict[str, int] = {}
         failed: dict[str, str] = {}
         undated: dict[str, tuple[int, str]] = {}
-        for path in [*new, *again][:at_most]:
-            state = _state(path)
+        for file in [*new, *again][:at_most]:
+            name = file.path
+            entry = {"state": _state(file), "mapping": split_by, "tried": str(now)}
+            if not location.is_local:
+                # Other hosts find it unfinished, and this one does if it is killed now.
+                state.write({**known, name: {**entry, "problem": BROKEN_OFF}})
             try:
-                done[path.name], without_day = _split(settings, mapping, path, progress)
-                undated |= {path.name: without_day} if without_day[0] else {}
+                rows, without_day = _split_at(settings, mapping, location, name, mark, progress)
+                done[name] = rows
+                undated |= {name: without_day} if without_day[0] else {}
             except RetailAssetsError as error:
-                failed[path.name] = str(error)
-            known[path.name] = {
-                "state": state,
-                "mapping": split_by,
-                "problem": failed.get(path.name),
-                "tried": str(now),
-            }
-            draft = draft_of(settings.lake_dir / STATE)
-            draft.path.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            replace_files([draft])
+                failed[name] = str(error)
+            known[name] = {**entry, "problem": failed.get(name)}
+            mark = state.write(known)
+            if name in done:
+                OrderDays.confirm(settings, mapping, mark)
         return SplitResult(done, failed, undated)
 
 
 def unsplit_exports(settings: Settings) -> dict[str, str]:
     """The exports of many days that could not be split, each with the reason."""
-    names = {path.name for path in _exports(settings)}
+    names = {file.path for file in _exports(settings)}
     return {
         name: entry["problem"]
-        for name, entry in _known(settings).items()
+        for name, entry in (SplitState(settings).read()[0] if names else {}).items()
         if name in names and entry["problem"]
     }
 
 
-def _known(settings: Settings) -> dict[str, dict[str, str | None]]:
-    with suppress(FileNotFoundError, ValueError):
-        found: dict[str, dict[str, str | None]] = json.loads(
-            (settings.lake_dir / STATE).read_text()
-        )
-        return found
-    return {}
-
-
-def _exports(settings: Settings) -> list[Path]:
+def _exports(settings: Settings, location: ExportsLocation | None = None) -> list[FoundFile]:
     """The exports of many days, oldest first."""
     name = settings.source_mapping.exports.file_name
-    if name.has_date or not settings.exports_dir.is_dir():
+    if name.has_date:
         return []
-    found = [
-        path
-        for path in settings.exports_dir.iterdir()
-        if name.matches(path.name) and NATIVE.day(path.name) is None and path.is_file()
-    ]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    location = location or ExportsLocation(settings.exports_location)
+    found = location.files(lambda path: name.matches(path) and NATIVE.day(path) is None)
+    return sorted(found, key=lambda file: (file.modified_ns, file.path))
 
 
-def _is_known(entry: Mapping[str, str | None] | None, path: Path, mapping: str) -> bool:
+def _is_known(entry: Mapping[str, str | None] | None, file: FoundFile, mapping: str) -> bool:
     """Whether a file was split, or tried to be, as it is now."""
-    return entry is not None and (entry["state"], entry.get("mapping")) == (_state(path), mapping)
+    return entry is not None and (entry["state"], entry.get("mapping")) == (_state(file), mapping)
 
 
-def _state(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
+def _state(file: FoundFile) -> str:
+    return f"{file.size_bytes}:{file.modified_ns}"
+
+
+@contextmanager
+def _alone(settings: Settings, location: ExportsLocation) -> Iterator[None]:
+    """One process at a time: those of a bucket may be on several hosts."""
+    with FileLock(settings.lake_dir / f"{STATE}.lock"), ExitStack() as stack:
+        if not location.is_local:
+            stack.enter_context(named_lock(settings.catalog, "split", "split exports into days"))
+        yield
+
+
+def _split_at(
+    settings: Settings,
+    mapping: ExportMapping,
+    location: ExportsLocation,
+    name: str,
+    mark: str,
+    progress: Callable[[str, int], None],
+) -> tuple[int, tuple[int, str]]:
+    """Split one export, in its folder or in one of copies, as `_split`."""
+    with location.copies([name], str(settings.lake_dir / "spill")) as (folder, unreadable):
+        if name in unreadable:
+            raise RetailAssetsError(unreadable[name])
+        try:
+            return _split(settings, mapping, location, folder / name, mark, progress)
+        except RetailAssetsError as error:
+            raise RetailAssetsError(location.shown(str(error), folder)) from error
 
 
 def _split(
     settings: Settings,
     mapping: ExportMapping,
+    location: ExportsLocation,
     path: Path,
+    mark: str,
     progress: Callable[[str, int], None],
 ) -> tuple[int, tuple[int, str]]:
     """Split one export; returns how many rows it has, how many without a day, and their file."""
+    if not path.exists():
+        raise RetailAssetsError(f"{path} is gone: put it there again.")
     stat = path.stat()
     file = inspect(CsvFile(path, row_format(mapping), stat.st_size, stat.st_mtime_ns))
     modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
@@ -201,13 +221,16 @@ def _split(
                 f"{path} has {file.records:,} records, but {count:,} were read: check its quotes."
             )
         parts.finish()
-        _merge(settings, mapping, parts, header, written)
+        _merge(settings, mapping, location, path.parent, mark, parts, header, written)
         return count, (parts.undated, NATIVE.of_day(parts.otherwise))
 
 
 def _merge(
     settings: Settings,
     mapping: ExportMapping,
+    location: ExportsLocation,
+    folder: Path,
+    mark: str,
     parts: Parts,
     header: Sequence[str],
     written: str,
@@ -219,8 +242,8 @@ def _merge(
     """
     problems: dict[date, str] = {}
     with (
-        DayFiles(settings.exports_dir, mapping, parts.connection) as files,
-        OrderDays(settings, mapping, files) as known,
+        day_files(location, folder, mapping, parts.connection) as files,
+        OrderDays(settings, mapping, files, mark) as known,
     ):
         newer, moved = known.compare(parts.orders(), written)
         for day in parts.days():

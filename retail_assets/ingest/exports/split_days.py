@@ -3,7 +3,7 @@
 import csv
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_records import open_text
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.ingest.exports.split_parts import Identities, Row
 from retail_assets.lake.replacement import Draft, replace_files
 from retail_assets.mapping import ExportMapping
@@ -98,14 +99,18 @@ class DayFiles:
         """Whether there is a file of a day."""
         return self._path(day).exists()
 
+    def _names(self) -> Iterable[str]:
+        """The names of all files."""
+        return sorted(path.name for path in self._folder.iterdir())
+
     def orders(self) -> Iterator[tuple[str, date, str]]:
         """Each order, its day, and when its rows were written, in all files."""
-        for path in sorted(self._folder.iterdir()):
-            day = NATIVE.day(path.name)
-            if day is None or path.suffix == ".gz":
+        for name in self._names():
+            day = NATIVE.day(name)
+            if day is None or name.endswith(".gz"):
                 continue
             with suppress(RetailAssetsError, ValueError):
-                header, rows, _ = _aligned(path, [], [])
+                header, rows, _ = _aligned(self._path(day), [], [])
                 for row, order in self._with_orders(header, rows):
                     if order:
                         yield order, day, row[-1]
@@ -132,16 +137,89 @@ class DayFiles:
                 path.unlink()
 
 
+class BucketDayFiles(DayFiles):
+    """Those of a bucket: each is copied to this machine when it is looked at, and put back.
+
+    Args:
+        location: the bucket.
+        folder: where the copies lie.
+        mapping: how the exports are written.
+        connection: reads which row is of which order.
+    """
+
+    def __init__(
+        self,
+        location: ExportsLocation,
+        folder: Path,
+        mapping: ExportMapping,
+        connection: duckdb.DuckDBPyConnection,
+    ) -> None:
+        super().__init__(folder, mapping, connection)
+        self._location = location
+        listed = location.files(lambda name: NATIVE.day(name) is not None)
+        self._there = {file.path for file in listed}
+
+    def place(self) -> None:
+        """Put the files that were changed in their places, each as a whole."""
+        changed = [draft.place for draft in self._drafts]
+        super().place()
+        for path in changed:
+            self._location.put(path)
+            self._there.add(path.name)
+
+    def has(self, day: date) -> bool:
+        """Whether there is a file of a day."""
+        return NATIVE.of_day(day) in self._there
+
+    def _names(self) -> Iterable[str]:
+        return sorted(self._there)
+
+    def _path(self, day: date) -> Path:
+        path = super()._path(day)
+        compressed = path.with_name(f"{path.name}.gz")
+        missing = [
+            each.name
+            for each in (path, compressed)
+            if each.name in self._there and not each.exists()
+        ]
+        problems = self._location.fetch(missing, self._folder) if missing else {}
+        if problems:
+            raise RetailAssetsError(*problems.values())
+        return path
+
+
+def day_files(
+    location: ExportsLocation,
+    folder: Path,
+    mapping: ExportMapping,
+    connection: duckdb.DuckDBPyConnection,
+) -> DayFiles:
+    """The files of days of a location; those of a bucket are copied into a folder."""
+    if location.is_local:
+        return DayFiles(folder, mapping, connection)
+    return BucketDayFiles(location, folder, mapping, connection)
+
+
 class OrderDays:
     """Which day's file has an order, and when the export was written that it is from.
 
     An index of the day files in the lake's folder, so that the cost of an export follows its own
-    orders; it is made again where it is gone, damaged, or of another mapping.
+    orders; it is made again where it is gone, damaged, of another mapping, or of another state of
+    the files than `mark` says.
     """
 
-    def __init__(self, settings: Settings, mapping: ExportMapping, files: DayFiles) -> None:
+    def __init__(
+        self, settings: Settings, mapping: ExportMapping, files: DayFiles, mark: str = ""
+    ) -> None:
         self._path, self._files = settings.lake_dir / INDEX, files
-        self._mapping = fingerprint(mapping)
+        self._mapping = fingerprint(mapping) + mark
+
+    @staticmethod
+    def confirm(settings: Settings, mapping: ExportMapping, mark: str) -> None:
+        """Note that the index has all orders of the files at this mark of their state."""
+        if mark and (settings.lake_dir / INDEX).exists():
+            with closing(sqlite3.connect(settings.lake_dir / INDEX)) as connection, connection:
+                connection.execute("UPDATE mapping SET hash = ?", [fingerprint(mapping) + mark])
 
     def __enter__(self) -> Self:
         try:
