@@ -50,13 +50,18 @@ def export_paths(folder: Path, day: date) -> tuple[Path, Path]:
     return plain, plain.with_name(plain.name + ".gz")
 
 
-def ranges(days: Iterable[date]) -> Iterator[tuple[date, date]]:
-    """The contiguous ranges of some days, earliest first: the first and last day of each."""
+def ranges(days: Iterable[date], at_most: int | None = None) -> Iterator[tuple[date, date]]:
+    """The contiguous ranges of some days, earliest first: the first and last day of each.
+
+    Args:
+        days: the days, in any order.
+        at_most: how many days a range may have; None: any number.
+    """
     first = previous = None
     for day in sorted(set(days)):
         if first is None or previous is None:
             first = day
-        elif day != previous + timedelta(days=1):
+        elif day != previous + timedelta(days=1) or (day - first).days == at_most:
             yield first, previous
             first = day
         previous = day

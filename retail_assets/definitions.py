@@ -48,6 +48,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
 def _assemble(settings: Settings) -> dg.Definitions:
     days = partitions.daily_partitions(settings)
+    policy = partitions.backfill_policy(settings)
     lake = LakeResource.from_settings(settings)
     event_jobs = (event_automation.job(), stream_automation.job(settings))
     return dg.Definitions(
@@ -57,7 +58,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
             *extract.extract_assets(settings, days),
             *orders.reference_assets(settings),
             orders.order_exports_assets(settings, days),
-            *(asset.build(days, settings.timezone) for asset in orders.DAILY_ASSETS),
+            *(asset.build(days, settings.timezone, policy) for asset in orders.DAILY_ASSETS),
             events.event_assets(settings, partitions.event_partitions(settings)),
             *consumers.consumer_assets(settings),
             fraud.fraud_model_asset(settings, days),

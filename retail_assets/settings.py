@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     start_date: date = Field(
         default=date(2026, 10, 5), description="The first daily partition (YYYY-MM-DD)."
     )
+    run_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="Days of one Dagster run: longer ranges are divided into several runs, which"
+        " the workers of several hosts share, see [many hosts](cluster.md) (default: one run).",
+    )
     mapping: AbsolutePath | None = Field(
         default=None,
         description="YAML file that says how the files and events of other programs are written,"

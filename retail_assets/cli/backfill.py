@@ -80,38 +80,48 @@ def run_backfill(
         UsageError: if the range has days that are no partitions.
     """
     days = business_days.check_range(settings, first, last)
-    split = split_exports(settings, lambda name, rows: say(f"Splitting {name}: {rows:,} rows"))
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE)
     definitions = build_definitions(settings)
-    with _instance() as instance:
-        problems = list(split.failed.values())
-        files = sorted(reference_files(settings))
-        reference = (
-            _run(definitions, instance, automation.REFERENCE, {}, say, files) if files else None
-        )
-        if reference is not None and not reference.success:
-            # Orders go on: unknown products and customers are counted, and restated later.
-            problems.append(_problem(reference))
-        due = days if everything else _due(settings, days)
+    with open_instance() as instance:
+        problems, notes = prepare(settings, definitions, instance, say)
+        due = days if everything else due_days(settings, days)
         failed: dict[date, str] = {}
         if due:
-            for start, end in business_days.ranges(due):
+            for start, end in business_days.ranges(due, settings.run_days):
                 failed |= _run_days(
                     settings, definitions, instance, automation.BATCH, start, end, problems, say
                 )
         # Not the days that failed: other exports may have orders of them.
-        tried = _failures(settings, RESTATED, due)
+        tried = failures(settings, RESTATED, due)
         stale = [day for day in stale_days(settings) if day not in tried]
         if stale:
-            for start, end in business_days.ranges(stale):
+            for start, end in business_days.ranges(stale, settings.run_days):
                 failed |= _run_days(
                     settings, definitions, instance, automation.RESTATE, start, end, problems, say
                 )
-        return Outcome(len(due), failed, tuple(problems), split.notes)
+        return Outcome(len(due), failed, tuple(problems), notes)
+
+
+def prepare(
+    settings: Settings,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    say: Callable[[str], None],
+) -> tuple[list[str], tuple[str, ...]]:
+    """Split exports of many days, and load the reference files; returns problems and notes."""
+    split = split_exports(settings, lambda name, rows: say(f"Splitting {name}: {rows:,} rows"))
+    problems = list(split.failed.values())
+    files = sorted(reference_files(settings))
+    if files:
+        reference = _run(definitions, instance, automation.REFERENCE, {}, say, files)
+        if not reference.success:
+            # Orders go on: unknown products and customers are counted, and restated later.
+            problems.append(_problem(reference))
+    return problems, split.notes
 
 
 @contextmanager
-def _instance() -> Iterator[dg.DagsterInstance]:
+def open_instance() -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME, or a temporary one."""
     home = os.environ.get("DAGSTER_HOME")
     if home:
@@ -131,7 +141,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
             yield instance
 
 
-def _due(settings: Settings, days: list[date]) -> list[date]:
+def due_days(settings: Settings, days: list[date]) -> list[date]:
     """The days whose export is new, or whose tables are missing or behind."""
     due = set(pending_exports(settings)) | set(stale_days(settings))
     lake = Lake.from_settings(settings)
@@ -155,13 +165,13 @@ def _run_days(
     tags = {partitions.RANGE_START: first.isoformat(), partitions.RANGE_END: last.isoformat()}
     days = business_days.days_between(first, last)
     result = _run(definitions, instance, job, tags, lambda text: say(f"{first} to {last}: {text}"))
-    failed = _failures(settings, PUBLISHED[job], days)
+    failed = failures(settings, PUBLISHED[job], days)
     if not result.success and not failed:
         problems.append(f"the run {result.run_id} failed: {_problem(result)}")
     return failed
 
 
-def _failures(
+def failures(
     settings: Settings, of_tables: Iterable[tables.Table], days: Collection[date]
 ) -> dict[date, str]:
     """The first problem of each of these days that failed in one of the tables."""

@@ -79,16 +79,43 @@ def backfill(
     everything: Annotated[
         bool, typer.Option("--all", help="Recompute days that are up to date as well.")
     ] = False,
+    launch: Annotated[
+        bool,
+        typer.Option(
+            "--launch", help="Hand the days to Dagster's daemon and its hosts, and return."
+        ),
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            help="Hand them over, and wait until all runs have ended and no day is behind.",
+        ),
+    ] = False,
 ) -> None:
-    """Run the batch job over the days that are missing or behind, in one Dagster run."""
+    """Run the batch job over the days that are missing or behind, in runs of RETAIL_RUN_DAYS."""
     from retail_assets import tables
     from retail_assets.cli import backfill as work
+    from retail_assets.cli.launched_backfill import launch_backfill
     from retail_assets.ingest.exports.pending import reference_files
 
     settings = load_settings()
     first, last = start.date(), end.date()
     with standard_error() as terminal, terminal.status("Loading Dagster") as status:
-        outcome = work.run_backfill(settings, first, last, everything=everything, say=status.update)
+        if launch or wait:
+            outcome = launch_backfill(
+                settings, first, last, everything=everything, wait=wait, say=status.update
+            )
+        else:
+            outcome = work.run_backfill(
+                settings, first, last, everything=everything, say=status.update
+            )
+    if launch and not wait:
+        for note in outcome.notes:
+            tell(note)
+        if outcome.problems:
+            raise RetailAssetsError(*outcome.problems)
+        return
     with connect_to_read(settings) as connection:
         _print_days(connection, first, last)
         _tell_of_orders(connection, settings, first, last)

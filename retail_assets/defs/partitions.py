@@ -26,6 +26,13 @@ def event_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     )
 
 
+def backfill_policy(settings: Settings) -> dg.BackfillPolicy:
+    """How a backfill is divided into runs: by RETAIL_RUN_DAYS, or not at all."""
+    if settings.run_days is None:
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.run_days)
+
+
 def run_days(tags: Mapping[str, str]) -> tuple[date, date] | None:
     """The first and the last day that a run with these tags is about, if it is about days."""
     first = tags.get(RANGE_START) or tags.get(PARTITION)

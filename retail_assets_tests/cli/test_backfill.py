@@ -9,7 +9,9 @@ import pytest
 
 from retail_assets import business_days
 from retail_assets.cli.backfill import Outcome, run_backfill
+from retail_assets.cli.launched_backfill import launch_backfill
 from retail_assets.defs import partitions
+from retail_assets.defs.automation.batch import busy_days
 from retail_assets.errors import UsageError
 from retail_assets.lake.connection import Lake
 from retail_assets.settings import Settings
@@ -191,3 +193,44 @@ def test_days_that_are_no_partitions_are_wrong_usage(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         run_backfill(settings, first, last)
+
+
+def test_runs_of_so_many_days_restate_each_other_s_days(
+    settings: Settings, write_export: WriteExport, without_checks: None
+) -> None:
+    settings = settings.model_copy(update={"run_days": 2})
+    for n, day in enumerate(DAYS):
+        write_export(day, [order_row(f"O{n}", day)])
+    # The second run has the late and the corrected order of the first one's days.
+    write_export(
+        DAYS[2],
+        [order_row("late", DAYS[0]), order_row("O1", DAYS[1], order_value_gbp="4.00")],
+    )
+    assert run_backfill(settings, DAY, LAST) == Outcome(4, {}, ())
+    assert runs("batch") == [("SUCCESS", DAYS[0], DAYS[1]), ("SUCCESS", DAYS[2], DAYS[3])]
+    assert runs("restate") == [("SUCCESS", DAYS[0], DAYS[1])]
+    assert revenue(settings) == {str(DAYS[0]): "20.00", str(DAYS[1]): "4.00", str(LAST): "10.00"}
+
+
+def test_a_backfill_that_is_handed_to_the_daemon_is_not_started_twice(
+    settings: Settings, exports: list[Path]
+) -> None:
+    found = launch_backfill(settings, DAY, LAST)
+    assert found.days == 4
+    assert "2026-10-12 to 2026-10-15" in found.notes[0]
+    assert "No Dagster daemon reports" in found.notes[1]
+    with dg.DagsterInstance.get() as instance:
+        (requested,) = instance.get_backfills()
+        assert requested.tags == {}
+        assert busy_days(instance) == set(DAYS), "for the sensors, too"
+    assert launch_backfill(settings, DAY, LAST).notes == ()
+    with dg.DagsterInstance.get() as instance:
+        assert len(instance.get_backfills()) == 1
+
+
+def test_without_an_instance_there_is_no_daemon_to_hand_it_to(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME")
+    with pytest.raises(UsageError, match="set DAGSTER_HOME to the folder"):
+        launch_backfill(settings, DAY, LAST, wait=True)

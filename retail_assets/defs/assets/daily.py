@@ -60,9 +60,19 @@ class DailyAsset:
     automation_condition: dg.AutomationCondition[Any] | None
 
     def build(
-        self, partitions_def: dg.PartitionsDefinition[str], timezone: str
+        self,
+        partitions_def: dg.PartitionsDefinition[str],
+        timezone: str,
+        backfill_policy: dg.BackfillPolicy | None = None,
     ) -> dg.AssetsDefinition:
-        """Return the asset."""
+        """Return the asset.
+
+        Args:
+            partitions_def: its days.
+            timezone: the business time zone.
+            backfill_policy: how a backfill is divided into runs, the same for all assets of one;
+                None: not at all.
+        """
 
         @wraps(self.rule)
         def compute(**inputs: nw.LazyFrame) -> AssetOutput:
@@ -78,7 +88,7 @@ class DailyAsset:
         make: Callable[[Callable[..., AssetOutput]], dg.AssetsDefinition] = dg.asset(
             **table_spec(self.table, code_version=self.code_version),
             partitions_def=partitions_def,
-            backfill_policy=dg.BackfillPolicy.single_run(),
+            backfill_policy=backfill_policy or dg.BackfillPolicy.single_run(),
             ins={name: dg.AssetIn(metadata={OPEN_END: True}) for name in self.open_end},
             automation_condition=self.automation_condition,
             freshness_policy=freshness(timezone),

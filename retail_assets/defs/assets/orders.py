@@ -12,6 +12,7 @@ from retail_assets.defs.assets.charts import recent_revenue
 from retail_assets.defs.assets.daily import RETRIES, daily_asset, freshness, table_spec
 from retail_assets.defs.assets.extract import files_behind
 from retail_assets.defs.io_manager import AssetOutput, LakeIOManager
+from retail_assets.defs.partitions import backfill_policy
 from retail_assets.defs.resource import LakeResource
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports import load as order_exports
@@ -92,7 +93,7 @@ def order_exports_assets(
             *files_behind(settings, tables.RAW_ORDERS),
         ],
         partitions_def=partitions_def,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=backfill_policy(settings),
         retry_policy=RETRIES,
     )
     def ingest_order_exports(

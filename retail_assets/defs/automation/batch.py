@@ -21,6 +21,7 @@ from importlib.metadata import version
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
 from retail_assets import business_days, tables
 from retail_assets.defs import partitions
@@ -108,7 +109,7 @@ def schedules(settings: Settings) -> Sequence[dg.ScheduleDefinition]:
         day = business_days.last_complete_day(settings)
         if day < settings.start_date:
             return dg.SkipReason(f"{day} lies before the first partition {settings.start_date}.")
-        if day in _busy_days(context.instance):
+        if day in busy_days(context.instance):
             return dg.SkipReason(f"{day} is queued or running already.")
         if _published(settings, day):
             return dg.SkipReason(f"{day} is published already.")
@@ -197,11 +198,13 @@ def _start_days(
 ) -> dg.SensorResult:
     """Request one run for each contiguous range of ready days, and describe pending ones.
 
+    A range has at most RETAIL_RUN_DAYS.
+
     `work` has the state of each day, and `written` are the tables in whose ledger a run enters what
     was wrong with its data.
     """
     before = _load(context.cursor)
-    busy = _busy_days(context.instance)
+    busy = busy_days(context.instance)
     # Only now: what has ended has entered its failures.
     failures = _failures(settings, written, work)
     rules = _rules(settings) if work else ""
@@ -220,7 +223,9 @@ def _start_days(
             ready.append(day)
             now = Seen(content, now.attempts + 1, failed_us=failed_us)
         seen[day.isoformat()] = now
-    requests = [_run_request(first, last) for first, last in business_days.ranges(ready)]
+    requests = [
+        _run_request(first, last) for first, last in business_days.ranges(ready, settings.run_days)
+    ]
     message = _describe(len(work), waiting, abandoned) + also
     if requests:
         context.log.info(message)
@@ -288,9 +293,17 @@ def _run_request(first: date, last: date) -> dg.RunRequest:
     )
 
 
-def _busy_days(instance: dg.DagsterInstance) -> Collection[date]:
-    """The days of the runs that are queued or running."""
+def busy_days(instance: dg.DagsterInstance) -> Collection[date]:
+    """The days of the runs that are queued or running, and of backfills that have not ended."""
     busy: set[date] = set()
+    days_of = {dg.AssetKey(table.name) for table in (tables.RAW_ORDERS, *RESTATED)}
+    requested = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+    for backfill in instance.get_backfills(filters=requested):
+        if backfill.asset_backfill_data is not None:
+            target = backfill.asset_backfill_data.target_subset
+            for key, subset in target.partitions_subsets_by_asset_key.items():
+                if key in days_of:
+                    busy.update(map(date.fromisoformat, subset.get_partition_keys()))
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
         days = partitions.run_days(run.tags)
         if days is not None:
