@@ -72,6 +72,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "status": lake.status,
     "init": lake.init,
     "maintain": lake.maintain,
+    "copy-catalog": lake.copy_catalog,
     "publish-marts": marts.publish_marts,
     "verify": verify,
     "dashboard": dashboard,

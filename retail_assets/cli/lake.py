@@ -9,7 +9,7 @@ from retail_assets.cli.base import PRINTERS, Format, err, out, print_summary, sn
 from retail_assets.cli.printing import print_message
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.explain import explain_text
-from retail_assets.settings import load_settings
+from retail_assets.settings import Settings, load_settings
 
 
 def query(
@@ -79,6 +79,29 @@ def init(
     lake = Lake.from_settings(load_settings())
     made = lake.create(beside_files=beside_files)
     err.print("An empty lake was made." if made else "There is a lake already.")
+
+
+def copy_catalog(
+    to: Annotated[
+        str, typer.Argument(help="The new catalog: a path, or `postgres:` and what to connect to.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="Where the copies of the lake's files lie: a folder or `s3://…`.")
+    ],
+) -> None:
+    """Copy the lake's catalog to a server, or back to a file: many machines instead of one."""
+    from retail_assets.lake.catalog_copy import copy_catalog as copy
+    from retail_assets.lake.connection import Lake
+
+    settings = load_settings()
+    there = Settings(lake_catalog=to, lake_data=data)
+    newest = copy(Lake.from_settings(settings), there.catalog, there.data_path)
+    print_message(
+        out,
+        f"The catalog is copied, up to snapshot {newest}. Copy the files as well, then set"
+        " RETAIL_LAKE_CATALOG and RETAIL_LAKE_DATA: what is written to the old lake from now on is"
+        " not in the new one.",
+    )
 
 
 def maintain(

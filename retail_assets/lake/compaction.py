@@ -158,6 +158,12 @@ def flush(lake: Lake, connection: duckdb.DuckDBPyConnection, rows: int) -> Itera
         yield Step("flush", flushed, held.seconds, table)
 
 
+def flush_all(lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
+    """Under the lock, flush all rows in the catalog to files."""
+    for table in _inlined_tables(connection, 1):
+        _flush(lake, connection, table)
+
+
 def rewrite(
     lake: Lake,
     connection: duckdb.DuckDBPyConnection,

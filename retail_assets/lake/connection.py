@@ -141,6 +141,10 @@ class Lake:
         connection.close()
         return made
 
+    def create_catalog(self) -> None:
+        """Make a catalog without a table, for the rows of another one."""
+        self._open(lambda connection: self._attach(connection, self._write_options())).close()
+
     def _open_writable(
         self, *, beside_files: bool = False
     ) -> tuple[duckdb.DuckDBPyConnection, bool]:

@@ -43,7 +43,7 @@ def run_batch(settings: Settings, days: Sequence[date]) -> None:
             mark = partial(reference.restate, table, lake)
             publish_table(lake, connection, table, rows, before_swap=mark)
         order_exports.ingest(
-            lake, connection, settings.exports_dir, days, late_days=settings.late_days
+            lake, connection, settings.exports_location, days, late_days=settings.late_days
         )
         stretches = list(business_days.ranges(stale_days(settings)))
         for asset in DAILY_ASSETS:
