@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -52,12 +53,45 @@ def write_lock(catalog: str, purpose: str = "change the lake") -> Iterator[None]
         if catalog.startswith("postgres:")
         else _file_lock(Path(catalog + ".lock"), purpose)
     )
+    asked = time.perf_counter()
     with lock:
+        got = time.perf_counter()
         held.add(catalog)
         try:
             yield
         finally:
             held.remove(catalog)
+            _usage.add(got - asked, time.perf_counter() - got)
+
+
+class _Usage:
+    """How often this process had the write lock, how long it waited for it and held it."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._count, self._waited, self._held = 0, 0.0, 0.0
+
+    def add(self, waited: float, held: float) -> None:
+        with self._mutex:
+            self._count += 1
+            self._waited += waited
+            self._held += held
+
+    def totals(self) -> dict[str, float]:
+        with self._mutex:
+            return {
+                "lock_acquired_total": self._count,
+                "lock_wait_seconds_total": round(self._waited, 3),
+                "lock_hold_seconds_total": round(self._held, 3),
+            }
+
+
+_usage = _Usage()
+
+
+def lock_totals() -> dict[str, float]:
+    """How often this process had the write lock, and the seconds that it waited for and held it."""
+    return _usage.totals()
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from retail_assets.lake.lock import lock_totals
+
 WINDOW_SECONDS = 60.0
 """Rates and latencies are of the last minute."""
 
@@ -95,6 +97,7 @@ class Metrics:
                 for share, value in zip((50, 95, 99), _percentiles(waited), strict=True)
             },
             "sources": totals,
+            **lock_totals(),
             **gauges,
         }
 

@@ -1,7 +1,12 @@
 """What the worker counts and measures, and how Prometheus reads it."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
+from retail_assets.lake.lock import lock_totals, write_lock
 from retail_assets.worker import metrics as stream_figures
 from retail_assets.worker.metrics import Batch, Metrics
 from retail_assets.worker.prometheus import metrics_text
@@ -28,7 +33,7 @@ def test_latencies_are_of_events_not_of_batches() -> None:
 
 
 def test_without_events_there_are_no_latencies_and_no_rates() -> None:
-    assert Metrics().snapshot() == {
+    assert Metrics().snapshot() == lock_totals() | {
         "events_per_second": 0,
         "dead_letter_rate": 0,
         "latency_p50_ms": None,
@@ -36,6 +41,28 @@ def test_without_events_there_are_no_latencies_and_no_rates() -> None:
         "latency_p99_ms": None,
         "sources": {},
     }
+
+
+def test_how_long_the_write_lock_was_waited_for_and_held_is_counted(tmp_path: Path) -> None:
+    catalog, before = str(tmp_path / "catalog.sqlite"), lock_totals()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with write_lock(catalog):
+            held.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor(1) as threads:
+        holding = threads.submit(hold)
+        assert held.wait(10)
+        threading.Timer(0.2, done.set).start()
+        with write_lock(catalog):
+            pass
+        holding.result()
+    after = {name: value - before[name] for name, value in lock_totals().items()}
+    assert after["lock_acquired_total"] == 2
+    assert after["lock_wait_seconds_total"] >= 0.15
+    assert after["lock_hold_seconds_total"] >= 0.15
 
 
 def test_totals_are_since_the_start_and_rates_of_the_last_minute(
@@ -61,7 +88,7 @@ def test_prometheus_reads_the_same_metrics() -> None:
     metrics.add(batch(lines=10, accepted=3, dead_lettered=5, seconds=0.25))
     metrics.gauge({"inbox_events": 7, "requests_total": 3})
     lines = metrics_text(metrics).decode().splitlines()
-    assert {line for line in lines if not line.startswith("#")} == {
+    assert {line for line in lines if line[:1] != "#" and "_lock_" not in line} == {
         'retail_assets_events_total{outcome="accepted",source="kafka"} 3.0',
         'retail_assets_events_total{outcome="dead_lettered",source="kafka"} 5.0',
         'retail_assets_events_total{outcome="duplicate",source="kafka"} 2.0',
