@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -216,3 +217,22 @@ def test_the_image_has_what_it_is_made_of(path: str) -> None:
 def test_no_other_file_says_what_is_left_out() -> None:
     # One beside the Dockerfile would count instead, for some builders.
     assert not list((ROOT / "deploy").rglob("*.dockerignore"))
+
+
+def test_the_files_for_a_cluster_name_what_exists() -> None:
+    folder = ROOT / "deploy" / "cluster"
+    variables = dict(
+        line.split("=", 1)
+        for line in (folder / "retail-assets.env").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
+    settings = {name for name in variables if name.startswith("RETAIL_")}
+    assert {name.removeprefix("RETAIL_").lower() for name in settings} <= set(Settings.model_fields)
+    instance = (folder / "dagster.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"env: (\w+)", instance)) <= set(variables)
+    assert variables["DAGSTER_HOME"] == str(BIN.parents[1] / "deploy" / "cluster")
+    unit = (folder / "retail-assets-runs@.service").read_text(encoding="utf-8")
+    (program, module) = re.findall(r"^ExecStart=(\S+) -m (\S+)", unit, flags=re.MULTILINE)[0]
+    assert PurePosixPath(program) == BIN / "python"
+    assert find_spec(module) is not None
+    assert f"module: {module}" in instance

@@ -33,7 +33,7 @@ from retail_assets.ingest.exports.stale_days import RESTATED, described, stale_d
 from retail_assets.secrets import mask
 from retail_assets.settings import Settings
 
-POLL_SECONDS = 1
+POLL_SECONDS = 2
 
 DAEMON_SECONDS = 60
 """A daemon that has not reported for so long is taken for stopped."""
