@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 
 import duckdb
 
 from retail_assets.dashboard.reading.courses import BATCH, sources
 from retail_assets.errors import RetailAssetsError
 from retail_assets.ingest.exports.csv_records import find_records
+from retail_assets.ingest.exports.location import ExportsLocation
 from retail_assets.lake.sql import literal
 from retail_assets.settings import Settings
 from retail_assets.tables import MASKED
@@ -317,8 +317,10 @@ def _line(
     for (number,) in malformed:
         record += number <= record
     try:
-        path = Path(settings.exports_dir, source_file)
-        found = next(find_records(path, [record], settings.export_mapping), None)
+        location = ExportsLocation(settings.exports_location)
+        with location.copies([source_file], str(settings.lake_dir / "spill")) as (folder, _):
+            path = folder / source_file
+            found = next(find_records(path, [record], settings.export_mapping), None)
     except (RetailAssetsError, OSError):
         return None
     # The file may have been replaced since.

@@ -49,7 +49,7 @@ def sources(settings: Settings) -> list[dg.AssetSpec]:
         found.append(
             _source(
                 EXPORTS_FOLDER,
-                f"The shop's nightly order exports as they land in {settings.exports_dir}.",
+                f"The shop's nightly order exports as they land in {settings.exports_location}.",
                 {"csv"},
             )
         )
