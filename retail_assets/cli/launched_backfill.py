@@ -139,16 +139,18 @@ class _Launched:
 
     def end(self, problems: Sequence[str], notes: Sequence[str]) -> Outcome:
         """Wait until all runs have ended and no day is behind, or why one stays so."""
-        for _ in range(RESTATE_ROUNDS):
+        asked = set(self._due)
+        for rounds_left in reversed(range(RESTATE_ROUNDS)):
             self._wait()
             # Not the days that failed: other exports may have orders of them.
-            tried = work.failures(self._settings, RESTATED, self._due)
-            stale = [day for day in stale_days(self._settings) if day not in tried]
-            if not stale:
+            tried = work.failures(self._settings, RESTATED, asked)
+            stale = set(stale_days(self._settings)) - set(tried)
+            if not stale or not rounds_left:
                 break
             self.start(automation.RESTATE, stale)
-        failed = work.failures(self._settings, work.PUBLISHED[automation.BATCH], self._due)
-        behind = set(work.due_days(self._settings, list(self._due))) - set(failed)
+            asked |= stale
+        failed = work.failures(self._settings, work.PUBLISHED[automation.BATCH], asked)
+        behind = stale | set(work.due_days(self._settings, list(self._due))) - set(failed)
         for backfill in map(self._instance.get_backfill, self._ids):
             if backfill is not None and backfill.error is not None:
                 why = mask(backfill.error.message.strip())
