@@ -21,6 +21,7 @@ from retail_assets.defs.automation import events as event_automation
 from retail_assets.defs.automation import extract as extract_automation
 from retail_assets.defs.automation import lookups as lookup_automation
 from retail_assets.defs.automation import marts as mart_automation
+from retail_assets.defs.automation import published
 from retail_assets.defs.automation import worker as stream_automation
 from retail_assets.defs.automation.notifications import notification_sensor
 from retail_assets.defs.automation.upkeep import upkeep_jobs
@@ -86,6 +87,7 @@ def _assemble(settings: Settings) -> dg.Definitions:
         sensors=[
             *automation.sensors(settings),
             event_automation.sensor(settings, event_jobs, FolderWatch(settings)),
+            published.sensor(settings),
             stream_automation.sensor(settings),
             notification_sensor(settings),
             *lookup_automation.sensors(settings),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retail_assets.cli.base import PRINTERS, Format, err, out, print_summary, snapshot_of
+from retail_assets.cli.base import PRINTERS, Format, err, out, print_summary, snapshot_of, tell
 from retail_assets.cli.printing import print_message
 from retail_assets.errors import RetailAssetsError, UsageError
 from retail_assets.explain import explain_text
@@ -57,14 +57,39 @@ def query(
 
 def status(
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.table,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show figures of the table that are zero as well.")
+    ] = False,
+    check: Annotated[bool, typer.Option(help="Exit with 1 if something has failed.")] = False,
 ) -> None:
-    """Show pending files, days that failed or are behind, and the size of the lake."""
+    """Say whether all is well, and show what is pending, failed or behind, and the lake's size."""
+    from retail_assets.health.outside import current_verdict
     from retail_assets.health.status import LABELS, collect_status
+    from retail_assets.health.verdict import Issue, Level, Verdict
+    from retail_assets.lake.connection import NoLakeError
 
-    labels = LABELS if format is Format.table else {}
-    figures = collect_status(load_settings())
-    rows = [(labels.get(name, name), value) for name, value in figures.items()]
-    PRINTERS[format](["figure", "value"], rows)
+    settings = load_settings()
+    figures = collect_status(settings)
+    if format is not Format.table and not check:
+        PRINTERS[format](["figure", "value"], list(figures.items()))
+        return
+    try:
+        found = current_verdict(settings)
+    except NoLakeError as error:
+        found = Verdict(str(error))
+    shown = figures
+    if format is Format.table:
+        for issue in found.issues or [Issue(found.level, "", found.sentence)]:
+            mark = {Level.well: "✓", Level.warning: "!", Level.failure: "✕"}[issue.level]
+            print_message(out, f"{mark} {issue.text}")
+        shown = {LABELS.get(name, name): value for name, value in figures.items()}
+        if not everything:
+            shown = {name: value for name, value in shown.items() if value}
+    PRINTERS[format](["figure", "value"], list(shown.items()))
+    if len(shown) < len(figures):
+        tell(f"{len(figures) - len(shown)} more figures are zero or blank: --all shows them.")
+    if check and found.level is Level.failure:
+        raise typer.Exit(1)
 
 
 def init(

@@ -258,6 +258,25 @@ def test_status_counts_what_is_pending_and_published(
     assert figures["export rows"] == 4
 
 
+def test_status_begins_with_the_verdict_and_leaves_out_what_is_zero(
+    published: Platform, command: Command
+) -> None:
+    published.change(
+        "INSERT INTO lake.failed_days (table_name, day, problem, failed_at)"
+        f" VALUES ('raw_orders', DATE '{DAYS[0]}', 'no region', now())"
+    )
+    code, out, err = command("status", "--check")
+    assert code == 1
+    assert out.startswith(f"✕ {DAYS[0]} failed: no region\n")
+    assert "days failed" in out
+    assert "days published" in out
+    assert "keys quarantined" not in out
+    assert "--all shows them" in err
+    code, out, _ = command("status", "--all")
+    assert code == 0
+    assert "keys quarantined" in out
+
+
 def test_status_names_the_files_in_exports_that_are_not_taken(
     settings: Settings, command: Command, write_export: WriteExport
 ) -> None:

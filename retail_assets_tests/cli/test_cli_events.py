@@ -125,7 +125,7 @@ def test_pending_event_files_are_ingested_and_counted(settings: Settings, comman
     code, out, _ = command("status", *JSON)
     found = {row["figure"]: row["value"] for row in json.loads(out)}
     assert (found["event files that changed"], found["their earlier events taken back"]) == (1, 1)
-    code, out, _ = command("status")
+    code, out, _ = command("status", "--all")
     assert re.search(r"their earlier events retracted\W+1\b", out)
     assert "keys quarantined by consumers" in out
 

@@ -234,6 +234,7 @@ def test_schedule_and_sensors_are_on_and_say_what_they_do(definitions: dg.Defini
         "restated_days": ["restate"],
         "changed_reference": ["reference"],
         "new_event_files": ["events", "event_checks"],
+        "published_days": [],
         "stream_worker": [],
         "notifications": [],
     }
@@ -242,6 +243,7 @@ def test_schedule_and_sensors_are_on_and_say_what_they_do(definitions: dg.Defini
         "restated_days",
         "changed_reference",
         "new_event_files",
+        "published_days",
         "stream_worker",
         "notifications",
         "automation",

@@ -11,7 +11,7 @@ from retail_assets.transforms.events import REASONS
 
 SHOWN_EVENTS = 30
 SHOWN_ALERTS = 20
-RECENT = timedelta(minutes=15)
+RECENT = (timedelta(minutes=1), timedelta(minutes=15))
 """The newest events are looked for here first: files of older ones are not opened."""
 
 
@@ -97,7 +97,7 @@ def read_events(connection: duckdb.DuckDBPyConnection, day: date, now: datetime)
 
 def _feed(connection: duckdb.DuckDBPyConnection, day: date, now: datetime) -> list[FeedEvent]:
     found: list[FeedEvent] = []
-    for since in (now - RECENT, None):
+    for since in (*(now - age for age in RECENT), None):
         rows = connection.execute(
             "SELECT processed_at, event_id, order_id, region, coalesce(product_name, 'unknown'),"
             " status, order_value_gbp, value_tier FROM enriched_events"

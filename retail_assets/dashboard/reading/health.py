@@ -1,35 +1,25 @@
 """The page Health: the verdict, and how far sources and consumers are behind."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import duckdb
 
 from retail_assets.consumers.framework import lag
 from retail_assets.consumers.registry import all_consumers
-from retail_assets.errors import RetailAssetsError
-from retail_assets.health.verdict import Issue, Level, Verdict, verdict
-from retail_assets.ingest.event_files.pending import pending_event_files
-from retail_assets.ingest.exports.pending import pending_exports
+from retail_assets.health.outside import Pending, look_outside
+from retail_assets.health.verdict import Verdict, verdict
 from retail_assets.ingest.ledgers.workers import Heartbeat, heartbeats, state
 from retail_assets.lake import history
-from retail_assets.lake.checksums import Verification, last_verification
+from retail_assets.lake.checksums import Verification
 from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.settings import Settings
-
-if TYPE_CHECKING:
-    from retail_assets.ingest.exports.pending import PendingFile
-    from retail_assets.ingest.ledgers.event_files import FoundFile
 
 HOUR = timedelta(hours=1)
 RECENT_DAYS = 7
 """Days whose files and workers are shown; older ones are over."""
-
-WAITING_SECONDS = 600
-"""A file that has waited so long is a warning: a sensor or a worker would have ingested it."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +75,6 @@ class LastHour:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """Files that wait: how many, their bytes, and seconds since the oldest was written."""
-
-    kind: str
-    files: int
-    bytes: int
-    oldest_seconds: float
-
-
-@dataclass(frozen=True)
 class Health:
     """All that the page shows, as of a snapshot and its commit."""
 
@@ -120,12 +100,11 @@ def read_health(
         settings: the folders and limits.
         now: the time, with a time zone.
     """
-    pending, unread = _pending(connection, settings, now)
-    verified, damage = _verified(lake)
+    outside = look_outside(connection, lake, settings, now)
     snapshot = current_snapshot(connection)
     committed = history.committed_us(connection, snapshot)
     return Health(
-        verdict=verdict(connection, settings, now, [*unread, *_late(pending), *damage]),
+        verdict=verdict(connection, settings, now, outside.issues),
         snapshot=snapshot,
         committed_at=None
         if committed is None
@@ -134,70 +113,9 @@ def read_health(
         sources=_sources(connection, now),
         consumers=_consumers(connection, settings),
         last_hour=read_last_hour(connection, settings, now),
-        pending=pending,
-        verified=verified,
+        pending=outside.pending,
+        verified=outside.verified,
     )
-
-
-def _pending(
-    connection: duckdb.DuckDBPyConnection, settings: Settings, now: datetime
-) -> tuple[list[Pending], list[Issue]]:
-    found: list[Pending] = []
-    issues: list[Issue] = []
-    try:
-        exports = pending_exports(settings, connection)
-        found.append(_summary("exports", exports.values(), now))
-        if settings.events_listed:
-            events = pending_event_files(settings, connection)
-            found.append(_summary("event files", events.files.values(), now))
-            issues += [
-                Issue(Level.warning, "left_alone", f"{path} {reason}.")
-                for path, reason in events.left_alone.items()
-            ]
-            if text := events.about_not_read():
-                issues.append(Issue(Level.warning, "not_read", text))
-    except (RetailAssetsError, OSError) as error:
-        issues.append(Issue(Level.warning, "folder", f"Files cannot be listed: {error}"))
-    return found, issues
-
-
-def _summary(
-    kind: str, files: "Collection[PendingFile] | Collection[FoundFile]", now: datetime
-) -> Pending:
-    oldest = min((file.modified_ns for file in files), default=None)
-    waited = 0.0 if oldest is None else max(now.timestamp() - oldest / 1e9, 0.0)
-    return Pending(kind, len(files), sum(file.size_bytes for file in files), waited)
-
-
-def _late(pending: Sequence[Pending]) -> list[Issue]:
-    return [
-        Issue(
-            Level.warning,
-            "waiting",
-            f"{each.files:,} {each.kind} have not been ingested, the oldest for"
-            f" {each.oldest_seconds / 60:,.0f} minutes: start `make ui`, whose sensors ingest them,"
-            f" or run `retail-assets {_COMMANDS[each.kind]}`.",
-        )
-        for each in pending
-        if each.files and each.oldest_seconds > WAITING_SECONDS
-    ]
-
-
-_COMMANDS = {"exports": "backfill", "event files": "ingest-events"}
-
-
-def _verified(lake: Lake) -> tuple[Verification | None, list[Issue]]:
-    try:
-        last = last_verification(lake)
-    except RetailAssetsError as error:
-        return None, [Issue(Level.warning, "verification", str(error))]
-    if last is None or not last.damaged:
-        return last, []
-    text = (
-        f"{last.damaged:,} files of the lake are damaged: {last.found}. `retail-assets verify`"
-        " names all of them and what brings their rows back."
-    )
-    return last, [Issue(Level.failure, "damage", text)]
 
 
 def _workers(connection: duckdb.DuckDBPyConnection, now: datetime) -> list[Worker]:

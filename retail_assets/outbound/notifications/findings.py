@@ -271,12 +271,16 @@ def _missing_days(
 
 
 def _failed_days(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
+    """One for each day and problem: a day that fails does so in several tables at once."""
     rows = connection.execute(
-        "SELECT table_name, day, problem FROM lake.failed_days ORDER BY day, table_name"
+        "SELECT list(table_name ORDER BY table_name), day, problem FROM lake.failed_days"
+        " GROUP BY day, problem ORDER BY day, problem"
     ).fetchall()
     return [
-        Finding(FAILED_DAY, f"{table} {day}", f"{table} of {day}: {_short(problem)}")
-        for table, day, problem in rows
+        Finding(
+            FAILED_DAY, f"{failed[0]} {day}", f"{' and '.join(failed)} of {day}: {_short(problem)}"
+        )
+        for failed, day, problem in rows
     ]
 
 

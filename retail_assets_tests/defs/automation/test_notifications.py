@@ -113,6 +113,17 @@ def test_a_failed_day_is_told_once_per_failure_and_so_is_its_end(
     assert len(set(receiver.keys())) == 3
 
 
+def test_a_day_that_fails_in_two_tables_is_one_failure(office: Office, receiver: Receiver) -> None:
+    office.fail(DAY)
+    office.change(
+        "INSERT INTO lake.failed_days"
+        " SELECT * REPLACE ('raw_orders' AS table_name) FROM lake.failed_days"
+    )
+    office.tell()
+    assert receiver.titles() == ["A day failed"]
+    assert f"daily_revenue and raw_orders of {DAY}: " in receiver.texts()[0]
+
+
 def test_many_failed_days_are_one_message(office: Office, receiver: Receiver) -> None:
     office.fail(*(DAY + timedelta(days=number) for number in range(100)))
     office.tell()
