@@ -173,14 +173,15 @@ def measure(running: Running, drops: int, *, every_second: bool) -> dict[str, An
 
 @contextmanager
 def platform(folder: Path) -> Iterator[Running]:
-    """The services of `make ui` without a worker, in a new folder."""
+    """The services of `make ui` without a worker and the board, in a new folder."""
     write_reference(folder)
     target = folder / "events" / str(DAY)
     target.mkdir(parents=True)
     home = folder / "dagster"
     home.mkdir()
     shutil.copy(ROOT / "deploy/dagster/dagster.yaml", home)
-    command = [sys.executable, "-m", "retail_assets.cli.services", "--no-worker"]
+    command = [sys.executable, "-m", "retail_assets.cli.services"]
+    command += ["--no-worker", "--no-board"]
     environment = {"RETAIL_DATA_DIR": str(folder), "DAGSTER_HOME": str(home)}
     lake = Lake.from_settings(Settings(data_dir=folder))
     reader: list[Any] = []

@@ -3,8 +3,8 @@
     python -m retail_assets.cli.services --port 3000
 
 starts the Dagster UI with its daemon and code server, the stream worker, and the board where its
-extra is installed. Ctrl-C, SIGTERM, or the end of one of them stops all: first by a signal, then by
-force. A second Ctrl-C does not wait.
+extra is installed. A code server that dies is started again. Ctrl-C, SIGTERM, or the end of one of
+them stops all: first by a signal, then by force. A second Ctrl-C does not wait.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from importlib.util import find_spec
 
 from rich.console import Console
 
+from retail_assets.cli.code_server import CodeServerWatch
 from retail_assets.cli.dagster_home import check_dagster_home
 from retail_assets.cli.printing import print_message
 from retail_assets.dashboard.address import check_free
@@ -61,7 +62,12 @@ def main() -> int:
         sys.stdout.write(f"Board: http://{settings.dashboard_host}:{settings.dashboard_port}\n")
         sys.stdout.flush()
         commands.append(_board())
-    return run_together(commands)
+    watch = CodeServerWatch(options.host, options.port)
+    watch.start()
+    try:
+        return run_together(commands)
+    finally:
+        watch.stop()
 
 
 def _dagster(host: str, port: int) -> list[str]:

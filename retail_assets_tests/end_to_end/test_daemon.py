@@ -140,15 +140,16 @@ def eventually(
     return answer
 
 
-def processes_of(home: Path) -> list[str]:
-    """The processes that run with this DAGSTER_HOME."""
-    found = []
+def processes_of(home: Path) -> dict[int, str]:
+    """The commands of the processes that run with this DAGSTER_HOME, by their ids."""
+    found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
             if f"DAGSTER_HOME={home}\0" in (folder / "environ").read_text(errors="replace"):
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
+                command = (folder / "cmdline").read_text().replace("\0", " ")
+                found[int(folder.name)] = command
         except OSError:
             continue  # it ended meanwhile, or belongs to somebody else
     return found
@@ -187,6 +188,8 @@ def services(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Ite
             "-m",
             "retail_assets.cli.services",
             "--no-worker",
+            # Its tests start it themselves; within pytest NiceGUI runs otherwise.
+            "--no-board",
             "--port",
             str(running.port),
         ],
@@ -206,7 +209,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, new_lake: NewLake) -> Ite
         code = process.wait(HANG_SECONDS)
     # What was killed in the middle of its work takes a moment to be gone.
     left = eventually(lambda: processes_of(home), lambda found: not found, seconds=5)
-    assert (code, left) == (0, []), "SIGTERM ends all that was started"
+    assert (code, left) == (0, {}), "SIGTERM ends all that was started"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -313,6 +316,17 @@ def test_a_worker_is_seen_and_when_it_is_killed_the_sensor_takes_over(services: 
     services.drop_events(day, "of-the-sensor.jsonl", event(102))
     rows = eventually(lambda: services.query(there), lambda found: len(found) > 1)
     assert rows == [("E101",), ("E102",)]
+
+
+def test_a_code_server_that_is_killed_is_started_again(services: Services) -> None:
+    day = date(2026, 11, 4)
+    home = services.settings.data_dir / "dagster"
+    for pid, command in processes_of(home).items():
+        if "-m retail_assets.definitions" in command and " grpc " in command:
+            os.kill(pid, signal.SIGKILL)
+    services.drop_events(day, "after-it.jsonl", event(103))
+    there = f"SELECT event_id FROM enriched_events WHERE received_date = DATE '{day}'"
+    assert eventually(lambda: services.query(there), bool) == [("E103",)]
 
 
 def test_a_backfill_launched_in_the_ui_is_one_run(services: Services, launched: str) -> None:
