@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -173,31 +173,47 @@ def tick(folder: Path) -> Figures:
 
 
 def consumers(folder: Path) -> Figures:
-    """Processor seconds of a round of each consumer after 200 events, without the first."""
-    from retail_assets.consumers.framework import consume
+    """Processor seconds of a round of all consumers after 200 events, and of their keyed state."""
+    from retail_assets.consumers.keyed.follower import Follower, state_path
     from retail_assets.consumers.registry import all_consumers
-    from retail_assets.ingest.ledgers.offsets import move_consumer
+    from retail_assets.ingest.ledgers.offsets import move_consumers
     from retail_assets.ingest.messages.load import ingest, warm_session
 
     settings = _settings(folder)
-    lake = Lake.from_settings(settings)
-    found: Figures = {}
+    lake = replace(Lake.from_settings(settings), threads=1)
+    state = state_path(settings)
+    state.unlink(missing_ok=True)
+    every = all_consumers(settings)
+
+    def started(connection: duckdb.DuckDBPyConnection) -> tuple[Follower, float]:
+        began = time.process_time()
+        follower = Follower(lake, every, state, str(settings.opening_date))
+        while not follower.is_ready(connection):
+            time.sleep(0.1)
+        return follower, time.process_time() - began
+
     with lake.connect() as connection:
-        every = all_consumers(settings)
         with lake.transaction(connection, "place consumers"):
-            for consumer in every:
-                move_consumer(connection, consumer.name, current_snapshot(connection))
+            names = [consumer.name for consumer in every]
+            move_consumers(connection, names, current_snapshot(connection))
         session = warm_session(lake, connection, ())
-        seconds: dict[str, list[float]] = {consumer.name: [] for consumer in every}
-        for _ in range(4):
+        follower, built = started(connection)
+        follower.close()
+        follower, opened = started(connection)
+        seconds = []
+        for _ in range(WARM_UP + BATCHES):
             ingest(session, [_batch()])
-            for consumer in every:
-                began = time.process_time()
-                consume(lake, connection, consumer)
-                seconds[consumer.name].append(time.process_time() - began)
-        for name, each in seconds.items():
-            found[f"consumer {name}, s"] = statistics.median(each[1:])
-    return found
+            began = time.process_time()
+            follower.iterate(connection)
+            seconds.append(time.process_time() - began)
+        size = follower.metrics["state_bytes"]
+        follower.close()
+    return {
+        "round of all consumers, s": statistics.median(seconds[WARM_UP:]),
+        "start of the consumers, s": opened,
+        "the same without their state, s": built,
+        "the state, MB": size / MILLION,
+    }
 
 
 def questions(folder: Path) -> Figures:

@@ -400,6 +400,11 @@ class Settings(BaseSettings):
         description="Address of the Dagster UI that the board links to (default: no links;"
         " `make ui` sets its own).",
     )
+    consumer_state: str | None = Field(
+        default=None,
+        description="File of the worker's [keyed state](consumers.md#keyed-state), on its machine"
+        " (default: `state.sqlite` in the lake's folder).",
+    )
     stock_date: date | None = Field(
         default=None,
         description="Day at whose start the stock of `products.csv` was counted; orders from"

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -22,7 +22,10 @@ from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
 from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.secrets import mask
-from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
+from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, INSTANT, Table
+
+if TYPE_CHECKING:
+    from retail_assets.consumers.keyed.round import KeyedRound
 
 ATTEMPTS = 3
 """How often a round is tried as a whole before it looks for the failing keys."""
@@ -71,7 +74,8 @@ class Consumer:
     `sources`, whose changes make a key's rows stale. `staging` names temporary tables that
     `compute` makes, which are dropped after the round. `in_pieces` says whether many keys are
     computed some at a time. Where keys have many rows but only sums are kept, this would read all
-    rows again for each piece.
+    rows again for each piece. `follow` computes the same rows from the keyed state of a worker;
+    without it, a consumer always reads the lake.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Consumer:
     sources: tuple[Table, ...] = (ENRICHED_EVENTS,)
     staging: tuple[str, ...] = ()
     in_pieces: bool = True
+    follow: "Callable[[KeyedRound], None] | None" = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,47 @@ def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
     """
     offset = consumer_offset(connection, consumer.name)
     return Lag(*history.lag(connection, -1 if offset is None else offset, *consumer.sources))
+
+
+def replace_rows(
+    connection: duckdb.DuckDBPyConnection, table: Table, deleted: int, inserted: int
+) -> None:
+    """Replace rows of a consumer's table, in the caller's transaction.
+
+    Args:
+        connection: has them in the temporary tables `gone_…` and `new_…`.
+        table: the table.
+        deleted: how many rows go.
+        inserted: how many come.
+    """
+    if deleted:
+        same = " AND ".join(f"t.{name} IS NOT DISTINCT FROM g.{name}" for name in table.key)
+        connection.execute(
+            f"DELETE FROM lake.{table.name} AS t USING temp.main.gone_{table.name} AS g"
+            f" WHERE {same}{_within(connection, table)}"
+        )
+    if inserted:
+        stamp = f", now() AS {STAMP}" if STAMP in table.types else ""
+        connection.execute(
+            f"INSERT INTO lake.{table.name} BY NAME SELECT *{stamp} FROM temp.main.new_{table.name}"
+        )
+
+
+def _within(connection: duckdb.DuckDBPyConnection, table: Table) -> str:
+    """A condition on the days of the rows that go, so that files of other days are not read."""
+    times = [
+        column.name
+        for column in table.columns
+        if column.type in ("DATE", INSTANT) and not column.nullable and column.name != STAMP
+    ]
+    if not times:
+        return ""
+    name = table.day or times[0]
+    low, high = connection.execute(
+        f"SELECT min({name})::VARCHAR, max({name})::VARCHAR FROM temp.main.gone_{table.name}"
+    ).fetchone() or (None, None)
+    type_ = table.types[name]
+    return "" if low is None else f" AND t.{name} BETWEEN {type_} '{low}' AND {type_} '{high}'"
 
 
 def quarantined_keys(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> int:
@@ -385,25 +431,12 @@ class _Round:
                 if consumer_offset(self.connection, name) != self.offset:
                     raise _OthersWereFasterError
                 for table in self.consumer.tables:
-                    self._replace(table)
+                    changed = (self.deleted[table.name], self.inserted[table.name])
+                    replace_rows(self.connection, table, *changed)
                 self._note_failures()
                 move_consumer(self.connection, name, self.seen)
             return self._report() if self.key_count else None
         return None
-
-    def _replace(self, table: Table) -> None:
-        if self.deleted.get(table.name):
-            same = " AND ".join(f"t.{name} IS NOT DISTINCT FROM g.{name}" for name in table.key)
-            self._execute(
-                f"DELETE FROM lake.{table.name} AS t USING temp.main.gone_{table.name} AS g"
-                f" WHERE {same}"
-            )
-        if self.inserted.get(table.name):
-            stamp = f", now() AS {STAMP}" if STAMP in table.types else ""
-            self._execute(
-                f"INSERT INTO lake.{table.name} BY NAME SELECT *{stamp}"
-                f" FROM temp.main.new_{table.name}"
-            )
 
     def _note_failures(self) -> None:
         """Enter the keys that failed, and remove those that do not fail any more."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from datetime import date
+from typing import TYPE_CHECKING
 
 import duckdb
 import narwhals as nw
@@ -9,11 +10,15 @@ import narwhals as nw
 from retail_assets import tables
 from retail_assets.consumers import live_orders as orders_consumer
 from retail_assets.consumers.framework import LAST_ATTEMPT, Consumed, Consumer, consume
-from retail_assets.consumers.sql_cache import compile_once
+from retail_assets.consumers.sql_cache import CompiledSql, compile_once
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.publish import Publication, day_facts
+from retail_assets.tables import Table
 from retail_assets.transforms import live_orders as rules
 from retail_assets.transforms import revenue
+
+if TYPE_CHECKING:
+    from retail_assets.consumers.keyed.round import KeyedRound
 
 
 def refresh(lake: Lake, connection: duckdb.DuckDBPyConnection) -> Publication | None:
@@ -43,10 +48,15 @@ def live_orders(connection: duckdb.DuckDBPyConnection, days: Collection[date]) -
 
 def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, nw.LazyFrame]:
     of_keys = "" if keys is None else f" WHERE order_date IN (SELECT order_date FROM {keys})"
-    orders, lines = (
-        nw.from_native(connection.sql(f"SELECT * FROM lake.{table.name}{of_keys}"))
-        for table in (tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES)
+    return _revenue(
+        *(
+            nw.from_native(connection.sql(f"SELECT * FROM lake.{table.name}{of_keys}"))
+            for table in (tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES)
+        )
     )
+
+
+def _revenue(orders: nw.LazyFrame, lines: nw.LazyFrame) -> dict[str, nw.LazyFrame]:
     counting = rules.completed(orders)
     return {
         tables.LIVE_REVENUE.name: revenue.revenue_by(counting, "order_date", "region"),
@@ -59,6 +69,39 @@ def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping
     }
 
 
+def _follow(round_: "KeyedRound") -> None:
+    """What there was, less that of the changed orders as they were, plus that as they are."""
+    sources = (tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES)
+    if not any(map(round_.changed, sources)):
+        return
+    for table in _TABLES:
+        column = "minute" if table is tables.LIVE_REVENUE_MINUTES else "order_date"
+        own = round_.load(
+            table, column, round_.keys(column, *sources[: 1 if column == "minute" else 2])
+        )
+        query = _COMPILED.of(table.name, lambda: _sum(round_.connection, table, own))  # noqa: B023
+        round_.compare(table, query, own)
+
+
+def _sum(connection: duckdb.DuckDBPyConnection, table: Table, own: str) -> nw.LazyFrame:
+    """The revenue of a table: that of `own` and of what has changed."""
+    keys = ", ".join(table.key)
+    sums = f"SELECT {keys}, {{0}} total_revenue AS total_revenue, {{0}} order_count AS order_count"
+    parts = [f"{sums.format('')} FROM {own}"]
+    for sign, when in (("-", "before"), ("", "after")):
+        orders, lines = (
+            nw.from_native(connection.sql(f"SELECT * FROM temp.main.{when}_{source.name}"))
+            for source in (tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES)
+        )
+        found = nw.to_native(_revenue(orders, lines)[table.name]).sql_query()
+        parts.append(f"{sums.format(sign)} FROM ({found})")
+    changed = connection.sql(
+        f"SELECT *, (total_revenue::DECIMAL(38,2) * 100)::BIGINT AS pence"
+        f" FROM ({' UNION ALL '.join(parts)})"
+    )
+    return revenue.add_up(nw.from_native(changed), *table.key)
+
+
 def _publication(connection: duckdb.DuckDBPyConnection, consumed: Consumed) -> Publication:
     table = tables.LIVE_REVENUE
     rows, measures = day_facts(connection, table, f"lake.{table.name}", consumed.keys)
@@ -66,10 +109,14 @@ def _publication(connection: duckdb.DuckDBPyConnection, consumed: Consumed) -> P
     return Publication(table, rows, failed, consumed.snapshot, measures)
 
 
+_TABLES = (tables.LIVE_REVENUE, tables.LIVE_REVENUE_BY_CATEGORY, tables.LIVE_REVENUE_MINUTES)
+_COMPILED = CompiledSql()
+
 CONSUMER = Consumer(
     "live_revenue",
     "order_date",
-    (tables.LIVE_REVENUE, tables.LIVE_REVENUE_BY_CATEGORY, tables.LIVE_REVENUE_MINUTES),
+    _TABLES,
     compile_once(_compute),
     sources=(tables.LIVE_ORDERS, tables.LIVE_ORDER_LINES),
+    follow=_follow,
 )

@@ -88,6 +88,32 @@ def changed_days(
     return dict(rows)
 
 
+def changed_tables(connection: duckdb.DuckDBPyConnection, after: int, upto: int) -> frozenset[str]:
+    """The tables whose rows commits after a snapshot, up to another, have changed."""
+    rows = connection.execute(
+        "SELECT DISTINCT unnest(regexp_extract_all(changes_made, ?, 1))::BIGINT"
+        f" FROM {CATALOG}.ducklake_snapshot_changes"
+        " WHERE snapshot_id > ? AND snapshot_id <= ?",
+        [r"(?:insert|into_table|delete|from_table):(\d+)", after, upto],
+    ).fetchall()
+    names = table_names(connection) if rows else {}
+    return frozenset(names[id_] for (id_,) in rows if id_ in names)
+
+
+def rows_added(connection: duckdb.DuckDBPyConnection, after: int, *tables: Table) -> int:
+    """About how many rows commits after a snapshot have added to some tables.
+
+    Few rows of a commit, which DuckLake keeps in its catalog, are left out.
+    """
+    (rows,) = connection.execute(
+        f"SELECT coalesce(sum(record_count), 0)::BIGINT FROM {CATALOG}.ducklake_data_file"
+        f" WHERE begin_snapshot > ? AND table_id IN (SELECT table_id FROM {CATALOG}.ducklake_table"
+        f" WHERE {_are_now(*tables)})",
+        [after],
+    ).fetchone() or (0,)
+    return int(rows)
+
+
 def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
     """The number that grows with each change of tables, columns or views."""
     row = connection.execute(
@@ -120,6 +146,15 @@ def changes_since(
         {"snapshot": snapshot, "writes": _writes(connection, *tables)},
     ).fetchone() or (False, False)
     return kept, written
+
+
+def has_changes_since(connection: duckdb.DuckDBPyConnection, snapshot: int) -> bool:
+    """Whether the changes of rows since a snapshot, which is not the newest, can still be read."""
+    (kept,) = connection.execute(
+        f"SELECT count(*) = 2 FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id IN (?, ?)",
+        [snapshot, snapshot + 1],
+    ).fetchone() or (False,)
+    return bool(kept)
 
 
 def lag(connection: duckdb.DuckDBPyConnection, snapshot: int, *tables: Table) -> tuple[int, float]:

@@ -66,8 +66,55 @@ def inventory_levels(
     )
 
 
+def stock_days(changes: nw.LazyFrame) -> nw.LazyFrame:
+    """Sum up what moved the stock of each product on each day.
+
+    Args:
+        changes: the result of `stock_changes` since the day of the opening stock.
+
+    Returns:
+        `product_id`, `day`, and the units that were `taken` (zero or less) and came `back`. The
+        sums of some orders and of others add up to those of all.
+    """
+    return (
+        _movements(changes)
+        .group_by("product_id", "day")
+        .agg(nw.col("taken").sum(), nw.col("back").sum())
+        .with_columns(nw.col("taken", "back").cast(nw.Int64))
+    )
+
+
+def days_around(
+    days: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
+) -> nw.LazyFrame:
+    """Find the days on which the stock may have been on both sides of the threshold.
+
+    To follow all sales takes many times longer than to add them up: only those days are followed.
+
+    Args:
+        days: the result of `stock_days`.
+        products: rows of `products`; one without opening stock has no such days.
+        low_stock_units: a stock of less is low.
+
+    Returns:
+        `product_id`, `day`, and the stock with which it `opened`.
+    """
+    col = nw.col
+    change = col("taken") + col("back")
+    return (
+        days.with_columns(closed=change.cum_sum().over("product_id", order_by="day"))
+        .join(products.select("product_id", "stock_on_hand"), on="product_id")
+        .with_columns(opened=col("stock_on_hand") + col("closed") - change)
+        .filter(
+            col("opened") + col("taken") < low_stock_units,
+            col("opened") + col("back") >= low_stock_units,
+        )
+        .select("product_id", "day", "opened")
+    )
+
+
 def stock_alerts(
-    changes: nw.LazyFrame, products: nw.LazyFrame, *, low_stock_units: int
+    changes: nw.LazyFrame, days: nw.LazyFrame, *, low_stock_units: int
 ) -> nw.LazyFrame:
     """Return `stock_alerts`: each sale that took a product's stock below the threshold.
 
@@ -76,16 +123,15 @@ def stock_alerts(
     threshold has to rise above it first.
 
     Args:
-        changes: the result of `stock_changes` since the day of the opening stock.
-        products: rows of `products`; one without opening stock has no alerts.
+        changes: the result of `stock_changes`: all of the products and days of `days` at least.
+        days: the result of `days_around`.
         low_stock_units: a stock of less is low.
 
     Returns:
-        The columns of `stock_alerts`, except `updated_at`.
+        The columns of `stock_alerts`, except `updated_at`, of these days; others have none.
     """
     col = nw.col
     moved = _movements(changes)
-    days = _days_around(moved, products, low_stock_units)
     stock = col("opened") + col("moved")
     followed = (
         moved.join(days, on=["product_id", "day"])
@@ -130,23 +176,3 @@ def _movements(changes: nw.LazyFrame) -> nw.LazyFrame:
         is_sale=nw.lit(0),
     )
     return nw.concat([sold, returned])
-
-
-def _days_around(moved: nw.LazyFrame, products: nw.LazyFrame, low_stock_units: int) -> nw.LazyFrame:
-    """The days on which the stock may have been on both sides of a threshold, whatever came first.
-
-    To follow all sales takes many times longer than to add them up: only those days are followed.
-    """
-    col = nw.col
-    return (
-        moved.group_by("product_id", "day")
-        .agg(col("change").sum(), col("taken").sum(), col("back").sum())
-        .with_columns(closed=col("change").cum_sum().over("product_id", order_by="day"))
-        .join(products.select("product_id", "stock_on_hand"), on="product_id")
-        .with_columns(opened=col("stock_on_hand") + col("closed") - col("change"))
-        .filter(
-            col("opened") + col("taken") < low_stock_units,
-            col("opened") + col("back") >= low_stock_units,
-        )
-        .select("product_id", "day", "opened")
-    )

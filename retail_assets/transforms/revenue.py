@@ -34,6 +34,22 @@ def revenue_by(orders: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
     return _measures(totals.group_by(*keys).agg(order_count=nw.len(), **_TOTALS), keys)
 
 
+def add_up(revenue: nw.LazyFrame, *keys: str) -> nw.LazyFrame:
+    """Add up revenues of different orders.
+
+    Args:
+        revenue: the keys, `total_revenue` (Decimal, in GBP), the same as whole `pence` (Int64) and
+            `order_count`; negative where orders do not count any more.
+        keys: the columns to group by.
+
+    Returns:
+        The columns of `revenue_by`, for the groups that have orders.
+    """
+    sums = {name: nw.col(name).sum() for name in ("total_revenue", "pence", "order_count")}
+    totals = revenue.group_by(*keys).agg(**sums).filter(nw.col("order_count") != 0)
+    return _measures(totals, keys)
+
+
 def daily_revenue(completed_orders: nw.LazyFrame) -> nw.LazyFrame:
     """Return `daily_revenue` of the days in `completed_orders`."""
     return _revenue_of_lines(completed_orders, *KEYS[:2])

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ failed in a row."""
 
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
-COOLDOWN_RATIO, MAX_COOLDOWN_SECONDS = 3, 1.0
+COOLDOWN_RATIO, MAX_COOLDOWN_SECONDS = 1, 1.0
 """A cooldown is this many times as long as the iteration before it, and never longer than that."""
 
 LONG_ITERATION_SECONDS = 2.0
@@ -29,11 +29,13 @@ LONG_ITERATION_SECONDS = 2.0
 
 YIELD_SECONDS = 0.01
 
+PAUSE_SECONDS = 0.5
+
 
 class CooldownLock:
     """A lock for iterations of several threads, with a cooldown after each while events come in.
 
-    So all of them together leave the machine to the ingest for three quarters of the time.
+    So all of them together leave the machine to the ingest for half of the time.
     """
 
     def __init__(self) -> None:
@@ -73,8 +75,9 @@ class CooldownLock:
 class Loop:
     """Does some work again and again, every `seconds`, and sooner when woken.
 
-    Loops that share a `lock` iterate one at a time. `at_end` is called after the last
-    iteration.
+    An iteration follows the one before after `pause` seconds at the earliest; one that failed is
+    tried again after those of `backoff`. Loops that share a `lock` iterate one at a time. `at_end`
+    is called after the last iteration.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class Loop:
         *,
         seconds: float,
         on_wake: bool,
+        pause: float = PAUSE_SECONDS,
+        backoff: Sequence[float] | None = None,
         lock: CooldownLock | None = None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,6 +100,8 @@ class Loop:
         self._iterate = iterate
         self._seconds = seconds
         self._on_wake = on_wake
+        self._pause = min(seconds, pause) if on_wake else 0
+        self._backoff = backoff
         self._at_end = at_end
         self._lock = lock or nullcontext()
         self._stop = threading.Event()
@@ -145,10 +152,11 @@ class Loop:
             if last:
                 break
             if failures:
-                pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
+                backoff = self._backoff or BACKOFF_SECONDS
+                pause = backoff[min(failures, len(backoff)) - 1]
                 self._stop.wait(pause)
             else:
-                self._stop.wait(min(self._seconds, 0.5) if self._on_wake else 0)
+                self._stop.wait(self._pause)
                 self._wanted.wait(self._seconds)
                 self._wanted.clear()
         if connection is not None:

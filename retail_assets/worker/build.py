@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import UsageError
@@ -12,9 +12,12 @@ from retail_assets.worker.prometheus import metrics_text
 from retail_assets.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import duckdb
 
     from retail_assets.consumers.framework import Consumer
+    from retail_assets.consumers.keyed.follower import Follower
     from retail_assets.outbound.kafka import TopicProducer
     from retail_assets.outbound.lookups.follow import LookupFollower
     from retail_assets.settings import Settings
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONSUMER_SECONDS = 1.0
+CONSUMER_PAUSE_SECONDS = 0.05
 NOTIFY_SECONDS = 5.0
 
 CHECKSUM_SECONDS = 30.0
@@ -165,11 +169,25 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _add_consumers(worker: Worker, settings: "Settings") -> None:
+    from retail_assets.consumers.keyed.follower import ROUND, Follower, state_path
     from retail_assets.consumers.registry import all_consumers
     from retail_assets.outbound.kafka import TopicProducer, outbound_topics
 
-    for consumer in all_consumers(settings):
-        worker.add_loop(consumer.name, _consume(worker, consumer), seconds=CONSUMER_SECONDS)
+    consumers = all_consumers(settings)
+    follower = Follower(
+        replace(worker.lake, threads=1),
+        consumers,
+        state_path(settings),
+        str(settings.opening_date),
+    )
+    worker.add_loop(
+        ROUND,
+        _consume(worker, consumers, follower),
+        seconds=CONSUMER_SECONDS,
+        pause=CONSUMER_PAUSE_SECONDS,
+        backoff=(CONSUMER_SECONDS,),
+        at_end=follower.close,
+    )
     for topic in outbound_topics(settings):
         producer = TopicProducer(settings, topic)
         worker.add_loop(
@@ -215,34 +233,41 @@ def _look_up(worker: Worker, follower: "LookupFollower") -> "Iteration":
     return iterate
 
 
-def _consume(worker: Worker, consumer: "Consumer") -> "Iteration":
-    from retail_assets.consumers.framework import consume, lag, quarantined_keys
+def _consume(worker: Worker, consumers: "Sequence[Consumer]", follower: "Follower") -> "Iteration":
+    from retail_assets.consumers.framework import lag, quarantined_keys
+    from retail_assets.consumers.keyed.follower import ROUND
 
     measured = -LAG_SECONDS
 
-    def iterate(connection: "duckdb.DuckDBPyConnection", failures: int) -> None:
-        nonlocal measured
-        if time.monotonic() >= measured + LAG_SECONDS:
-            measured = time.monotonic()
-            # Before the round, which may fail again and again.
+    def measure(connection: "duckdb.DuckDBPyConnection") -> None:
+        for consumer in consumers:
             worker.metrics.gauge(
                 {
                     f"{consumer.name}{LAG}": round(lag(connection, consumer).seconds, 1),
                     f"{consumer.name}_keys_set_aside": quarantined_keys(connection, consumer),
                 }
             )
-        done = consume(
-            worker.lake,
-            connection,
-            consumer,
-            failures=failures,
-            between_pieces=worker.yield_to_others,
-        )
-        if done is not None:
-            for key, problem in done.failed.items():
-                logger.warning("%s quarantined %s: %s", consumer.name, key, problem)
-            # Other consumers may follow these tables.
-            worker.wake()
+        worker.metrics.gauge(follower.metrics)
+
+    def say(consumer: str, failed: "Mapping[str, str]") -> None:
+        for key, problem in failed.items():
+            logger.warning("%s quarantined %s: %s", consumer, key, problem)
+
+    def iterate(connection: "duckdb.DuckDBPyConnection", _: int) -> None:
+        nonlocal measured
+        if time.monotonic() >= measured + LAG_SECONDS:
+            measured = time.monotonic()
+            # Before the round, which may fail again and again.
+            measure(connection)
+        try:
+            while follower.iterate(connection, worker.yield_to_others, say):
+                # Others may follow these tables.
+                worker.wake()
+                if not worker.stopping:
+                    return
+        finally:
+            for name in (*(consumer.name for consumer in consumers), ROUND):
+                worker.metrics.problem(name, follower.problems.get(name))
 
     return iterate
 

@@ -21,7 +21,7 @@ from retail_assets.ingest.ledgers import workers as heartbeat
 from retail_assets.lake.connection import Lake
 from retail_assets.lake.sqlite_locks import stay_connected
 from retail_assets.secrets import mask
-from retail_assets.worker.background import CooldownLock, Iteration, Loop
+from retail_assets.worker.background import PAUSE_SECONDS, CooldownLock, Iteration, Loop
 from retail_assets.worker.committer import Committer
 from retail_assets.worker.inbox import Inbox
 from retail_assets.worker.metrics import Metrics
@@ -78,9 +78,13 @@ class Worker:
         seconds: float,
         on_wake: bool = True,
         shares_lock: bool = True,
+        pause: float = PAUSE_SECONDS,
+        backoff: Sequence[float] | None = None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         """Add work that follows: an iteration after each commit, or every `seconds`.
+
+        Between two pass `pause` seconds at least.
 
         Loops that compute share a lock: one iterates at a time, on one core, so that the ingest has
         the other. In a long iteration, `yield_to_others` lets others have the lock. Loops that wait
@@ -94,6 +98,8 @@ class Worker:
                 iterate,
                 seconds=seconds,
                 on_wake=on_wake,
+                pause=pause,
+                backoff=backoff,
                 lock=self._lock if shares_lock else None,
                 at_end=at_end,
             )

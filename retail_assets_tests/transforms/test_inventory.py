@@ -289,6 +289,12 @@ def changes(orders: nw.LazyFrame, lines: nw.LazyFrame, day: str = "1d") -> nw.La
     return inventory.stock_changes(orders.with_columns(of_day), lines.with_columns(of_day))
 
 
+def followed(moves: nw.LazyFrame, products: nw.LazyFrame) -> nw.LazyFrame:
+    """The alerts of the days around the threshold."""
+    days = inventory.days_around(inventory.stock_days(moves), products, low_stock_units=LOW)
+    return inventory.stock_alerts(moves, days, low_stock_units=LOW)
+
+
 def alerts(
     engine: Engine, stock: int | dict[str, int], *orders: dict[str, Any], day: str = "1d"
 ) -> list[tuple[str, int]]:
@@ -296,10 +302,9 @@ def alerts(
     stocks = stock if isinstance(stock, dict) else {"P1": stock}
     lines = [order for order in orders if "line_number" in order]
     whole = [order for order in orders if "line_number" not in order]
-    found = inventory.stock_alerts(
+    found = followed(
         changes(engine(arrow(LIVE_ORDERS, whole)), engine(arrow(LIVE_ORDER_LINES, lines)), day),
         engine(arrow(PRODUCTS, [product(*each) for each in stocks.items()])),
-        low_stock_units=LOW,
     )
     return sorted((row["event_id"], row["stock"]) for row in result(found))
 
@@ -440,7 +445,7 @@ def test_the_rules_give_the_same_on_all_engines(
             result(orders),
             result(live_orders.completed(orders)),
             result(inventory.inventory_levels(moves, engine(products), low_stock_units=LOW)),
-            result(inventory.stock_alerts(moves, engine(products), low_stock_units=LOW)),
+            result(followed(moves, engine(products))),
         ]
 
     on_one, on_other = (compute(engine) for engine in engines)

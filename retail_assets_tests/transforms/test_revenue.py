@@ -5,6 +5,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import count
 from typing import Any
 
+import narwhals as nw
 import pytest
 
 from retail_assets.tables import (
@@ -51,6 +52,37 @@ def test_revenue_is_summed_by_day_and_region(engine: Engine) -> None:
         (DAY, "Süd 日", Decimal("4.40"), 1, Decimal("4.40")),
         (DAY + A_DAY, "North", Decimal("8.80"), 1, Decimal("8.80")),
     ]
+
+
+def test_revenues_of_different_orders_add_up_to_that_of_all(engine: Engine) -> None:
+    def part(region: str, total: str, orders: int) -> dict[str, Any]:
+        pence = int(Decimal(total) * 100)
+        return {
+            "order_date": DAY,
+            "region": region,
+            "product_category": None,
+            "line_number": pence,
+            "order_value_gbp": Decimal(total),
+            "order_id": str(orders),
+        }
+
+    rows = [
+        part("North", "3.30", 2),
+        part("North", "0.05", 1),
+        part("North", "-1.10", -1),
+        part("South", "4.40", 1),
+        part("South", "-4.40", -1),
+    ]
+    parts = engine(arrow(COMPLETED_ORDERS, rows)).select(
+        *("order_date", "region"),
+        total_revenue="order_value_gbp",
+        pence="line_number",
+        order_count=nw.col("order_id").cast(nw.Int64),
+    )
+    found = result(revenue.add_up(parts, "order_date", "region"))
+    assert [tuple(row.values()) for row in found] == [
+        (DAY, "North", Decimal("2.25"), 2, Decimal("1.13"))
+    ], "a group without orders is none"
 
 
 def test_revenue_is_summed_by_day_region_and_category(engine: Engine) -> None:

@@ -27,9 +27,12 @@ from retail_assets.transforms import fraud
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from retail_assets.consumers.keyed.round import KeyedRound
     from retail_assets.settings import Settings
 
 NAME = "fraud"
+
+_EVENTS = f"lake.{tables.ENRICHED_EVENTS.name}"
 
 MODELS_KEPT = 16
 SCORES_KEPT = 100_000
@@ -77,28 +80,28 @@ def checked_orders(
     Returns:
         The result of `transforms.fraud.check`.
     """
-    _check_orders(connection, settings, where, CompiledSql())
+    _check_orders(connection, settings, f"{_EVENTS} WHERE {where}", CompiledSql())
     return _table(connection, "fraud_checked")
 
 
 def _check_orders(
-    connection: duckdb.DuckDBPyConnection, settings: "Settings", where: str, compiled: CompiledSql
+    connection: duckdb.DuckDBPyConnection, settings: "Settings", events: str, compiled: CompiledSql
 ) -> None:
     found = rules(settings)
 
     def orders() -> nw.LazyFrame:
-        return fraud.orders(nw.from_native(connection.sql(_events(settings, where))))
+        return fraud.orders(nw.from_native(connection.sql(_events(settings, events))))
 
     def checked() -> nw.LazyFrame:
         return fraud.check(fraud.with_history(_table(connection, "fraud_orders"), found), found)
 
     # Staged: each use of a frame would compute it again.
-    _stage(connection, "fraud_orders", compiled.of(("orders", where), orders))
+    _stage(connection, "fraud_orders", compiled.of(("orders", events), orders))
     _stage(connection, "fraud_checked", compiled.of("checked", checked))
     connection.execute("DROP TABLE temp.main.fraud_orders")
 
 
-def _events(settings: "Settings", where: str) -> str:
+def _events(settings: "Settings", events: str) -> str:
     """The events for `transforms.fraud.orders`."""
     label = "lower(extra ->> '/is_fraud')"
     return f"""
@@ -111,7 +114,7 @@ def _events(settings: "Settings", where: str) -> str:
             {_first_field(settings.fraud_address_fields)} AS address,
             CASE WHEN {label} IN ('true', '1') THEN 1::BIGINT
                 WHEN {label} IN ('false', '0') THEN 0::BIGINT END AS is_fraud
-        FROM lake.enriched_events WHERE {where}
+        FROM {events}
     """
 
 
@@ -130,10 +133,10 @@ def _alerts(
     connection: duckdb.DuckDBPyConnection,
     settings: "Settings",
     scorer: "Scorer",
-    where: str,
+    events: str,
     compiled: CompiledSql,
 ) -> str:
-    """The rows of `fraud_alerts` for the customers of some events; see `checked_orders`."""
+    """The rows of `fraud_alerts` for customers, by all of their events."""
     found = rules(settings)
     columns = ("event_id", "received_date", *fraud_model.COLUMNS)
 
@@ -144,7 +147,7 @@ def _alerts(
         checked, scores = (_table(connection, name) for name in ("fraud_checked", "fraud_scores"))
         return fraud.alerts(checked, scores, found)
 
-    _check_orders(connection, settings, where, compiled)
+    _check_orders(connection, settings, events, compiled)
     orders = connection.execute(compiled.of("to be scored", to_be_scored)).to_arrow_table()
     connection.register("fraud_scores_found", scorer.score(connection, orders))
     _stage(connection, "fraud_scores", "FROM fraud_scores_found")
@@ -157,11 +160,23 @@ def consumer(settings: "Settings", scorer: "Scorer | None" = None) -> Consumer:
     scorer, compiled = scorer or Scorer(), CompiledSql()
 
     def compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, str]:
-        where = "true" if keys is None else f"customer_id IN (SELECT customer_id FROM {keys})"
-        return {tables.FRAUD_ALERTS.name: _alerts(connection, settings, scorer, where, compiled)}
+        of_keys = "" if keys is None else f" WHERE customer_id IN (SELECT customer_id FROM {keys})"
+        events = f"{_EVENTS}{of_keys}"
+        return {tables.FRAUD_ALERTS.name: _alerts(connection, settings, scorer, events, compiled)}
+
+    def follow(round_: "KeyedRound") -> None:
+        customers = round_.keys("customer_id", tables.ENRICHED_EVENTS)
+        if not customers:
+            return
+        events = round_.load(tables.ENRICHED_EVENTS, "customer_id", customers)
+        found = _alerts(round_.connection, settings, scorer, events, compiled)
+        own = round_.load(tables.FRAUD_ALERTS, "customer_id", customers)
+        round_.compare(tables.FRAUD_ALERTS, found, own)
 
     staging = ("fraud_orders", "fraud_checked", "fraud_scores")
-    return Consumer(NAME, "customer_id", (tables.FRAUD_ALERTS,), compute, staging=staging)
+    return Consumer(
+        NAME, "customer_id", (tables.FRAUD_ALERTS,), compute, staging=staging, follow=follow
+    )
 
 
 def _stage(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> None:

@@ -150,7 +150,14 @@ def consumer_offsets(connection: duckdb.DuckDBPyConnection) -> Mapping[str, int]
 
 def move_consumer(connection: duckdb.DuckDBPyConnection, name: str, snapshot: int) -> None:
     """Enter up to which snapshot a consumer has seen the lake: a later one than before."""
-    _insert(connection, CONSUMER, [Offset(name, "", snapshot)])
+    move_consumers(connection, [name], snapshot)
+
+
+def move_consumers(
+    connection: duckdb.DuckDBPyConnection, names: Collection[str], snapshot: int
+) -> None:
+    """Like `move_consumer`, for several at once."""
+    _insert(connection, CONSUMER, [Offset(name, "", snapshot) for name in names])
 
 
 def rewind_consumer(connection: duckdb.DuckDBPyConnection, name: str) -> None:
