@@ -16,13 +16,16 @@ PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 FUZZ ?= exports events
 MINUTES ?= 30
 
-.PHONY: run ui test test-fast fuzz lint format lock bench docs picture setup
+.PHONY: run ui demo test test-fast fuzz lint format lock bench docs picture setup
 
 run: setup ## Set up, run the batch job on the sample data, print the result
 	@$(BIN)/retail-assets backfill --start $(SAMPLE_START) --end $(SAMPLE_END)
 
 ui: setup ## Set up, then the stream worker, the board at http://127.0.0.1:3030 (RETAIL_DASHBOARD_PORT: another port) and the Dagster UI with its daemon at http://127.0.0.1:3000 (RETAIL_UI_PORT: another port), until Ctrl-C
 	@exec $(BIN)/python -m retail_assets.cli.services --port $(RETAIL_UI_PORT)
+
+demo: setup ## Set up, then a shop of its own whose history ends yesterday, with events that flow, until Ctrl-C
+	@exec $(BIN)/python -m retail_assets.cli.demo --port $(RETAIL_UI_PORT)
 
 test: setup ## Set up and run all tests
 	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -62,6 +65,7 @@ setup: .venv/ready
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@echo "Setting up .venv: half a minute where packages are cached, 1.5 GB"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(BIN)/uv pip sync --quiet $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) --python $(BIN)/python requirements.lock

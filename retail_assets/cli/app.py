@@ -15,6 +15,7 @@ from retail_assets.cli import batch, events, lake, mapping, marts, worker
 from retail_assets.cli.base import tell
 from retail_assets.cli.dashboard import dashboard
 from retail_assets.cli.extract import extract
+from retail_assets.cli.simulate import simulate
 from retail_assets.cli.verify import verify
 from retail_assets.errors import UsageError
 from retail_assets.explain import SentenceFormatter, debugging, explain, tell_of_threads
@@ -62,6 +63,7 @@ def run() -> None:
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": batch.generate,
+    "simulate": simulate,
     "import-complete-journey": batch.import_complete_journey,
     "extract": extract,
     "backfill": batch.backfill,

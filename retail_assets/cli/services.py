@@ -10,9 +10,11 @@ them stops all: first by a signal, then by force. A second Ctrl-C does not wait.
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -30,6 +32,9 @@ GRACE_SECONDS = 30
 
 POLL_SECONDS = 0.2
 
+READY_SECONDS = 1.0
+"""How often it is looked whether the Dagster UI listens."""
+
 
 def main() -> int:
     """Run the services until they are stopped; returns the exit code."""
@@ -40,34 +45,87 @@ def main() -> int:
     parser.add_argument("--no-board", action="store_true", help="without the board")
     options = parser.parse_args()
     try:
-        if home := os.environ.get("DAGSTER_HOME"):
-            check_dagster_home(home)
-        settings = load_settings()
-        with_board = not options.no_board and find_spec("nicegui") is not None
-        if with_board:
-            check_free(settings.dashboard_host, settings.dashboard_port)
+        return run(
+            options.host,
+            options.port,
+            worker=not options.no_worker,
+            board=not options.no_board,
+        )
     except RetailAssetsError as error:
         print_message(Console(stderr=True), f"Error: {error}")
         return 2
-    sys.stdout.write(f"Dagster UI: http://{options.host}:{options.port} (Ctrl-C stops it)\n")
-    sys.stdout.flush()
-    commands = [_dagster(options.host, options.port)]
-    if not options.no_worker:
+
+
+def run(
+    host: str,
+    port: int,
+    *,
+    worker: bool = True,
+    board: bool = True,
+    more: Sequence[Sequence[str]] = (),
+) -> int:
+    """Run the Dagster UI, and what goes with it, until they are stopped.
+
+    Args:
+        host: where the Dagster UI listens.
+        port: the port that it listens on.
+        worker: with the stream worker.
+        board: with the board, where its extra is installed.
+        more: other commands to run beside them.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RetailAssetsError: if a setting, DAGSTER_HOME or a port cannot be used.
+    """
+    if home := os.environ.get("DAGSTER_HOME"):
+        check_dagster_home(home)
+    settings = load_settings()
+    board = board and find_spec("nicegui") is not None
+    check_free(host, port, "The Dagster UI", "RETAIL_UI_PORT")
+    if board:
+        check_free(settings.dashboard_host, settings.dashboard_port)
+    url = f"http://{host}:{port}"
+    commands = [_dagster(host, port), *more]
+    if worker:
         commands.append(_worker())
-    if with_board:
+    if board:
         # Unless it is set, the board links to this Dagster UI.
-        os.environ.setdefault(
-            "RETAIL_DASHBOARD_DAGSTER_URL", f"http://{options.host}:{options.port}"
-        )
-        sys.stdout.write(f"Board: http://{settings.dashboard_host}:{settings.dashboard_port}\n")
-        sys.stdout.flush()
+        os.environ.setdefault("RETAIL_DASHBOARD_DAGSTER_URL", url)
         commands.append(_board())
-    watch = CodeServerWatch(options.host, options.port)
+    say(
+        f"Starting the Dagster UI{', the board' * board}{' and the worker' * worker}; Ctrl-C stops."
+    )
+    next_steps = (
+        f"Drop a file orders_YYYY_MM_DD.csv into {settings.exports_dir}, or event files into"
+        f" {settings.events_location}: they are ingested by themselves."
+    )
+    waiting = threading.Thread(target=_say_when_ready, args=(host, port, next_steps), daemon=True)
+    waiting.start()
+    watch = CodeServerWatch(host, port)
     watch.start()
     try:
         return run_together(commands)
     finally:
         watch.stop()
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _say_when_ready(host: str, port: int, next_steps: str) -> None:
+    """Wait until the Dagster UI listens, then say so; the board says it by itself."""
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=READY_SECONDS):
+                break
+        except OSError:
+            time.sleep(READY_SECONDS)
+    say(f"The Dagster UI is ready: http://{host}:{port}\n{next_steps}")
 
 
 def _dagster(host: str, port: int) -> list[str]:
