@@ -207,6 +207,20 @@ with opened(Settings(data_dir=Path(sys.argv[1]))) as shop:
 """
 
 
+def test_late_and_new_sales_of_one_round_move_the_alerts_of_all_days_from_the_first(
+    shop: Shop,
+) -> None:
+    shop.change("INSERT INTO lake.products VALUES ('C', 'n', 'Food', NULL, 12)")
+    day, sale = 24 * 60, {**SOLD, "product": "C", "quantity": 8}
+    shop.insert("", [{**sale, "order": 5, "minute": 2 * day}])
+    shop.follow()
+    alerts = "SELECT order_id FROM stock_alerts WHERE product_id = 'C'"
+    assert shop.loader.rows(alerts) == [("5",)]
+    shop.insert("", [{**sale, "order": 6, "minute": 1}, {**sale, "order": 7, "minute": 3 * day}])
+    shop.follow()
+    assert shop.loader.rows(alerts) == [("6",)]
+
+
 def test_two_workers_with_a_state_each_end_with_the_tables_of_one(
     shop: Shop, data: Settings, tmp_path: Path
 ) -> None:
