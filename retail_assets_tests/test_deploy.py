@@ -134,8 +134,8 @@ def test_the_worker_has_time_to_commit_what_it_has_received() -> None:
 
 
 def connections(worker: Worker) -> int:
-    """How many a worker has open: its own, intake, file pipeline, scan, and one of each loop."""
-    return 4 + len(worker._loops)
+    """How many it has: its own, intake, files, scan, building the state, and one of each loop."""
+    return 5 + len(worker._loops)
 
 
 def test_files_of_the_worker_are_its_user_s_alone() -> None:
@@ -152,8 +152,8 @@ def test_the_unit_leaves_room_for_every_connection(settings: Settings) -> None:
         }
     )
     worker = build_worker(everything, Options())
-    assert connections(worker) == 13
-    assert "Thirteen connections" in UNIT
+    assert connections(worker) == 10
+    assert "Ten connections" in UNIT
     limit = int(settings.memory_limit.removesuffix("MB")) * 10**6
     most = int(service()["MemoryMax"].removesuffix("G")) * 2**30
     assert connections(worker) * limit + REST_BYTES <= most

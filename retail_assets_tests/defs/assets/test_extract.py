@@ -108,7 +108,7 @@ def test_the_files_stand_left_of_what_is_ingested_from_them(platform: Platform) 
     assert FILES in graph.get(dg.AssetKey("raw_orders")).parent_keys
     assert FILES in graph.get(dg.AssetKey("rejected_orders")).parent_keys
     assert graph.get(dg.AssetKey("products")).parent_keys == {dg.AssetKey("reference_files")}
-    assert graph.get(dg.AssetKey("customers")).parent_keys == set()
+    assert graph.get(dg.AssetKey("customers")).parent_keys == {dg.AssetKey("reference_folder")}
     assert graph.get(FILES).group_name == "extract"
 
 
