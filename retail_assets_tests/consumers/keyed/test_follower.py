@@ -272,6 +272,7 @@ def test_a_round_that_fails_is_left_to_what_reads_the_lake_which_finds_the_key(
     def fail(*_: object) -> None:
         raise ValueError("no stock")
 
+    monkeypatch.setattr(follower, "BACKOFF_SECONDS", (3600.0,))
     with monkeypatch.context() as patch:
         patch.setattr(keyed_round.KeyedRound, "apply_stock", fail)
         with pytest.raises(ValueError, match="no stock"):
@@ -287,6 +288,7 @@ def test_a_consumer_that_fails_does_not_stop_the_others(
     shop: Shop, right: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consume = follower.consume
+    monkeypatch.setattr(follower, "BACKOFF_SECONDS", (3600.0,))
 
     def fail(lake: Any, connection: Any, consumer: Any, **options: Any) -> Any:
         if consumer.name == "live_orders":
