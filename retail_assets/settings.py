@@ -1,4 +1,7 @@
-"""Every setting of the platform, read from `RETAIL_*` environment variables."""
+"""Every setting of the platform, read from `RETAIL_*` environment variables.
+
+Longer than other modules: it is one list, which people search and `docs/settings.md` is made of.
+"""
 
 from datetime import date
 from functools import cached_property

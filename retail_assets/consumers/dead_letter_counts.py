@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 def _compute(connection: duckdb.DuckDBPyConnection, keys: str | None) -> Mapping[str, nw.LazyFrame]:
     of_keys = "" if keys is None else f" WHERE received_date IN (SELECT received_date FROM {keys})"
-    letters = f"SELECT * FROM lake.dead_letter_events{of_keys}"
-    return {tables.DEAD_LETTER_COUNTS.name: _counts(connection, letters)}
+    dead = f"SELECT * FROM lake.dead_letter_events{of_keys}"
+    return {tables.DEAD_LETTER_COUNTS.name: _counts(connection, dead)}
 
 
 def _follow(round_: "KeyedRound") -> None:
     """What there was, less those that are gone, plus those that came."""
-    letters, table = tables.DEAD_LETTER_EVENTS, tables.DEAD_LETTER_COUNTS
-    if not round_.changed(letters):
+    source, table = tables.DEAD_LETTER_EVENTS, tables.DEAD_LETTER_COUNTS
+    if not round_.changed(source):
         return
-    own = round_.load(table, "received_date", round_.keys("received_date", letters))
+    own = round_.load(table, "received_date", round_.keys("received_date", source))
     parts = [f"SELECT received_date, reason, dead_letters FROM {own}"]
     kinds: tuple[tuple[str, Kind], ...] = (("-", "gone"), ("", "new"))
     for sign, kind in kinds:
-        if round_.count(kind, letters):
-            rows = f"SELECT * FROM temp.main.{kind}_{letters.name}"
+        if round_.count(kind, source):
+            rows = f"SELECT * FROM temp.main.{kind}_{source.name}"
             found = _COMPILED.of(kind, lambda: _counts(round_.connection, rows))  # noqa: B023
             parts.append(f"SELECT received_date, reason, {sign}dead_letters FROM ({found})")
     round_.compare(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from retail_assets.consumers.own_rows import STAMP, OthersWereFasterError, replace_rows
 from retail_assets.errors import RetailAssetsError
 from retail_assets.explain import explain_text
 from retail_assets.ingest.ledgers.offsets import consumer_offset, move_consumer, rewind_consumer
@@ -22,7 +23,7 @@ from retail_assets.lake.connection import Lake, current_snapshot
 from retail_assets.lake.rows import insert_columns
 from retail_assets.lake.snapshot_read import SnapshotRead
 from retail_assets.secrets import mask
-from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, INSTANT, Table
+from retail_assets.tables import CONSUMER_DEAD_LETTERS, ENRICHED_EVENTS, Table
 
 if TYPE_CHECKING:
     from retail_assets.consumers.keyed.round import KeyedRound
@@ -52,9 +53,6 @@ sources."""
 
 SHOWN_KEYS = 1_000
 """How many keys the report of a round names."""
-
-STAMP = "updated_at"
-"""The column that the framework fills, and does not compare."""
 
 _KEYS, _PIECE = "temp.main.consumer_keys", "temp.main.consumer_piece"
 
@@ -179,47 +177,6 @@ def lag(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> Lag:
     """
     offset = consumer_offset(connection, consumer.name)
     return Lag(*history.lag(connection, -1 if offset is None else offset, *consumer.sources))
-
-
-def replace_rows(
-    connection: duckdb.DuckDBPyConnection, table: Table, deleted: int, inserted: int
-) -> None:
-    """Replace rows of a consumer's table, in the caller's transaction.
-
-    Args:
-        connection: has them in the temporary tables `gone_…` and `new_…`.
-        table: the table.
-        deleted: how many rows go.
-        inserted: how many come.
-    """
-    if deleted:
-        same = " AND ".join(f"t.{name} IS NOT DISTINCT FROM g.{name}" for name in table.key)
-        connection.execute(
-            f"DELETE FROM lake.{table.name} AS t USING temp.main.gone_{table.name} AS g"
-            f" WHERE {same}{_within(connection, table)}"
-        )
-    if inserted:
-        stamp = f", now() AS {STAMP}" if STAMP in table.types else ""
-        connection.execute(
-            f"INSERT INTO lake.{table.name} BY NAME SELECT *{stamp} FROM temp.main.new_{table.name}"
-        )
-
-
-def _within(connection: duckdb.DuckDBPyConnection, table: Table) -> str:
-    """A condition on the days of the rows that go, so that files of other days are not read."""
-    times = [
-        column.name
-        for column in table.columns
-        if column.type in ("DATE", INSTANT) and not column.nullable and column.name != STAMP
-    ]
-    if not times:
-        return ""
-    name = table.day or times[0]
-    low, high = connection.execute(
-        f"SELECT min({name})::VARCHAR, max({name})::VARCHAR FROM temp.main.gone_{table.name}"
-    ).fetchone() or (None, None)
-    type_ = table.types[name]
-    return "" if low is None else f" AND t.{name} BETWEEN {type_} '{low}' AND {type_} '{high}'"
 
 
 def quarantined_keys(connection: duckdb.DuckDBPyConnection, consumer: Consumer) -> int:
@@ -424,12 +381,12 @@ class _Round:
 
     def _publish(self) -> Consumed | None:
         self.read.abort()
-        with suppress(_OthersWereFasterError):
+        with suppress(OthersWereFasterError):
             name = self.consumer.name
             with self.lake.transaction(self.connection, f"publish {name}"):
                 # While the offset is the same, the tables are as they were compared.
                 if consumer_offset(self.connection, name) != self.offset:
-                    raise _OthersWereFasterError
+                    raise OthersWereFasterError
                 for table in self.consumer.tables:
                     changed = (self.deleted[table.name], self.inserted[table.name])
                     replace_rows(self.connection, table, *changed)
@@ -492,10 +449,6 @@ class _Round:
         row = self._execute(sql).fetchone()
         assert row is not None
         return row
-
-
-class _OthersWereFasterError(Exception):
-    """Another worker has moved the offset since it was looked at."""
 
 
 def _computed(table: Table) -> list[str]:

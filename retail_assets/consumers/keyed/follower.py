@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 
 from retail_assets.consumers.framework import Consumer, ConsumerError, consume
 from retail_assets.consumers.keyed import build
-from retail_assets.consumers.keyed.round import KeyedRound, OthersWereFasterError, Outcome
+from retail_assets.consumers.keyed.round import KeyedRound, Outcome
 from retail_assets.consumers.keyed.stock import StockDays
 from retail_assets.consumers.keyed.store import Store, StoreError, TooManyRowsError
+from retail_assets.consumers.own_rows import OthersWereFasterError
 from retail_assets.explain import told
 from retail_assets.lake import history
 from retail_assets.lake.connection import Lake, current_snapshot

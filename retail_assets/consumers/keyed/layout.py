@@ -11,13 +11,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from retail_assets import tables
+from retail_assets.consumers.own_rows import STAMP
 from retail_assets.tables import INSTANT, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-STAMP = "updated_at"
-"""The column of consumers' tables that says when a row was written; it is not compared."""
 
 APPLICATION = 0x7265_7461
 """What the header of the SQLite file says of whose it is."""

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import duckdb
 
 from retail_assets import tables
-from retail_assets.consumers.framework import Consumer, replace_rows
+from retail_assets.consumers.framework import Consumer
 from retail_assets.consumers.keyed.layout import EVENTS, KEPT, OWN, Kept, encoded
 from retail_assets.consumers.keyed.stock import DAY_MICROSECONDS, StockDays
 from retail_assets.consumers.keyed.store import Followed, Position, Store, StoreError
+from retail_assets.consumers.own_rows import OthersWereFasterError, replace_rows
 from retail_assets.ingest.ledgers.offsets import consumer_offsets, move_consumers
 from retail_assets.lake import history
 from retail_assets.lake.connection import Lake, committed_snapshot, current_snapshot
@@ -331,7 +332,3 @@ class KeyedRound:
         own_us = history.committed_us(self.connection, own)
         offsets = before.offsets if offsets is None else offsets
         self.store.move(Position(before.lake, events, own, own_us, offsets))
-
-
-class OthersWereFasterError(Exception):
-    """Another worker has moved an offset since it was looked at."""

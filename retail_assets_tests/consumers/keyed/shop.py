@@ -38,6 +38,20 @@ COLUMNS = {
 
 Event = dict[str, Any]
 
+SOLD: Event = {
+    "order": 1,
+    "customer": 1,
+    "region": "South",
+    "status": "completed",
+    "value": 20,
+    "product": "A",
+    "lines": None,
+    "quantity": 4,
+    "card": None,
+    "minute": 700,
+}
+"""An event of an order that is sold."""
+
 
 @st.composite
 def events(draw: st.DrawFn) -> list[Event]:

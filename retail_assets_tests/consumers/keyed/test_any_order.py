@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retail_assets.consumers import framework
 from retail_assets.settings import Settings
-from retail_assets_tests.consumers.keyed.shop import Event, Shop, events, opened
+from retail_assets_tests.consumers.keyed.shop import SOLD, Event, Shop, events, opened
 
 STEP = st.one_of(
     events().map(lambda some: ("events", some)),
@@ -79,15 +79,4 @@ def step(shop: Shop, name: str, what: str, content: Any) -> None:
         shop.change("UPDATE lake.products SET stock_on_hand = 9 WHERE product_id = ?", name + "A")
 
 
-ONE: Event = {
-    "order": 5,
-    "customer": 1,
-    "region": "South",
-    "status": "completed",
-    "value": 20,
-    "product": "A",
-    "lines": None,
-    "quantity": 4,
-    "card": None,
-    "minute": 700,
-}
+ONE: Event = {**SOLD, "order": 5}

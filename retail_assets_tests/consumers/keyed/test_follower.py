@@ -19,22 +19,10 @@ from retail_assets.consumers.keyed import round as keyed_round
 from retail_assets.ingest.ledgers.offsets import consumer_offsets
 from retail_assets.settings import Settings
 from retail_assets_tests.conftest import NewLake, copy_data
-from retail_assets_tests.consumers.keyed.shop import Event, Shop, opened
+from retail_assets_tests.consumers.keyed.shop import SOLD, Shop, opened
 
 pytestmark = pytest.mark.slow
 
-SOLD: Event = {
-    "order": 1,
-    "customer": 1,
-    "region": "South",
-    "status": "completed",
-    "value": 20,
-    "product": "A",
-    "lines": None,
-    "quantity": 4,
-    "card": None,
-    "minute": 700,
-}
 FOUND = {**SOLD, "order": 2, "product": None, "lines": [("A", 2, 3), ("B", 1, 4)], "minute": 60}
 BACK = {**SOLD, "status": "returned", "minute": 900}
 
